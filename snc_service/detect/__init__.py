@@ -1,0 +1,1 @@
+"""Detection: events out of rows."""

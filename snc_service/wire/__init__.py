@@ -1,0 +1,41 @@
+"""What travels between a training job and the service; the one module both sides import.
+
+Standard library and numpy only. Every decoder raises `WireError`, and nothing else, for whatever
+bytes it is given.
+"""
+
+from snc_service.wire.batch import (
+    ABSENT,
+    JSON_MEDIA_TYPE,
+    MEDIA_TYPE,
+    POLICY_VERSION_HEADER,
+    Batch,
+    absent,
+    decode,
+    encode,
+)
+from snc_service.wire.checks import MAX_STEP, METRIC_NAME, RUN_NAME, WireError
+from snc_service.wire.layer_table import LayerSpec, LayerTable
+from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold
+
+__all__ = [
+    "ABSENT",
+    "ACTIONS",
+    "JSON_MEDIA_TYPE",
+    "MAX_STEP",
+    "MEDIA_TYPE",
+    "METRIC_NAME",
+    "POLICY_VERSION_HEADER",
+    "RUN_NAME",
+    "Action",
+    "Batch",
+    "LayerSpec",
+    "LayerTable",
+    "Policy",
+    "PolicyEntry",
+    "Threshold",
+    "WireError",
+    "absent",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,85 @@
+"""Checks shared by every wire form: one error type, the limits, and the shape of names."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+MAX_HEADER_BYTES = 65_536
+MAX_STEPS = 1_024  # per batch
+MAX_LAYERS = 65_536  # per layer table
+MAX_COLUMNS = 32  # metrics + scalars of one batch
+MAX_STEP = 2**53 - 1  # the largest integer that JSON readers keep exact
+MAX_LAYER_NAME_BYTES = 256
+MAX_WRITER_BYTES = 128
+
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class WireError(ValueError):
+    """What arrived does not say what it must: ``field`` names where, ``message`` what to change."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return ``repr(value)``, shortened: hostile input must not fill a log or an answer."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _refuse_constant(text: str) -> object:
+    raise ValueError(f"bare {text}")
+
+
+def json_object(data: bytes, field: str) -> dict[str, Any]:
+    """Parse a JSON object, refusing NaN and Infinity literals, bottomless nesting and bad UTF-8."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WireError(
+            field, f"must be a JSON object in UTF-8: {shown(str(error), 120)}"
+        ) from None
+    if not isinstance(value, dict):
+        raise WireError(field, f"must be a JSON object, got {shown(value)}")
+    return value
+
+
+def whole(value: object, field: str, *, least: int = 0, most: int = MAX_STEP) -> int:
+    """Return ``value`` if it is an integer (no bool, no float) within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise WireError(field, f"must be an integer from {least} to {most}, got {shown(value)}")
+    return value
+
+
+def printable(value: object, field: str, *, max_bytes: int) -> str:
+    """Return ``value`` if it is a string of 1 to ``max_bytes`` bytes without control characters."""
+    if not isinstance(value, str) or not value:
+        raise WireError(field, f"must be a non-empty string, got {shown(value)}")
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise WireError(field, f"must be valid Unicode, got {shown(value)}") from None
+    if size > max_bytes:
+        raise WireError(field, f"must be at most {max_bytes} bytes, got {size}")
+    # C0, DEL and C1 would break logs, terminals and line-based formats.
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in value):
+        raise WireError(field, f"must not contain control characters, got {shown(value)}")
+    return value
+
+
+def names(value: object, field: str) -> tuple[str, ...]:
+    """Return distinct metric or scalar names as a tuple."""
+    if not isinstance(value, list | tuple):
+        raise WireError(field, f"must be a list of names, got {shown(value)}")
+    for name in value:
+        if not isinstance(name, str) or not METRIC_NAME.fullmatch(name):
+            raise WireError(field, f"must match {METRIC_NAME.pattern}, got {shown(name)}")
+    if len(set(value)) != len(value):
+        raise WireError(field, f"must not repeat a name, got {shown(list(value))}")
+    return tuple(value)
