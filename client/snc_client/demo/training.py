@@ -1,0 +1,141 @@
+"""One training with one fault: from some step on, query and key learn 100 times too fast.
+
+A multiplier typed into a parameter group, or a schedule that forgets one of two groups, does this.
+The weights of query and key grow, attention saturates, its gradient vanishes, and the loss never
+comes back. Nothing else differs between the observed and the constrained run: same seed, same
+minibatches, same fault; remove the threshold and the damage is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snc_client.callback import SNCallback
+from snc_client.demo.model import CharTransformer
+from snc_client.demo.text import VOCABULARY, minibatches
+
+LEARNING_RATE = 3e-3
+FAULT_FACTOR = 100.0
+THRESHOLD = "3x init"
+CHECK_EVERY = 25  # steps between exact checks by float64 SVD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both runs share; the fault begins at ``fault_step``."""
+
+    steps: int = 450
+    fault_step: int = 150
+    batch_size: int = 24
+    context: int = 64
+    width: int = 128
+    heads: int = 4
+    depth: int = 3
+    seed: int = 0
+
+    def as_config(self) -> dict[str, Any]:
+        """Return what the run's page shows as its configuration."""
+        return {
+            "model": f"character transformer, depth {self.depth}, width {self.width}",
+            "data": "source of Python's standard library",
+            "optimizer": f"AdamW, lr {LEARNING_RATE:g}",
+            "fault": f"lr of query and key x{FAULT_FACTOR:g} from step {self.fault_step}",
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: the mean loss of its last 30 steps, what exact checks of its weights saw."""
+
+    run: str
+    loss: float
+    loss_before_fault: float
+    layers: int
+    worst_ratio: float  # largest spectral norm / threshold over the checked steps, float64 SVD
+    overhead: float  # fraction of step time
+    dropped_values: int
+
+
+def train(
+    recipe: Recipe,
+    tokens: Tensor,
+    *,
+    action: str,
+    url: str,
+    run: str,
+    progress: Callable[[int, float], None],
+) -> Trained:
+    """Train on ``tokens`` for ``recipe.steps`` steps; ``progress`` is told (step, loss)."""
+    torch.manual_seed(recipe.seed)
+    model = CharTransformer(VOCABULARY, recipe.context, recipe.width, recipe.heads, recipe.depth)
+    optimizer = _optimizer(model)
+    data = minibatches(
+        tokens, batch_size=recipe.batch_size, context=recipe.context, seed=recipe.seed
+    )
+    losses: list[float] = []
+    worst_ratio = 0.0
+    with SNCallback(
+        model,
+        threshold=THRESHOLD,
+        action=action,
+        url=url,
+        run=run,
+        name=f"demo, {'observed' if action == 'observe' else 'constrained'}",
+        project="demo",
+        config=recipe.as_config(),
+    ) as callback:
+        for step in range(recipe.steps):
+            inputs, targets = next(data)
+            _set_learning_rates(optimizer, faulty=step >= recipe.fault_step)
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            callback.step(loss=loss, lr=optimizer.param_groups[1]["lr"])
+            losses.append(float(loss.detach()))
+            progress(step + 1, losses[-1])
+            if (step + 1) % CHECK_EVERY == 0:
+                worst_ratio = max(worst_ratio, exact_worst_ratio(callback))
+    return Trained(
+        run=run,
+        loss=_mean(losses[-30:]),
+        loss_before_fault=_mean(losses[: recipe.fault_step][-30:]),
+        layers=len(callback.layers.layers),
+        worst_ratio=worst_ratio,
+        overhead=callback.overhead,
+        dropped_values=callback.dropped_values,
+    )
+
+
+def exact_worst_ratio(callback: SNCallback) -> float:
+    """Return the largest spectral norm / threshold of the layers as they are, by float64 SVD."""
+    ratios = [
+        float(torch.linalg.matrix_norm(layer.weight().detach().double(), 2))
+        / callback.latest[layer.name]["threshold"]
+        for layer in callback.layers.layers
+        if layer.name in callback.latest
+    ]
+    return max(ratios, default=0.0)
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    hot, rest = [], []
+    for name, parameter in model.named_parameters():
+        (hot if ".query." in name or ".key." in name else rest).append(parameter)
+    return torch.optim.AdamW([{"params": rest}, {"params": hot}], lr=LEARNING_RATE)
+
+
+def _set_learning_rates(optimizer: torch.optim.Optimizer, *, faulty: bool) -> None:
+    optimizer.param_groups[1]["lr"] = LEARNING_RATE * (FAULT_FACTOR if faulty else 1.0)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
