@@ -73,7 +73,7 @@ def _run(console: Console, recipe: Recipe, url: str) -> None:
     console.print(f"[bold]page[/bold]   {page}")
     console.print(
         f"[bold]fault[/bold]  from step {recipe.fault_step} on, query and key learn "
-        f"{FAULT_FACTOR:g} times too fast; threshold: {THRESHOLD}"
+        f"{FAULT_FACTOR:g} times too fast; threshold: {', '.join(THRESHOLD.values())}"
     )
     tokens = encode(standard_library_text())
     trained = _train_both(console, recipe, tokens, url, runs)
