@@ -1,0 +1,306 @@
+"""The warm state of a list of layers, and one iteration for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from snc_client.estimator.precision import full_precision
+from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
+
+COLD_ITERATIONS = 8
+EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can grow
+SPARE_NOISE = 1 << 16  # where windows of the noise may start
+LONG = 100_000  # rows longer than this are summed in float64
+
+
+class Operator(Protocol):
+    """What a layer offers: its shape and products with blocks of vectors, always in float32."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n): outputs x inputs."""
+
+    def matmul(self, v_NB: Tensor) -> Tensor:
+        """W V: float32 (n, b) -> float32 (m, b)."""
+
+    def rmatmul(self, u_MB: Tensor) -> Tensor:
+        """W'U: float32 (m, b) -> float32 (n, b)."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """One number per layer, on the layers' device, float32.
+
+    ``sigma`` = ||W'u|| of a unit vector u: at most the spectral norm, up to rounding (2e-6). NaN
+    where W, or a product with it, is not finite.
+    ``residual`` = ||W'u - s v|| with s u = W v, in units of sigma: *some* singular value (0, if W
+    is not square) lies within residual / sqrt(2) of s, and 0 <= sigma - s <= residual^2 / (2 s).
+    It says nothing about a larger singular value that the block has not met. (For m < n, W' takes
+    the place of W.)
+    """
+
+    sigma: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One layer of a call: where its result goes, which layer, and its operator."""
+
+    place: int
+    layer: int
+    operator: Operator
+
+
+@dataclass(frozen=True)
+class _Products:
+    """A block and its products, for K layers of one shape; U and X are scaled to entries <= 1."""
+
+    v_KBN: Tensor
+    x_KBN: Tensor
+    r_KBB: Tensor
+    g_KBB: Tensor
+    u_scale: Tensor  # [K] W V = u_scale * U
+    x_scale: Tensor  # [K] W'U = x_scale * X
+
+
+class BlockPower:
+    """Warm state of a list of layers on one device, between calls; one iteration per call.
+
+    ``shapes``: (m, n) per layer. ``block``: vectors kept per layer, at most min(m, n); 16 where a
+    threshold is held, 8 do for watching. Memory: block floats per row of a weight's small side.
+    Cost of a call: every weight is read twice, in m*n*block multiply-adds each time.
+
+    The state lives here and never in module buffers: no state_dict, EMA copy or DDP broadcast can
+    touch it. All randomness comes from ``seed``, equal on all ranks; the global generators are
+    neither read nor advanced.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        device: torch.device,
+        block: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if block < 2:
+            raise ValueError(f"block must be at least 2, got {block}: one vector is for exploring")
+        for i, shape in enumerate(shapes):
+            if len(shape) != 2 or min(shape) < 1:
+                raise ValueError(
+                    f"shapes[{i}] must be (outputs, inputs), both at least 1, got {tuple(shape)}: "
+                    "leave empty weights out"
+                )
+        self._shapes = [(int(m), int(n)) for m, n in shapes]
+        self._device = torch.device(device)
+        self._block, self._seed = block, seed
+        self._steps = [0] * len(self._shapes)
+        sizes = [min(block, *shape) * min(shape) for shape in self._shapes]
+        self._noise = _normal(max(sizes, default=0) + SPARE_NOISE, seed).to(self._device)
+        self._blocks = [self._random_block(i) for i in range(len(self._shapes))]
+
+    @torch.no_grad()
+    def step_(self, operators: Sequence[Operator], which: Sequence[int] | None = None) -> Estimates:
+        """Advance all layers, or only those at the indexes ``which``, by one iteration.
+
+        ``operators`` matches the layers (or ``which``) one to one; the result has their order. The
+        first call on a layer makes 8 iterations. The host never waits for the device.
+        A layer that is not finite gives NaN and starts afresh: one finite step later it has a
+        sigma, seven later within 1e-3.
+        """
+        items = self._items(operators, which)
+        with full_precision(self._device):
+            cold = [item for item in items if self._steps[item.layer] == 0]
+            for _ in range(COLD_ITERATIONS - 1 if cold else 0):
+                self._iterate(cold)
+            return self._iterate(items)
+
+    def refill_(self, failed: Tensor) -> None:
+        """Draw all vectors but the first anew, where ``failed`` ([L] bool, on the device) is True.
+
+        For a layer whose certificate failed well above sigma: the block has lost the top direction
+        and finds it from fresh vectors in a few steps, where the explorer alone takes more.
+        """
+        for i, block in enumerate(self._blocks):
+            fresh = self._random_block(i)
+            fresh[:1] = block[:1]
+            self._blocks[i] = torch.where(failed[i], fresh, block)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return shapes, steps and blocks: plain containers and tensors, no code to unpickle."""
+        return {
+            "shapes": list(self._shapes),
+            "seed": self._seed,
+            "steps": list(self._steps),
+            "blocks": [block.clone() for block in self._blocks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``. Raises ValueError if it belongs to other layers; then nothing
+        has changed.
+        """
+        blocks, steps = state["blocks"], state["steps"]
+        for name, ours, theirs in (
+            ("shapes", self._shapes, [tuple(shape) for shape in state["shapes"]]),
+            ("block sizes", [b.shape for b in self._blocks], [b.shape for b in blocks]),
+            ("number of steps", len(self._shapes), len(steps)),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} of the state must be those of the layers, {ours}, got {theirs}: "
+                    "start without it, 8 iterations make up for it"
+                )
+        self._blocks = [b.detach().to(self._device, torch.float32, copy=True) for b in blocks]
+        self._steps = [int(step) for step in steps]
+        self._seed = int(state["seed"])
+        self._noise = _normal(self._noise.numel(), self._seed).to(self._device)
+
+    def _items(self, operators: Sequence[Operator], which: Sequence[int] | None) -> list[_Item]:
+        layers = range(len(self._shapes)) if which is None else which
+        if len(operators) != len(layers):
+            raise ValueError(f"operators must be {len(layers)}, one a layer, got {len(operators)}")
+        items = [_Item(*item) for item in zip(range(len(layers)), layers, operators, strict=True)]
+        for item in items:
+            if tuple(item.operator.shape) != self._shapes[item.layer]:
+                raise ValueError(
+                    f"shape of layer {item.layer} must be {self._shapes[item.layer]}, got "
+                    f"{tuple(item.operator.shape)}: make a new BlockPower when layers change"
+                )
+        return items
+
+    def _iterate(self, items: Sequence[_Item]) -> Estimates:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for groups in _equal_blocks(items, self._block):
+            products = [self._multiply(group) for group in groups]
+            both = ritz(
+                torch.cat([p.r_KBB for p in products]), torch.cat([p.g_KBB for p in products])
+            )
+            sizes = [len(group) for group in groups]
+            rotated = []
+            for group, p, turn in zip(groups, products, both.split(sizes), strict=True):
+                y_KBN = turn.z_KBB @ p.x_KBN
+                rotated.append(y_KBN)
+                pairs = zip(*(t.unbind() for t in _measure(p, turn, y_KBN)), strict=True)
+                found.update(zip((item.place for item in group), pairs, strict=True))
+            self._keep(groups, rotated)
+        if not found:
+            return Estimates(self._noise.new_empty(0), self._noise.new_empty(0))
+        sigma, residual = zip(*(found[place] for place in range(len(items))), strict=True)
+        return Estimates(torch.stack(sigma), torch.stack(residual))
+
+    def _multiply(self, group: Sequence[_Item]) -> _Products:
+        """Put every layer of a group through W and back; layers one by one, the rest at once.
+
+        One large product over stacked weights would copy them, and is 3-6 times slower on a CPU.
+        """
+        blocks = [self._explored(item.layer) for item in group]
+        u, u_scale = _scaled([_ahead(item, v) for item, v in zip(group, blocks, strict=True)])
+        x, x_scale = _scaled([_back(item, v) for item, v in zip(group, u, strict=True)])
+        return _Products(torch.stack(blocks), x, _gram(u), _gram(x), u_scale, x_scale)
+
+    def _explored(self, layer: int) -> Tensor:
+        """Return the block of a layer; every 8 steps its weakest vector is replaced at random."""
+        step, v_BN = self._steps[layer], self._blocks[layer]
+        self._steps[layer] = step + 1
+        b, n = v_BN.shape
+        if (step + layer) % EXPLORE_STEPS or step == 0 or b == n:  # b == n: nothing left to find
+            return v_BN
+        kept, new = v_BN[:-1], self._window(n, layer, step)
+        # Twice: once leaves enough of the kept directions to make sigma dip at every restart.
+        for _ in range(2):
+            new = new - (kept @ new) @ kept
+        return torch.cat([kept, (new / torch.linalg.vector_norm(new)).unsqueeze(0)])
+
+    def _keep(self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor]) -> None:
+        """Store the next block of every layer: orthonormal rows, best first."""
+        unit = []
+        for group, y_KBN in zip(groups, rotated, strict=True):
+            _, b, n = y_KBN.shape
+            first = group[0].layer
+            noise = self._window(b * n, first, self._steps[first]).view(b, n) / math.sqrt(n)
+            unit.append(revive(y_KBN, noise))
+        turns = orthonormalizer(torch.cat([_gram(y) for y in unit]))
+        for group, y, turn in zip(groups, unit, turns.split([len(g) for g in groups]), strict=True):
+            for item, block in zip(group, (turn @ y).unbind(), strict=True):
+                self._blocks[item.layer] = block
+
+    def _random_block(self, layer: int) -> Tensor:
+        n = min(self._shapes[layer])
+        b = min(self._block, n)
+        rows = self._window(b * n, layer, self._steps[layer]).view(1, b, n) / math.sqrt(n)
+        return (orthonormalizer(_gram(rows)) @ rows)[0]
+
+    def _window(self, size: int, layer: int, step: int) -> Tensor:
+        """Return ``size`` normal numbers that depend on (seed, layer, step) alone.
+
+        A window into numbers drawn once: no generator runs in the training step.
+        """
+        start = crc32(f"{self._seed}/{layer}/{step}".encode()) % (self._noise.numel() - size + 1)
+        return self._noise[start : start + size]
+
+
+def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]:
+    """Sort items into groups of equal (large, small) side, and those by their block size."""
+    groups: dict[tuple[int, int], list[_Item]] = {}
+    for item in items:
+        shape = item.operator.shape
+        groups.setdefault((max(shape), min(shape)), []).append(item)
+    equal: dict[int, list[list[_Item]]] = {}
+    for (_, small), group in groups.items():
+        equal.setdefault(min(block, small), []).append(group)
+    return list(equal.values())
+
+
+def _ahead(item: _Item, v_BN: Tensor) -> Tensor:
+    """From the small side of W to its large side; rows in, rows out."""
+    m, n = item.operator.shape
+    product = item.operator.matmul if m >= n else item.operator.rmatmul
+    return product(v_BN.mT).mT
+
+
+def _back(item: _Item, u_BM: Tensor) -> Tensor:
+    m, n = item.operator.shape
+    product = item.operator.rmatmul if m >= n else item.operator.matmul
+    return product(u_BM.mT).mT
+
+
+def _scaled(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack blocks and divide each by its largest entry: squares of 1e+-30 do not fit float32."""
+    stack = torch.stack(list(blocks))
+    largest = stack.abs().amax((1, 2))
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return stack / scale[:, None, None], scale
+
+
+def _gram(x_KBN: Tensor) -> Tensor:
+    if x_KBN.shape[-1] > LONG:
+        x_KBN = x_KBN.double()
+    return (x_KBN @ x_KBN.mT).float()
+
+
+def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigma and residual ([K], [K]) of the first Ritz vector."""
+    nan = torch.full_like(p.x_scale, math.nan)
+    some = (turn.reach > 0) & (turn.growth > 0)
+    quotient = torch.where(some, turn.growth / torch.where(some, turn.reach, 1.0), 0.0).sqrt()
+    sigma = torch.where(turn.finite, p.x_scale * quotient.float(), nan)
+    # W'u - s v over sigma, as a difference of vectors: that of numbers has a floor of 3e-4.
+    v_KN, y_KN = (turn.z_KBB[:, :1] @ p.v_KBN)[:, 0], y_KBN[:, 0]
+    length = torch.linalg.vector_norm(y_KN, dim=-1)
+    reach = turn.reach.float() / (v_KN.square().sum(-1) * torch.where(some, length, 1.0))
+    along = p.u_scale / p.x_scale * reach
+    gap = y_KN / torch.where(some, length, 1.0)[:, None] - along[:, None] * v_KN
+    relative = torch.where(some, torch.linalg.vector_norm(gap, dim=-1), 0.0)
+    return sigma, torch.where(turn.finite, sigma * relative, nan)
+
+
+def _normal(size: int, seed: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,74 @@
+"""The b x b algebra of one iteration, batched over the layers that share b.
+
+Shapes: K layers, B vectors per block, N their length. Blocks are kept as rows (K, B, N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snc_client.estimator import jacobi
+
+SHIFT = 1e-5  # of unit rows: bounds the condition number that Cholesky sees; rows only get shorter
+DEAD = 1e-12  # squared norm relative to the largest row: below it a row is rounding noise
+
+
+class Ritz(NamedTuple):
+    """What the two Gram matrices of a block say, best direction first."""
+
+    z_KBB: Tensor  # rows: combinations of the block's vectors, by descending growth
+    growth: Tensor  # [K] z'Gz of the first row
+    reach: Tensor  # [K] z'Rz of the first row
+    finite: Tensor  # [K] bool; where False the other fields mean nothing, but are finite
+
+    def split(self, sizes: Sequence[int]) -> list[Ritz]:
+        """Cut the K layers into pieces of the given sizes."""
+        pieces = zip(*(field.split(list(sizes)) for field in self), strict=True)
+        return [Ritz(*piece) for piece in pieces]
+
+
+def ritz(r_KBB: Tensor, g_KBB: Tensor) -> Ritz:
+    """Rotate to the eigenvectors of G = XX', X = UW; R = UU' is the Gram matrix of U.
+
+    Ranked by G and not by R: half a step of power further, so a new direction comes up earlier.
+    float64 on the CPU: it costs nothing at this size and keeps small rows orthogonal.
+    """
+    finite = (r_KBB.isfinite() & g_KBB.isfinite()).flatten(1).all(1)
+    keep = finite[:, None, None]
+    if g_KBB.device.type == "cpu":
+        r, g = r_KBB.double(), g_KBB.double()
+        values, vectors = torch.linalg.eigh(torch.where(keep, g, 0.0))
+    else:
+        r, g = r_KBB, g_KBB
+        values, vectors = jacobi.eigh(torch.where(keep, g, 0.0))
+    z = vectors.mT.flip(-2)
+    best = z[:, :1]
+    reach = (best @ torch.where(keep, r, 0.0) @ best.mT)[:, 0, 0]
+    return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), finite)
+
+
+def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:
+    """Return y with rows of length one; rows that are dead or not finite are taken from noise.
+
+    Equal lengths keep the condition number of the block near one, whatever the spectrum.
+    """
+    length = torch.linalg.vector_norm(y_KBN, dim=-1, keepdim=True)
+    alive = length.square() > DEAD * length.amax(-2, keepdim=True).square()  # False for NaN too
+    return torch.where(alive, y_KBN / torch.where(alive, length, 1.0), noise_BN)
+
+
+def orthonormalizer(c_KBB: Tensor) -> Tensor:
+    """Return T with (T Y)(T Y)' <= I up to rounding, for the Gram matrix C = YY' of unit rows.
+
+    Shifted CholeskyQR (arXiv 1809.11085). Where the factor fails or is not finite (CUDA reports
+    info = 0 for a NaN matrix, pytorch#64818), T is the identity and Y stays as it is.
+    """
+    eye = torch.eye(c_KBB.shape[-1], dtype=c_KBB.dtype, device=c_KBB.device)
+    factor, info = torch.linalg.cholesky_ex(c_KBB + SHIFT * eye, check_errors=False)
+    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    sound = (info == 0) & inverse.isfinite().flatten(1).all(1)
+    return torch.where(sound[:, None, None], inverse, eye)
