@@ -141,8 +141,11 @@ def breach(signals: Signals) -> Finding | None:
     sigma, threshold = signals.metric("sigma"), signals.metric("threshold")
     if sigma is None or threshold is None:
         return None
-    over: Mask = sigma.values > threshold.values  # False wherever one is NaN or was not measured
-    return Finding(over.any(axis=1), lambda row: _tell_breach(signals, over[row], row))
+    # False wherever one of the two is NaN or was not measured.
+    over: Mask = np.greater(sigma.values, threshold.values)
+    return Finding(
+        np.logical_or.reduce(over, axis=1), lambda row: _tell_breach(signals, over[row], row)
+    )
 
 
 def _tell_breach(signals: Signals, over: Mask, row: int) -> Told:

@@ -1,0 +1,176 @@
+"""`Exposition`: what ``/metrics``, ``/metrics/runs/{run}`` and ``/prometheus/sd`` answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from snc_service.exposition import families
+from snc_service.exposition.families import LAYER_FAMILIES, RUN_FAMILIES, Family, Part
+from snc_service.exposition.process import ProcessMetrics
+from snc_service.exposition.run_text import Counts, RunText
+from snc_service.exposition.text import CONTENT_TYPE
+from snc_service.store.protocol import Run, RunState, RunUnknown, Store
+
+# How long a run's series outlive its last report (or its end), in seconds.
+CLOSED_SECONDS: Final = 300.0
+SILENT_LAYERS_SECONDS: Final = 900.0
+# A run that dies without a word keeps its own series, or the alert on silence would resolve itself.
+SILENT_RUN_SECONDS: Final = 86_400.0
+PAGE: Final = 500
+SINGLE_SERIES: Final = 100_000  # of one run's own endpoint
+PARTS: Final[tuple[Part, ...]] = ("process", "runs", "layers")
+
+Text: TypeAlias = tuple[bytes, str]
+
+
+class Exposition:
+    """A view of ``store`` in Prometheus text, safe to call from any thread.
+
+    At most ``max_series`` per-layer series stand on ``/metrics``, shared fairly among runs; a run
+    that does not fit shows its worst layers and says how many series it left out. Text is cached
+    by ``Run.version``: a scrape of unchanged runs formats nothing. ``clock`` is Unix time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_series: int = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._max_series = max_series
+        self._clock = clock
+        self._process = ProcessMetrics(store.size_bytes)
+        self._lock = threading.Lock()
+        self._shared: dict[str, RunText] = {}
+        self._single: dict[str, RunText] = {}
+
+    def observe_batch(self, outcome: str, values: int, num_bytes: int, seconds: float) -> None:
+        """Count a batch: ``outcome`` is accepted, duplicate or refused, ``values`` were stored."""
+        self._process.observe_batch(outcome, values, num_bytes, seconds)
+
+    def metrics(self, collect: Collection[Part] = PARTS) -> Text:
+        """Return the body and content type of ``/metrics``, or of some of its parts.
+
+        Raises what the store raises.
+        """
+        body = b""
+        if "runs" in collect or "layers" in collect:
+            with self._lock:
+                body = self._runs_text(collect)
+        if "process" in collect:
+            body += self._process.render()
+        return body, CONTENT_TYPE
+
+    def run_metrics(self, run: str) -> Text:
+        """Return one run's series, in full up to 100,000 per-layer series. Raises `RunUnknown`."""
+        with self._lock:
+            found = self._store.run(run)
+            text = self._single.pop(run, None) or RunText(run)
+            self._single[run] = text  # the newest last: the oldest makes room
+            if len(self._single) > PAGE:
+                self._single.pop(next(iter(self._single)))
+            now = self._clock()
+            text.read(found, self._latest(found, now))
+            text.choose(SINGLE_SERIES, now)
+            return _joined([text], self._counts(), (*LAYER_FAMILIES, *RUN_FAMILIES)), CONTENT_TYPE
+
+    def service_discovery(self, host: str) -> list[dict[str, Any]]:
+        """Return Prometheus' HTTP service discovery document: one target per listed run.
+
+        Targets that differ in their path only would share one ``instance`` and overwrite each
+        other's ``up``, so each names its own.
+        """
+        now = self._clock()
+        with self._lock:
+            runs = [run.run for run in self._listed(now) if _shows_layers(run, now)]
+        return [
+            {
+                "targets": [host],
+                "labels": {"__metrics_path__": f"/metrics/runs/{run}", "instance": f"{host}/{run}"},
+            }
+            for run in runs
+        ]
+
+    def _runs_text(self, collect: Collection[Part]) -> bytes:
+        now = self._clock()
+        runs = self._listed(now)
+        texts = {run.run: self._shared.get(run.run) or RunText(run.run) for run in runs}
+        for run in runs:
+            texts[run.run].read(run, self._latest(run, now))
+        shares = fair_shares({name: text.series for name, text in texts.items()}, self._max_series)
+        for name, text in texts.items():
+            text.choose(shares[name], now)
+        self._shared = texts
+        wanted = [family for family in families.FAMILIES if family.part in collect]
+        return _joined(texts.values(), self._counts(), wanted)
+
+    def _latest(self, run: Run, now: float) -> Callable[[], Any] | None:
+        """Return how to read the run's newest values, None when its layers are no longer shown."""
+        return (lambda: self._store.latest(run.run)) if _shows_layers(run, now) else None
+
+    def _listed(self, now: float) -> list[Run]:
+        """Return the runs that have series, by name."""
+        found = {run.run: run for run in self._open()}
+        for state in ("silent", "finished", "failed"):
+            # Closed runs pile up: look at the newest, and at those shown before.
+            page = self._store.runs(project=None, state=state, limit=PAGE, after=None)
+            found.update((run.run, run) for run in page.items)
+        for name in self._shared.keys() - found.keys():
+            try:
+                found[name] = self._store.run(name)
+            except RunUnknown:  # deleted since
+                continue
+        return [found[name] for name in sorted(found) if _is_listed(found[name], now)]
+
+    def _open(self) -> Iterable[Run]:
+        state: RunState = "active"
+        after: tuple[Any, ...] | None = None
+        while True:
+            page = self._store.runs(project=None, state=state, limit=PAGE, after=after)
+            yield from page.items
+            after = page.next
+            if after is None:
+                return
+
+    def _counts(self) -> Counts:
+        counts: dict[str, list[tuple[str, str, int]]] = {}
+        for (run, rule, severity), count in sorted(self._store.event_counts().items()):
+            counts.setdefault(run, []).append((rule, severity, count))
+        return counts
+
+
+def fair_shares(needs: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Divide ``budget`` series; who needs less than an equal share leaves the rest to others."""
+    shares = {}
+    left = budget
+    for place, name in enumerate(sorted(needs, key=lambda name: (needs[name], name))):
+        shares[name] = min(needs[name], left // (len(needs) - place))
+        left -= shares[name]
+    return shares
+
+
+def _is_closed(run: Run) -> bool:
+    return run.state in ("finished", "failed")
+
+
+def _is_listed(run: Run, now: float) -> bool:
+    return now - run.updated_at <= (CLOSED_SECONDS if _is_closed(run) else SILENT_RUN_SECONDS)
+
+
+def _shows_layers(run: Run, now: float) -> bool:
+    return now - run.updated_at <= (CLOSED_SECONDS if _is_closed(run) else SILENT_LAYERS_SECONDS)
+
+
+def _joined(texts: Collection[RunText], counts: Counts, wanted: Iterable[Family]) -> bytes:
+    """Return one group per family, each with its head; families without a sample are left out."""
+    parts: list[bytes] = []
+    for family in wanted:
+        lines = b"".join([text.lines(family, counts) for text in texts])
+        if lines:
+            parts += (family.head, lines)
+    return b"".join(parts)

@@ -1,0 +1,113 @@
+"""Every Prometheus family of the service: name, type, help, labels. One table; all else reads it.
+
+The step is a gauge, never a label, and no sample carries a timestamp. Part ``layers`` is bounded by
+the cap on series, ``runs`` by how long a run stays listed, ``process`` by this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+Type: TypeAlias = Literal["gauge", "counter", "histogram"]
+Part: TypeAlias = Literal["layers", "runs", "process"]
+
+RUN: Final = ("run",)
+LAYER: Final = ("run", "layer")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of series, and the part of ``/metrics`` it belongs to."""
+
+    name: str
+    type: Type
+    help: str
+    labels: tuple[str, ...]
+    part: Part
+
+    @property
+    def head(self) -> bytes:
+        """Return its HELP and TYPE lines."""
+        return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.type}\n".encode()
+
+
+def _layer(name: str, text: str) -> Family:
+    return Family(name, "gauge", text, LAYER, "layers")
+
+
+def _run(name: str, text: str, *, labels: tuple[str, ...] = RUN) -> Family:
+    return Family(name, "counter" if name.endswith("_total") else "gauge", text, labels, "runs")
+
+
+def _process(name: str, text: str, labels: tuple[str, ...] = (), type: Type = "gauge") -> Family:
+    return Family(name, "counter" if name.endswith("_total") else type, text, labels, "process")
+
+
+SIGMA = _layer("snc_sigma", "Newest estimate of the largest singular value, from below.")
+SIGMA_UPPER = _layer("snc_sigma_upper", "Newest certified bound of sigma from above.")
+THRESHOLD = _layer("snc_threshold", "Upper limit for sigma in force; absent where there is none.")
+RATIO = _layer("snc_threshold_ratio", "sigma / threshold: above 1 is a breach.")
+
+RUN_INFO = _run("snc_run_info", "Name and project of a run.", labels=("run", "name", "project"))
+RUN_ACTIVE = _run("snc_run_active", "1 while a run is open, also if it went silent; 0 once closed.")
+RUN_LAST_STEP = _run("snc_run_last_step", "Newest step that was reported.")
+RUN_LAST_REPORT = _run(
+    "snc_run_last_report_timestamp_seconds", "Unix time of the newest report or change of state."
+)
+RUN_LAYERS = _run("snc_run_layers", "Measured layers.")
+RUN_LAYERS_BREACHING = _run(
+    "snc_run_layers_breaching", "Layers whose newest sigma exceeds its threshold."
+)
+RUN_LAYERS_NONFINITE = _run(
+    "snc_run_layers_nonfinite", "Layers whose newest sigma is NaN or infinite."
+)
+RUN_WORST_RATIO = _run(
+    "snc_run_worst_ratio", "Largest newest sigma / threshold; finite values only."
+)
+RUN_OVERHEAD = _run("snc_run_overhead_ratio", "Share of the step time spent in the callback.")
+BREACHES = _run("snc_breaches_total", "Layer-steps with sigma above its threshold.")
+RESCALES = _run("snc_rescales_total", "Layer-steps in which a weight was rescaled.")
+GUARD_VETOES = _run("snc_guard_vetoes_total", "Steps that the guard undid.")
+DROPPED = _run("snc_dropped_values_total", "Values the client gave up because it could not send.")
+EVENTS = _run("snc_events_total", "Events by rule.", labels=("run", "rule", "severity"))
+OMITTED = _run("snc_series_omitted", "Per-layer series left out by the cap on series.")
+
+INGEST_BATCHES = _process(
+    "snc_ingest_batches_total", "Batches by what became of them.", ("outcome",)
+)
+INGEST_VALUES = _process("snc_ingest_values_total", "Values stored.")
+INGEST_BYTES = _process("snc_ingest_bytes_total", "Bytes of batch bodies received.")
+INGEST_SECONDS = _process(
+    "snc_ingest_seconds", "Time from a batch's arrival to its answer.", type="histogram"
+)
+STORE_BYTES = _process("snc_store_bytes", "Bytes at rest in the store.")
+BUILD_INFO = _process("snc_build_info", "Version of the service.", ("version", "python"))
+
+LAYER_FAMILIES: Final = (SIGMA, SIGMA_UPPER, THRESHOLD, RATIO)
+RUN_FAMILIES: Final = (
+    RUN_INFO,
+    RUN_ACTIVE,
+    RUN_LAST_STEP,
+    RUN_LAST_REPORT,
+    RUN_LAYERS,
+    RUN_LAYERS_BREACHING,
+    RUN_LAYERS_NONFINITE,
+    RUN_WORST_RATIO,
+    RUN_OVERHEAD,
+    BREACHES,
+    RESCALES,
+    GUARD_VETOES,
+    DROPPED,
+    EVENTS,
+    OMITTED,
+)
+PROCESS_FAMILIES: Final = (
+    INGEST_BATCHES,
+    INGEST_VALUES,
+    INGEST_BYTES,
+    INGEST_SECONDS,
+    STORE_BYTES,
+    BUILD_INFO,
+)
+FAMILIES: Final = (*LAYER_FAMILIES, *RUN_FAMILIES, *PROCESS_FAMILIES)

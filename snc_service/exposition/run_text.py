@@ -1,0 +1,95 @@
+"""The lines of one run, cached by its version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from snc_service.exposition import families
+from snc_service.exposition.families import LAYER_FAMILIES, RUN, Family
+from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selection
+from snc_service.exposition.text import line, number
+from snc_service.store.protocol import Latest, Run
+
+# Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
+LABEL_CHARS = 128
+# run -> (rule, severity, count)
+Counts: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
+
+
+class RunText:
+    """What one run contributes to each family. Call `read`, then `choose`, then `lines`."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.series = 0  # per-layer series the run would like to show
+        self._seen: tuple[int, bool] | None = None  # version, and whether its layers were read
+        self._values: LayerValues | None = None
+        self._selection = Selection()
+        self._layer_text = LayerText(run)
+        self._lines: dict[Family, bytes] = {}
+        self._chosen: tuple[int, Mask] | None = None  # for which budget, what
+
+    def read(self, run: Run, latest: Callable[[], Latest] | None) -> None:
+        """Take in the run as it stands now; None: its layers are no longer shown."""
+        if self._seen == (run.version, latest is not None):
+            return
+        self._seen = run.version, latest is not None
+        self._values = LayerValues(latest()) if latest else None
+        self.series = int(self._values.series.sum()) if self._values else 0
+        self._chosen = None
+        self._lines = {
+            family: line(family, {"run": run.run}, value)
+            for family, value in _samples(run, self._values).items()
+        }
+        info = {
+            "run": run.run,
+            "name": run.name[:LABEL_CHARS],
+            "project": run.project[:LABEL_CHARS],
+        }
+        self._lines[families.RUN_INFO] = line(families.RUN_INFO, info, "1")
+
+    def choose(self, budget: int, now: float) -> None:
+        """Render the layers that fit into ``budget`` series; nothing to do if nothing changed."""
+        if self._values is None or (self._chosen is not None and self._chosen[0] == budget):
+            return
+        before = None if self._chosen is None else self._chosen[1]
+        chosen = self._selection.choose(self._values, budget, now)
+        self._chosen = budget, chosen
+        if before is None or not np.array_equal(before, chosen):
+            self._lines.update(self._layer_text.render(self._values, chosen))
+        omitted = self.series - int(self._values.series[chosen].sum())
+        self._lines[families.OMITTED] = line(families.OMITTED, {"run": self.run}, number(omitted))
+
+    def lines(self, family: Family, counts: Counts) -> bytes:
+        """Return the run's lines of one family, empty if it has none."""
+        if family is not families.EVENTS:
+            return self._lines.get(family, b"")
+        return b"".join(
+            line(family, {"run": self.run, "rule": rule, "severity": severity}, number(n))
+            for rule, severity, n in counts.get(self.run, ())
+        )
+
+
+def _samples(run: Run, values: LayerValues | None) -> dict[Family, str]:
+    is_open = run.state in ("active", "silent")
+    samples: dict[Family, int | float | None] = {
+        families.RUN_ACTIVE: int(is_open),
+        families.RUN_LAST_STEP: run.last_step,
+        families.RUN_LAYERS: run.layers,
+        families.RUN_LAYERS_NONFINITE: run.nonfinite_layers,
+        families.RUN_LAYERS_BREACHING: None if values is None else int(values.breaching.sum()),
+        families.RUN_WORST_RATIO: run.worst_ratio,
+        families.RUN_OVERHEAD: run.overhead,
+        families.BREACHES: run.breaches,
+        families.RESCALES: run.rescales,
+        families.GUARD_VETOES: run.guard_vetoes,
+        families.DROPPED: run.dropped_values,
+    }
+    texts = {family: number(value) for family, value in samples.items() if value is not None}
+    # Seven digits of a Unix time would be steps of a quarter of an hour.
+    texts[families.RUN_LAST_REPORT] = f"{run.updated_at:.3f}"
+    assert all(family.labels == RUN and family not in LAYER_FAMILIES for family in texts)
+    return texts
