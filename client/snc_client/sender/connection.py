@@ -1,0 +1,170 @@
+"""The one place where the client speaks HTTP: a request goes out, an `Answer` comes back, always.
+
+httpx is imported on first use, in the sender thread: its 135 ms are none of the job's start.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import httpx
+
+THREAD_NAME = "snc-sender"
+CONNECT_SECONDS = 2.0
+READ_SECONDS = 10.0
+MAX_ANSWER_BYTES = 2 * 2**20  # a policy of 1,024 entries with the longest patterns fits
+MAX_RETRY_AFTER_SECONDS = 300.0
+
+_importing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: ``status`` 0 if nothing usable did, ``body`` empty if it was no JSON object.
+
+    ``reason`` is one phrase for the log.
+    """
+
+    status: int
+    body: Mapping[str, Any] = field(default_factory=dict)
+    retry_after: float | None = None
+    reason: str = ""
+
+
+class Connection:
+    """One kept-alive connection to one service; not for several threads at once."""
+
+    def __init__(
+        self, url: str, token: str | None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        httpx = _import_httpx()
+        logging.getLogger("httpx").addFilter(_not_ours)
+        self._errors = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+        self._timeout = httpx.Timeout
+        self._base = url.rstrip("/") + "/api/v1"
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._client = httpx.Client(
+            headers=headers,
+            transport=transport,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            # A redirect would carry the token to wherever a stranger points.
+            follow_redirects=False,
+            # Loading the certificates costs 30 ms, and a proxy has no way to this machine.
+            verify=url.startswith("https:"),
+            trust_env=not _is_local(url),
+        )
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        content: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = READ_SECONDS,
+    ) -> Answer:
+        """Send one request and read its answer. Raises nothing that a network can cause.
+
+        ``seconds`` bounds each wait for the peer, and the reading of the body as a whole.
+        """
+        timeout = self._timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        try:
+            with self._client.stream(
+                method, self._base + path, content=content, headers=sent, timeout=timeout
+            ) as response:
+                return _answer(response, time.monotonic() + seconds)
+        except self._errors as error:
+            return Answer(0, reason=f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def hold_forks_while_importing() -> None:
+    """Let a fork wait until httpx is imported: a child of a half-done import could not import it.
+
+    A job builds its callback, then its loader, whose workers fork within the same 135 ms.
+    """
+    _guard_forks()
+
+
+@functools.cache
+def _guard_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_importing.acquire,
+            after_in_parent=_importing.release,
+            after_in_child=_importing.release,
+        )
+
+
+def _import_httpx() -> Any:
+    with _importing:
+        import httpx
+    return httpx
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Keep httpx's line per request out of the job's log; the job's own requests stay in it."""
+    return record.threadName != THREAD_NAME
+
+
+def _is_local(url: str) -> bool:
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _answer(response: httpx.Response, deadline: float) -> Answer:
+    data = bytearray()
+    for chunk in response.iter_raw():
+        data += chunk
+        if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+            return Answer(0, reason=f"an answer too long or too slow after {len(data)} bytes")
+    body = _json_object(bytes(data))
+    return Answer(
+        response.status_code,
+        body,
+        _retry_after(response.headers.get("retry-after")),
+        f"status {response.status_code} {str(body.get('detail', ''))[:200]!r}",
+    )
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    """Return the object, or an empty one for anything else, bare NaN included."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_constant(text: str) -> object:
+    raise ValueError(f"bare {text}")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date, bounded; else None."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if seconds == seconds else None

@@ -1,0 +1,92 @@
+"""Rows between the training thread and the sender thread: one per measured step, bounded."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+class Row(NamedTuple):
+    """What was measured at one step: ``values`` float32 [M, L], Unix seconds in ``time``."""
+
+    step: int
+    values: Floats
+    scalars: Mapping[str, float]
+    time: float
+
+    @property
+    def num_values(self) -> int:
+        """Return M*L + K."""
+        return self.values.size + len(self.scalars)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return what the row costs on the wire and, nearly, in memory."""
+        return 4 * self.num_values
+
+
+class RowQueue:
+    """First in, first out, bounded in bytes: past the bound the oldest row goes, and is counted.
+
+    The lock is held for a few instructions at a time and never while anything is waited for, so
+    `put` costs the same whatever the service does.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._rows: deque[Row] = deque()
+        self._lock = threading.Lock()
+        self._max_bytes = max_bytes
+        self._open = True
+        self.num_bytes = 0
+        self.dropped_values = 0  # since the start
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def put(self, row: Row) -> int:
+        """Append ``row``; return how many rows wait now, 0 once closed."""
+        with self._lock:
+            if not self._open:
+                self.dropped_values += row.num_values
+                return 0
+            self._rows.append(row)
+            self.num_bytes += row.num_bytes
+            # The newest stays even if it alone exceeds the bound: else nothing ever got through.
+            while self.num_bytes > self._max_bytes and len(self._rows) > 1:
+                self.dropped_values += self._pop().num_values
+            return len(self._rows)
+
+    def refuse(self, num_values: int) -> None:
+        """Count values of a row that could never be sent."""
+        with self._lock:
+            self.dropped_values += num_values
+
+    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
+        """Pop the oldest row if its step is above ``after`` and it fits; None otherwise."""
+        with self._lock:
+            if not self._rows:
+                return None
+            row = self._rows[0]
+            if after is not None and (row.step <= after or row.num_bytes > max_bytes):
+                return None
+            return self._pop()
+
+    def close(self) -> None:
+        """Refuse rows from now on, and count those that wait as dropped."""
+        with self._lock:
+            self._open = False
+            self.dropped_values += sum(row.num_values for row in self._rows)
+            self._rows.clear()
+            self.num_bytes = 0
+
+    def _pop(self) -> Row:
+        row = self._rows.popleft()
+        self.num_bytes -= row.num_bytes
+        return row
