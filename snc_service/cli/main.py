@@ -1,0 +1,208 @@
+"""Arguments -> one command -> exit status: 0, or 1 with one sentence on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from snc_service import __version__
+from snc_service.cli.failure import Failure
+
+GROUP = "snc.commands"
+DEFAULT_URL = "http://127.0.0.1:8470"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status (2: wrong usage, as argparse has it)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        outside = _outside(arguments[0]) if arguments else None
+        if outside is not None:
+            return _start(outside, arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        status: int = parsed.command(parsed)
+        return status
+    except Failure as failure:
+        print(f"snc: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`snc runs | head`): that is no fault, and the interpreter must not
+        # stumble over the same pipe when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _outside(name: str) -> EntryPoint | None:
+    """Return the command another package brings, if ``name`` is one."""
+    if name.startswith("-") or name in BUILT_IN:
+        return None
+    return next(iter(entry_points(group=GROUP, name=name)), None)
+
+
+def _start(command: EntryPoint, arguments: Sequence[str]) -> int:
+    try:
+        run: Callable[[Sequence[str]], int | None] = command.load()
+    except ModuleNotFoundError as error:
+        extra = "demo" if error.name == "torch" else "service"
+        raise Failure(
+            f"{command.name} needs {error.name}, which is not installed: pip install 'snc[{extra}]'"
+        ) from None
+    return run(list(arguments)) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    others = ", ".join(sorted({command.name for command in entry_points(group=GROUP)}))
+    parser = argparse.ArgumentParser(
+        prog="snc",
+        description="Measure, hold, store and show the spectral norm of every layer.",
+        epilog=f"More commands, each with its own --help: {others}." if others else None,
+    )
+    parser.add_argument("--version", action="version", version=f"snc {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, add in BUILT_IN.items():
+        add(commands, name)
+    return parser
+
+
+def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = "start the service: store, REST, Prometheus and the page"
+    serve = commands.add_parser(name, help=text, description=text)
+    serve.add_argument("--host", help="address to listen on (default: SNC_HOST or 127.0.0.1)")
+    serve.add_argument(
+        "--port", type=_port, help="port to listen on, 0: any (default: SNC_PORT or 8470)"
+    )
+    serve.add_argument("--store", metavar="URL", help="store, such as sqlite:///snc.db (SNC_STORE)")
+    serve.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen on other addresses than loopback although there is no token",
+    )
+    serve.set_defaults(command=_later("serve", "serve"))
+
+
+def _runs(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    runs = _reader(commands, name, "list runs, newest first")
+    runs.add_argument("--project", help="only runs of this project")
+    runs.add_argument("--state", choices=("active", "silent", "finished", "failed"))
+    runs.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    runs.set_defaults(command=_later("read", "runs"))
+
+
+def _layers(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    layers = _reader(commands, name, "list a run's layers, worst ratio first")
+    layers.add_argument("run", metavar="RUN")
+    layers.add_argument("--sort", default="-ratio", help="column, - for descending (-ratio)")
+    layers.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    layers.set_defaults(command=_later("read", "layers"))
+
+
+def _history(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    history = _reader(commands, name, "show one layer's history")
+    history.add_argument("run", metavar="RUN")
+    history.add_argument("layer", metavar="LAYER")
+    history.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
+    history.add_argument("--from-step", type=_step, metavar="STEP")
+    history.add_argument("--to-step", type=_step, metavar="STEP")
+    history.add_argument("--points", type=_count, default=30, help="at most so many (default: 30)")
+    history.set_defaults(command=_later("read", "history"))
+
+
+def _events(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    events = _reader(commands, name, "list a run's events, oldest first")
+    events.add_argument("run", metavar="RUN")
+    events.add_argument("--rule", help="only events of this rule")
+    events.add_argument("--severity", choices=("info", "warning", "critical"))
+    events.add_argument("--limit", type=_count, default=50, help="the newest so many (default: 50)")
+    events.add_argument("--follow", action="store_true", help="wait for more until the run closes")
+    events.set_defaults(command=_later("read", "events"))
+
+
+def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = "show or change the policy in force"
+    policy = commands.add_parser(name, help=text, description=text)
+    verbs = policy.add_subparsers(title="commands", metavar="get|set", required=True)
+    get = _reader(verbs, "get", "show the policy in force")
+    _of_run_or_project(get)
+    get.set_defaults(command=_later("policy", "get"))
+    put = _reader(verbs, "set", "set the policy: a running job obeys within a few steps")
+    _of_run_or_project(put)
+    put.add_argument(
+        "--entry",
+        action="append",
+        dest="entries",
+        metavar="PATTERN=THRESHOLD[:ACTION]",
+        help='such as "*.weight=3x init:rescale"; may be repeated, the first match wins',
+    )
+    put.add_argument("--file", metavar="PATH", help='{"entries": [...]} as JSON; - reads stdin')
+    put.add_argument("--if-version", type=_step, help="change nothing unless this is in force")
+    put.set_defaults(command=_later("policy", "put"))
+
+
+BUILT_IN = {
+    "serve": _serve,
+    "runs": _runs,
+    "layers": _layers,
+    "history": _history,
+    "events": _events,
+    "policy": _policy,
+}
+
+
+def _reader(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    """Add a command that asks a running service."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("SNC_URL", DEFAULT_URL),
+        help=f"the service (default: SNC_URL or {DEFAULT_URL})",
+    )
+    parser.add_argument(
+        "--token", default=os.environ.get("SNC_TOKEN"), help="bearer token (default: SNC_TOKEN)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _of_run_or_project(parser: argparse.ArgumentParser) -> None:
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("run", metavar="RUN", nargs="?")
+    whose.add_argument("--project", help="the policy of a project instead of a run's")
+
+
+def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command that is imported when it runs: ``snc --help`` must be fast."""
+
+    def command(arguments: argparse.Namespace) -> int:
+        from importlib import import_module
+
+        run: Callable[[argparse.Namespace], int] = getattr(
+            import_module(f"snc_service.cli.{module}"), function
+        )
+        return run(arguments)
+
+    return command
+
+
+def _whole(text: str, least: int, most: int, what: str) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text[:40]!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 0, 65_535, "a port from 0 to 65535")
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, 1_000_000, "a number from 1 to 1000000")
+
+
+def _step(text: str) -> int:
+    return _whole(text, 0, 2**53 - 1, "a whole number >= 0")

@@ -1,0 +1,89 @@
+"""What the commands print: tables by rich, JSON by anybody, and a line drawn with blocks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from snc_service.cli.failure import Failure
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+BROKEN = "x"  # in place of a value that is not finite
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print JSON that every terminal can show."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers are right-aligned, and names are text, whatever markup they hold."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ModuleNotFoundError:
+        raise Failure("tables need rich: pip install 'snc[service]', or add --json") from None
+    table = Table(title=Text(clean(title)), title_justify="left", pad_edge=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    for index, name in enumerate(columns):
+        numeric = any(cell[1] for row in cells for cell in [row[index]])
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(text, style=style) for text, _, style in row))
+    # Piped into a file, a table must not be folded at the columns of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+def _cell(value: Any) -> tuple[str, bool, str]:
+    """Return the text, whether it is a number, and its style."""
+    if isinstance(value, Ratio):
+        return value.text, True, value.style
+    if value is None:
+        return "-", False, "dim"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return clean(str(value)), False, ""
+    return (f"{value}" if isinstance(value, int) else f"{value:.4g}"), True, ""
+
+
+class Ratio:
+    """sigma / threshold, coloured by how near it is to 1."""
+
+    def __init__(self, value: float | None) -> None:
+        self.text = "-" if value is None else f"{value:.3f}"
+        near = value is not None and value > 0.9
+        over = value is not None and value > 1
+        self.style = "bold red" if over else "yellow" if near else ""
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without control characters: a name must not drive the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Return one block per value, scaled from the smallest to the largest, x where one is not finite."""
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return BROKEN * len(values)
+    low, high = min(finite), max(finite)
+    span = (high - low) or 1.0
+    return "".join(
+        BROKEN
+        if value is None or not math.isfinite(value)
+        else BLOCKS[min(len(BLOCKS) - 1, int((value - low) / span * len(BLOCKS)))]
+        for value in values
+    )
+
+
+def local_time(text: object) -> str:
+    """Return an RFC 3339 time as the reader's clock shows it."""
+    try:
+        at = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return str(text)
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

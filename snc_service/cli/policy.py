@@ -1,0 +1,91 @@
+"""``snc policy get`` and ``set``: the thresholds in force, and how to change them."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from snc_service.cli.failure import Failure
+from snc_service.cli.output import clean, local_time, print_json, print_table
+from snc_service.cli.service import Service
+from snc_service.wire import Policy, WireError
+from snc_service.wire.checks import json_object
+
+
+def get(arguments: Namespace) -> int:
+    """Show the policy in force."""
+    with Service.of(arguments) as service:
+        return _show(arguments, service.get(*_path(arguments)))
+
+
+def put(arguments: Namespace) -> int:
+    """Set the policy from ``--entry`` options or a file, and show what is then in force."""
+    policy = _given(arguments)
+    version = arguments.if_version
+    headers = {} if version is None else {"If-Match": f'"{version}"'}
+    with Service.of(arguments) as service:
+        answer = service.put(*_path(arguments), body=policy.as_dict(), headers=headers)
+        return _show(arguments, answer)
+
+
+def _path(arguments: Namespace) -> tuple[str, str, str]:
+    if arguments.project is not None:
+        return "projects", arguments.project, "policy"
+    return "runs", arguments.run, "policy"
+
+
+def _given(arguments: Namespace) -> Policy:
+    if (arguments.entries is None) == (arguments.file is None):
+        raise Failure("give the policy either with --entry (repeatable) or with --file")
+    try:
+        if arguments.file is not None:
+            return Policy.parse(json_object(_read(arguments.file), arguments.file))
+        return Policy.parse({"entries": [_entry(text) for text in arguments.entries]})
+    except WireError as error:
+        raise Failure(str(error)) from None
+
+
+def _read(path: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _entry(text: str) -> dict[str, Any]:
+    """Read ``PATTERN=THRESHOLD[:ACTION]``; the last = counts, a pattern may hold others."""
+    pattern, equals, rest = text.rpartition("=")
+    if not equals:
+        raise Failure(f"an entry must be PATTERN=THRESHOLD[:ACTION], got {text!r}")
+    threshold, colon, action = rest.partition(":")
+    entry: dict[str, Any] = {"pattern": pattern, "threshold": _threshold(threshold.strip())}
+    return {**entry, "action": action.strip()} if colon else entry
+
+
+def _threshold(text: str) -> float | str | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text  # "3x init"; what it must look like is the wire's business
+
+
+def _show(arguments: Namespace, answer: dict[str, Any]) -> int:
+    if arguments.json:
+        print_json(answer)
+        return 0
+    entries = answer["policy"]["entries"]
+    title = f"Policy version {answer['version']}"
+    if answer.get("author"):
+        title += f", set by {answer['author']} {local_time(answer.get('at'))}"
+    rows = [
+        (e["pattern"], "none" if e["threshold"] is None else e["threshold"], e["action"])
+        for e in entries
+    ]
+    print_table(clean(title), ("pattern", "threshold", "action"), rows)
+    if not entries:
+        print("No entry: every layer is observed only.")
+    return 0

@@ -1,0 +1,105 @@
+"""A running service, asked over HTTP: every failure becomes one sentence."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from snc_service.cli.failure import Failure
+
+PAGE = 500
+Json = dict[str, Any]
+
+
+class Service:
+    """The REST interface below ``url``. Use it as a context manager."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Accept": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            self._http = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
+            is_http = self._http.base_url.scheme in ("http", "https") and self._http.base_url.host
+        except (httpx.InvalidURL, ValueError, UnicodeError):
+            is_http = False
+        if not is_http:
+            raise Failure(f"the URL must be http://host:port or https://..., got {self.url[:80]!r}")
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> Service:
+        """Open the service that ``--url`` and ``--token`` name."""
+        return cls(arguments.url, arguments.token)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def get(self, *path: str, **query: object) -> Json:
+        """Return the answer to a GET. Raises `Failure`."""
+        return self._answer("GET", path, query)
+
+    def put(self, *path: str, body: object, headers: Mapping[str, str] | None = None) -> Json:
+        """Return the answer to a PUT. Raises `Failure`."""
+        return self._answer("PUT", path, {}, json=body, headers=headers)
+
+    def items(self, *path: str, limit: int, **query: object) -> Iterator[Json]:
+        """Yield the items of a list, page after page, at most ``limit``."""
+        cursor = None
+        while limit > 0:
+            page = self.get(*path, limit=min(limit, PAGE), cursor=cursor, **query)
+            yield from page["items"][:limit]
+            limit -= len(page["items"])
+            cursor = page.get("next")
+            if cursor is None or not page["items"]:
+                return
+
+    def _answer(self, method: str, path: tuple[str, ...], query: Json, **more: Any) -> Json:
+        # A name may hold anything, a slash too: it stays one segment.
+        url = "/".join(quote(part, safe="") for part in path)
+        params = {name: value for name, value in query.items() if value is not None}
+        try:
+            response = self._http.request(method, url, params=params, **more)
+        except httpx.TimeoutException:
+            raise Failure(f"{self.url} did not answer within 30 seconds") from None
+        except httpx.HTTPError as error:
+            raise Failure(
+                f"no service answers at {self.url} ({error}): start one with `snc serve`, "
+                "or name it with --url or SNC_URL"
+            ) from None
+        if response.is_success:
+            return self._json(response)
+        raise Failure(self._problem(response))
+
+    def _json(self, response: httpx.Response) -> Json:
+        try:
+            value = response.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise Failure(f"{self.url} is not this service: its answer is no JSON object")
+        return value
+
+    def _problem(self, response: httpx.Response) -> str:
+        """Return what problem+json says, or the bare status where something else answered."""
+        try:
+            problem = response.json()
+            text = problem.get("detail") or problem.get("title")
+        except (ValueError, AttributeError):
+            text = None
+        reason = str(text) if text else response.reason_phrase or "no reason given"
+        hint = "; set --token or SNC_TOKEN" if response.status_code in (401, 403) else ""
+        return f"{reason} ({response.status_code}){hint}"
