@@ -16,7 +16,7 @@ WAITING = {
     aten.is_nonzero.default,
     aten.nonzero.default,
     aten.masked_select.default,
-    aten.linalg_eigh.default,
+    aten._linalg_eigh.default,
 }
 
 
@@ -25,7 +25,7 @@ class HostSync(AssertionError):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fail on ``.item()``, ``bool(tensor)``, ``float(tensor)`` and boolean indexing; count operations.
+    """Fail on ``.item()``, ``bool(tensor)``, ``nonzero``; count operations.
 
     It cannot see ``.tolist()`` or ``.numpy()`` of a CPU tensor. ``on_cpu`` names operations that
     wait on CUDA only, and that the code under test uses for CPU tensors only.

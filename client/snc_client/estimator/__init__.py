@@ -1,10 +1,11 @@
 """Measure sigma: warm block power iteration over the layers of one device. Pure tensors.
 
-A block of b vectors per layer is kept from step to step. It follows a slowly moving weight W, so one
-iteration (two products with W) per training step finds sigma to about 1e-5 while the weight is free
-and to better than 1e-3 while a threshold holds it, where singular values crowd together. A single
-vector errs by 5e-2 there. sigma never exceeds the spectral norm, rounding apart: it is ||W'u|| of
-a unit vector u. It is an estimate from below, not a bound from above: that is `certificate`'s task.
+A block of b vectors per layer is kept from step to step. It follows a slowly moving weight W, so
+one iteration (two products with W) per training step finds sigma to about 1e-5 while the weight is
+free, and to better than 1e-3 while a threshold holds it, where singular values crowd together (a
+single vector errs by 5e-2 there). sigma never exceeds the spectral norm,
+rounding apart: it is ||W'u|| of a unit vector u. It is an estimate from below and not a bound from
+above: that is the task of `certificate`.
 """
 
 from snc_client.estimator.block_power import BlockPower, Estimates, Operator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from zlib import crc32
@@ -17,6 +17,7 @@ from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
 COLD_ITERATIONS = 8
 EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can grow
 SPARE_NOISE = 1 << 16  # where windows of the noise may start
+TINY = torch.finfo(torch.float32).tiny
 LONG = 100_000  # rows longer than this are summed in float64
 
 
@@ -202,9 +203,11 @@ class BlockPower:
         One large product over stacked weights would copy them, and is 3-6 times slower on a CPU.
         """
         blocks = [self._explored(item.layer) for item in group]
-        u, u_scale = _scaled([_ahead(item, v) for item, v in zip(group, blocks, strict=True)])
-        x, x_scale = _scaled([_back(item, v) for item, v in zip(group, u, strict=True)])
-        return _Products(torch.stack(blocks), x, _gram(u), _gram(x), u_scale, x_scale)
+        there_and_back = [_multiply(i.operator, v) for i, v in zip(group, blocks, strict=True)]
+        x, r, u_scale = (torch.stack(parts) for parts in zip(*there_and_back, strict=True))
+        largest = torch.maximum(x.amax((1, 2)), -x.amin((1, 2))).clamp_(min=TINY)
+        x.div_(largest[:, None, None])
+        return _Products(torch.stack(blocks), x, r, _gram(x), u_scale, largest)
 
     def _explored(self, layer: int) -> Tensor:
         """Return the block of a layer; every 8 steps its weakest vector is replaced at random."""
@@ -228,7 +231,9 @@ class BlockPower:
             noise = self._window(b * n, first, self._steps[first]).view(b, n) / math.sqrt(n)
             unit.append(revive(y_KBN, noise))
         turns = orthonormalizer(torch.cat([_gram(y) for y in unit]))
-        for group, y, turn in zip(groups, unit, turns.split([len(g) for g in groups]), strict=True):
+        for group, y, turn in zip(
+            groups, unit, torch.split(turns, [len(g) for g in groups]), strict=True
+        ):
             for item, block in zip(group, (turn @ y).unbind(), strict=True):
                 self._blocks[item.layer] = block
 
@@ -259,25 +264,20 @@ def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]
     return list(equal.values())
 
 
-def _ahead(item: _Item, v_BN: Tensor) -> Tensor:
-    """From the small side of W to its large side; rows in, rows out."""
-    m, n = item.operator.shape
-    product = item.operator.matmul if m >= n else item.operator.rmatmul
-    return product(v_BN.mT).mT
+def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return X = U W, R = U U' and the scale of U = V W' / scale (or of W, where m < n).
 
-
-def _back(item: _Item, u_BM: Tensor) -> Tensor:
-    m, n = item.operator.shape
-    product = item.operator.rmatmul if m >= n else item.operator.matmul
-    return product(u_BM.mT).mT
-
-
-def _scaled(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack blocks and divide each by its largest entry: squares of 1e+-30 do not fit float32."""
-    stack = torch.stack(list(blocks))
-    largest = stack.abs().amax((1, 2))
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return stack / scale[:, None, None], scale
+    U has entries up to one, because squares of 1e+-30 do not fit float32. Clamping the scale keeps
+    a zero weight at zero, and lets NaN through.
+    """
+    m, n = operator.shape
+    products: list[Callable[[Tensor], Tensor]] = [operator.matmul, operator.rmatmul]
+    ahead, back = products if m >= n else reversed(products)
+    u_BM = ahead(v_BN.mT).mT
+    low, high = torch.aminmax(u_BM)  # abs().amax() copies
+    scale = torch.maximum(high, -low).clamp_(min=TINY)
+    u_BM = u_BM / scale
+    return back(u_BM.mT).mT, _gram(u_BM), scale
 
 
 def _gram(x_KBN: Tensor) -> Tensor:

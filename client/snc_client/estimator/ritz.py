@@ -27,7 +27,7 @@ class Ritz(NamedTuple):
 
     def split(self, sizes: Sequence[int]) -> list[Ritz]:
         """Cut the K layers into pieces of the given sizes."""
-        pieces = zip(*(field.split(list(sizes)) for field in self), strict=True)
+        pieces = zip(*(torch.split(field, list(sizes)) for field in self), strict=True)
         return [Ritz(*piece) for piece in pieces]
 
 
@@ -58,7 +58,7 @@ def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(y_KBN, dim=-1, keepdim=True)
     alive = length.square() > DEAD * length.amax(-2, keepdim=True).square()  # False for NaN too
-    return torch.where(alive, y_KBN / torch.where(alive, length, 1.0), noise_BN)
+    return torch.where(alive, y_KBN, noise_BN).div_(torch.where(alive, length, 1.0))
 
 
 def orthonormalizer(c_KBB: Tensor) -> Tensor:
