@@ -66,7 +66,7 @@ def clean(text: str) -> str:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Return one block per value, scaled from the smallest to the largest, x where one is not finite."""
+    """Return one block per value, scaled from smallest to largest; x where one is not finite."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return BROKEN * len(values)
