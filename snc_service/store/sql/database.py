@@ -1,0 +1,72 @@
+"""What the statements need of an engine: connections, transactions, and a few words of dialect.
+
+A dialect implements `Database`; everything above it is written once. Statements use ``?`` for
+parameters, contain no other ``?`` and no ``%``, and stay within what SQLite 3.35 and PostgreSQL 14
+both accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeAlias
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Cursor(Protocol):
+    """The part of a DB-API cursor that is used."""
+
+    @property
+    def rowcount(self) -> int:
+        """Return the number of rows that the last statement changed."""
+
+    def fetchone(self) -> Any:
+        """Return the next row or None."""
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows left."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """One connection inside a transaction."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
+        """Run one statement."""
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
+        """Run one statement for many rows."""
+
+
+class Database(Protocol):
+    """An engine. Its contexts turn the driver's errors into `StoreUnavailable`."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """Open a transaction that sees one snapshot; many may run at once."""
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """Open the one writing transaction; durable when the context ends, undone by an error."""
+
+    def reclaim(self) -> None:
+        """Give space that deletes left back to the file system, a bounded piece at a time."""
+
+    def size_bytes(self) -> int:
+        """Return the bytes at rest."""
+
+    def close(self) -> None:
+        """Close every connection."""
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Undo what happens inside if it raises, and only that."""
+    connection.execute("savepoint item")
+    try:
+        yield
+    except BaseException:
+        connection.execute("rollback to savepoint item")
+        raise
+    finally:
+        connection.execute("release savepoint item")

@@ -1,0 +1,50 @@
+"""Deletion: a run disappears at once, its pieces follow in slices that block nobody for long."""
+
+from __future__ import annotations
+
+from snc_service.store.sql import runs
+from snc_service.store.sql.database import Connection, Database
+from snc_service.store.sql.schema import PIECES
+
+SLICE_ROWS = 1_000
+
+
+def delete(database: Database, run: str) -> None:
+    """Delete a run: unknown to everybody after one transaction, gone after the last.
+
+    A crash in between leaves pieces that nobody can see; `resume` removes them.
+    Raises `RunUnknown`.
+    """
+    with database.write() as connection:
+        run_id = runs.number(connection, run)
+        connection.execute("insert into deleted_run (run_id) values (?)", (run_id,))
+        connection.execute("delete from run where run_id = ?", (run_id,))
+        connection.execute("delete from run_name where run_id = ?", (run_id,))
+    resume(database)
+
+
+def resume(database: Database) -> None:
+    """Remove what is left of deleted runs."""
+    with database.read() as connection:
+        left = connection.execute("select run_id from deleted_run order by run_id").fetchall()
+    for (run_id,) in left:
+        while True:
+            with database.write() as connection:
+                if not _delete_slice(connection, run_id):
+                    connection.execute("delete from deleted_run where run_id = ?", (run_id,))
+                    break
+            database.reclaim()
+
+
+def _delete_slice(connection: Connection, run_id: int) -> bool:
+    """Delete up to `SLICE_ROWS` rows; return whether there were any."""
+    for table, key in PIECES:
+        columns = f"({key})" if "," in key else key
+        deleted = connection.execute(
+            f"delete from {table} where run_id = ? and {columns} in "
+            f"(select {key} from {table} where run_id = ? limit ?)",
+            (run_id, run_id, SLICE_ROWS),
+        ).rowcount
+        if deleted:
+            return True
+    return False

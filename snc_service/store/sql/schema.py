@@ -1,0 +1,117 @@
+"""The tables. Every key starts with ``run_id``, the column by which a cluster would shard them.
+
+``{serial}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by the dialect. Numbers of
+runs are never used twice, so whatever is cached under one stays true.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+TABLES = """
+create table run_name (run_id {serial}, run text not null unique);
+
+create table run (
+  run_id integer primary key, run text not null, name text not null, project text not null,
+  state text not null, created_at {real} not null, updated_at {real} not null,
+  last_step bigint, layers integer not null default 0, breaches bigint not null default 0,
+  rescales bigint not null default 0, guard_vetoes bigint not null default 0,
+  dropped_values bigint not null default 0, worst_ratio {real}, worst_layer text,
+  nonfinite_layers integer not null default 0, overhead {real},
+  attempt bigint not null default 0, version bigint not null default 1,
+  next_event bigint not null default 1, next_tail bigint not null default 1,
+  interval_shift integer);
+create index run_by_project on run (project, run_id);
+create index run_by_state on run (state, updated_at);
+
+create table run_config (run_id integer primary key, config text not null, tags text not null);
+create table deleted_run (run_id integer primary key);
+
+create table layer (
+  run_id integer not null, layer integer not null, name text not null, kind text not null,
+  shape text not null, primary key (run_id, layer)){clustered};
+create unique index layer_by_name on layer (run_id, name);
+
+create table layer_table (
+  run_id integer not null, table_id integer not null, hash text not null, layers {blob} not null,
+  body {blob} not null, primary key (run_id, table_id));
+create unique index layer_table_by_hash on layer_table (run_id, hash);
+
+create table layout (
+  run_id integer not null, layout integer not null, table_id integer not null,
+  metrics text not null, scalars text not null, primary key (run_id, layout)){clustered};
+create unique index layout_by_columns on layout (run_id, table_id, metrics, scalars);
+
+create table metric (
+  run_id integer not null, metric integer not null, kind text not null, name text not null,
+  primary key (run_id, metric)){clustered};
+create unique index metric_by_name on metric (run_id, kind, name);
+
+create table writer (
+  run_id integer not null, writer text not null, last_seq bigint not null,
+  last_step bigint not null, attempt bigint not null, crcs {blob} not null,
+  primary key (run_id, writer)){clustered};
+
+create table attempt (
+  run_id integer not null, attempt bigint not null, first_step bigint not null,
+  started_at {real} not null, primary key (run_id, attempt)){clustered};
+
+create table tail (
+  run_id integer not null, id bigint not null, attempt bigint not null, layout integer not null,
+  step0 bigint not null, step1 bigint not null, n integer not null, steps {blob},
+  received_at {real} not null, v {blob} not null, primary key (run_id, id));
+create index tail_by_step on tail (run_id, attempt, step0, step1, layout, n, id);
+
+create table tile (
+  run_id integer not null, attempt bigint not null, metric integer not null,
+  level integer not null, block integer not null, step0 bigint not null, n integer not null,
+  enc integer not null, steps {blob}, v {blob} not null,
+  primary key (run_id, attempt, metric, level, block, step0)){clustered};
+
+create table latest (
+  run_id integer not null, table_id integer not null, metrics text not null,
+  steps {blob} not null, v {blob} not null, primary key (run_id, table_id));
+
+create table rule_state (run_id integer primary key, v {blob} not null);
+
+create table event (
+  run_id integer not null, id bigint not null, at {real} not null, step bigint not null,
+  rule text not null, severity text not null, layer text, layers integer not null, value {real},
+  limit_value {real}, message text not null, primary key (run_id, id)){clustered};
+create index event_by_time on event (at, run_id, id);
+
+create table event_count (
+  run_id integer not null, rule text not null, severity text not null, n bigint not null,
+  primary key (run_id, rule, severity)){clustered};
+
+create table run_policy (
+  run_id integer not null, version integer not null, body text not null, author text not null,
+  at {real} not null, primary key (run_id, version)){clustered};
+
+create table project_policy (
+  project text not null, version integer not null, body text not null, author text not null,
+  at {real} not null, primary key (project, version)){clustered};
+"""
+
+# Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
+PIECES: tuple[tuple[str, str], ...] = (
+    ("tail", "id"),
+    ("tile", "attempt, metric, level, block, step0"),
+    ("event", "id"),
+    ("event_count", "rule, severity"),
+    ("latest", "table_id"),
+    ("layout", "layout"),
+    ("layer_table", "table_id"),
+    ("layer", "layer"),
+    ("metric", "metric"),
+    ("writer", "writer"),
+    ("attempt", "attempt"),
+    ("run_policy", "version"),
+    ("rule_state", "run_id"),
+    ("run_config", "run_id"),
+)
+
+
+def statements(**words: str) -> list[str]:
+    """Return the statements that create the tables in a dialect."""
+    return [part.strip() for part in TABLES.format(**words).split(";") if part.strip()]

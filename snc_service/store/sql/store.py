@@ -1,0 +1,208 @@
+"""`SqlStore`: the protocol over any `Database`; each method is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from snc_service.store.protocol import (
+    Advance,
+    Buckets,
+    EventQuery,
+    Latest,
+    LayerTableUnknown,
+    Outcome,
+    Page,
+    Run,
+    RunState,
+    Severity,
+    StoredEvent,
+    StoredPolicy,
+    Submission,
+    Window,
+)
+from snc_service.store.sql import deletion, events, history, newest, policies, runs
+from snc_service.store.sql.database import Database
+from snc_service.store.sql.ingest import ingest
+from snc_service.store.sql.layers import LayerBook, metric_names
+from snc_service.wire import LayerTable, Policy
+
+
+class SqlStore:
+    """A `Store` whose statements run on the engine it is given, and which it closes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._book = LayerBook()
+        deletion.resume(database)
+
+    # Runs
+    def create_run(
+        self,
+        run: str,
+        *,
+        name: str,
+        project: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        policy: Policy | None,
+        now: float,
+    ) -> tuple[Run, bool]:
+        """See `Store.create_run`."""
+        with self._database.write() as connection:
+            run_id, new = runs.create(
+                connection, run, name=name, project=project, config=config, tags=tags, now=now
+            )
+            if policy is not None:
+                policies.start_with(connection, run_id, policy, author="client", now=now)
+            return runs.load(connection, run), new
+
+    def run(self, run: str) -> Run:
+        """See `Store.run`."""
+        with self._database.read() as connection:
+            return runs.load(connection, run)
+
+    def runs(
+        self,
+        *,
+        project: str | None = None,
+        state: RunState | None = None,
+        limit: int = 100,
+        after: tuple[Any, ...] | None = None,
+    ) -> Page:
+        """See `Store.runs`."""
+        with self._database.read() as connection:
+            return runs.page(connection, project=project, state=state, limit=limit, after=after)
+
+    def finish_run(self, run: str, state: Literal["finished", "failed"], now: float) -> Run:
+        """See `Store.finish_run`."""
+        with self._database.write() as connection:
+            return runs.finish(connection, run, state, now)
+
+    def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
+        """See `Store.mark_silent`."""
+        with self._database.write() as connection:
+            return runs.mark_silent(connection, before, now)
+
+    def delete_run(self, run: str) -> None:
+        """See `Store.delete_run`."""
+        deletion.delete(self._database, run)
+
+    # Ingest
+    def put_layer_table(self, run: str, table: LayerTable) -> None:
+        """See `Store.put_layer_table`."""
+        with self._database.write() as connection:
+            self._book.put(connection, runs.number(connection, run), table)
+
+    def layer_table(self, run: str, table_hash: str) -> LayerTable | None:
+        """See `Store.layer_table`."""
+        with self._database.read() as connection:
+            try:
+                return self._book.table(connection, runs.number(connection, run), table_hash).table
+            except LayerTableUnknown:
+                return None
+
+    def ingest(self, items: Sequence[Submission], advance: Advance) -> list[Outcome]:
+        """See `Store.ingest`."""
+        with self._database.write() as connection:
+            return ingest(connection, self._book, items, advance)
+
+    # Reads
+    def latest(self, run: str) -> Latest:
+        """See `Store.latest`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            layers = self._book.specs(connection, run_id)
+            now = newest.merged(len(layers), newest.load(connection, run_id).values())
+            return Latest(layers, now.steps, now.metrics, now.values)
+
+    def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `Store.metrics`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return (
+                metric_names(connection, run_id, "layer"),
+                metric_names(connection, run_id, "run"),
+            )
+
+    def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
+        """See `Store.history`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_layers(connection, self._book, run_id, metric, layers, window)
+
+    def scalar_history(self, run: str, scalar: str, window: Window) -> Buckets:
+        """See `Store.scalar_history`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_scalar(connection, self._book, run_id, scalar, window)
+
+    def heatmap(self, run: str, metric: str, window: Window, layers: int) -> Buckets:
+        """See `Store.heatmap`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_all_layers(connection, self._book, run_id, metric, window, layers)
+
+    def events(self, query: EventQuery) -> Page:
+        """See `Store.events`."""
+        with self._database.read() as connection:
+            run_id = None if query.run is None else runs.number(connection, query.run)
+            return events.page(connection, query, run_id)
+
+    def event_counts(self) -> Mapping[tuple[str, str, Severity], int]:
+        """See `Store.event_counts`."""
+        with self._database.read() as connection:
+            return events.counts(connection)
+
+    # Policy
+    def policy(self, run: str) -> StoredPolicy:
+        """See `Store.policy`."""
+        with self._database.read() as connection:
+            return policies.of_run(connection, runs.number(connection, run))
+
+    def put_policy(
+        self, run: str, policy: Policy, *, author: str, now: float, if_version: int | None
+    ) -> StoredPolicy:
+        """See `Store.put_policy`."""
+        with self._database.write() as connection:
+            return policies.put_for_run(
+                connection, run, policy, author=author, now=now, if_version=if_version
+            )
+
+    def policy_versions(self, run: str) -> list[StoredPolicy]:
+        """See `Store.policy_versions`."""
+        with self._database.read() as connection:
+            return policies.versions_of_run(connection, runs.number(connection, run))
+
+    def project_policy(self, project: str) -> StoredPolicy:
+        """See `Store.project_policy`."""
+        with self._database.read() as connection:
+            return policies.of_project(connection, project)
+
+    def put_project_policy(
+        self, project: str, policy: Policy, *, author: str, now: float, if_version: int | None
+    ) -> StoredPolicy:
+        """See `Store.put_project_policy`."""
+        with self._database.write() as connection:
+            return policies.put_for_project(
+                connection, project, policy, author=author, now=now, if_version=if_version
+            )
+
+    def project_policy_versions(self, project: str) -> list[StoredPolicy]:
+        """See `Store.project_policy_versions`."""
+        with self._database.read() as connection:
+            return policies.versions_of_project(connection, project)
+
+    # Itself
+    def ping(self) -> None:
+        """See `Store.ping`."""
+        with self._database.read() as connection:
+            connection.execute("select 1").fetchone()
+
+    def size_bytes(self) -> int:
+        """See `Store.size_bytes`."""
+        return self._database.size_bytes()
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._database.close()

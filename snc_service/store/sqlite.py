@@ -1,0 +1,166 @@
+"""The embedded engine: one SQLite file, WAL, every commit synced, one writer and many readers."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.sql import schema
+
+APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
+BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
+IDLE_READERS = 8
+RECLAIM_PAGES = 2_000
+WORDS: Final = {
+    "serial": "integer primary key autoincrement",  # never hands out a number twice
+    "blob": "blob",
+    "real": "real",
+    "clustered": " without rowid",
+}
+# Programming mistakes stay what they are; only what the disk and other processes do is mapped.
+_BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
+
+
+class SqliteDatabase:
+    """A database file. ``path`` is created with its tables if it does not exist.
+
+    Raises `StoreUnavailable` if it cannot be opened or written, is something else than a store, or
+    comes from a newer release.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(IDLE_READERS)
+        self._closed = False
+        with self._named_errors():
+            self._writer = self._connect()
+            try:
+                self._prepare()
+            except BaseException:
+                self._writer.close()
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection inside a read transaction: one snapshot from its first statement."""
+        with self._named_errors():
+            connection = self._reader()
+            try:
+                connection.execute("begin")
+                yield connection
+            finally:
+                self._give_back(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Lend the writer inside ``begin immediate``; synced to disk when the context ends."""
+        with self._lock, self._named_errors():
+            if self._closed:
+                raise StoreUnavailable(f"store {self.path} is closed")
+            # A deferred transaction that turns into a writer gets "busy" without waiting.
+            self._writer.execute("begin immediate")
+            try:
+                yield self._writer
+                self._writer.execute("commit")
+            except BaseException:
+                # A full disk may have rolled it back already.
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
+                raise
+
+    def reclaim(self) -> None:
+        """Return up to `RECLAIM_PAGES` free pages to the file system."""
+        with self._lock, self._named_errors():
+            if not self._closed:
+                self._writer.execute(f"pragma incremental_vacuum({RECLAIM_PAGES})").fetchall()
+
+    def size_bytes(self) -> int:
+        """Return the size of the file and its log."""
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        with self._named_errors():
+            return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Close all idle connections; readers still lent out close when they come back."""
+        with self._lock:
+            self._closed = True
+            while not self._idle.empty():
+                self._idle.get_nowait().close()
+            self._writer.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
+        connection.execute("pragma cache_size = -16000")
+        return connection
+
+    def _prepare(self) -> None:
+        """Create the tables, or check that the file is a store that this release can read."""
+        (tables,) = self._writer.execute("select count(*) from sqlite_master").fetchone()
+        (application,) = self._writer.execute("pragma application_id").fetchone()
+        if tables and application != APPLICATION_ID:
+            raise StoreUnavailable(f"{self.path} is an SQLite file, but not a store of snc")
+        if not tables:
+            # Both only take effect before the first table.
+            self._writer.execute("pragma page_size = 8192")
+            self._writer.execute("pragma auto_vacuum = incremental")
+        self._writer.execute("pragma journal_mode = wal")
+        self._writer.execute("pragma journal_size_limit = 67108864")
+        self._writer.execute("begin immediate")
+        try:
+            self._upgrade()
+            self._writer.execute("commit")
+        finally:
+            if self._writer.in_transaction:
+                self._writer.execute("rollback")
+
+    def _upgrade(self) -> None:
+        # Read inside the transaction: another process may have created the tables meanwhile.
+        (version,) = self._writer.execute("pragma user_version").fetchone()
+        if version > schema.VERSION:
+            raise StoreUnavailable(
+                f"{self.path} has schema version {version}, this release knows up to "
+                f"{schema.VERSION}: upgrade snc"
+            )
+        if version == 0:
+            for statement in schema.statements(**WORDS):
+                self._writer.execute(statement)
+        self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
+        self._writer.execute(f"pragma user_version = {schema.VERSION}")
+
+    def _reader(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreUnavailable(f"store {self.path} is closed")
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        if not self._closed:
+            try:
+                self._idle.put_nowait(connection)
+                return
+            except queue.Full:
+                pass
+        connection.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _BUGS:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"store {self.path} cannot be used: {error}") from error
