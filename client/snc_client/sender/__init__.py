@@ -7,9 +7,13 @@ counted: ``sent_values``, ``dropped_values``.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import math
 import os
 import secrets
+import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -18,9 +22,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from snc_client.sender.connection import Connection, hold_forks_while_importing
-from snc_client.sender.delivery import CLOSE_SECONDS, Delivery, EndState, Job, Pace, State
+from snc_client.sender.connection import THREAD_NAME, Connection, hold_forks_while_importing
+from snc_client.sender.delivery import Delivery, Job, State
 from snc_client.sender.packing import MAX_COLUMNS
+from snc_client.sender.patience import EndState, Pace, Patience
 from snc_client.sender.rows import Floats, Row, RowQueue
 from snc_service.wire import MAX_STEP, METRIC_NAME, RUN_NAME, LayerTable, Policy
 
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace", "Sender"]
 
+_log = logging.getLogger("snc")
+
+CLOSE_SECONDS = 5.0
 QUEUE_BYTES = 64 * 2**20  # 3,000 steps of 1,000 layers x 5 metrics
 MAX_ROW_BYTES = 8 * 2**20 - 128 * 1024  # the wire's 8 MiB less the largest header
 
@@ -60,7 +68,7 @@ class Sender:
         pace: Pace | None = None,
     ) -> None:
         self.run = run if run is not None else _drawn_run()
-        _check(url, self.run, metrics, table)
+        _check(url, token, self.run, metrics, table)
         self._pid = os.getpid()
         self._shape = (len(metrics), len(table.layers))
         self._pace = pace or Pace()
@@ -80,15 +88,19 @@ class Sender:
             request={key: value for key, value in request.items() if value is not None},
         )
         self._rows = RowQueue(queue_bytes)
+        self._patience = Patience(self._pace)
         self._delivery = Delivery(
-            job, self._rows, self._pace, lambda: Connection(url, token, transport)
+            job,
+            self._rows,
+            self._pace,
+            self._patience,
+            lambda: Connection(url, token, transport),
         )
+        self._ending = _Ending(self._delivery, self._patience)
         hold_forks_while_importing()
-        self._delivery.start()
+        self._ending.thread.start()
         # A sender that is dropped without `close` still delivers what it was given.
-        weakref.finalize(
-            self, self._delivery.ask_to_close, CLOSE_SECONDS, "finished"
-        ).atexit = False
+        weakref.finalize(self, self._ending.ask, CLOSE_SECONDS, "finished").atexit = False
 
     def put(self, step: int, values: Floats, scalars: Mapping[str, float], time: float) -> None:
         """Hand over one step: ``values`` float32 [M, L] (copied), Unix seconds in ``time``.
@@ -104,7 +116,7 @@ class Sender:
         row = Row(int(step), values.astype(np.float32), dict(scalars), float(time))
         waiting = self._rows.put(row)
         if waiting == 1 or waiting == self._pace.batch_steps:
-            self._delivery.ring()
+            self._patience.ring()
 
     def take_policy(self) -> tuple[int, Policy] | None:
         """Return (version, policy) of the newest policy the service sent, once; else None."""
@@ -141,13 +153,51 @@ class Sender:
         A service that was gone before is tried once more only. Happens by itself at the exit of the
         interpreter; the second call does nothing.
         """
-        self._delivery.close(timeout, state)
+        self._ending.reach(timeout, state)
 
 
-def _check(url: str, run: str, metrics: tuple[str, ...], table: LayerTable) -> None:
+class _Ending:
+    """The end of a sender: asked for by the job, by its disappearance, or by the exit."""
+
+    def __init__(self, delivery: Delivery, patience: Patience) -> None:
+        self._pid = os.getpid()
+        self._delivery = delivery
+        self._patience = patience
+        self.thread = threading.Thread(target=delivery.run, name=THREAD_NAME, daemon=True)
+        atexit.register(self._at_exit)
+
+    def ask(self, timeout: float, state: EndState) -> None:
+        if os.getpid() == self._pid:
+            self._patience.end(timeout, state)
+
+    def reach(self, timeout: float, state: EndState) -> None:
+        if os.getpid() != self._pid or self._delivery.state == "closed":
+            return
+        self._patience.end(timeout, state)
+        self.thread.join(timeout)
+        atexit.unregister(self._at_exit)
+        self._delivery.abandon()
+        if self._delivery.dropped_values:
+            _log.warning(
+                "snc: %d values reached the service, %d are lost (last trouble: %s)",
+                self._delivery.sent_values,
+                self._delivery.dropped_values,
+                self._delivery.last_error,
+            )
+
+    def _at_exit(self) -> None:
+        # Set by the interpreter when an exception ends the program.
+        self.reach(CLOSE_SECONDS, "failed" if getattr(sys, "last_value", None) else "finished")
+
+
+def _check(
+    url: str, token: str | None, run: str, metrics: tuple[str, ...], table: LayerTable
+) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url must be http://host[:port] or https://host[:port], got {url!r}")
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise ValueError("token must be printable ASCII without line ends: it was cut or mistyped")
     if not RUN_NAME.fullmatch(run):
         raise ValueError(f"run must match {RUN_NAME.pattern}, got {run!r}")
     if not all(METRIC_NAME.fullmatch(name) for name in metrics):
