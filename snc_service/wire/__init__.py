@@ -16,7 +16,7 @@ from snc_service.wire.batch import (
 )
 from snc_service.wire.checks import MAX_STEP, METRIC_NAME, RUN_NAME, WireError
 from snc_service.wire.layer_table import LayerSpec, LayerTable
-from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold
+from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
 
 __all__ = [
     "ABSENT",
@@ -34,6 +34,7 @@ __all__ = [
     "Policy",
     "PolicyEntry",
     "Threshold",
+    "Unit",
     "WireError",
     "absent",
     "decode",

@@ -1,0 +1,6 @@
+"""From a model to its layers: names, views and linear maps; what is left out, and why."""
+
+from snc_client.layers.coverage import Coverage, Layer, Skipped
+from snc_client.layers.walk import find_layers
+
+__all__ = ["Coverage", "Layer", "Skipped", "find_layers"]

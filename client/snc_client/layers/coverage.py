@@ -1,0 +1,107 @@
+"""What a model's tensors became: layers that are measured, and the rest with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from snc_client.operators import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One measured matrix: a weight, or the slice of a weight that holds one head, gate or expert.
+
+    It names a place in the model and keeps no tensor: `weight` and `operator` look the tensor up at
+    each call, so they follow ``load_state_dict(assign=True)``, ``.to()`` and a replaced module.
+    Both raise LookupError naming the layer if the place is gone or holds another shape.
+    """
+
+    name: str
+    """The state-dict key, with a suffix such as ``[q]`` or ``[3]`` where a weight holds several."""
+    kind: str
+    shape: tuple[int, ...]
+    """As the parameter stores it (one slice of it)."""
+    fan_out: int
+    fan_in: int
+    """Rows and columns of the map that is measured."""
+    writable: bool
+    """Whether enforcement may multiply `weight`; ``note`` says why not."""
+    note: str | None = None
+    names: tuple[str, ...] = ()
+    """Every name of this weight, ``name`` first: more than one where weights are tied."""
+    cappable: bool = False
+    """Whether `weight` *is* the measured matrix (2-d), so that its singular values can be set."""
+    _weight: Callable[[], Tensor] = field(kw_only=True, repr=False)
+    _operator: Callable[[], Operator] = field(kw_only=True, repr=False)
+
+    def weight(self) -> Tensor:
+        """Return the view to multiply in place: by f, and sigma becomes f times what it was.
+
+        It shares the parameter's memory, has no gradient history and keeps the parameter's dtype.
+        Meaningless where ``writable`` is False.
+        """
+        return self._weight()
+
+    def operator(self) -> Operator:
+        """Return the linear map whose sigma is this layer's. Cheap, except for computed weights."""
+        return self._operator()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor of the model that is not measured, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """All layers in model order, and everything that was left out. ``str()`` is a table."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...]
+    measured_parameters: int
+    """Parameters (scalars, tied ones counted once) inside the layers."""
+    total_parameters: int
+
+    def __str__(self) -> str:
+        rows = [("layer", "kind", "shape", "enforced", "note")]
+        rows += [
+            (x.name, x.kind, _size(x.shape), "yes" if x.writable else "no", _remark(x))
+            for x in self.layers
+        ]
+        rows += [(x.name, "-", _size(x.shape), "-", f"skipped: {x.reason}") for x in self.skipped]
+        return f"{_aligned(rows)}\n{self.summary}"
+
+    @property
+    def summary(self) -> str:
+        """Return one line: layers, enforceable layers, parameters measured, tensors skipped."""
+        enforced = sum(layer.writable for layer in self.layers)
+        share = 100 * self.measured_parameters / max(self.total_parameters, 1)
+        return (
+            f"{len(self.layers)} layers measured, {enforced} of them can be enforced; "
+            f"{self.measured_parameters:,} of {self.total_parameters:,} parameters "
+            f"({share:.1f} %); "
+            f"{len(self.skipped)} tensors skipped"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _remark(layer: Layer) -> str:
+    tied = f"tied with {', '.join(layer.names[1:])}" if len(layer.names) > 1 else ""
+    return "; ".join(text for text in (tied, layer.note) if text)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    # The last column is free text: padding it would only add spaces.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ("  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows)
+    return "\n".join(lines)

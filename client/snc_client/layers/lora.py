@@ -1,0 +1,48 @@
+"""LoRA pairs: what matters is the product B A that is added to a weight, not its two factors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from snc_client.layers.coverage import Layer
+from snc_client.layers.place import Place
+from snc_client.operators import LowRank
+
+
+def lora_layer(b: Place, a: Place) -> Layer:
+    """Return the layer of a LoRA pair: sigma of B A, enforced through B alone.
+
+    Convolutional pairs (A with the kernel, B 1x1) are the product of their flattened matrices.
+    """
+    read_b = b.reader(b.source.read, b.value.shape)
+    read_a = a.reader(a.source.read, a.value.shape)
+    rows, columns = b.value.shape[0], a.value[0].numel()
+    note = f"product with {a.name}, enforced through this factor"
+    return Layer(
+        name=f"{b.name}[BA]",
+        kind="lora",
+        shape=(rows, columns),
+        fan_out=rows,
+        fan_in=columns,
+        writable=not b.frozen,
+        note=f"frozen: measured, never written; {note}" if b.frozen else note,
+        names=tuple(f"{name}[BA]" for name in b.names),
+        _weight=read_b,
+        _operator=lambda: LowRank(read_b().flatten(1), read_a().flatten(1)),
+    )
+
+
+def lora_pairs(places: list[Place]) -> dict[str, Place | None]:
+    """Return the A of every B, by B's name, and None for every A that has its B."""
+    named = {place.name: place for place in places}
+    pairs: dict[str, Place | None] = {}
+    for name, b in named.items():
+        a = named.get(name.replace("lora_B", "lora_A").replace("embedding_B", "embedding_A"))
+        if a is not None and a is not b and _fit(b.value, a.value):
+            pairs[name], pairs[a.name] = a, None
+    return pairs
+
+
+def _fit(b: Tensor, a: Tensor) -> bool:
+    dense = b.ndim >= 2 and a.ndim >= 2 and not b.is_meta and not a.is_meta
+    return dense and b[0].numel() == a.shape[0] and b.numel() > 0 and a.numel() > 0

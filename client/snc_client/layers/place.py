@@ -1,0 +1,122 @@
+"""A weight's place in a model, and the layers that look it up there at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from snc_client.layers.coverage import Layer
+from snc_client.layers.sources import Source
+from snc_client.layers.views import View
+from snc_client.operators import Operator
+
+Read: TypeAlias = Callable[[nn.Module], Tensor]
+
+
+class Place:
+    """One weight while the model is walked: where it is, its names, what it is made of.
+
+    It holds tensors, so the layers made from it do not hold it.
+    """
+
+    def __init__(self, root: nn.Module, name: str, module: nn.Module, source: Source) -> None:
+        self.root, self.name, self.module, self.source = root, name, module, source
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+
+    @cached_property
+    def value(self) -> Tensor:
+        """Return the weight as the forward pass uses it now."""
+        first = self.source.parameters[0]
+        # Nothing can be read of a lazy parameter, not even its shape.
+        return first if is_lazy(first) else self.source.read(self.module)
+
+    @property
+    def memory(self) -> object:
+        """Return what all names of one weight have in common: the same numbers in memory."""
+        first = self.source.parameters[0]
+        plain = self.source.direct and not is_lazy(first) and type(first.detach()) is Tensor
+        if not plain or first.layout != torch.strided or first.is_meta or first.numel() == 0:
+            return tuple(map(id, self.source.parameters))
+        return str(first.device), first.data_ptr(), first.numel(), first.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the weight's shape; () while it is not known."""
+        return () if is_lazy(self.value) else tuple(self.value.shape)
+
+    @property
+    def size(self) -> int:
+        """Return the number of scalars behind the weight."""
+        parameters = self.source.parameters
+        return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in parameters)
+
+    @property
+    def frozen(self) -> bool:
+        """Return whether any of its parameters, under any of its names, is not to be trained."""
+        return not all(parameter.requires_grad for parameter in self.parameters)
+
+    def reader(self, read: Read, shape: torch.Size) -> Callable[[], Tensor]:
+        """Return a function that reads a tensor from the module that is there by then."""
+        root, name, path = self.root, self.name, self.name.rpartition(".")[0]
+
+        def look_up() -> Tensor:
+            try:
+                tensor = read(root.get_submodule(path))
+            except (AttributeError, KeyError):
+                raise LookupError(
+                    f"layer {name!r} must still be in the model, it is gone"
+                ) from None
+            if tensor.shape != shape:
+                want, got = tuple(shape), tuple(tensor.shape)
+                raise LookupError(f"layer {name!r} must have the shape {want}, got {got}")
+            return tensor
+
+        return look_up
+
+
+def layer(place: Place, view: View) -> Layer:
+    """Return the layer of one matrix of a weight."""
+    source, part = place.source, view.part(place.value)
+    rows, columns = view.operator(view.lay(part)).shape
+    read = place.reader(source.read, place.value.shape)
+    weight = _written(place, view)
+    notes = ("frozen: measured, never written" if place.frozen else None, source.note, view.note)
+
+    def operator() -> Operator:
+        return view.operator(view.lay(view.part(read())))
+
+    return Layer(
+        name=place.name + view.suffix,
+        kind=view.kind,
+        shape=tuple(part.shape),
+        fan_out=rows,
+        fan_in=columns,
+        writable=weight is not None and not place.frozen,
+        note="; ".join(filter(None, notes)) or None,
+        names=tuple(name + view.suffix for name in place.names),
+        cappable=source.direct and view.cappable and not place.frozen,
+        _weight=weight or read,
+        _operator=operator,
+    )
+
+
+def _written(place: Place, view: View) -> Callable[[], Tensor] | None:
+    """Return what reads the tensor to multiply, None where nothing scales this view alone."""
+    if place.source.written is None:
+        return None
+    whole = place.source.written(place.module)
+    read = place.reader(place.source.written, whole.shape)
+    if place.source.direct:
+        return lambda: view.lay(view.part(read()))
+    if view.pick is ...:
+        return read
+    # The scale of weight_norm can be cut as the weight is if it has a number for each output.
+    if not isinstance(view.pick, tuple) and whole.shape[0] == place.value.shape[0]:
+        return lambda: view.part(read())
+    return None

@@ -1,0 +1,70 @@
+"""Why a tensor is not measured: one sentence each, so that nothing is left out silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from snc_client.layers.coverage import Skipped
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_GAINS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_DENSE = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.modules.conv._ConvNd)
+
+
+def reason(module: nn.Module, weight: Tensor) -> str | None:
+    """Return why this weight of ``module`` cannot be measured, None if it can."""
+    if is_lazy(weight):
+        return "not initialised yet: run a forward, then look again"
+    # RMSNorm is younger than the oldest torch that is supported, and often home-made.
+    if isinstance(module, _GAINS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
+        return "gain or bias of a normalisation: diagonal, not a matrix"
+    return _no_matrix(module, weight) or _no_numbers(weight)
+
+
+def _no_matrix(module: nn.Module, weight: Tensor) -> str | None:
+    if weight.ndim < 2:
+        return "a vector: no singular values to hold"
+    if weight.numel() == 0:
+        return "empty"
+    if not isinstance(module, _DENSE) and weight.numel() == max(weight.shape):
+        return "a vector in the shape of a matrix"
+    return None
+
+
+def _no_numbers(weight: Tensor) -> str | None:
+    plain = weight.detach()
+    if type(plain) is not Tensor:
+        return f"a {type(plain).__name__}: sharded or quantised tensors are not supported"
+    if plain.is_meta:
+        return "on the meta device: it holds no numbers"
+    if plain.layout != torch.strided:
+        return f"of layout {plain.layout}: only dense weights are supported"
+    if plain.dtype not in _FLOATS:
+        return f"of dtype {plain.dtype}: complex, integer and quantised weights are not supported"
+    return None
+
+
+def packed(model: nn.Module) -> Iterator[Skipped]:
+    """Yield quantised weights, which torch and others keep where no parameter shows them."""
+    for path, module in model.named_modules():
+        for key in ("_packed_params", "_all_weight_values", "qweight"):
+            holder = getattr(module, key, None)
+            outer = not path.endswith(("_packed_params", "_all_weight_values"))
+            if holder is not None and not isinstance(holder, nn.Parameter) and outer:
+                shape = tuple(holder.shape) if isinstance(holder, Tensor) else ()
+                yield Skipped(f"{path}.{key}".lstrip("."), shape, "quantised: not supported")
+
+
+def nothing(model: nn.Module, skipped: list[Skipped]) -> str:
+    """Return the sentence for a model without any matrix."""
+    why = "; ".join(f"{x.name}: {x.reason}" for x in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return (
+        "model must hold at least one weight that can be seen as a matrix: a dense floating-point "
+        f"parameter with two or more dimensions, got {type(model).__name__} with "
+        + (f"{len(skipped)} tensors ({why}{more})" if skipped else "no parameter at all")
+    )

@@ -1,0 +1,93 @@
+"""Walk a model's tensors, not its module types, and give every one a layer or a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from snc_client.layers.coverage import Coverage, Layer, Skipped
+from snc_client.layers.lora import lora_layer, lora_pairs
+from snc_client.layers.place import Place, layer
+from snc_client.layers.reasons import nothing, packed, reason
+from snc_client.layers.sources import sources
+from snc_client.layers.views import Parts, View, cut, views
+
+
+def find_layers(
+    model: nn.Module,
+    *,
+    conv: Literal["reshape", "operator"] = "reshape",
+    split: Mapping[str, Parts] | None = None,
+) -> Coverage:
+    """Return every matrix of the model as a layer, and everything else with the reason.
+
+    A weight that holds several matrices (q, k, v; gates; experts) gives one layer for each; tied
+    weights give one in all. ``split`` cuts fused outputs further: ``{"*.c_attn.weight": "qkv"}``
+    into three equal parts, ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}`` into the sizes
+    given. Only right where the parts lie one after the other: some models interleave them by head.
+
+    Nothing in the model changes. Raises ValueError if the model holds no matrix, or if an entry of
+    ``split`` matches no weight or does not fit one.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    places, skipped, layers = _places(model), list(packed(model)), list[Layer]()
+    pairs = lora_pairs(places)
+    _check_split(split or {}, places)
+    measured = 0
+    for place in places:
+        partner = pairs.get(place.name)
+        why = None if place.name in pairs else reason(place.module, place.value)
+        if why:
+            skipped.append(Skipped(place.name, place.shape, why))
+            continue
+        measured += place.size
+        if partner:
+            layers.append(lora_layer(place, partner))
+        elif place.name not in pairs:
+            layers += [layer(place, view) for view in _views(place, split or {})]
+    if not layers:
+        raise ValueError(nothing(model, skipped))
+    return Coverage(tuple(layers), tuple(skipped), measured, sum(place.size for place in places))
+
+
+def _places(model: nn.Module) -> list[Place]:
+    """Return every weight of the model once, under all its names, in model order."""
+    places: dict[object, Place] = {}
+    inside: set[int] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if parametrize.is_parametrized(module):
+            # What computes a weight belongs to that weight: it is no layer of its own.
+            inside |= {id(part) for part in module.parametrizations.modules()}
+        if id(module) in inside:
+            continue
+        for source in sources(module):
+            name = f"{path}.{source.key}" if path else source.key
+            found = Place(model, name, module, source)
+            place = places.setdefault(found.memory, found)
+            place.names.append(name)
+            place.parameters.extend(source.parameters)
+    return list(places.values())
+
+
+def _views(place: Place, split: Mapping[str, Parts]) -> tuple[View, ...]:
+    whole = views(place.module, place.name, place.value)
+    for pattern, parts in split.items():
+        if fnmatchcase(place.name, pattern):
+            if len(whole) > 1 or place.value.ndim != 2:
+                raise ValueError(
+                    f"split of {pattern!r} must name a 2-d weight that is one matrix, "
+                    f"got {place.name!r} of shape {place.shape}"
+                )
+            return cut(whole[0], place.value, parts)
+    return whole
+
+
+def _check_split(split: Mapping[str, Parts], places: list[Place]) -> None:
+    for pattern in split:
+        if not any(fnmatchcase(place.name, pattern) for place in places):
+            raise ValueError(f"split must name weights of the model, {pattern!r} matches none")

@@ -1,0 +1,239 @@
+"""Linear maps as the estimator sees them: a weight, multiplied with a block of vectors.
+
+Every operator has ``shape`` (m, n), ``matmul`` (n, b) -> (m, b), ``rmatmul`` (m, b) -> (n, b), both
+in float32 whatever the weight's dtype, and ``amax``, a 0-d float32 on the weight's device, whose
+exponent tells the estimator how to scale. Nothing here waits for the device, draws a random number
+or records a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_SCATTER: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+class Matrix:
+    """A weight (m, n) as it lies in memory: float32 is never copied, a transposed view is fine.
+
+    Weights of another dtype are converted at each product: in float16 or bfloat16 the *vectors*
+    would lose the digits that sigma needs. A float64 entry beyond float32's range becomes infinite.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        if weight.ndim != 2:
+            raise ValueError(f"weight must have 2 dimensions, got shape {tuple(weight.shape)}")
+        self.weight = weight.detach()
+        self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return W v for a block v (n, b)."""
+        return self.weight.float() @ v
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return W' u for a block u (m, b)."""
+        return self.weight.float().t() @ u
+
+    def amax(self) -> Tensor:
+        """Return the largest absolute entry; NaN if there is a NaN."""
+        return _amax(self.weight)
+
+
+class BlockDiagonal:
+    """Blocks (g, m, n) that share no input and no output: (g*m, g*n), sigma is the largest one's.
+
+    This is what the groups of a convolution are. Flattening such a weight to (g*m, n) instead mixes
+    unrelated groups and overstates sigma, up to sqrt(g) times.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        if weight.ndim != 3:
+            raise ValueError(f"weight must have 3 dimensions, got shape {tuple(weight.shape)}")
+        self.weight = weight.detach()
+        g, m, n = weight.shape
+        self.shape: tuple[int, int] = (g * m, g * n)
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return W v for a block v (g*n, b)."""
+        g, _, n = self.weight.shape
+        return torch.bmm(self.weight.float(), v.reshape(g, n, -1)).flatten(0, 1)
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return W' u for a block u (g*m, b)."""
+        g, m, _ = self.weight.shape
+        return torch.bmm(self.weight.float().mT, u.reshape(g, m, -1)).flatten(0, 1)
+
+    def amax(self) -> Tensor:
+        """Return the largest absolute entry; NaN if there is a NaN."""
+        return _amax(self.weight)
+
+
+class LowRank:
+    """The product B A of B (m, r) and A (r, n), never formed: what a LoRA pair adds to a weight."""
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self._left, self._right = Matrix(left), Matrix(right)
+        if left.shape[1] != right.shape[0]:
+            raise ValueError(
+                f"B and A must share their inner size, got {tuple(left.shape)} and "
+                f"{tuple(right.shape)}"
+            )
+        self.shape: tuple[int, int] = (left.shape[0], right.shape[1])
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return B (A v) for a block v (n, b)."""
+        return self._left.matmul(self._right.matmul(v))
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return A' (B' u) for a block u (m, b)."""
+        return self._right.rmatmul(self._left.rmatmul(u))
+
+    def amax(self) -> Tensor:
+        """Return the product of the two largest absolute entries: the scale of an entry of B A."""
+        return self._left.amax() * self._right.amax()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input, one number (or pair) per spatial dimension.
+
+    ``pads`` are (before, after); ``mode`` is ``zeros``, ``reflect``, ``replicate`` or ``circular``.
+    """
+
+    grid: tuple[int, ...]
+    stride: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    mode: str = "zeros"
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Return the input's size after padding."""
+        return tuple(h + a + b for h, (a, b) in zip(self.grid, self.pads, strict=True))
+
+    def outputs(self, kernel: Sequence[int]) -> tuple[int, ...]:
+        """Return the output's size for a kernel of this size; less than 1 where none fits."""
+        axes = zip(self.padded, kernel, self.dilation, self.stride, strict=True)
+        return tuple((h - d * (k - 1) - 1) // s + 1 for h, k, d, s in axes)
+
+
+class Convolution:
+    """The map that a convolution really is, on inputs of ``geometry.grid``: (in*grid) -> (out*...).
+
+    ``weight`` is (out, in/groups, *kernel). Its largest singular value is the Lipschitz constant of
+    the layer at this grid; it grows slightly with the grid (to within 2-8 % of the limit at 16).
+    One product costs one forward of b samples at the grid.
+    """
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        self._weight, self.geometry = weight.detach(), geometry
+        kernel = tuple(weight.shape[2:])
+        self._inputs = (weight.shape[1] * geometry.groups, *geometry.grid)
+        self._outputs = (weight.shape[0], *geometry.outputs(kernel))
+        if min(self._outputs[1:]) < 1:
+            raise ValueError(f"grid must hold the kernel {kernel}, got {geometry.grid}")
+        axes = zip(
+            geometry.padded, self._outputs[1:], kernel, geometry.stride, geometry.dilation,
+            strict=True,
+        )  # fmt: skip
+        # The rows at the far end that a stride leaves unread.
+        self._unread = [h - (o - 1) * s - d * (k - 1) - 1 for h, o, k, s, d in axes]
+        self.shape: tuple[int, int] = (math.prod(self._outputs), math.prod(self._inputs))
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return the convolution of the b inputs in the columns of v (in*grid, b)."""
+        x = self._pad(v.t().reshape(-1, *self._inputs))
+        y = _CONVOLVE[len(self._unread)](x, self._weight.float(), **self._keywords())
+        return y.flatten(1).t()
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return the adjoint: what the b output gradients in the columns of u send to the input."""
+        y = u.t().reshape(-1, *self._outputs)
+        scatter = _SCATTER[len(self._unread)]
+        x = scatter(y, self._weight.float(), output_padding=self._unread, **self._keywords())
+        return self._unpad(x).flatten(1).t()
+
+    def amax(self) -> Tensor:
+        """Return the largest absolute entry of the kernel; NaN if there is a NaN."""
+        return _amax(self._weight)
+
+    def _keywords(self) -> dict[str, object]:
+        g = self.geometry
+        return {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
+
+    def _pad(self, x: Tensor) -> Tensor:
+        flat = [size for pair in reversed(self.geometry.pads) for size in pair]
+        mode = "constant" if self.geometry.mode == "zeros" else self.geometry.mode
+        return F.pad(x, flat, mode=mode) if any(flat) else x
+
+    def _unpad(self, x: Tensor) -> Tensor:
+        """Apply the adjoint of `_pad`: what fell on the border goes back to where it was read."""
+        for axis, (before, after) in enumerate(self.geometry.pads, start=2):
+            x = _fold(x, axis, before, after, self.geometry.mode)
+        return x
+
+
+class Adjoint:
+    """The transpose of an operator. A transposed convolution is the adjoint of a convolution."""
+
+    def __init__(self, operator: Convolution) -> None:
+        self._operator = operator
+        self.shape: tuple[int, int] = (operator.shape[1], operator.shape[0])
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return the operator's ``rmatmul``."""
+        return self._operator.rmatmul(v)
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return the operator's ``matmul``."""
+        return self._operator.matmul(u)
+
+    def amax(self) -> Tensor:
+        """Return the operator's ``amax``."""
+        return self._operator.amax()
+
+
+Operator: TypeAlias = Matrix | BlockDiagonal | LowRank | Convolution | Adjoint
+
+
+def _amax(weight: Tensor) -> Tensor:
+    """Return max |w| without a copy of the weight; `aminmax` passes NaN on."""
+    low, high = torch.aminmax(weight)
+    return torch.maximum(-low, high).float()
+
+
+def _fold(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
+    """Undo one dimension's padding, adding each border to the places it was read from.
+
+    Slices only: the backward pass of torch's padding adds with float atomics on CUDA, and ranks
+    would no longer agree bit for bit.
+    """
+    size = x.shape[axis] - before - after
+    inside = x.narrow(axis, before, size)
+    if mode == "zeros" or before == after == 0:
+        return inside
+    inside = inside.clone()
+    for border, width, at_end in (
+        (x.narrow(axis, 0, before), before, False),
+        (x.narrow(axis, before + size, after), after, True),
+    ):
+        if mode == "replicate":
+            inside.narrow(axis, size - 1 if at_end else 0, 1).add_(border.sum(axis, keepdim=True))
+        elif mode == "reflect":
+            inside.narrow(axis, size - 1 - width if at_end else 1, width).add_(border.flip(axis))
+        else:
+            inside.narrow(axis, 0 if at_end else size - width, width).add_(border)
+    return inside

@@ -1,0 +1,123 @@
+"""Layer name -> threshold and action: what the user wrote, checked, and laid out by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, TypeAlias
+
+from snc_service.wire import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
+
+Limit: TypeAlias = float | str | None
+
+
+class Named(Protocol):
+    """What a policy needs to know of a layer."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every name of the weight: more than one where weights are tied."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether enforcement may write it."""
+
+    @property
+    def cappable(self) -> bool:
+        """Whether its singular values can be set one by one."""
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """What holds for one layer: its threshold is ``factor`` (inf: none) times a unit."""
+
+    factor: float = math.inf
+    unit: Unit = "absolute"
+    action: Action = "observe"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A policy laid out by layer, in layer order."""
+
+    layers: tuple[LayerPolicy, ...]
+    unmatched: tuple[str, ...]
+    """Patterns that match no layer: an error in a constructor, a remark when a service sent it."""
+
+    def require_matched(self) -> None:
+        """Raise ValueError naming the first pattern that matches no layer."""
+        if self.unmatched:
+            cure = " (write [[] for a literal [)" if "[" in self.unmatched[0] else ""
+            raise ValueError(
+                f"policy entry {self.unmatched[0]!r} must match a measured layer, it matches none"
+                f"{cure}: str(callback.layers) lists the names"
+            )
+
+
+def make_policy(
+    threshold: Limit | Mapping[str, Limit] = None,
+    action: str = "rescale",
+    policy: Policy | Mapping[str, Any] | None = None,
+) -> Policy:
+    """Return the policy that a constructor's arguments describe; without any, observe everything.
+
+    ``threshold`` is a number, ``"3x init"``, ``"3x rms"`` or a mapping of globs to these or None
+    (observe), in the order in which they are tried. ``policy`` is one already made, or its JSON
+    form. Raises ValueError naming the entry that is wrong.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
+    if policy is not None:
+        if threshold is not None:
+            raise ValueError("threshold and policy must not both be given: put it into the policy")
+        return policy if isinstance(policy, Policy) else Policy.parse(policy)
+    if threshold is None:
+        return Policy()
+    if isinstance(threshold, Mapping):
+        if not threshold:
+            raise ValueError("threshold must map at least one pattern, got an empty mapping")
+        return Policy(tuple(_entry(*item, action) for item in threshold.items()))
+    Threshold.parse(_number(threshold))  # here its error says "threshold", not "threshold of '*'"
+    return Policy((_entry("*", threshold, action),))
+
+
+def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
+    """Lay a policy out by layer: the first entry that matches any of a layer's names.
+
+    A layer without an entry or without a threshold is observed. So is one that must not be written,
+    where the entry says rescale or cap: its breaches are still reported. Where a cap is not
+    possible, the layer is rescaled.
+    """
+    unmatched = tuple(entry.pattern for entry in policy.entries if not _speaks(entry, layers))
+    return Resolved(tuple(_layer_policy(policy, layer) for layer in layers), unmatched)
+
+
+def _layer_policy(policy: Policy, layer: Named) -> LayerPolicy:
+    for entry in policy.entries:
+        if any(map(entry.matches, layer.names)):
+            limit = entry.limit
+            if limit is None:
+                return LayerPolicy()
+            return LayerPolicy(limit.factor, limit.unit, _possible(entry.action, layer))
+    return LayerPolicy()
+
+
+def _possible(action: Action, layer: Named) -> Action:
+    if action in ("rescale", "cap") and not layer.writable:
+        return "observe"
+    return "rescale" if action == "cap" and not layer.cappable else action
+
+
+def _speaks(entry: PolicyEntry, layers: Sequence[Named]) -> bool:
+    return any(entry.matches(name) for layer in layers for name in layer.names)
+
+
+def _entry(pattern: str, threshold: Limit, action: str) -> PolicyEntry:
+    return PolicyEntry(pattern, _number(threshold), action)  # type: ignore[arg-type] # checked
+
+
+def _number(value: Any) -> Any:
+    """Return numpy's numbers as Python's: the wire knows no others."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
