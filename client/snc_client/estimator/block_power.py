@@ -11,8 +11,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from snc_client.estimator.precision import full_precision
 from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
+from snc_client.precision import full_precision
 
 COLD_ITERATIONS = 8
 EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can grow

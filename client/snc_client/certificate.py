@@ -1,0 +1,260 @@
+"""Prove that a weight's spectral norm is at most a bound. Pure tensors.
+
+For a bound c, Cholesky of c^2 I - W'W completes exactly if the spectral norm is below c, up to
+rounding. A shift pays for the rounding, so a pass is a proof, whatever the estimate was, however
+close the singular values are and in whichever order sums ran: Rump, Verification of positive
+definiteness, BIT 46 (2006) 433-452; Higham, Accuracy and Stability of Numerical Algorithms,
+chapter 10. It holds for IEEE float64 and ordinary products (no Strassen, no emulated float64).
+
+Where float64 is slow or missing the same test runs in float32 and is called ``numerical``: a proof
+would need a shift of 2-4 % there, so it is evidence and no proof.
+
+A certificate concerns the numbers stored in the weight, at the step where it ran. It says nothing
+about a network as a whole, nor about a convolution of which the weight is the reshaped kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from snc_client.precision import full_precision
+
+Arithmetic: TypeAlias = Literal["float64", "float32"]
+
+RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely needs the second
+FAST_DOUBLE = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # capability: float64 >= 1/4 of float32
+NUMERICAL_SHIFT = 2e-6  # float32 has never been seen to pass a bound 1e-6 below the truth
+GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
+LARGEST_FACTOR = 2.0**1000  # keeps the scale of a subnormal float64 weight finite
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The answer of `certify`; true where the bound holds.
+
+    ``shift`` is the share of bound^2 given up to rounding: a norm nearer to the bound than half of
+    it fails. A failure proves nothing: ``reason`` says what is known.
+    """
+
+    passed: bool
+    bound: float
+    shift: float
+    arithmetic: Arithmetic
+    reason: str
+
+    @property
+    def label(self) -> Literal["proven", "numerical", "not proven"]:
+        """What a pass is worth: a proof in float64, evidence in float32."""
+        if not self.passed:
+            return "not proven"
+        return "proven" if self.arithmetic == "float64" else "numerical"
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """G = (fW)'(fW), the small side, for the power of two f that brings W near one."""
+
+    g_NN: Tensor
+    factor: Tensor  # 0-d, f
+    squares: Tensor  # 0-d, squared Frobenius norm of fW: zero only for a zero W
+    long: int
+    arithmetic: Arithmetic
+
+    @property
+    def finite(self) -> Tensor:
+        return self.squares.isfinite()
+
+
+def arithmetic_of(device: torch.device) -> Arithmetic:
+    """Return float64 where it runs at a quarter of float32's speed or more, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) in FAST_DOUBLE
+        return "float64" if fast else "float32"
+    return "float32" if device.type == "mps" else "float64"
+
+
+@torch.no_grad()
+def certify(
+    weight: Tensor, bound: float | Tensor, *, arithmetic: Arithmetic | None = None
+) -> Certificate:
+    """Return whether the spectral norm of ``weight`` (m, n) is at most ``bound``, proven.
+
+    ``arithmetic`` is chosen by device if None (`arithmetic_of`). Cost: min(m, n) * m * n multiply-
+    adds, about 50 power iterations, and two float64 copies of the weight. It waits for the device.
+    Raises ValueError for a bound below zero or NaN, or a weight that is no matrix of real numbers.
+    """
+    limit = float(bound)
+    if not limit >= 0:
+        raise ValueError(f"bound must be a number >= 0, got {limit}")
+    chosen = arithmetic or arithmetic_of(weight.device)
+    _check(weight)
+    if weight.numel() == 0:
+        return Certificate(True, limit, 0.0, chosen, "an empty weight has norm 0")
+    gram = _gram(weight, chosen)
+    if not bool(gram.finite):
+        return Certificate(False, limit, 0.0, chosen, "the weight has entries that are not finite")
+    if limit == 0 or math.isinf(limit) or float(gram.squares) == 0:
+        passed = limit > 0 or float(gram.squares) == 0
+        reason = "the weight is finite" if limit else "the weight is zero"
+        return Certificate(passed, limit, 0.0, chosen, reason if passed else "the weight is not 0")
+    scaled = limit * gram.factor
+    passed = bool(_passes(gram, scaled))
+    shift = float(_shift(gram, scaled.square()) / scaled.square())
+    reason = "c^2 I - W'W - shift is positive definite" if passed else "Cholesky did not complete"
+    return Certificate(passed, limit, shift, chosen, reason)
+
+
+@torch.no_grad()
+def sigma_upper(
+    weight_MN: Tensor, sigma: Tensor, *, arithmetic: Arithmetic | None = None
+) -> Tensor:
+    """Return a certified bound of the spectral norm: 0-d float32, rounded up, on the device.
+
+    Tries sigma * (1 + 1e-3), then sigma * (1 + 1e-2); if neither passes, the bound is that of
+    `gram_bound`, which always holds. So a result above 1.011 * sigma says that sigma was wrong: the
+    block has lost the top direction (`BlockPower.refill_`). ``sigma`` (0-d, from below) decides how
+    tight the bound is, never whether it holds. +inf for a weight that is not finite, 0 for zero.
+
+    Cost as `certify`. On a GPU all rungs run and are selected on the device: the host never waits.
+    """
+    _check(weight_MN)
+    if weight_MN.numel() == 0:
+        return torch.zeros((), device=weight_MN.device)
+    gram = _gram(weight_MN, arithmetic or arithmetic_of(weight_MN.device))
+    known = torch.where(gram.finite, torch.where(gram.squares > 0, math.nan, 0.0), math.inf)
+    scaled = sigma.to(gram.factor.dtype) * gram.factor
+    rungs = [scaled * (1 + eta) for eta in RUNGS]
+    if weight_MN.device.type == "cpu":
+        found = _first_passing(gram, rungs)
+    else:
+        found = _last_resort(gram, squarings=2)
+        for rung in reversed(rungs):
+            found = torch.where(_passes(gram, rung), rung, found)
+    return _rounded_up(torch.where(known.isnan(), found / gram.factor, known))
+
+
+def carry(
+    sigma_upper: Tensor,
+    *,
+    scale: Tensor | float = 1.0,
+    drift: Tensor | float = 0.0,
+    frobenius: Tensor | float = 0.0,
+    rounding: float = 2.0**-24,
+) -> Tensor:
+    """Carry a bound over a change of the weight: (sigma_upper + drift) * scale, rounded up.
+
+    ``drift`` bounds ||W_t - W_s|| since the bound was certified (Weyl: the Frobenius norm of the
+    difference, or lr times the norm of the update). ``frobenius`` is ||W||_F before the scaling by
+    ``scale``, and ``rounding`` the unit roundoff of the stored weight (bfloat16: 2^-8), so that the
+    bound covers the rounded product; underflow is not covered. Any shape, float32.
+    """
+    scale = torch.as_tensor(scale, dtype=torch.float32, device=sigma_upper.device)
+    rounded = torch.where(scale == 1, 0.0, rounding * scale * frobenius)
+    return ((sigma_upper + drift) * scale + rounded) * (1 + 2.0**-21)  # 8 float32 roundings
+
+
+def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
+    """Return a bound of sqrt(lambda_max) of a positive semidefinite G: always one, often tight.
+
+    G is squared ``squarings`` times (normalised, norms kept as logarithms), and the largest
+    eigenvalue of the result bounded by mu + d * sqrt(n - 1) from its trace and Frobenius norm:
+    Wolkowicz & Styan, Linear Algebra Appl. 29 (1980). Exact for rank one and for equal singular
+    values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring.
+    """
+    n = g_NN.shape[-1]
+    size = torch.linalg.vector_norm(g_NN)
+    h, log = g_NN / size, size.log()
+    for _ in range(squarings):
+        h = h @ h
+        size = torch.linalg.vector_norm(h)
+        h, log = h / size, 2 * log + size.log()
+    mean = h.diagonal().sum() / n
+    spread = (h.square().sum() / n - mean.square()).clamp(min=0).sqrt()
+    largest = mean + spread * math.sqrt(n - 1)
+    root = (log + largest.log()) * 0.5 ** (squarings + 1)
+    return root.exp() * (1 + GRAM_SLACK)
+
+
+def _check(weight: Tensor) -> None:
+    if weight.ndim != 2:
+        raise ValueError(
+            f"weight must be a matrix, got shape {tuple(weight.shape)}: flatten it, or certify "
+            "its slices one by one"
+        )
+    if not weight.is_floating_point() or weight.is_meta:
+        raise ValueError(
+            f"weight must hold real numbers, got {weight.dtype} on {weight.device}: "
+            "dequantise it, or load it"
+        )
+
+
+def _gram(weight: Tensor, arithmetic: Arithmetic) -> _Gram:
+    dtype = torch.float64 if arithmetic == "float64" else torch.float32
+    w = weight.detach().to(dtype)
+    largest = w.abs().amax()
+    # mantissa / number is 2^-exponent, exactly.
+    factor = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0)
+    factor = factor.clamp(max=LARGEST_FACTOR if arithmetic == "float64" else 2.0**120)
+    w = w * factor
+    tall = w if w.shape[0] >= w.shape[1] else w.mT
+    with full_precision(w.device):
+        g = tall.mT @ tall
+    return _Gram(g, factor, g.diagonal().sum(), tall.shape[0], arithmetic)
+
+
+def _first_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
+    """On the CPU a rung that need not run is time saved, and reading an answer waits for nobody."""
+    for rung in rungs:
+        if _passes(gram, rung).tolist():
+            return rung
+    return _last_resort(gram)
+
+
+def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
+    """Bound the norm without sigma; G's rounding is added where it is known."""
+    bound = gram_bound(gram.g_NN, squarings=squarings)
+    if gram.arithmetic == "float32":
+        return bound
+    return (bound.square() + _gram_error(gram)).sqrt()
+
+
+def _passes(gram: _Gram, s: Tensor) -> Tensor:
+    """Return (0-d bool) whether s^2 I - G - shift has a Cholesky factor. NaN does not."""
+    a = -gram.g_NN
+    a.diagonal().add_(s.square() - _shift(gram, s.square()))
+    factor, info = torch.linalg.cholesky_ex(a, check_errors=False)
+    # CUDA returns info = 0 for a NaN matrix (pytorch#64818): the second test is part of the proof.
+    finite: Tensor = factor.diagonal().isfinite().all()
+    return finite & (info == 0)
+
+
+def _shift(gram: _Gram, s2: Tensor) -> Tensor:
+    """Return what G's rounding, the diagonal's and Cholesky's can amount to, in the 2-norm."""
+    if gram.arithmetic == "float32":
+        return NUMERICAL_SHIFT * s2
+    n = gram.g_NN.shape[0]
+    factorization = _gamma(n + 2) / (1 - _gamma(n + 2))
+    return _gram_error(gram) + s2 * (n * factorization + 4 * 2.0**-53)
+
+
+def _gram_error(gram: _Gram) -> Tensor:
+    """Bound ||fl(G) - W'W||_2 by gamma_M ||W||_F^2; 1.01 covers the rounding of this very sum."""
+    return 1.01 * _gamma(gram.long + 2) * gram.squares
+
+
+def _gamma(k: int) -> float:
+    return k * 2.0**-53 / (1 - k * 2.0**-53)
+
+
+def _rounded_up(x: Tensor) -> Tensor:
+    """Return x as float32, never below x: the nearest float32 would lose up to 6e-8."""
+    y = x.float()
+    return torch.where(y < x, torch.nextafter(y, torch.full_like(y, math.inf)), y)

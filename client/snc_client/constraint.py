@@ -1,0 +1,132 @@
+"""Change weights on the device so that a threshold holds, without a branch. Pure tensors.
+
+`rescale_` multiplies a weight by min(1, threshold / sigma_upper): all singular values shrink.
+`cap_` clips those above the threshold and leaves the others where they are. Neither waits for the
+device; a weight that needs nothing keeps every bit, and so does one that is not finite.
+
+In bfloat16 and float16 a product is rounded to few digits, and a factor within half a spacing of
+one would change nothing. So these aim lower, by one unit roundoff of the weight's dtype (2^-8 and
+2^-11): the weight lands at or under the threshold after rounding in every case seen, which is no
+proof; a certificate of the stored weight is. Where there are float32 master weights, constrain
+those, then cast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from snc_client.precision import full_precision
+
+FULL = (torch.float32, torch.float64)
+CAP_MARGIN = 2.0**-19  # relative: what the products of the cap add in float32
+LOWEST = 1e-7  # singular values below this share of the norm bound may keep a blurred sign
+
+
+@torch.no_grad()
+def rescale_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor) -> Tensor:
+    """Multiply each weight in place by min(1, threshold / sigma_upper); return these scales, [L].
+
+    ``sigma_upper`` and ``threshold`` are [L] on the weights' device; weights may have any shape and
+    may be views. A layer whose bound is not finite, or whose threshold is NaN or +inf, is left
+    alone (scale 1). Pass the bound of *this* step: one carried from an older step has grown by its
+    drift, and dividing by it at every step is a hidden weight decay.
+
+    float32 lands at the threshold to 1e-7; low precision as the module says. Optimizer state is
+    left as it is. Cost: one pass over every weight, whether or not it needs it.
+    """
+    aim = _aims(weights, threshold)
+    breach = sigma_upper.isfinite() & (sigma_upper > threshold)
+    quotient = aim / torch.where(breach, sigma_upper, 1.0)
+    # Towards zero: a quotient rounded up would put the weight above its threshold.
+    scale = torch.where(breach, torch.nextafter(quotient, torch.zeros_like(quotient)), 1.0).float()
+    for weight, factor in zip(weights, scale.unbind(), strict=True):
+        if weight.dtype in FULL:
+            weight.mul_(factor)
+        else:  # one rounding, of a float32 product; a scale rounded to bfloat16 is off by 3e-3
+            weight.copy_(
+                torch.where(factor < 1, (weight.float() * factor).to(weight.dtype), weight)
+            )
+    return scale
+
+
+@torch.no_grad()
+def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
+    """Clip the singular values of ``weight`` (m, n) above ``threshold`` in place; return the scale.
+
+    The scale (0-d) is the factor of the largest singular value, 1 where nothing was done. W is
+    written only if ``sigma_upper`` is finite and above the threshold; then singular values above
+    the threshold become the threshold, the others and all singular vectors stay, with an error of
+    3e-6 of the threshold in float32 (and low precision rounds after that).
+
+    With O = msign(W), H = O'W - c I and |H| = H msign(H): W <- O (H + 2 c I - |H|) / 2, that is
+    (s + c - |s - c|) / 2 = min(s, c) for each singular value. Products only, so it runs anywhere
+    without waiting; about 80 of them, so call it when there is a breach, not at every step.
+    """
+    aim = _aims([weight], threshold.reshape(1))[0] * (1 - CAP_MARGIN)
+    breach = sigma_upper.isfinite() & (sigma_upper > threshold)
+    double = weight.dtype == torch.float64
+    w = weight.to(torch.float64 if double else torch.float32)
+    tall = w if w.shape[0] >= w.shape[1] else w.mT
+    with full_precision(w.device):
+        capped = _capped(tall, torch.where(breach, aim, 1.0).to(w.dtype))
+    capped = (capped if tall is w else capped.mT).to(weight.dtype)
+    weight.copy_(torch.where(breach & capped.isfinite().all(), capped, weight))
+    return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
+
+
+def matrix_sign(a_MN: Tensor) -> Tensor:
+    """Return U V' of A = U S V' for m >= n (zero singular values stay zero), by products only.
+
+    Newton-Schulz, scaled so that each step lifts small singular values by up to 2.6 (Chen & Chow,
+    A stable scaling of Newton-Schulz, 2014). Those below 1e-7 of the norm bound are not lifted all
+    the way.
+    """
+    size = _norm_bound(a_MN)
+    x = a_MN / torch.where(size > 0, size, 1.0)
+    for a in _SCALES:
+        x = a * (1.5 * x - (0.5 * a * a) * (x @ (x.mT @ x)))
+    return x
+
+
+def _scales() -> list[float]:
+    """Return the factors that keep the singular values, in [low, 1], as close as can be."""
+    low, scales = LOWEST, []
+    while 1 - low > 1e-8:
+        # Below sqrt 3, where the cubic has its zero, also for x slightly above one.
+        a = min(math.sqrt(3 / (1 + low + low * low)), 1.70)
+        scales.append(a)
+        low = min(a * low * (1.5 - 0.5 * (a * low) ** 2), a * (1.5 - 0.5 * a * a))
+    return [*scales, 1.0, 1.0]
+
+
+_SCALES = _scales()
+
+
+def _norm_bound(a: Tensor) -> Tensor:
+    """Bound the spectral norm by sqrt(||A||_1 ||A||_inf) and by the Frobenius norm."""
+    size = a.abs()
+    sums = size.sum(0).amax().sqrt() * size.sum(1).amax().sqrt()
+    return torch.minimum(sums, torch.linalg.vector_norm(a)) * (1 + 1e-5)
+
+
+def _capped(w_MN: Tensor, aim: Tensor) -> Tensor:
+    w = w_MN / aim
+    o = matrix_sign(w)
+    h = o.mT @ w
+    eye = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
+    h = (h + h.mT) / 2 - eye
+    positive = h @ matrix_sign(h)
+    return o @ ((h + 2 * eye - positive) * (0.5 * aim))
+
+
+def _aims(weights: Sequence[Tensor], threshold: Tensor) -> Tensor:
+    """Return the thresholds, lower by one unit roundoff where a weight's precision is low."""
+    if all(w.dtype in FULL for w in weights):
+        return threshold
+    # Host numbers times 0-d tensors: a tensor made of them would have to be copied to the device.
+    aims = [1.0 if w.dtype in FULL else 1.0 - torch.finfo(w.dtype).eps / 2 for w in weights]
+    return torch.stack([c * aim for c, aim in zip(threshold.unbind(), aims, strict=True)])
