@@ -179,7 +179,7 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     mean = h.diagonal().sum() / n
     spread = (h.square().sum() / n - mean.square()).clamp(min=0).sqrt()
     largest = mean + spread * math.sqrt(n - 1)
-    root = (log + largest.log()) * 0.5 ** (squarings + 1)
+    root = (log + largest.log()) * math.ldexp(0.5, -squarings)
     return root.exp() * (1 + GRAM_SLACK)
 
 
@@ -232,8 +232,8 @@ def _passes(gram: _Gram, s: Tensor) -> Tensor:
     a.diagonal().add_(s.square() - _shift(gram, s.square()))
     factor, info = torch.linalg.cholesky_ex(a, check_errors=False)
     # CUDA returns info = 0 for a NaN matrix (pytorch#64818): the second test is part of the proof.
-    finite: Tensor = factor.diagonal().isfinite().all()
-    return finite & (info == 0)
+    complete: Tensor = (info == 0) & factor.diagonal().isfinite().all()
+    return complete
 
 
 def _shift(gram: _Gram, s2: Tensor) -> Tensor:
