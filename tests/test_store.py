@@ -1,0 +1,319 @@
+"""The store as a whole: opening it, runs, deletion, many threads."""
+
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+from store_cases import NOW, batch, new_run, quiet, stored, submit, table
+
+from snc_service.store import open_store
+from snc_service.store.protocol import EventQuery, RunUnknown, StoreUnavailable, Window
+from snc_service.store.sql import schema
+from snc_service.wire import Policy
+
+LAYERS = table("a", "b")
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/snc.db"
+
+
+@pytest.fixture
+def store(url):
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("url", ["", "snc.db", "mysql://x/y", "sqlite:///", "sqlite://x", "SQLITE"])
+def test_an_unknown_url_is_a_value_error_that_says_what_is_expected(url):
+    with pytest.raises(ValueError, match="sqlite:///PATH"):
+        open_store(url)
+
+
+def test_a_relative_url_is_relative_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_store("sqlite:///here.db").close()
+    assert (tmp_path / "here.db").exists()
+
+
+def test_a_directory_that_is_missing_gets_one_sentence(tmp_path):
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}/no/such/snc.db")
+
+
+def test_a_directory_in_place_of_the_file_gets_one_sentence(tmp_path):
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_of_noise_is_no_store(tmp_path):
+    (tmp_path / "noise.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        open_store(f"sqlite:///{tmp_path}/noise.db")
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("create table run (id)")
+    other.commit()
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(StoreUnavailable, match="not a store of snc"):
+        open_store(f"sqlite:///{tmp_path}/other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_a_store_of_a_newer_release_asks_for_an_upgrade(url, tmp_path):
+    open_store(url).close()
+    file = sqlite3.connect(tmp_path / "snc.db")
+    file.execute(f"pragma user_version = {schema.VERSION + 1}")
+    file.close()
+    with pytest.raises(StoreUnavailable, match="upgrade snc"):
+        open_store(url)
+
+
+def test_every_commit_is_synced_and_logged_ahead(store, tmp_path):
+    with store._database.write() as connection:
+        assert connection.execute("pragma synchronous").fetchone() == (2,)
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_what_was_stored_is_there_after_reopening(url):
+    first = open_store(url)
+    new_run(first, config={"lr": 0.1, "name": "Zoë"}, tags=("x", "y"))
+    first.put_layer_table("r1", LAYERS)
+    stored(first, batch(LAYERS, 0, [3], {"sigma": [[1, 2]]}))
+    run = first.run("r1")
+    first.close()
+    second = open_store(url)
+    assert second.run("r1") == run
+    assert run.config == {"lr": 0.1, "name": "Zoë"}
+    assert run.tags == ("x", "y")
+    assert (run.last_step, run.layers, run.state) == (3, 2, "active")
+    second.close()
+
+
+def test_a_closed_store_says_so(url):
+    store = open_store(url)
+    store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        store.ping()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        new_run(store)
+
+
+def test_creating_a_run_twice_resumes_it(store):
+    run, new = store.create_run(
+        "r1", name="n", project="p", config={}, tags=(), policy=None, now=NOW
+    )
+    assert new
+    store.finish_run("r1", "failed", NOW + 1)
+    again, new = store.create_run(
+        "r1", name="other", project="q", config={"a": 1}, tags=("t",), policy=None, now=NOW + 2
+    )
+    assert not new
+    assert (again.state, again.name, again.project, again.updated_at) == ("active", "n", "p", NOW + 2)
+    assert again.version > run.version
+    rules = [e.event.rule for e in store.events(EventQuery(run="r1")).items]
+    assert rules == ["run_finished", "run_started"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda s: s.run("x"),
+        lambda s: s.finish_run("x", "finished", NOW),
+        lambda s: s.delete_run("x"),
+        lambda s: s.put_layer_table("x", LAYERS),
+        lambda s: s.layer_table("x", LAYERS.hash),
+        lambda s: s.latest("x"),
+        lambda s: s.metrics("x"),
+        lambda s: s.history("x", "sigma", ["a"], Window()),
+        lambda s: s.scalar_history("x", "loss", Window()),
+        lambda s: s.heatmap("x", "sigma", Window(), 10),
+        lambda s: s.events(EventQuery(run="x")),
+        lambda s: s.policy("x"),
+        lambda s: s.put_policy("x", Policy(), author="", now=NOW, if_version=None),
+        lambda s: s.policy_versions("x"),
+    ],
+)
+def test_an_unknown_run_is_named(store, ask):
+    with pytest.raises(RunUnknown, match="'x'"):
+        ask(store)
+
+
+def test_runs_are_listed_newest_first_page_by_page(store):
+    for i in range(7):
+        new_run(store, f"r{i}", project="even" if i % 2 == 0 else "odd")
+    store.finish_run("r4", "finished", NOW)
+    seen, after = [], None
+    while True:
+        page = store.runs(project=None, state=None, limit=3, after=after)
+        seen += [run.run for run in page.items]
+        after = page.next
+        if after is None:
+            break
+    assert seen == [f"r{i}" for i in range(6, -1, -1)]
+    of_project = store.runs(project="even", state="active", limit=10, after=None)
+    assert [run.run for run in of_project.items] == ["r6", "r2", "r0"]
+    assert of_project.next is None
+
+
+def test_closing_a_closed_run_changes_nothing(store):
+    new_run(store)
+    closed = store.finish_run("r1", "finished", NOW + 1)
+    assert closed.state == "finished"
+    assert store.finish_run("r1", "failed", NOW + 2) == closed
+
+
+def test_a_run_goes_silent_once_and_wakes_with_the_next_batch(store):
+    new_run(store)
+    new_run(store, "r2", now=NOW + 100)
+    store.put_layer_table("r1", LAYERS)
+    (event,) = store.mark_silent(NOW + 50, NOW + 60)
+    assert (event.run, event.event.rule, event.event.value) == ("r1", "run_silent", 60.0)
+    assert store.mark_silent(NOW + 50, NOW + 61) == []
+    assert (store.run("r1").state, store.run("r2").state) == ("silent", "active")
+    stored(store, batch(LAYERS, 0, [1], {"sigma": [[1, 1]]}), at=NOW + 70)
+    assert store.run("r1").state == "active"
+    assert store.run("r1").updated_at == NOW + 70
+
+
+def test_late_batches_of_a_finished_run_are_kept_and_leave_it_finished(store):
+    new_run(store)
+    store.put_layer_table("r1", LAYERS)
+    store.finish_run("r1", "finished", NOW)
+    stored(store, batch(LAYERS, 0, [1], {"sigma": [[1, 1]]}))
+    assert store.run("r1").state == "finished"
+    assert store.run("r1").last_step == 1
+
+
+def test_nothing_of_a_deleted_run_is_left(store, monkeypatch):
+    monkeypatch.setattr("snc_service.store.sql.deletion.SLICE_ROWS", 3)
+    for run in ("r1", "r2"):
+        new_run(store, run, config={"run": run}, policy=Policy())
+        store.put_layer_table(run, LAYERS)
+        for seq in range(10):
+            one = batch(LAYERS, seq, [seq], {"sigma": [[1, 2]]}, {"loss": [seq]}, dropped=1)
+            stored(store, one, run=run)
+    store.delete_run("r1")
+    with pytest.raises(RunUnknown):
+        store.run("r1")
+    assert store.run("r2").last_step == 9
+    with store._database.read() as connection:
+        tables = connection.execute(
+            "select m.name from sqlite_master m join pragma_table_info(m.name) c "
+            "where m.type = 'table' and c.name = 'run_id'"
+        ).fetchall()
+        assert len(tables) > 15
+        for (name,) in tables:
+            rows = connection.execute(f"select distinct run_id from {name}").fetchall()
+            assert rows in ([], [(2,)]), name
+
+
+def test_a_deleted_runs_number_and_history_never_come_back(store):
+    new_run(store)
+    store.put_layer_table("r1", LAYERS)
+    stored(store, batch(LAYERS, 0, [1], {"sigma": [[1, 1]]}))
+    store.delete_run("r1")
+    new_run(store)
+    assert store.run("r1").last_step is None
+    assert store.layer_table("r1", LAYERS.hash) is None
+    with store._database.read() as connection:
+        assert connection.execute("select run_id from run").fetchall() == [(2,)]
+
+
+def test_a_deletion_cut_short_is_finished_when_the_store_opens(url):
+    store = open_store(url)
+    new_run(store)
+    with store._database.write() as connection:
+        connection.execute("insert into deleted_run (run_id) values (1)")
+        connection.execute("delete from run")
+        connection.execute("delete from run_name")
+    store.close()
+    again = open_store(url)
+    with again._database.read() as connection:
+        for name in ("event", "run_config", "deleted_run"):
+            assert connection.execute(f"select count(*) from {name}").fetchone() == (0,)
+    again.close()
+
+
+def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
+    new_run(store)
+    store.put_layer_table("r1", LAYERS)
+    stored(store, batch(LAYERS, 0, [0], {"sigma": [[1, 2]]}))
+    with store._database.write() as connection:
+        (pages,) = connection.execute("pragma page_count").fetchone()
+    store._database._writer.execute(f"pragma max_page_count = {pages}")
+    wide = table(*(f"l{i}" for i in range(3_000)))
+    with pytest.raises(StoreUnavailable, match="full"):
+        store.put_layer_table("r1", wide)
+    store._database._writer.execute("pragma max_page_count = 1000000")
+    stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))
+    assert store.run("r1").layers == 2
+    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
+
+
+def test_readers_and_writers_run_at_once_and_see_whole_batches(store):
+    new_run(store)
+    store.put_layer_table("r1", LAYERS)
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            got = store.history("r1", "sigma", ["a", "b"], Window())
+            if not (got.mean[0] == got.steps).all() or not (got.mean[1] == got.steps).all():
+                wrong.append(got)
+            now = store.latest("r1").metric("sigma")
+            if now is not None and now[0] != now[1]:
+                wrong.append(now)
+
+    def write(name: str, offset: int) -> None:
+        for seq in range(40):
+            steps = [offset + 2 * seq, offset + 2 * seq + 1]
+            rows = [[step, step] for step in steps]
+            outcome = submit(store, [batch(LAYERS, seq, steps, {"sigma": rows}, writer=name)])
+            wrong.extend(o.error for o in outcome if o.error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    writers = [threading.Thread(target=write, args=(f"w{i}", 100 * i)) for i in range(3)]
+    for thread in readers + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert wrong == []
+    assert len(store.history("r1", "sigma", ["a"], Window()).steps) == 240
+
+
+def test_two_stores_over_one_file_act_as_one(url):
+    one, two = open_store(url), open_store(url)
+    new_run(one)
+    two.put_layer_table("r1", LAYERS)
+    first = batch(LAYERS, 0, [0], {"sigma": [[1, 2]]})
+    stored(one, first)
+    assert submit(two, [first])[0].duplicate
+    stored(two, batch(LAYERS, 1, [1], {"sigma": [[3, 4]]}))
+    np.testing.assert_array_equal(
+        one.history("r1", "sigma", ["a", "b"], Window()).mean, [[1, 3], [2, 4]]
+    )
+    assert one.run("r1") == two.run("r1")
+    one.close()
+    two.close()
+
+
+def test_size_grows_with_what_is_stored(store):
+    new_run(store)
+    wide = table(*(f"l{i}" for i in range(2_000)))
+    store.put_layer_table("r1", wide)
+    before = store.size_bytes()
+    rows = np.random.default_rng(0).random((50, 2_000))
+    store.ingest([], quiet)
+    stored(store, batch(wide, 0, range(50), {"sigma": rows}))
+    assert store.size_bytes() - before > rows.size * 4
