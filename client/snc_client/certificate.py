@@ -179,8 +179,8 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     mean = h.diagonal().sum() / n
     spread = (h.square().sum() / n - mean.square()).clamp(min=0).sqrt()
     largest = mean + spread * math.sqrt(n - 1)
-    root = (log + largest.log()) * math.ldexp(0.5, -squarings)
-    return root.exp() * (1 + GRAM_SLACK)
+    bound: Tensor = ((log + largest.log()) * math.ldexp(0.5, -squarings)).exp()
+    return bound * (1 + GRAM_SLACK)
 
 
 def _check(weight: Tensor) -> None:

@@ -40,11 +40,13 @@ class Matrix:
 
     def matmul(self, v: Tensor) -> Tensor:
         """Return W v for a block v (n, b)."""
-        return self.weight.float() @ v
+        # Transposed, because the CPU's library is 1.5 (b = 16) to 4 times (b = 8) slower with the
+        # block on the right.
+        return (v.mT @ self.weight.float().mT).mT
 
     def rmatmul(self, u: Tensor) -> Tensor:
         """Return W' u for a block u (m, b)."""
-        return self.weight.float().t() @ u
+        return (u.mT @ self.weight.float()).mT
 
     def amax(self) -> Tensor:
         """Return the largest absolute entry; NaN if there is a NaN."""
