@@ -1,0 +1,104 @@
+"""Answers: JSON in which non-finite numbers are null, times are RFC 3339, and unchanged is 304."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from snc_service.store.protocol import Run
+
+MIN_GZIP_BYTES = 1_024
+NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
+
+
+def rfc3339(seconds: float) -> str:
+    """Return Unix seconds as UTC with milliseconds."""
+    at = datetime.fromtimestamp(seconds, timezone.utc)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def etag(run: Run, request: Request) -> str:
+    """Return a weak tag that changes with the run and with every word of the question.
+
+    The time of creation tells a run from an earlier one that was deleted under the same name.
+    """
+    question = f"{request.url.path}?{request.url.query} {run.created_at!r}"
+    return f'W/"{run.version}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"'
+
+
+def is_unchanged(request: Request, tag: str) -> bool:
+    """Return whether the client already has what ``tag`` names."""
+    have = request.headers.get("if-none-match", "")
+    return "*" in have or tag in (part.strip() for part in have.split(","))
+
+
+def unchanged(tag: str) -> Response:
+    """Return 304."""
+    return Response(status_code=304, headers={"ETag": tag, "Vary": "Accept-Encoding"})
+
+
+def answer(
+    request: Request, content: Any, *, tag: str | None = None, status_code: int = 200
+) -> Response:
+    """Return ``content`` as JSON, compressed where the client reads that. Not for the event loop.
+
+    ``content`` may hold pydantic models, and floats that are not finite: they are written as null.
+    """
+    body = to_json(content, inf_nan_mode="null")
+    headers = {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
+    if tag is not None:
+        headers["ETag"] = tag
+    return Response(*_packed(request, body, headers, status_code), "application/json")
+
+
+def text_answer(request: Request, body: bytes, content_type: str) -> Response:
+    """Return bytes that are text already, compressed where the client reads that."""
+    headers = {"Vary": "Accept-Encoding", "Content-Type": content_type}
+    return Response(*_packed(request, body, headers, 200))
+
+
+def _packed(
+    request: Request, body: bytes, headers: Mapping[str, str], status_code: int
+) -> tuple[bytes, int, dict[str, str]]:
+    if len(body) < MIN_GZIP_BYTES or not _reads_gzip(request):
+        return body, status_code, dict(headers)
+    # Level 1: 2.6 times as fast as 6 for a tenth more bytes.
+    return gzip.compress(body, 1, mtime=0), status_code, {**headers, "Content-Encoding": "gzip"}
+
+
+def _reads_gzip(request: Request) -> bool:
+    for part in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() in ("gzip", "*") and weight.replace(" ", "") not in ("q=0", "q=0.0"):
+            return True
+    return False
+
+
+def shortest(values: npt.NDArray[np.float32]) -> list[Any]:
+    """Return float32 values as the shortest decimal numbers that mean them, nested like ``values``.
+
+    What was sent as 1.1 is read as 1.1, not as 1.100000023841858. Values that are not finite stay.
+    """
+    wide = values.astype(np.float64)
+    with np.errstate(all="ignore"):
+        magnitude = np.floor(np.log10(np.abs(wide)))
+        result = wide.copy()
+        # Beyond these, a power of ten is no exact float64, and 17 digits do no harm.
+        todo = np.isfinite(magnitude) & (np.abs(magnitude) <= 14)
+        for digits in (6, 7, 8, 9):
+            decimals = np.where(todo, digits - 1 - magnitude, 0)
+            up, down = 10.0 ** np.maximum(decimals, 0), 10.0 ** np.maximum(-decimals, 0)
+            rounded = np.rint(wide * up / down) * down / up
+            fits = todo & (rounded.astype(np.float32) == values)
+            result[fits] = rounded[fits]
+            todo &= ~fits
+    nested: list[Any] = result.tolist()
+    return nested

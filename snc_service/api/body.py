@@ -1,0 +1,142 @@
+"""Reading a request's body: limits on what is declared, streamed and inflated, and on its time.
+
+Nothing else reads a body. FastAPI's own JSON reader accepts bare NaN, has no deadline, and knows no
+gzip.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import anyio
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from snc_service.api.state import InService, Service
+from snc_service.errors import Problem, from_validation
+from snc_service.wire import JSON_MEDIA_TYPE
+
+OFF_LOOP_BYTES = 64 * 1024  # decoding more than this would hold up other requests
+_LENGTH = re.compile(r"[0-9]{1,18}")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def media_type(request: Request, *accepted: str) -> str:
+    """Return the body's media type. Raises `Problem` (415) listing those that are accepted."""
+    text = request.headers.get("content-type", "")
+    found = text.partition(";")[0].strip().lower()
+    if found not in accepted:
+        raise Problem(
+            "media-type",
+            f"Content-Type must be {' or '.join(accepted)}, got {text[:80]!r}",
+            field="Content-Type",
+            headers={"Accept": ", ".join(accepted)},
+            accepted=list(accepted),
+        )
+    return found
+
+
+@asynccontextmanager
+async def read_body(request: Request, service: Service, limit: int) -> AsyncIterator[bytes]:
+    """Lend the body, inflated, at most ``limit`` bytes before and after inflating.
+
+    Its bytes count against the budget of the whole service until the context ends. Raises `Problem`
+    400 (broken gzip), 408, 413, 415, 503.
+    """
+    packed = _is_gzip(request)
+    taken = 0
+    try:
+        declared = request.headers.get("content-length", "0")
+        if not _LENGTH.fullmatch(declared) or int(declared) > limit:
+            raise _too_large(limit, "declares more")
+        chunks: list[bytes] = []
+        try:
+            with anyio.fail_after(service.limits.body_deadline_seconds):
+                async for chunk in request.stream():
+                    service.budget.take(len(chunk))
+                    taken += len(chunk)
+                    if taken > limit:
+                        raise _too_large(limit, "is longer")
+                    chunks.append(chunk)
+        except TimeoutError:
+            seconds = service.limits.body_deadline_seconds
+            raise Problem("body-slow", f"the body must arrive within {seconds:g} seconds") from None
+        body = b"".join(chunks)
+        if packed:
+            # Reserved before inflating: the bytes may turn out to be that many.
+            service.budget.take(limit)
+            taken += limit
+            body = await run_in_threadpool(inflate, body, limit)
+        yield body
+    finally:
+        service.budget.give_back(taken)
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """Return one gzip member's content, never allocating more than ``limit`` bytes for it."""
+    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        content = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise Problem("body-malformed", f"body must be gzip: {error}", field="body") from None
+    if len(content) > limit:
+        raise _too_large(limit, "inflates to more")
+    if not inflater.eof or inflater.unused_data:
+        what = "is cut short" if not inflater.eof else "goes on after its end"
+        raise Problem("body-malformed", f"body must be one gzip member, it {what}", field="body")
+    return content
+
+
+class JsonBody(Generic[Model]):
+    """A dependency that reads a JSON body as ``model``, strictly; OpenAPI shows the example."""
+
+    def __init__(self, model: type[Model], example: Any) -> None:
+        self.model = model
+        self.example = example
+
+    async def __call__(self, request: Request, service: InService) -> Model:
+        """Return the body. Raises `Problem` 400, 408, 413, 415, 422, 503."""
+        media_type(request, JSON_MEDIA_TYPE)
+        async with read_body(request, service, service.limits.json_bytes) as body:
+            model: Model = await off_loop(len(body), parse_json, self.model, body)
+            return model
+
+
+def parse_json(model: type[Model], body: bytes) -> Model:
+    """Return ``body`` as ``model``. Raises `Problem` 400 (no JSON) or 422 naming the field."""
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise from_validation(list(error.errors(include_url=False))) from None
+
+
+async def off_loop(num_bytes: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run ``work`` here if it has little to do, else in a thread."""
+    if num_bytes > OFF_LOOP_BYTES:
+        return await run_in_threadpool(work, *arguments)
+    return work(*arguments)
+
+
+def _is_gzip(request: Request) -> bool:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise Problem(
+            "media-type",
+            f"Content-Encoding must be gzip or identity, got {encoding[:80]!r}",
+            field="Content-Encoding",
+            headers={"Accept-Encoding": "gzip, identity"},
+            accepted=["gzip", "identity"],
+        )
+    return encoding == "gzip"
+
+
+def _too_large(limit: int, how: str) -> Problem:
+    return Problem(
+        "body-too-large", f"the body must be at most {limit} bytes, it {how}", limit=limit
+    )

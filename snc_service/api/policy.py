@@ -1,0 +1,199 @@
+"""The policy in force, of a run or of a project: read, changed, and who changed it when."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
+from snc_service.api.body import JsonBody
+from snc_service.api.openapi import Responses, responses
+from snc_service.api.queries import ProjectName, RunName
+from snc_service.api.state import InService
+from snc_service.errors import Problem, from_wire
+from snc_service.store.protocol import StoredPolicy
+from snc_service.wire import Policy, WireError
+
+ANYBODY = "anonymous"  # the author while the service asks nobody for a token
+
+router = APIRouter(prefix="/api/v1", tags=["policy"])
+
+
+class PolicyEntryBody(BaseModel):
+    """Layers whose name matches the glob ``pattern`` get this threshold and action."""
+
+    model_config = ConfigDict(extra="forbid")
+    pattern: str
+    threshold: float | str | None
+    action: Literal["observe", "rescale", "cap", "stop"] = "rescale"
+
+
+class PolicyBody(BaseModel):
+    """Entries in order; the first that matches a layer wins."""
+
+    model_config = ConfigDict(extra="forbid")
+    entries: list[PolicyEntryBody] = Field(max_length=1024)
+
+
+class PolicyAnswer(BaseModel):
+    """A policy and where it came from; version 0 is the empty one that nobody set."""
+
+    policy: PolicyBody
+    policy_version: int
+    scope: Literal["run", "project", "none"]
+    author: str
+    at: str | None
+
+
+class PolicyVersions(BaseModel):
+    """Every version, the newest first."""
+
+    items: list[PolicyAnswer]
+    next: None
+
+
+POLICY_EXAMPLE = {"entries": [{"pattern": "*", "threshold": "3x init", "action": "rescale"}]}
+ANSWER_EXAMPLE = {
+    "policy": POLICY_EXAMPLE,
+    "policy_version": 2,
+    "scope": "run",
+    "author": ANYBODY,
+    "at": "2026-03-01T09:30:00.000Z",
+}
+
+
+def as_policy(body: PolicyBody) -> Policy:
+    """Return the wire's policy. Raises `Problem` (422) naming the entry."""
+    try:
+        return Policy.parse(body.model_dump())
+    except WireError as error:
+        raise from_wire(error) from None
+
+
+def as_answer(stored: StoredPolicy) -> dict[str, Any]:
+    """Return the JSON form of a stored policy."""
+    return {
+        "policy": stored.policy.as_dict(),
+        "policy_version": stored.version,
+        "scope": stored.scope,
+        "author": stored.author,
+        "at": rfc3339(stored.at) if stored.version else None,
+    }
+
+
+def _told(*kinds: str, example: Any = ANSWER_EXAMPLE) -> Responses:
+    return responses(*kinds, "invalid", "store-unavailable", example=example)
+
+
+_CHANGING = (
+    "body-malformed",
+    "body-slow",
+    "precondition-failed",
+    "body-too-large",
+    "media-type",
+    "overloaded",
+)
+_VERSIONS_EXAMPLE = {"items": [ANSWER_EXAMPLE], "next": None}
+NewPolicy = Annotated[PolicyBody, Depends(JsonBody(PolicyBody, POLICY_EXAMPLE))]
+IfMatch = Annotated[
+    str | None,
+    Header(max_length=256, description="The ETag of the policy that this one replaces."),
+]
+
+
+@router.get("/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown"))
+def get_policy(request: Request, service: InService, run: RunName) -> Response:
+    """Return the policy in force: the run's own, else its project's, else none."""
+    return _answer(request, service.store.policy(run))
+
+
+@router.put(
+    "/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown", *_CHANGING)
+)
+def put_policy(
+    request: Request, service: InService, run: RunName, body: NewPolicy, if_match: IfMatch = None
+) -> Response:
+    """Set a run's policy. Its job obeys a few steps later: the policy rides in the next answer."""
+    stored = service.store.put_policy(
+        run,
+        as_policy(body),
+        author=ANYBODY,
+        now=service.clock(),
+        if_version=_seen(if_match),
+    )
+    return _answer(request, stored)
+
+
+@router.get(
+    "/runs/{run}/policy/versions",
+    response_model=PolicyVersions,
+    responses=_told("run-unknown", example=_VERSIONS_EXAMPLE),
+)
+def list_policy_versions(request: Request, service: InService, run: RunName) -> Response:
+    """List every version of a run's own policy."""
+    return _versions(request, service.store.policy_versions(run))
+
+
+@router.get("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told())
+def get_project_policy(request: Request, service: InService, project: ProjectName) -> Response:
+    """Return the policy of a project's runs that have none of their own."""
+    return _answer(request, service.store.project_policy(project))
+
+
+@router.put("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told(*_CHANGING))
+def put_project_policy(
+    request: Request,
+    service: InService,
+    project: ProjectName,
+    body: NewPolicy,
+    if_match: IfMatch = None,
+) -> Response:
+    """Set a project's policy."""
+    stored = service.store.put_project_policy(
+        project,
+        as_policy(body),
+        author=ANYBODY,
+        now=service.clock(),
+        if_version=_seen(if_match),
+    )
+    return _answer(request, stored)
+
+
+@router.get(
+    "/projects/{project}/policy/versions",
+    response_model=PolicyVersions,
+    responses=_told(example=_VERSIONS_EXAMPLE),
+)
+def list_project_policy_versions(
+    request: Request, service: InService, project: ProjectName
+) -> Response:
+    """List every version of a project's policy."""
+    return _versions(request, service.store.project_policy_versions(project))
+
+
+def _answer(request: Request, stored: StoredPolicy) -> Response:
+    tag = f'"{stored.version}"'
+    if request.method == "GET" and is_unchanged(request, tag):
+        return unchanged(tag)
+    return answer(request, as_answer(stored), tag=tag)
+
+
+def _versions(request: Request, stored: list[StoredPolicy]) -> Response:
+    return answer(request, {"items": [as_answer(each) for each in stored], "next": None})
+
+
+def _seen(if_match: str | None) -> int | None:
+    """Return the version that If-Match names, None if any will do."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    match = re.fullmatch(r'\s*"([0-9]{1,15})"\s*', if_match)
+    if match is None:
+        raise Problem(
+            "precondition-failed",
+            f"If-Match must be the ETag of the policy in force, got {if_match[:80]!r}",
+            field="If-Match",
+        )
+    return int(match[1])

@@ -1,0 +1,66 @@
+"""The parts that questions have in common: which run, which steps, how many items."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from snc_service.store.protocol import Window
+from snc_service.wire import MAX_STEP
+
+RunName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The run's id.",
+        examples=["gpt-small-1"],
+    ),
+]
+ProjectName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The project's id.",
+        examples=["default"],
+    ),
+]
+# Byte-exact limits and control characters are the wire's business; this bounds what is looked up.
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+Cursor = Annotated[str | None, Field(max_length=1024, description="`next` of the page before.")]
+
+
+class Query(BaseModel):
+    """Query parameters: one that is not known is an error, so that a typo is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ListQuery(Query):
+    """A page of a list."""
+
+    limit: int = Field(100, ge=1, le=500)
+    cursor: Cursor = None
+
+
+class WindowQuery(Query):
+    """Which part of history."""
+
+    from_step: Step = 0
+    to_step: Step | None = None
+    attempt: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="An older attempt instead of the newest."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WindowQuery:
+        if self.to_step is not None and self.to_step < self.from_step:
+            raise ValueError(f"to_step must be at least from_step ({self.from_step})")
+        return self
+
+    def window(self, points: int) -> Window:
+        """Return the store's form."""
+        return Window(self.from_step, self.to_step, points, self.attempt)

@@ -1,0 +1,64 @@
+"""What the routes of one app share: its parts, its limits, and nothing at module level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from snc_service.errors import Problem
+from snc_service.exposition import Exposition
+from snc_service.ingest import GroupCommit
+from snc_service.store.protocol import Store
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request, and all of them together, may bring."""
+
+    body_bytes: int
+    json_bytes: int
+    inflight_bytes: int
+    body_deadline_seconds: float
+
+
+class Budget:
+    """Bytes of request bodies held at once, charged as they arrive. For the event loop's thread."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Charge bytes. Raises `Problem` (503) instead of holding more than the limit."""
+        if self.held + num_bytes > self.limit:
+            raise Problem("overloaded", f"{self.limit} bytes of bodies are already being read")
+        self.held += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Release bytes taken before."""
+        self.held -= num_bytes
+
+
+@dataclass
+class Service:
+    """One app's parts, complete once its lifespan has started."""
+
+    store: Store
+    commits: GroupCommit
+    exposition: Exposition
+    limits: Limits
+    budget: Budget
+    clock: Callable[[], float]  # Unix seconds
+    public_host: str | None = None
+    draining: bool = field(default=False)
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+InService = Annotated[Service, Depends(_service)]

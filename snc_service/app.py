@@ -1,0 +1,136 @@
+"""`create_app`: the one place where the service's parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from snc_service import __version__, errors, ui
+from snc_service.api import (
+    batches,
+    docs,
+    events,
+    health,
+    heatmap,
+    history,
+    layers,
+    openapi,
+    policy,
+    prometheus,
+    runs,
+)
+from snc_service.api.guard import Guard
+from snc_service.api.state import Budget, Limits, Service
+from snc_service.detect.rules import advance
+from snc_service.exposition import Exposition
+from snc_service.ingest import GroupCommit
+from snc_service.settings import LOOPBACK_NAMES, Settings
+from snc_service.store import open_store
+from snc_service.store.protocol import Store, StoreError
+
+# How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
+SWEEPS = 10
+MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    store: Store | None = None,
+    clock: Callable[[], float] = time.time,
+) -> FastAPI:
+    """Return a service: ``settings`` from the environment unless given.
+
+    ``store`` replaces the one that the settings name; it stays the caller's to close. Nothing is
+    opened before the app's lifespan starts, and two apps in one process share nothing. Raises
+    `SettingsError`; starting raises `StoreUnavailable`.
+    """
+    settings = Settings.from_env(os.environ) if settings is None else settings
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opened = store if store is not None else await run_in_threadpool(open_store, settings.store)
+        service = app.state.service = _join(settings, opened, clock)
+        sweep = asyncio.create_task(_sweep(service, settings.silent_seconds))
+        try:
+            yield
+        finally:
+            service.draining = True
+            sweep.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweep
+            await run_in_threadpool(service.commits.close)
+            if store is None:
+                await run_in_threadpool(opened.close)
+
+    app = FastAPI(
+        title="snc",
+        version=__version__,
+        description="Stores, serves, exposes and shows the sigma of every layer while it trains.",
+        lifespan=lifespan,
+        docs_url=None,  # the page of FastAPI loads scripts from elsewhere; ours is in api/docs.py
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    for part in (
+        runs,
+        batches,
+        layers,
+        history,
+        heatmap,
+        events,
+        policy,
+        prometheus,
+        health,
+        docs,
+    ):
+        app.include_router(part.router)
+    ui.mount(app)
+    app.add_middleware(Guard, hosts=_served_hosts(settings))
+    app.openapi = lambda: openapi.build(app)  # type: ignore[method-assign]
+    return app
+
+
+def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:
+    return Service(
+        store=store,
+        commits=GroupCommit(store, advance),
+        exposition=Exposition(store, max_series=settings.metrics_series),
+        limits=Limits(
+            settings.max_body_bytes,
+            settings.max_json_bytes,
+            settings.max_inflight_bytes,
+            settings.body_deadline_seconds,
+        ),
+        budget=Budget(settings.max_inflight_bytes),
+        clock=clock,
+        public_host=settings.public_host,
+    )
+
+
+def _served_hosts(settings: Settings) -> tuple[str, ...]:
+    if settings.insecure:
+        return settings.allowed_hosts
+    return (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)
+
+
+async def _sweep(service: Service, silent_seconds: float) -> None:
+    """Turn runs silent that have not been heard of."""
+    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
+    while True:
+        await asyncio.sleep(pause)
+        now = service.clock()
+        try:
+            await run_in_threadpool(service.store.mark_silent, now - silent_seconds, now)
+        except StoreError as error:
+            log.warning("silent runs could not be looked for: %s", error)

@@ -1,0 +1,240 @@
+"""Every error that the service answers with: RFC 9457 ``application/problem+json``.
+
+`KINDS` is the one table of stable types; a route declares which of them it can answer, and OpenAPI
+shows exactly those. `Problem` is raised anywhere below a route.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from snc_service.store.protocol import (
+    LayerTableMismatch,
+    LayerTableUnknown,
+    LayerUnknown,
+    PolicyConflict,
+    RunUnknown,
+    SequenceConflict,
+    SequenceGap,
+    StoreError,
+    StoreUnavailable,
+)
+from snc_service.wire import WireError
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "/problems/"
+RETRY_AFTER_SECONDS = "2"
+
+
+class Kind(NamedTuple):
+    """One type of problem; ``meaning`` says when it comes and what cures it."""
+
+    status: int
+    title: str
+    meaning: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "body-malformed": Kind(
+        400,
+        "The body cannot be read",
+        "Broken framing, broken gzip or broken JSON. Sending the same bytes again will not help.",
+    ),
+    "host-refused": Kind(
+        403,
+        "This host name is not served",
+        "While no token is asked for, the service answers only to loopback names and to those in "
+        "SNC_ALLOWED_HOSTS, so that no foreign page can reach it through a browser.",
+    ),
+    "cross-origin": Kind(
+        403,
+        "Changes from another origin are refused",
+        "A page of another origin tried to change something through a browser.",
+    ),
+    "not-found": Kind(404, "There is nothing here", "No such URL: see /docs."),
+    "run-unknown": Kind(
+        404, "The run does not exist", "Create it with POST /api/v1/runs, or it was deleted."
+    ),
+    "layer-unknown": Kind(
+        404, "The run has no such layer", "GET /api/v1/runs/{run}/layers lists them."
+    ),
+    "method-not-allowed": Kind(
+        405, "The method is not allowed here", "The Allow header lists those that are."
+    ),
+    "body-slow": Kind(
+        408, "The body took too long to arrive", "Try again over a better connection."
+    ),
+    "layer-table-unknown": Kind(
+        409,
+        "The layer table is not registered",
+        "PUT the table to /api/v1/runs/{run}/layer-tables/{hash}, then send the same bytes again.",
+    ),
+    "sequence-gap": Kind(
+        409,
+        "A sequence number was left out",
+        "Send from `expected` on, or declare the numbers given up as `skipped`.",
+    ),
+    "sequence-conflict": Kind(
+        409,
+        "This sequence number was stored with other content",
+        "Two processes use one writer, or a batch was altered: drop it.",
+    ),
+    "precondition-failed": Kind(
+        412,
+        "The policy has changed since",
+        "If-Match names a version that is no longer in force: read it again, then decide.",
+    ),
+    "body-too-large": Kind(
+        413,
+        "The body is too large",
+        "Declared, streamed and inflated bytes are limited: GET /api/v1 says to how many.",
+    ),
+    "media-type": Kind(
+        415, "The content type or encoding is not understood", "GET /api/v1 lists what is."
+    ),
+    "invalid": Kind(
+        422, "A value is not valid", "`field` names it, `detail` says what was expected."
+    ),
+    "internal": Kind(500, "The service has a defect", "The service's log says more."),
+    "overloaded": Kind(
+        503, "The service is full", "Wait as long as Retry-After says, then try again."
+    ),
+    "draining": Kind(
+        503, "The service is stopping", "Wait as long as Retry-After says, then try again."
+    ),
+    "store-unavailable": Kind(
+        503,
+        "The store cannot be reached or written",
+        "Disk full, locked or gone. Nothing was stored; try again after Retry-After.",
+    ),
+}
+
+
+class Problem(HTTPException):
+    """An error as the client sees it: a kind out of `KINDS` and one sentence.
+
+    ``field`` names the part of the request that was wrong; ``members`` are added to the answer.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        status = KINDS[kind].status
+        wait = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else {}
+        super().__init__(status, detail, {**wait, **(headers or {})})
+        self.kind = kind
+        self.field = field
+        self.members = members
+
+    def response(self) -> Response:
+        """Return the answer."""
+        body: dict[str, Any] = {
+            "type": f"{TYPE_PREFIX}{self.kind}",
+            "title": KINDS[self.kind].title,
+            "status": self.status_code,
+            "detail": self.detail,
+        }
+        if self.field is not None:
+            body["field"] = self.field
+        return Response(
+            json.dumps(body | self.members),
+            self.status_code,
+            self.headers,
+            PROBLEM_MEDIA_TYPE,
+        )
+
+
+def from_wire(error: WireError) -> Problem:
+    """Return the problem of bytes that the wire refused: broken framing is 400, all else 422."""
+    kind = "body-malformed" if error.field in _FRAMING else "invalid"
+    return Problem(kind, str(error), field=error.field)
+
+
+_FRAMING = frozenset(("body", "header", "layer table"))
+
+
+def from_store(error: StoreError) -> Problem:
+    """Return the problem of what the store refused."""
+    if isinstance(error, SequenceGap):
+        return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
+    if isinstance(error, PolicyConflict):
+        return Problem("precondition-failed", str(error), current=error.current)
+    for of_store, kind in _STORE_KINDS:
+        if isinstance(error, of_store):
+            detail = str(error) or KINDS[kind].meaning
+            return Problem(kind, detail, field="layers" if kind == "invalid" else None)
+    return Problem("internal", KINDS["internal"].meaning)
+
+
+_STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
+    (RunUnknown, "run-unknown"),
+    (LayerUnknown, "layer-unknown"),
+    (LayerTableUnknown, "layer-table-unknown"),
+    (LayerTableMismatch, "invalid"),
+    (SequenceConflict, "sequence-conflict"),
+    (StoreUnavailable, "store-unavailable"),
+)
+
+
+def from_validation(errors: list[Any]) -> Problem:
+    """Return the problem of the first error that pydantic found, as one sentence."""
+    error = errors[0]
+    where = [str(part) for part in error["loc"] if part not in ("query", "path", "header", "body")]
+    field = ".".join(where)[:200] or "body"
+    if error["type"] == "json_invalid":
+        return Problem("body-malformed", f"body must be JSON: {error['msg']}", field="body")
+    if error["type"] == "extra_forbidden":
+        return Problem("invalid", f"{field} is not known here: leave it out", field=field)
+    return Problem("invalid", f"{field}: {_sentence(error)}", field=field)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    text = str(error["msg"])
+    value = error.get("input")
+    if isinstance(value, str | int | float) or value is None:
+        shown = repr(value)
+        text += f", got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    return text
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` as problem+json."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def http(request: Request, error: StarletteHTTPException) -> Response:
+        if isinstance(error, Problem):
+            return error.response()
+        kind = _BY_STATUS.get(error.status_code, "not-found")
+        detail = error.detail
+        if detail == "Not Found":
+            detail = f"there is nothing at {request.url.path[:200]!r}: see /docs"
+        elif detail == "Method Not Allowed":
+            detail = f"{request.method[:20]} is not allowed here: see the Allow header"
+        return Problem(kind, detail, headers=error.headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(request: Request, error: RequestValidationError) -> Response:
+        return from_validation(list(error.errors())).response()
+
+    @app.exception_handler(StoreError)
+    async def store(request: Request, error: StoreError) -> Response:
+        return from_store(error).response()
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> Response:
+        return Problem("internal", KINDS["internal"].meaning).response()
+
+
+_BY_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 400: "invalid"}

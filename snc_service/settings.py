@@ -1,0 +1,175 @@
+"""What an operator can set: one frozen object out of the ``SNC_*`` environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+MIB = 1024 * 1024
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+_HOST = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9:])?")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names its variable and the cure."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's settings. Raises `SettingsError`, one sentence naming the variable."""
+
+    store: str = field(default="sqlite:///snc.db", repr=False)
+    """SNC_STORE: where everything is kept, sqlite:///PATH; may hold a password, so never shown."""
+
+    host: str = "127.0.0.1"
+    """SNC_HOST: the address to listen on. Another one than loopback needs SNC_INSECURE."""
+
+    port: int = 8470
+    """SNC_PORT: 0 takes a free one."""
+
+    insecure: bool = False
+    """SNC_INSECURE: serve everybody who reaches the port, without a token."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """SNC_ALLOWED_HOSTS: names, separated by commas, that a browser may reach the service under
+    besides loopback: those of a reverse proxy on this machine."""
+
+    public_host: str | None = None
+    """SNC_PUBLIC_HOST: host:port under which Prometheus reaches the service; names the targets of
+    service discovery. Without it, the Host header of the request does."""
+
+    metrics_series: int = 10_000
+    """SNC_METRICS_SERIES: the most per-layer series on /metrics."""
+
+    silent_seconds: float = 300.0
+    """SNC_SILENT_SECONDS: without a batch for so long, an active run is silent."""
+
+    max_body_bytes: int = 8 * MIB
+    """SNC_MAX_BODY_BYTES: the largest body, on the wire and inflated."""
+
+    max_json_bytes: int = 2 * MIB
+    """SNC_MAX_JSON_BYTES: the largest JSON body."""
+
+    max_inflight_bytes: int = 64 * MIB
+    """SNC_MAX_INFLIGHT_BYTES: bodies held at once, all clients together; beyond it, 503."""
+
+    body_deadline_seconds: float = 30.0
+    """SNC_BODY_DEADLINE_SECONDS: the longest that a body may take to arrive."""
+
+    def __post_init__(self) -> None:
+        if "://" not in self.store:
+            raise SettingsError("SNC_STORE must be a URL such as sqlite:///snc.db")
+        if not _HOST.fullmatch(self.host):
+            raise SettingsError(f"SNC_HOST must be a host name or an address, got {self.host!r}")
+        for setting, (least, most) in _BOUNDS.items():
+            value = getattr(self, setting)
+            if not least <= value <= most:
+                raise SettingsError(
+                    f"{variable(setting)} must be from {least} to {most}, got {value}"
+                )
+        self._check_hosts()
+        if not self.insecure and not is_loopback(self.host):
+            raise SettingsError(
+                f"SNC_HOST must be a loopback address while the service asks nobody for a token, "
+                f"got {self.host!r}: listen on 127.0.0.1 behind a reverse proxy that authenticates,"
+                f" or say --insecure (SNC_INSECURE=1)"
+            )
+
+    def _check_hosts(self) -> None:
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise SettingsError(f"SNC_ALLOWED_HOSTS must be host names, got {host!r}")
+        if self.public_host is not None and not _HOST_AND_PORT.fullmatch(self.public_host):
+            raise SettingsError("SNC_PUBLIC_HOST must be host or host:port, got a different text")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Settings:
+        """Read ``SNC_*``; ``overrides`` (a command line's options) win where they are not None.
+
+        An empty variable counts as not set. ``SNC_STORE_FILE`` names a file that holds SNC_STORE.
+        """
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            text = _text(environ, variable(each.name))
+            if text:
+                values[each.name] = _READERS[str(each.type)](variable(each.name), text)
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return cls(**values)
+
+
+def variable(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"SNC_{setting.upper()}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` can only be reached from this machine."""
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    path = environ.get(f"{name}_FILE", "").strip() if name == "SNC_STORE" else ""
+    if not path:
+        return environ.get(name, "").strip()
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}_FILE must name a readable file: {error}") from None
+
+
+def _whole(name: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise SettingsError(f"{name} must be a whole number, got {text!r}")
+    return int(text)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be a number, got {text!r}") from None
+
+
+def _switch(name: str, text: str) -> bool:
+    switch = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in switch:
+        raise SettingsError(f"{name} must be 1 or 0, got {text!r}")
+    return switch[text.lower()]
+
+
+def _as_is(name: str, text: str) -> str:
+    return text
+
+
+def _list(name: str, text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_READERS: Mapping[str, Callable[[str, str], Any]] = {
+    "str": _as_is,
+    "str | None": _as_is,
+    "int": _whole,
+    "float": _number,
+    "bool": _switch,
+    "tuple[str, ...]": _list,
+}
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "metrics_series": (0, 10_000_000),
+    "silent_seconds": (1, 30 * 86_400),
+    "max_body_bytes": (1_024, 1_024 * MIB),
+    "max_json_bytes": (1_024, 1_024 * MIB),
+    "max_inflight_bytes": (1_024, 64 * 1_024 * MIB),
+    "body_deadline_seconds": (0.1, 3_600),
+}
