@@ -1,0 +1,6 @@
+"""SNCallback: measure every layer at a step, hold it under its threshold, report it."""
+
+from snc_client.callback.reading import Latest, Reading, ThresholdBreached
+from snc_client.callback.sn_callback import SNCallback
+
+__all__ = ["Latest", "Reading", "SNCallback", "ThresholdBreached"]

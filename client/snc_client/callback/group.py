@@ -1,0 +1,138 @@
+"""The layers of one device: measured, certified, compared and acted on without leaving it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snc_client.callback.thresholds import Thresholds, sent
+from snc_client.constraint import cap_, rescale_
+from snc_client.estimator import BlockPower
+from snc_client.layers import Layer
+from snc_client.measure import bound
+from snc_client.operators import Operator
+from snc_client.policy import LayerPolicy
+
+# sigma is an estimate from below. This margin covers the estimator's largest error beside an
+# active threshold (9e-4 over 1440 layer-steps); a certified bound needs none.
+MARGIN = 1e-3
+
+
+class Group:
+    """L layers on one device, and what lives between their measurements.
+
+    ``indices`` are the layers' places among all layers of the model. Every vector is float32 [L]
+    on the device; which layers are certified or capped at a step is decided by the host before.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], indices: Sequence[int], device: torch.device
+    ) -> None:
+        self.layers = tuple(layers)
+        self.indices = list(indices)
+        self.device = device
+        shapes = [layer.operator().shape for layer in layers]
+        self.power = BlockPower(shapes, device=device)
+        self.thresholds = Thresholds([rms(layer) for layer in layers], device)
+        self._held: tuple[int, ...] = ()
+        self._capped: tuple[int, ...] = ()
+        self._places: dict[tuple[int, ...], Tensor] = {}
+
+    def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
+        """Put thresholds and actions in force, one per layer of the group."""
+        self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
+        self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
+        self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
+
+    def register(self) -> Tensor:
+        """Return a first measurement, [M, L]: sigma and residual; it acts on nothing."""
+        estimates = self.power.step_([layer.operator() for layer in self.layers])
+        self.thresholds.register(estimates.sigma)
+        nan, inf = (torch.full_like(estimates.sigma, x) for x in (math.nan, math.inf))
+        return torch.stack([estimates.sigma, inf, nan, estimates.residual, nan])
+
+    def step(self, *, certify: Collection[int], cap: Collection[int]) -> Tensor:
+        """Measure, certify the chosen layers, act; return the [M, L] rows of `METRICS`."""
+        operators = [layer.operator() for layer in self.layers]
+        estimates = self.power.step_(operators)
+        sigma = estimates.sigma
+        self.thresholds.register(sigma)
+        upper = _certified(operators, sigma, certify)
+        scale = self._act(sigma, upper, cap)
+        return torch.stack([sigma, self.thresholds.value, scale, estimates.residual, upper])
+
+    def refill(self, lost: Sequence[bool]) -> None:
+        """Draw the warm blocks of the lost layers anew, all but their best vector."""
+        if any(lost):
+            self.power.refill_(sent(torch.tensor(lost), self.device))
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what is warm of each layer, on the CPU. It waits for the device."""
+        state = self.power.state_dict()
+        reference = self.thresholds.reference.tolist()
+        return [
+            {"reference": reference[k], "block": block.cpu(), "iterations": iterations}
+            for k, (block, iterations) in enumerate(
+                zip(state["blocks"], state["steps"], strict=True)
+            )
+        ]
+
+    def load(self, states: Sequence[Mapping[str, Any] | None]) -> None:
+        """Continue from ``states``, one per layer; None and other shapes start cold."""
+        ours = self.power.state_dict()
+        reference = self.thresholds.reference.tolist()
+        for k, state in enumerate(states):
+            if state is None:
+                continue
+            reference[k] = float(state["reference"])
+            if state["block"].shape == ours["blocks"][k].shape:
+                ours["blocks"][k], ours["steps"][k] = state["block"], int(state["iterations"])
+        self.power.load_state_dict(ours)
+        self.thresholds.restore(torch.tensor(reference))
+
+    def _act(self, sigma: Tensor, upper: Tensor, cap: Collection[int]) -> Tensor:
+        """Hold the layers under their thresholds; return the factor of each largest singular value.
+
+        A layer to be capped that is not near its threshold is rescaled instead: this costs little
+        where there is nothing to do, and holds it if sigma leapt there within one step.
+        """
+        threshold = self.thresholds.value
+        bound = torch.where(torch.isfinite(upper), upper, sigma * (1.0 + MARGIN))
+        capped = [i for i in self._capped if i in cap]
+        scale = self._rescale(tuple(i for i in self._held if i not in capped), bound, threshold)
+        for i in capped:
+            scale[i].copy_(cap_(self.layers[i].weight(), bound[i], threshold[i]))
+        return scale
+
+    def _rescale(self, layers: tuple[int, ...], bound: Tensor, threshold: Tensor) -> Tensor:
+        if not layers:
+            return torch.ones_like(bound)
+        weights = [self.layers[i].weight() for i in layers]
+        if len(layers) == len(self.layers):
+            return rescale_(weights, bound, threshold)
+        places = self._places_of(layers)
+        scale = rescale_(weights, bound[places], threshold[places])
+        return torch.ones_like(bound).index_copy(0, places, scale)
+
+    def _places_of(self, layers: tuple[int, ...]) -> Tensor:
+        """Return the indexes on the device; kept, because the copy there is not free."""
+        if layers not in self._places:
+            self._places = {layers: sent(torch.tensor(layers), self.device)}
+        return self._places[layers]
+
+
+def rms(layer: Layer) -> float:
+    """Return sqrt(fan_out / fan_in), the sigma that keeps the root mean square of activations."""
+    return math.sqrt(layer.fan_out / layer.fan_in)
+
+
+def _certified(operators: Sequence[Operator], sigma: Tensor, chosen: Collection[int]) -> Tensor:
+    """Return certified bounds of the chosen layers; NaN for the others and where none exists."""
+    upper = torch.full_like(sigma, math.nan)
+    for i in chosen:
+        upper[i].copy_(bound(operators[i], sigma[i]))
+    return upper

@@ -1,0 +1,106 @@
+"""From a device to the host without waiting: a ring of pinned buffers, read when they are ready."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+
+# A training loop runs a few steps ahead of its device, seldom more than one or two.
+SLOTS = 8
+
+
+class Flight(Protocol):
+    """Values on their way to the host."""
+
+    def ready(self) -> bool:
+        """Return whether they have arrived; never waits."""
+
+    def take(self) -> Floats:
+        """Return them, float32 [N], once; only after `ready` said so."""
+
+    def device_seconds(self) -> float:
+        """Return how long the device worked between `Readback.start` and the copy, 0 if unknown."""
+
+
+class Readback:
+    """Copies float32 vectors of one device to the host.
+
+    On CUDA: into pinned memory, behind an event. On a CPU the values are there already. On any
+    other device the copy waits for it: such a device has no pinned memory to copy to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: deque[_Slot] = deque()
+        if device.type == "cuda":
+            self._free.extend(_Slot(device) for _ in range(SLOTS))
+
+    def full(self) -> bool:
+        """Return whether every buffer is in flight: then nothing can be sent."""
+        return self._device.type == "cuda" and not self._free
+
+    def start(self) -> None:
+        """Mark the begin of the device's work for the next `send`."""
+        if self._free:
+            self._free[0].begin.record(torch.cuda.current_stream(self._device))
+
+    def send(self, values: Tensor) -> Flight:
+        """Start the copy of ``values`` (float32 [N], not written afterwards); not when `full`."""
+        if self._device.type != "cuda":
+            return _Landed(values.cpu().numpy())
+        slot = self._free.popleft()
+        slot.load(values)
+        return _Flying(slot, values.numel(), self._free)
+
+
+class _Slot:
+    """One pinned buffer with the two events around the work whose result it receives."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.host = torch.empty(0, dtype=torch.float32)
+
+    def load(self, values: Tensor) -> None:
+        if self.host.numel() < values.numel():
+            self.host = torch.empty(values.numel(), dtype=torch.float32, pin_memory=True)
+        self.host[: values.numel()].copy_(values, non_blocking=True)
+        self.end.record(torch.cuda.current_stream(self.device))
+
+
+class _Flying:
+    def __init__(self, slot: _Slot, size: int, free: deque[_Slot]) -> None:
+        self._slot, self._size, self._free = slot, size, free
+
+    def ready(self) -> bool:
+        return bool(self._slot.end.query())  # type: ignore[no-untyped-call]
+
+    def take(self) -> Floats:
+        values: Floats = self._slot.host[: self._size].numpy().copy()
+        self._free.append(self._slot)
+        return values
+
+    def device_seconds(self) -> float:
+        return float(self._slot.begin.elapsed_time(self._slot.end)) / 1e3
+
+
+class _Landed:
+    def __init__(self, values: Floats) -> None:
+        self._values = values
+
+    def ready(self) -> bool:
+        return True
+
+    def take(self) -> Floats:
+        return self._values
+
+    def device_seconds(self) -> float:
+        return 0.0

@@ -1,0 +1,49 @@
+"""Which layers are certified at a step: decided on the host, from figures that have arrived."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+# A sigma that moved by more than this between two measurements wants a certificate now.
+JUMP = 0.05
+
+
+class CertifySchedule:
+    """Round-robin: every layer once in ``every`` measurements, spread evenly, so no step spikes.
+
+    Within a round the layers nearest to their thresholds come first. A layer whose sigma crossed
+    its threshold or jumped by more than 5 % goes to the front; one such layer per measurement.
+    """
+
+    def __init__(self, num_layers: int, every: int) -> None:
+        self._rate = num_layers / every
+        self._credit = 0.0
+        self._queue: deque[int] = deque()
+        self._ratio = np.zeros(num_layers, np.float32)
+        self._sigma = np.full(num_layers, np.nan, np.float32)
+        self._urgent: deque[int] = deque(maxlen=num_layers)
+
+    def saw(self, sigma: Floats, threshold: Floats) -> None:
+        """Take in a measurement that has arrived, float32 [L] each."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.nan_to_num(sigma / threshold, nan=0.0, posinf=0.0)
+            moved = np.abs(sigma / self._sigma - 1.0) > JUMP
+        wanted = np.flatnonzero(moved | ((ratio > 1.0) & (self._ratio <= 1.0)))
+        self._urgent.extend(int(i) for i in wanted if i not in self._urgent)
+        self._ratio, self._sigma = ratio, sigma.copy()
+
+    def due(self) -> list[int]:
+        """Return the layers to certify now, and count them as certified."""
+        chosen = [self._urgent.popleft()] if self._urgent else []
+        self._credit += self._rate
+        while self._credit >= 1.0:
+            self._credit -= 1.0
+            if not self._queue:
+                self._queue.extend(int(i) for i in np.argsort(-self._ratio, kind="stable"))
+            chosen.append(self._queue.popleft())
+        return sorted(set(chosen))

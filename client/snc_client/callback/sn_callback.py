@@ -1,0 +1,323 @@
+"""SNCallback: what a training job holds in its hands. It joins the parts and lets nothing out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from snc_client.callback.overhead import Overhead
+from snc_client.callback.reading import METRICS, Latest, ThresholdBreached
+from snc_client.callback.watch import Watch
+from snc_client.layers import Coverage, find_layers
+from snc_client.policy import make_policy, resolve
+from snc_client.sender import Sender
+from snc_service.wire import LayerSpec, LayerTable, Policy
+
+log = logging.getLogger("snc")
+
+CLOSE_SECONDS = 5.0
+STATE_VERSION = 1
+
+
+class SNCallback:
+    """Measure sigma of every layer of ``model`` after each optimizer step, and act on it.
+
+    ::
+
+        callback = SNCallback(model, threshold="3x init", url="http://127.0.0.1:8470")
+        for batch in loader:
+            ...
+            optimizer.step()
+            callback.step(loss=loss)
+        callback.close()
+
+    ============== ===============================================================================
+    ``optimizer``  its step calls `step`, which then only reports: no line in the loop is needed
+    ``threshold``  a number, ``"3x init"``, ``"3x rms"`` or {glob: one of these}; None: observe only
+    ``action``     ``observe``, ``rescale``, ``cap`` or ``stop``, for layers with a threshold
+    ``policy``     both of them per layer, as on the wire; instead of ``threshold``
+    ``url``        the service; None: SNC_URL, and without it nothing leaves the process
+    ``token``, ``run``, ``project``  None: SNC_TOKEN, SNC_RUN, SNC_PROJECT
+    ``every``      measure and act at every so many steps; above 1, a layer may grow in between
+    ``certify_every``  certify each layer once in so many measurements (sigma_upper); None: never
+    ``strict``     certify each layer that is rescaled or capped at each measurement, before acting
+    ============== ===============================================================================
+
+    The step is counted on the host, from 1; a measurement of the untouched weights is reported as
+    step 0. Nothing in `step` waits for the device or the network, and no exception but
+    `ThresholdBreached` leaves it: others are counted in ``errors`` and logged once. Because nothing
+    waits, what was measured at one step reaches the host (``latest``, the service, the ``stop``
+    action) at the next call, or later where the device lags.
+
+    What is held: after an acted-on step a rescaled layer's spectral norm is at most its threshold
+    where sigma_upper was certified at that step (``strict``); otherwise as far as sigma, raised by
+    1e-3, is not below it, which is evidence and no proof. Attach before the model is copied or
+    sharded. The model gets no attribute, hook, buffer or state-dict entry.
+
+    Raises ValueError for a model without a matrix and for arguments that make no sense.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        threshold: float | str | Mapping[str, float | str | None] | None = None,
+        action: str = "rescale",
+        policy: Policy | Mapping[str, Any] | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        run: str | None = None,
+        project: str | None = None,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        every: int = 1,
+        certify_every: int | None = 100,
+        strict: bool = False,
+        guard: bool = False,
+        max_overhead: float | None = None,
+    ) -> None:
+        _check(every=every, certify_every=certify_every, guard=guard, max_overhead=max_overhead)
+        self.layers: Coverage = find_layers(model)
+        chosen = make_policy(threshold, action, policy)
+        resolved = resolve(chosen, self.layers.layers)
+        resolved.require_matched()
+        self.attempt = 0
+        self.errors = 0
+        self._step = 0
+        self._every = every
+        self._closed = False
+        self._overhead = Overhead()
+        self._early: dict[str, Any] = {}  # scalars that came before their measurement
+        self._watch = Watch(
+            self.layers.layers, resolved.layers, certify_every=certify_every, strict=strict
+        )
+        self._watch.register(step=0)
+        self._sender = self._connected(
+            url or os.environ.get("SNC_URL"),
+            token=token or os.environ.get("SNC_TOKEN"),
+            run=run or os.environ.get("SNC_RUN"),
+            project=project or os.environ.get("SNC_PROJECT"),
+            name=name,
+            config=config,
+            policy=chosen if chosen.entries else None,
+        )
+        self._optimizer = optimizer
+        self._hook = None if optimizer is None else optimizer.register_step_post_hook(self._hooked)
+        log.info("snc: %s; %s", self.layers.summary, self._destination())
+
+    def step(self, loss: float | Tensor | None = None, lr: Any = None, **scalars: Any) -> None:
+        """Count an optimizer step; measure, act and report when it is due.
+
+        ``loss``, ``lr`` and other scalars may be numbers or tensors with one element: a tensor
+        rides to the host in the measurement's own copy. With ``optimizer=`` its step has done the
+        work already, and a call only adds its scalars to that step's row.
+
+        Raises `ThresholdBreached` when the host learns of a breach under the action ``stop``: at
+        the call after the one that measured it, because nothing here waits.
+        """
+        given = {"loss": loss, "lr": lr, **scalars}
+        with self._outer_edge():
+            if self._hook is None:
+                self._advance(given)
+            elif not self._watch.report(self._step, given):
+                self._early.update(given)
+
+    @property
+    def latest(self) -> Latest:
+        """Return the newest measurement that has arrived: layer -> sigma, threshold, scale, ..."""
+        return self._watch.latest
+
+    @property
+    def run(self) -> str | None:
+        """Return the run's id on the service, None without a service."""
+        return self._sender.run if self._sender else None
+
+    @property
+    def overhead(self) -> float:
+        """Return this callback's share of the time between steps; NaN before the second step.
+
+        Host time inside `step`, or the device's time for its work where that is longer.
+        """
+        return self._overhead.fraction
+
+    @property
+    def sent_values(self) -> int:
+        """Return how many values the service has acknowledged."""
+        return self._sender.sent_values if self._sender else 0
+
+    @property
+    def dropped_values(self) -> int:
+        """Return how many values are lost on the way, for want of memory or of a service."""
+        lost = self._watch.lost_rows * len(METRICS) * len(self.layers.layers)
+        return lost + (self._sender.dropped_values if self._sender else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what makes a resumed job continue: step, attempt, reference sigmas, warm blocks.
+
+        Plain containers, numbers and CPU tensors (16 floats per row of a weight's small side):
+        ``torch.load(weights_only=True)`` reads it. It waits for the device, so it belongs beside
+        the model's own checkpoint.
+        """
+        return {
+            "version": STATE_VERSION,
+            "step": self._step,
+            "attempt": self.attempt,
+            "layers": self._watch.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`. Layers that it does not know start afresh.
+
+        Steps that go back start the next attempt: what was measured after them stays on the service
+        under the old one. Raises ValueError for a state of another version.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"version of the state must be {STATE_VERSION}, got {state.get('version')!r}"
+            )
+        self._watch.forget()
+        self._watch.load_state_dict(state["layers"])
+        step, attempt = int(state["step"]), int(state["attempt"])
+        self.attempt = max(self.attempt, attempt) + 1 if step < self._step else attempt
+        self._step = step
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Take off the hook, deliver what was measured and finish the run, in ``timeout`` seconds.
+
+        The second call does nothing. A breach in the last measurement is in ``latest`` and on the
+        service; nobody is left to be stopped by it.
+        """
+        self._close(timeout, "finished")
+
+    def __enter__(self) -> SNCallback:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(CLOSE_SECONDS, "failed" if kind else "finished")
+
+    def _hooked(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        early, self._early = self._early, {}
+        with self._outer_edge():
+            self._advance({"lr": learning_rate(optimizer), **early})
+
+    def _advance(self, scalars: dict[str, Any]) -> None:
+        self._overhead.enter()
+        self._step += 1
+        if self._closed or self._step % self._every:
+            return
+        breach = self._collect()
+        self._take_policy()
+        if scalars.get("lr") is None and self._optimizer is not None:
+            scalars["lr"] = learning_rate(self._optimizer)
+        scalars["step_seconds"] = self._overhead.step_seconds()
+        row = self._watch.measure(self._step, scalars)
+        if row is not None:
+            row.host_seconds = self._overhead.inside()
+        self._overhead.spent(self._overhead.inside())
+        if breach is not None:
+            raise breach
+
+    def _collect(self) -> ThresholdBreached | None:
+        """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
+        breach = None
+        for row, latest in self._watch.arrived():
+            seconds = max(row.host_seconds, row.device_seconds)
+            self._overhead.spent(seconds - row.host_seconds)
+            row.scalars["callback_seconds"] = seconds / self._every
+            if self._sender is not None:
+                self._sender.put(row.step, latest.columns, row.scalars, row.time)
+            breach = breach or row.breach(latest)
+        return breach
+
+    def _take_policy(self) -> None:
+        taken = self._sender.take_policy() if self._sender else None
+        if taken is None:
+            return
+        version, policy = taken
+        resolved = resolve(policy, self.layers.layers)
+        self._watch.set_policy(resolved.layers, step=self._step - 1)
+        log.info("snc: policy version %d is in force from step %d", version, self._step)
+        if resolved.unmatched:
+            log.warning("snc: no layer matches %s", ", ".join(map(repr, resolved.unmatched)))
+
+    @contextmanager
+    def _outer_edge(self) -> Iterator[None]:
+        """Let nothing of ours reach the training but a breach."""
+        try:
+            yield
+        except ThresholdBreached:
+            raise
+        except Exception:
+            self.errors += 1
+            if self.errors == 1:
+                log.exception("snc: a step was not measured; training goes on, errors are counted")
+
+    def _close(self, timeout: float, state: Literal["finished", "failed"]) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._hook is not None:
+            self._hook.remove()
+        deadline = time.monotonic() + timeout
+        with self._outer_edge():
+            self._collect()
+            while self._watch.pending and time.monotonic() < deadline - timeout / 2:
+                time.sleep(1e-3)
+                self._collect()
+        if self._sender is not None:
+            self._sender.close(max(deadline - time.monotonic(), 0.0), state)
+        if self.errors:
+            log.warning("snc: %d steps were not measured", self.errors)
+
+    def _connected(self, url: str | None, **keywords: Any) -> Sender | None:
+        if not url:
+            return None
+        specs = tuple(LayerSpec(x.name, x.kind, x.shape) for x in self.layers.layers)
+        return Sender(url, table=LayerTable(specs), metrics=METRICS, **keywords)
+
+    def _destination(self) -> str:
+        if self._sender is None:
+            return "nothing is sent: no url was given"
+        return f"sent as run {self._sender.run}"
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:
+    """Return the largest learning rate of the groups; a tensor, not read, where one is a tensor."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    tensors = [rate for rate in rates if isinstance(rate, Tensor)]
+    if not tensors:
+        return float(max(rates))
+    on = tensors[0].device
+    same = [r if isinstance(r, Tensor) else torch.full((), r, device=on) for r in rates]
+    return torch.stack([rate.detach().reshape(()).float() for rate in same]).amax()
+
+
+def _check(
+    *, every: int, certify_every: int | None, guard: bool, max_overhead: float | None
+) -> None:
+    for what, value in (("every", every), ("certify_every", certify_every)):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
+    if guard:
+        raise ValueError("guard must be False, got True: the guard is not available yet")
+    if max_overhead is not None:
+        raise ValueError(
+            f"max_overhead must be None, got {max_overhead!r}: it is not available yet; "
+            "measure less often with every= or certify_every="
+        )
