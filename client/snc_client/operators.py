@@ -120,6 +120,8 @@ class Geometry:
     dilation: tuple[int, ...]
     groups: int = 1
     mode: str = "zeros"
+    limit: tuple[int, ...] | None = None
+    """At most so many outputs; None: as many as the kernel finds."""
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -129,7 +131,8 @@ class Geometry:
     def outputs(self, kernel: Sequence[int]) -> tuple[int, ...]:
         """Return the output's size for a kernel of this size; less than 1 where none fits."""
         axes = zip(self.padded, kernel, self.dilation, self.stride, strict=True)
-        return tuple((h - d * (k - 1) - 1) // s + 1 for h, k, d, s in axes)
+        found = tuple((h - d * (k - 1) - 1) // s + 1 for h, k, d, s in axes)
+        return tuple(map(min, found, self.limit or found))
 
 
 class Convolution:
@@ -151,7 +154,7 @@ class Convolution:
             geometry.padded, self._outputs[1:], kernel, geometry.stride, geometry.dilation,
             strict=True,
         )  # fmt: skip
-        # The rows at the far end that a stride leaves unread.
+        # What is left at the far end, where a stride finds no place for the kernel.
         self._unread = [h - (o - 1) * s - d * (k - 1) - 1 for h, o, k, s, d in axes]
         self.shape: tuple[int, int] = (math.prod(self._outputs), math.prod(self._inputs))
 
@@ -159,6 +162,8 @@ class Convolution:
         """Return the convolution of the b inputs in the columns of v (in*grid, b)."""
         x = self._pad(v.t().reshape(-1, *self._inputs))
         y = _CONVOLVE[len(self._unread)](x, self._weight.float(), **self._keywords())
+        for axis, size in enumerate(self._outputs[1:], start=2):
+            y = y.narrow(axis, 0, size)
         return y.flatten(1).t()
 
     def rmatmul(self, u: Tensor) -> Tensor:

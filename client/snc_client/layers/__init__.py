@@ -1,6 +1,7 @@
 """From a model to its layers: names, views and linear maps; what is left out, and why."""
 
+from snc_client.layers.conv import watch_grids
 from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.walk import find_layers
 
-__all__ = ["Coverage", "Layer", "Skipped", "find_layers"]
+__all__ = ["Coverage", "Layer", "Skipped", "find_layers", "watch_grids"]

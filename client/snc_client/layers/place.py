@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from snc_client.layers.coverage import Layer
 from snc_client.layers.sources import Source
-from snc_client.layers.views import View
+from snc_client.layers.view import View
 from snc_client.operators import Operator
 
 Read: TypeAlias = Callable[[nn.Module], Tensor]
@@ -28,6 +28,11 @@ class Place:
         self.root, self.name, self.module, self.source = root, name, module, source
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
+
+    @property
+    def paths(self) -> list[str]:
+        """Return the names of the modules that hold the weight."""
+        return [name.rpartition(".")[0] for name in self.names]
 
     @cached_property
     def value(self) -> Tensor:

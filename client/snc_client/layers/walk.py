@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -13,14 +12,16 @@ from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.place import Place, layer
 from snc_client.layers.reasons import nothing, packed, reason
+from snc_client.layers.rules import Conv, views
 from snc_client.layers.sources import sources
-from snc_client.layers.views import Parts, View, cut, views
+from snc_client.layers.view import Parts, View, cut
 
 
 def find_layers(
     model: nn.Module,
     *,
-    conv: Literal["reshape", "operator"] = "reshape",
+    conv: Conv = "reshape",
+    grids: Mapping[str, Sequence[int]] | None = None,
     split: Mapping[str, Parts] | None = None,
 ) -> Coverage:
     """Return every matrix of the model as a layer, and everything else with the reason.
@@ -29,6 +30,10 @@ def find_layers(
     weights give one in all. ``split`` cuts fused outputs further: ``{"*.c_attn.weight": "qkv"}``
     into three equal parts, ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}`` into the sizes
     given. Only right where the parts lie one after the other: some models interleave them by head.
+
+    ``conv="reshape"`` measures a kernel as outputs x (inputs*kernel): cheap, but not the norm of
+    the map. ``conv="operator"`` measures the map itself, on inputs of the size that ``grids`` says
+    for the module's name (as `watch_grids` collects it), else on 16 per dimension.
 
     Nothing in the model changes. Raises ValueError if the model holds no matrix, or if an entry of
     ``split`` matches no weight or does not fit one.
@@ -49,7 +54,7 @@ def find_layers(
         if partner:
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
-            layers += [layer(place, view) for view in _views(place, split or {})]
+            layers += [layer(place, view) for view in _views(place, split or {}, conv, grids or {})]
     if not layers:
         raise ValueError(nothing(model, skipped))
     return Coverage(tuple(layers), tuple(skipped), measured, sum(place.size for place in places))
@@ -74,8 +79,11 @@ def _places(model: nn.Module) -> list[Place]:
     return list(places.values())
 
 
-def _views(place: Place, split: Mapping[str, Parts]) -> tuple[View, ...]:
-    whole = views(place.module, place.name, place.value)
+def _views(
+    place: Place, split: Mapping[str, Parts], conv: Conv, grids: Mapping[str, Sequence[int]]
+) -> tuple[View, ...]:
+    grid = next((grids[path] for path in place.paths if path in grids), None)
+    whole = views(place.module, place.name, place.value, conv, grid)
     for pattern, parts in split.items():
         if fnmatchcase(place.name, pattern):
             if len(whole) > 1 or place.value.ndim != 2:

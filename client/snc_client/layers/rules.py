@@ -1,0 +1,78 @@
+"""Which matrices a weight holds: one rule per kind of module, chosen by owner and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from snc_client.layers.conv import CONV, CONV_TRANSPOSE, reshaped, true_operator
+from snc_client.layers.view import View, cut, flat, flattened
+
+Conv: TypeAlias = Literal["reshape", "operator"]
+
+# The order in which torch stacks the gates, and the names its documentation gives them.
+_GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
+_FUSED = ("qkv", "c_attn", "query_key_value")
+
+
+def views(
+    module: nn.Module, name: str, weight: Tensor, conv: Conv, grid: Sequence[int] | None
+) -> tuple[View, ...]:
+    """Return the matrices that the weight called ``name`` holds for ``module``, in order.
+
+    The weight of an unknown module is a matrix if it has 2 dimensions, a stack of experts
+    (experts x out x in) if it has 3, and out x rest if it has more.
+    """
+    key = name.rpartition(".")[2]
+    if isinstance(module, nn.MultiheadAttention):
+        # Without this layout q, k and v have a weight each; bias_k and bias_v are vectors.
+        return cut(View("attention"), weight, "qkv" if key == "in_proj_weight" else "")
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        # The recurrent projection of an LSTM (weight_hr) has no gates.
+        gates = "" if key.startswith("weight_hr") else _GATES.get(_family(module), "")
+        return cut(View("recurrent"), weight, gates)
+    if key != "weight":
+        return _by_shape(module, weight)
+    if isinstance(module, CONV + CONV_TRANSPOSE):
+        return (reshaped(module) if conv == "reshape" else true_operator(module, grid),)
+    if isinstance(module, nn.Bilinear):
+        note = "out x (in1*in2): an upper bound of what the bilinear map can do"
+        return (View("bilinear", lay=flat, operator=flattened, note=note),)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return (View("embedding"),)
+    if isinstance(module, nn.Linear):
+        return (View("linear", note=_fused(name)),)
+    if _is_hf_conv1d(module, weight):
+        return (View("linear", lay=Tensor.t, note=_fused(name)),)
+    return _by_shape(module, weight)
+
+
+def _by_shape(module: nn.Module, weight: Tensor) -> tuple[View, ...]:
+    if weight.ndim == 2:
+        return (View("matrix"),)
+    if weight.ndim == 3 and weight.shape[0] == 1:
+        return (View("matrix", pick=0),)
+    if weight.ndim == 3:
+        return tuple(View("expert", f"[{e}]", pick=e) for e in range(weight.shape[0]))
+    note = f"seen as out x rest: no rule knows {type(module).__name__}"
+    return (View("tensor", lay=flat, operator=flattened, note=note),)
+
+
+def _family(module: nn.Module) -> str:
+    """Return the torch class whose gates this module has: it may be a subclass."""
+    return next((base.__name__ for base in type(module).__mro__ if base.__name__ in _GATES), "")
+
+
+def _is_hf_conv1d(module: nn.Module, weight: Tensor) -> bool:
+    """Return whether this is the Conv1D of Hugging Face: a linear layer stored in x out."""
+    named = type(module).__name__ == "Conv1D" and weight.ndim == 2
+    return named and getattr(module, "nf", None) == weight.shape[1]
+
+
+def _fused(name: str) -> str | None:
+    owner = name.rpartition(".")[0].rpartition(".")[2].lower()
+    if any(word in owner for word in _FUSED):
+        return "fused q, k, v measured as a whole; split= measures each"
+    return None

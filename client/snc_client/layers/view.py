@@ -1,0 +1,76 @@
+"""A view: which part of a weight is one matrix, how it is written, and what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from snc_client.operators import Matrix, Operator
+
+Parts: TypeAlias = Sequence[str] | Mapping[str, int]
+
+
+def _same(part: Tensor) -> Tensor:
+    return part
+
+
+@dataclass(frozen=True)
+class View:
+    """One matrix of a weight: ``pick`` selects a slice, ``lay`` views it, ``operator`` maps it.
+
+    ``lay`` gives what enforcement multiplies: always a view, 2-d where the memory allows it.
+    """
+
+    kind: str
+    suffix: str = ""
+    pick: Any = ...
+    lay: Callable[[Tensor], Tensor] = _same
+    operator: Callable[[Tensor], Operator] = Matrix
+    note: str | None = None
+    cappable: bool = True
+
+    def part(self, weight: Tensor) -> Tensor:
+        """Return this view's slice of the weight, in the parameter's own layout."""
+        return weight[self.pick]
+
+
+def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
+    """Cut a 2-d view along its outputs into named parts, of equal size or of the sizes given.
+
+    Raises ValueError where the sizes do not add up to the number of outputs.
+    """
+    if not parts:
+        return (view,)
+    axis = 1 if view.lay is Tensor.t else 0
+    outputs = weight.shape[axis]
+    even = dict.fromkeys(parts, outputs // len(parts))
+    sizes = dict(parts) if isinstance(parts, Mapping) else even
+    if sum(sizes.values()) != outputs or min(sizes.values()) < 1 or len(sizes) != len(parts):
+        raise ValueError(f"parts must add up to {outputs} outputs, got {sizes}")
+    pieces, start = [], 0
+    for part, size in sizes.items():
+        span = slice(start, start + size)
+        pick = (slice(None), span) if axis else span
+        pieces.append(replace(view, suffix=f"[{part}]", pick=pick, note=None))
+        start += size
+    return tuple(pieces)
+
+
+def flat(weight: Tensor) -> Tensor:
+    """Return out x rest as a view where memory allows it (channels_last too), else the weight.
+
+    The order of the columns follows memory; singular values do not depend on it.
+    """
+    order = sorted(range(1, weight.ndim), key=weight.stride, reverse=True)
+    try:
+        return weight.permute(0, *order).view(weight.shape[0], -1)
+    except RuntimeError:
+        return weight
+
+
+def flattened(weight: Tensor) -> Matrix:
+    """Return out x rest as a matrix."""
+    return Matrix(weight.flatten(1))
