@@ -70,7 +70,7 @@ def _run(console: Console, recipe: Recipe, url: str) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     runs = {label: f"{label}-{stamp}" for label in ACTIONS}
     page = f"{url}/#/compare/{runs['observed']}/{runs['constrained']}"
-    console.print(f"[bold]page[/bold]   {page}")
+    console.print(f"[bold]page[/bold]   {page}", soft_wrap=True)
     console.print(
         f"[bold]fault[/bold]  from step {recipe.fault_step} on, query and key learn "
         f"{FAULT_FACTOR:g} times too fast; threshold: {', '.join(THRESHOLD.values())}"
