@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from snc_service.wire import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
 
@@ -120,4 +121,4 @@ def _entry(pattern: str, threshold: Limit, action: str) -> PolicyEntry:
 
 def _number(value: Any) -> Any:
     """Return numpy's numbers as Python's: the wire knows no others."""
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+    return value.item() if isinstance(value, np.integer | np.floating) else value
