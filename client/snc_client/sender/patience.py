@@ -37,7 +37,8 @@ class Patience:
         self._jitter = random.Random()
         self._ended_at: float | None = None
         self._deadline = float("inf")
-        self._failing_since: float | None = None
+        # Until it has answered once, the service counts as away.
+        self._failing_since: float | None = float("-inf")
         self.failures = 0  # in a row
         self.ending: EndState | None = None
         self.gave_up = False
