@@ -8,6 +8,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +27,7 @@ from snc_service.api import (
     policy,
     prometheus,
     runs,
+    stream,
 )
 from snc_service.api.guard import Guard
 from snc_service.api.state import Budget, Limits, Service
@@ -38,6 +41,24 @@ from snc_service.store.protocol import Store, StoreError
 # How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
 SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
+
+# The order of the reference.
+ROUTERS: Final = tuple(
+    part.router
+    for part in (
+        runs,
+        batches,
+        layers,
+        history,
+        heatmap,
+        events,
+        policy,
+        stream,
+        prometheus,
+        health,
+        docs,
+    )
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,25 +101,27 @@ def create_app(
         docs_url=None,  # the page of FastAPI loads scripts from elsewhere; ours is in api/docs.py
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
-    for part in (
-        runs,
-        batches,
-        layers,
-        history,
-        heatmap,
-        events,
-        policy,
-        prometheus,
-        health,
-        docs,
-    ):
-        app.include_router(part.router)
+    for router in ROUTERS:
+        app.include_router(router)
     ui.mount(app)
     app.add_middleware(Guard, hosts=_served_hosts(settings))
-    app.openapi = lambda: openapi.build(app)  # type: ignore[method-assign]
+    schema = cache(lambda: openapi.build(app, ROUTERS))
+    app.openapi = schema  # type: ignore[method-assign]
     return app
+
+
+def drain(app: FastAPI) -> None:
+    """Say that the process is about to stop: not ready, no new batches, and streams end.
+
+    For a signal handler: a server waits for open streams before it ends the lifespan. Does nothing
+    before the lifespan has started.
+    """
+    service: Service | None = getattr(app.state, "service", None)
+    if service is not None:
+        service.draining = True
 
 
 def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:

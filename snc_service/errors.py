@@ -7,6 +7,7 @@ shows exactly those. `Problem` is raised anywhere below a route.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from snc_service.wire import WireError
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
 RETRY_AFTER_SECONDS = "2"
+
+log = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
@@ -175,6 +178,7 @@ def from_store(error: StoreError) -> Problem:
         if isinstance(error, of_store):
             detail = str(error) or KINDS[kind].meaning
             return Problem(kind, detail, field="layers" if kind == "invalid" else None)
+    log.error("the store failed: %s", error)
     return Problem("internal", KINDS["internal"].meaning)
 
 

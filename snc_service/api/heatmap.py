@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -12,7 +13,10 @@ from snc_service.api.answers import answer, etag, is_unchanged, shortest, unchan
 from snc_service.api.openapi import responses
 from snc_service.api.queries import MetricName, RunName, WindowQuery
 from snc_service.api.state import InService
-from snc_service.store.protocol import Buckets, Store, Window
+from snc_service.store.protocol import Buckets, Floats, Store, Window
+from snc_service.wire import absent
+
+MAX_CELLS: Final = 2_000_000  # of a ratio: 32 bytes each while it is made
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
@@ -84,37 +88,42 @@ def get_heatmap(
     return answer(request, content, tag=tag)
 
 
-def ratio_heatmap(store: Store, run: str, window: Window, rows: int) -> Buckets:
-    """Return sigma / threshold of every layer, layers that share a row by their largest.
+def ratio_heatmap(store: Store, run: str, window: Window, most: int) -> Buckets:
+    """Return sigma / threshold of every layer; layers that share a row show their largest.
 
     Rows cannot be shared before dividing: the largest sigma and the smallest threshold of a row may
-    belong to different layers.
+    belong to different layers. A model of very many layers gets fewer buckets instead.
     """
-    names = [layer.name for layer in store.latest(run).layers]
+    latest = store.latest(run)
+    sigmas = latest.metric("sigma")
+    measured = [] if sigmas is None else np.flatnonzero(~absent(sigmas)).tolist()
+    names = [latest.layers[index].name for index in measured]
+    window = replace(window, points=max(1, min(window.points, MAX_CELLS // max(len(names), 1))))
     sigma = store.history(run, "sigma", names, window)
-    threshold = store.history(run, "threshold", names, window)
-    # The threshold in force: both have their own empty buckets, and perhaps their own width.
-    at = np.searchsorted(threshold.steps, sigma.steps, side="right") - 1
-    limit = np.full(sigma.max.shape, np.nan, np.float32)
-    limit[:, at >= 0] = threshold.min[:, at[at >= 0]]
-    with np.errstate(all="ignore"):
-        ratio = np.where(np.isfinite(sigma.max) & (limit > 0), sigma.max / limit, np.nan)
-    starts = np.unique(
-        np.arange(min(rows, len(names))) * len(names) // max(min(rows, len(names)), 1)
-    )
-    if len(starts):
+    ratio = _ratio(sigma, store.history(run, "threshold", names, window))
+    nonfinite = sigma.nonfinite
+    rows = tuple(names)
+    if len(names) > most:
+        per_row = -(-len(names) // most)
+        starts = np.arange(0, len(names), per_row)
         ratio = np.fmax.reduceat(ratio, starts, axis=0)
-    else:
-        starts = np.zeros(0, np.int64)
-    ratio = ratio.astype(np.float32)
-    return Buckets(
-        rows=tuple(names[start] for start in starts),
-        steps=sigma.steps,
-        mean=ratio,
-        min=ratio,
-        max=ratio,
-        nonfinite=np.add.reduceat(sigma.nonfinite, starts, axis=0)
-        if len(starts)
-        else sigma.nonfinite,
-        bucket_steps=sigma.bucket_steps,
-    )
+        nonfinite = np.add.reduceat(nonfinite, starts, axis=0)
+        groups = [names[start : start + per_row] for start in starts.tolist()]
+        rows = tuple(
+            g[0] if len(g) == 1 else f"{g[0]} \N{HORIZONTAL ELLIPSIS} {g[-1]}" for g in groups
+        )
+    return replace(sigma, rows=rows, mean=ratio, min=ratio, max=ratio, nonfinite=nonfinite)
+
+
+def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:
+    """Return the ratio per layer and bucket of sigma, NaN where there is none.
+
+    Both may have empty buckets of their own, so each sigma meets the last threshold before it.
+    """
+    before = np.searchsorted(threshold.steps, sigma.steps, side="right") - 1
+    limit = np.full(sigma.max.shape, np.nan, np.float32)
+    limit[:, before >= 0] = threshold.min[:, before[before >= 0]]
+    with np.errstate(all="ignore"):
+        ratio = sigma.max / limit
+    ratio[~np.isfinite(ratio)] = np.nan
+    return ratio

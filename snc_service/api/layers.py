@@ -144,34 +144,22 @@ def as_items(latest: Latest, chosen: npt.NDArray[np.int64]) -> list[dict[str, An
     ratio = ratios(latest)[chosen]
     items = []
     for at, index in enumerate(chosen.tolist()):
-        layer = latest.layers[index]
-        step = int(latest.steps[index])
-        numbers = {name: column[at] for name, column in columns.items()}
-        bad = [
-            name
-            for row, name in enumerate(latest.metrics)
-            if infinite[row, at] and not missing[row, at]
-        ]
-        item: dict[str, Any] = {name: numbers.pop(name, None) for name in METRICS}
+        layer, step = latest.layers[index], int(latest.steps[index])
+        seen = [row for row in range(len(latest.metrics)) if not missing[row, at]]
+        known = {latest.metrics[row]: columns[latest.metrics[row]][at] for row in seen}
         items.append(
             {
                 "layer": layer.name,
                 "kind": layer.kind,
                 "shape": list(layer.shape),
                 "step": step if step >= 0 else None,
+                **{name: known.pop(name, None) for name in METRICS},
                 "ratio": float(f"{ratio[at]:.7g}"),
-                "nonfinite": bad,
-                "metrics": {
-                    k: v for k, v in numbers.items() if not _is_missing(missing, latest, k, at)
-                },
+                "nonfinite": [latest.metrics[row] for row in seen if infinite[row, at]],
+                "metrics": known,
             }
-            | item
         )
     return items
-
-
-def _is_missing(missing: npt.NDArray[np.bool_], latest: Latest, metric: str, at: int) -> bool:
-    return bool(missing[latest.metrics.index(metric), at])
 
 
 def _column(latest: Latest, metric: str) -> Doubles:

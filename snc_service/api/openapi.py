@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -56,26 +56,43 @@ def _add(told: Responses, kind: str) -> None:
     known["content"][PROBLEM_MEDIA_TYPE]["examples"][kind] = {"value": value}
 
 
-def build(app: FastAPI) -> dict[str, Any]:
-    """Return the schema of ``app``."""
+def build(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
+    """Return the schema of ``app``, which has included ``routers``."""
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     _define(components, ProblemAnswer)
-    for route, body in _bodies(app):
-        _define(components, body.model)
+    for route in _shown(routers):
         for method in route.methods or ():
-            schema["paths"][route.path_format][method.lower()]["requestBody"] = {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"$ref": f"{_SCHEMAS}{body.model.__name__}"},
-                        "example": body.example,
-                    }
-                },
-            }
+            operation = schema["paths"][route.path_format][method.lower()]
+            _restore_examples(operation, route)
+            for body in _bodies(route.dependant):
+                _define(components, body.model)
+                operation["requestBody"] = _request_body(body)
     return schema
+
+
+def _shown(routers: Sequence[APIRouter]) -> Iterator[APIRoute]:
+    for router in routers:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.include_in_schema:
+                yield route
+
+
+def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
+    """Put the examples back: on its way through FastAPI a schema loses every null."""
+    for status, told in route.responses.items():
+        for media_type, content in told.get("content", {}).items():
+            if "example" in content:
+                shown = operation["responses"][str(status)]["content"][media_type]
+                shown["example"] = content["example"]
+
+
+def _request_body(body: JsonBody[Any]) -> dict[str, Any]:
+    schema = {"$ref": f"{_SCHEMAS}{body.model.__name__}"}
+    content = {"application/json": {"schema": schema, "example": body.example}}
+    return {"required": True, "content": content}
 
 
 def _define(components: dict[str, Any], model: type[BaseModel]) -> None:
@@ -84,15 +101,8 @@ def _define(components: dict[str, Any], model: type[BaseModel]) -> None:
     components[model.__name__] = schema
 
 
-def _bodies(app: FastAPI) -> Iterator[tuple[APIRoute, JsonBody[Any]]]:
-    for route in app.routes:
-        if isinstance(route, APIRoute) and route.include_in_schema:
-            for dependant in _all(route.dependant):
-                if isinstance(dependant.call, JsonBody):
-                    yield route, dependant.call
-
-
-def _all(dependant: Dependant) -> Iterator[Dependant]:
-    yield dependant
+def _bodies(dependant: Dependant) -> Iterator[JsonBody[Any]]:
+    if isinstance(dependant.call, JsonBody):
+        yield dependant.call
     for below in dependant.dependencies:
-        yield from _all(below)
+        yield from _bodies(below)

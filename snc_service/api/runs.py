@@ -164,6 +164,8 @@ CREATED_EXAMPLE = {
 def as_item(run: Run) -> dict[str, Any]:
     """Return the JSON form of a run in a list."""
     item = {name: getattr(run, name) for name in RunItem.model_fields if name != "tags"}
+    if run.worst_ratio is not None:
+        item["worst_ratio"] = float(f"{run.worst_ratio:.7g}")  # float32 has no more digits
     times = {"created_at": rfc3339(run.created_at), "updated_at": rfc3339(run.updated_at)}
     return item | times | {"tags": list(run.tags)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -53,7 +53,8 @@ class Service:
     budget: Budget
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
-    draining: bool = field(default=False)
+    draining: bool = False
+    streams: int = 0
 
 
 async def _service(request: Request) -> Service:
