@@ -1,0 +1,95 @@
+// The service as the page sees it: GET with ETags, PUT of a policy, errors as sentences.
+
+const PREFIX = "api/v1";
+const KEPT_ANSWERS = 64;
+
+/** What the service, or the way to it, said instead of an answer. Status 0: it was not reached. */
+export class Problem extends Error {
+  constructor(status, title, detail) {
+    super(detail || title);
+    this.status = status;
+    this.title = title;
+  }
+}
+
+const answers = new Map(); // URL -> {etag, data}, the oldest first
+let clockOffset = 0; // the service's clock minus ours, in milliseconds
+
+/** Now, by the service's clock: a laptop that is 3 minutes off must not show ages that are. */
+export function serviceNow() {
+  return Date.now() + clockOffset;
+}
+
+export function url(path, parameters = {}) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value === null || value === undefined) continue;
+    for (const one of Array.isArray(value) ? value : [value]) query.append(name, one);
+  }
+  const text = query.toString();
+  return `${PREFIX}/${path}${text ? `?${text}` : ""}`;
+}
+
+export function runPath(run, rest = "") {
+  return `runs/${encodeURIComponent(run)}${rest}`;
+}
+
+/** GET. An unchanged answer is the *same* object as the last time, so callers compare by identity. */
+export async function get(path, parameters, signal) {
+  const address = url(path, parameters);
+  const kept = answers.get(address);
+  const headers = { Accept: "application/json" };
+  if (kept?.etag) headers["If-None-Match"] = kept.etag;
+  const response = await reach(address, { headers, signal, cache: "no-store" });
+  if (response.status === 304 && kept) return kept.data;
+  const data = await body(response);
+  const etag = response.headers.get("ETag");
+  if (etag) keep(address, { etag, data });
+  return data;
+}
+
+export async function getPolicy(run, signal) {
+  const response = await reach(url(runPath(run, "/policy")), { signal, cache: "no-store" });
+  return { data: await body(response), etag: response.headers.get("ETag") };
+}
+
+/** PUT a policy if it is still the one whose tag is `etag`. */
+export async function putPolicy(run, policy, etag) {
+  const headers = { "Content-Type": "application/json" };
+  if (etag) headers["If-Match"] = etag;
+  const options = { method: "PUT", headers, body: JSON.stringify(policy), cache: "no-store" };
+  return body(await reach(url(runPath(run, "/policy")), options));
+}
+
+async function reach(address, options) {
+  let response;
+  try {
+    response = await fetch(address, { credentials: "same-origin", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The service cannot be reached", "No answer from the service.");
+  }
+  const date = Date.parse(response.headers.get("Date") ?? "");
+  // The header has whole seconds: only a larger difference says anything.
+  if (date && Math.abs(date - Date.now()) > 2000) clockOffset = date - Date.now();
+  return response;
+}
+
+async function body(response) {
+  let data;
+  try {
+    data = await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(response.status, "Not an answer of this service", `Status ${response.status} without JSON.`);
+  }
+  if (response.ok) return data;
+  const title = typeof data.title === "string" ? data.title : `Status ${response.status}`;
+  throw new Problem(response.status, title, typeof data.detail === "string" ? data.detail : "");
+}
+
+function keep(address, answer) {
+  answers.delete(address);
+  answers.set(address, answer);
+  if (answers.size > KEPT_ANSWERS) answers.delete(answers.keys().next().value);
+}

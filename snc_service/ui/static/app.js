@@ -1,0 +1,82 @@
+// The page's start: which view the address asks for, the bar above it, keys.
+
+import { plotly } from "./chart.js";
+import { CompareView } from "./compare.js";
+import { h } from "./dom.js";
+import { stateNote } from "./parts.js";
+import { parse } from "./router.js";
+import { RunView } from "./run.js";
+import { RunsView } from "./runs.js";
+import { startTheme } from "./theme.js";
+
+class UnknownView {
+  constructor() {
+    this.element = stateNote("There is no such page", "The address leads nowhere here.", h("p", {}, h("a", { href: "#/", text: "All runs" })));
+  }
+
+  update() {}
+
+  destroy() {}
+}
+
+const VIEWS = { runs: RunsView, run: RunView, compare: CompareView, unknown: UnknownView };
+const main = document.getElementById("main");
+const crumbs = document.getElementById("crumbs");
+let shown = null;
+
+function show() {
+  const route = parse(location.hash);
+  const name = JSON.stringify([route.view, route.runs]);
+  if (shown?.name === name) {
+    shown.view.update(route);
+    return;
+  }
+  const moved = shown !== null;
+  shown?.view.destroy();
+  const view = new VIEWS[route.view](route);
+  shown = { name, view };
+  main.replaceChildren(view.element);
+  showCrumbs(route);
+  scrollTo(0, 0);
+  // Readers and keys continue in the new view; at the first load the browser decides.
+  if (moved) main.focus({ preventScroll: true });
+}
+
+function showCrumbs({ view, runs }) {
+  const here = { run: runs[0], compare: `compare ${runs.length} runs` }[view];
+  const root = h("a", { href: "#/", text: "Runs" });
+  if (here === undefined) root.setAttribute("aria-current", "page");
+  crumbs.replaceChildren(root, ...(here === undefined ? [] : [h("span", { class: "crumb", "aria-current": "page", text: here })]));
+  document.title = here === undefined ? "snc \u00b7 runs" : `${here} \u00b7 snc`;
+}
+
+const help = document.getElementById("key-help");
+
+function key(event) {
+  const typing = event.target.closest?.("input, select, textarea") && event.target.type !== "checkbox";
+  if (event.key === "Escape" && typing) event.target.blur();
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+  if (event.key === "/") document.getElementById("filter")?.focus();
+  else if (event.key === "?") help.showModal();
+  else if (event.key === "g") location.hash = "#/";
+  else if ((event.key === "j" || event.key === "k") && !event.target.closest?.("tbody")) firstRow();
+  else if (event.key === "Escape") shown?.view.escape?.();
+  else return;
+  event.preventDefault();
+}
+
+function firstRow() {
+  main.querySelector("tbody a, tbody button")?.focus();
+}
+
+plotly().catch(() => {}); // charts say it themselves
+startTheme(document.getElementById("theme"));
+document.getElementById("keys").addEventListener("click", () => help.showModal());
+document.getElementById("key-close").addEventListener("click", () => help.close());
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the hash is ours
+  main.focus();
+});
+addEventListener("hashchange", show);
+addEventListener("keydown", key);
+show();

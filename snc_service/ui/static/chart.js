@@ -1,0 +1,195 @@
+// One plotly.js figure: sized by its box, with a step cursor, zoom along the steps and keys.
+
+import { h } from "./dom.js";
+import { color, onTheme } from "./theme.js";
+
+let arrived = null;
+
+/** plotly.js, once it has arrived; everything else on the page is there before it. */
+export function plotly() {
+  arrived ??= new Promise((resolve, reject) => {
+    const script = document.getElementById("plotly");
+    const give = () =>
+      window.Plotly ? resolve(window.Plotly) : reject(new Error("plotly.js did not start"));
+    if (window.Plotly) give();
+    script.addEventListener("load", give);
+    script.addEventListener("error", () => reject(new Error("plotly.js could not be loaded")));
+  });
+  return arrived;
+}
+
+const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, responsive: false };
+const CLICK_PIXELS = 4;
+
+/** The left margin holds layer names; every figure of a column has the same, so steps line up. */
+export function leftMargin(width) {
+  return width < 560 ? 108 : 176;
+}
+
+/**
+ * `handlers`: `zoom(from, to)` with null, null for all steps; `point(step, x, y)` while the pointer
+ * is over the figure (nulls when it leaves); `pick(step, y)` at a click; `key(event)`.
+ */
+export class Chart {
+  constructor(label, handlers = {}) {
+    this.handlers = handlers;
+    this.plot = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": label });
+    this.cursor = h("div", { class: "cursor", hidden: true });
+    this.note = h("p", { class: "chart-note", text: "Drawing\u2026" });
+    this.element = h("div", { class: "chart" }, this.plot, this.cursor, this.note);
+    this.figure = null;
+    this.seconds = 0;
+    this.listen();
+    this.sizes = new ResizeObserver(() => this.resized());
+    this.sizes.observe(this.element);
+    this.unTheme = onTheme(() => this.redraw());
+  }
+
+  destroy() {
+    this.gone = true;
+    this.sizes.disconnect();
+    this.unTheme();
+    if (window.Plotly && this.drawn) window.Plotly.purge(this.plot);
+  }
+
+  /** Draw what `make(width)` returns: {data, layout}. Called again when size or colors change. */
+  draw(make) {
+    this.figure = make;
+    return this.redraw();
+  }
+
+  /** Show a sentence instead of a figure. */
+  say(sentence) {
+    this.figure = null;
+    this.note.textContent = sentence;
+    this.note.hidden = false;
+    this.plot.hidden = true;
+  }
+
+  async redraw() {
+    if (!this.figure) return;
+    let library;
+    try {
+      library = await plotly();
+    } catch (error) {
+      this.say(`${error.message}: the tables hold the same numbers.`);
+      return;
+    }
+    const width = this.element.clientWidth;
+    if (this.gone || !this.figure || width < 50) return;
+    this.width = width;
+    const begin = performance.now();
+    const { data, layout } = this.figure(width);
+    this.note.hidden = true;
+    this.plot.hidden = false;
+    await library.react(this.plot, data, { ...base(width), ...layout, width }, CONFIG);
+    this.seconds = (performance.now() - begin) / 1000;
+    if (!this.drawn) this.listenToPlotly();
+    this.drawn = true;
+    this.moveCursor(this.step);
+  }
+
+  resized() {
+    if (this.figure && Math.abs(this.element.clientWidth - (this.width ?? 0)) > 1) this.redraw();
+  }
+
+  /** Show where `step` is, here as in every other figure; null hides it. */
+  moveCursor(step) {
+    this.step = step;
+    const axis = this.axis("xaxis");
+    const at = axis && step !== null && step !== undefined ? axis.l2p(step) : -1;
+    this.cursor.hidden = !(at >= 0 && at <= axis._length);
+    if (!this.cursor.hidden) this.cursor.style.transform = `translateX(${axis._offset + at}px)`;
+  }
+
+  // The axes as plotly.js keeps them: it offers no public way from pixels to steps.
+  axis(name) {
+    return this.plot._fullLayout?.[name];
+  }
+
+  /** The data coordinates of a mouse event, null outside the axes. */
+  place(event) {
+    const [xaxis, yaxis] = [this.axis("xaxis"), this.axis("yaxis")];
+    if (!xaxis || !yaxis) return null;
+    const box = this.plot.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left - xaxis._offset, event.clientY - box.top - yaxis._offset];
+    if (x < 0 || x > xaxis._length || event.clientY < box.top) return null;
+    return { step: xaxis.p2l(x), y: y >= 0 && y <= yaxis._length ? yaxis.p2l(y) : null };
+  }
+
+  listen() {
+    this.plot.addEventListener("mousemove", (event) => {
+      const place = this.place(event);
+      this.handlers.point?.(place ? place.step : null, place?.y ?? null);
+    });
+    this.plot.addEventListener("mouseleave", () => this.handlers.point?.(null, null));
+    this.plot.addEventListener("keydown", (event) => this.handlers.key?.(event));
+    this.plot.addEventListener("pointerdown", (event) => this.pressed(event), true);
+  }
+
+  /** A press that does not move is a click; one that moves is plotly's zoom. */
+  pressed(down) {
+    const up = (event) => {
+      const moved = Math.hypot(event.clientX - down.clientX, event.clientY - down.clientY);
+      const place = moved < CLICK_PIXELS ? this.place(down) : null;
+      if (place && place.y !== null) this.handlers.pick?.(place.step, place.y);
+    };
+    window.addEventListener("pointerup", up, { once: true, capture: true });
+  }
+
+  listenToPlotly() {
+    this.plot.on("plotly_relayout", (change) => {
+      const from = change["xaxis.range[0]"] ?? change["xaxis.range"]?.[0];
+      const to = change["xaxis.range[1]"] ?? change["xaxis.range"]?.[1];
+      if (from !== undefined && to !== undefined) {
+        this.handlers.zoom?.(Math.max(0, Math.floor(from)), Math.max(0, Math.ceil(to)));
+      }
+    });
+    this.plot.on("plotly_doubleclick", () => this.handlers.zoom?.(null, null));
+  }
+}
+
+/** What all figures share. Fingers scroll the page: they zoom with the buttons, not by dragging. */
+function base(width) {
+  return {
+    autosize: false,
+    margin: { l: leftMargin(width), r: 12, t: 8, b: 34 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: color("well"),
+    font: { family: color("font"), size: 11, color: color("dim") },
+    showlegend: false,
+    hovermode: false,
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    uirevision: "fixed",
+  };
+}
+
+/** The step axis, the same in every figure. */
+export function stepAxis(range, more = {}) {
+  return {
+    range,
+    title: { text: "step", standoff: 4 },
+    tickformat: ",d",
+    nticks: 8,
+    showgrid: false,
+    zeroline: false,
+    linecolor: color("line"),
+    ticks: "outside",
+    ticklen: 3,
+    tickcolor: color("line"),
+    fixedrange: false,
+    ...more,
+  };
+}
+
+export function valueAxis(more = {}) {
+  return {
+    ticklabelstandoff: 4,
+    gridcolor: color("grid"),
+    zeroline: false,
+    nticks: 6,
+    fixedrange: true,
+    exponentformat: "power",
+    ...more,
+  };
+}

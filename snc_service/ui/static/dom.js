@@ -1,0 +1,96 @@
+// Building and updating the document. Text always goes in as text: no markup is ever parsed.
+
+/**
+ * Make an element. `properties`: `class`, `text`, `data` (dataset), `on` (listeners by event),
+ * anything else is an attribute; null, undefined and false leave an attribute out.
+ */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === "class") element.className = value;
+    else if (name === "text") element.textContent = value;
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name === "on") {
+      for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
+    } else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Change text only where it differs, so that selections and screen readers are left in peace. */
+export function setText(node, text) {
+  const value = String(text);
+  if (node.textContent !== value) node.textContent = value;
+}
+
+export function setAttribute(node, name, value) {
+  if (value === null || value === undefined || value === false) node.removeAttribute(name);
+  else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+}
+
+/**
+ * Keep `parent`'s children equal to `items`, one element per key: elements are made once, updated
+ * in place and moved only when the order changes, so focus and scroll stay where they are.
+ */
+export function keyed(parent, items, key, make, update) {
+  const known = (parent.keyedElements ??= new Map());
+  const wanted = new Set(items.map(key));
+  for (const [name, element] of known) {
+    if (!wanted.has(name)) {
+      element.remove();
+      known.delete(name);
+    }
+  }
+  let place = parent.firstElementChild;
+  for (const item of items) {
+    let element = known.get(key(item));
+    if (!element) {
+      element = make(item);
+      known.set(key(item), element);
+    }
+    update(element, item);
+    if (element === place) place = place.nextElementSibling;
+    else parent.insertBefore(element, place);
+  }
+}
+
+let announcer = null;
+
+/** Tell a change of state to screen readers: never values, they would never stop talking. */
+export function announce(sentence) {
+  announcer ??= document.getElementById("announcer");
+  announcer.textContent = sentence;
+}
+
+/** A button that copies `text()` and says so. */
+export function copyButton(text, label) {
+  const button = h("button", { type: "button", class: "quiet copy", "aria-label": label, text: "Copy" });
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      setText(button, "Copied");
+    } catch {
+      setText(button, "Copy by hand");
+    }
+    setTimeout(() => setText(button, "Copy"), 1500);
+  });
+  return button;
+}
+
+/** Move the focus between the rows of a table with j and k or the arrow keys. */
+export function rowKeys(body, selector) {
+  body.addEventListener("keydown", (event) => {
+    const move = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[event.key];
+    if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
+    const stops = [...body.querySelectorAll(selector)];
+    const row = event.target.closest("tr");
+    const at = stops.findIndex((stop) => stop.closest("tr") === row);
+    const next = stops[at + move];
+    if (next) {
+      next.focus();
+      event.preventDefault();
+    }
+  });
+}

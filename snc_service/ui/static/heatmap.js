@@ -1,0 +1,276 @@
+// Layers x steps: every layer of a run in one picture, however many there are.
+
+import { Chart, leftMargin, stepAxis } from "./chart.js";
+import { h, setText } from "./dom.js";
+import { count, number, plotlyText, ratio, shortName } from "./format.js";
+import { columnAt, columns, extent, growth, stretches } from "./matrix.js";
+import { color } from "./theme.js";
+
+// Cividis (Nunez, Anderton, Renslow 2018): even in lightness, the same to color-blind eyes.
+const CIVIDIS = [
+  "#00224e", "#123570", "#3b496c", "#575d6d", "#707173",
+  "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
+];
+// Above the threshold: from just over it (where a held layer stands) to twice and more.
+const BREACH = ["#f59331", "#d9480f", "#8f1d14"];
+const MOST_MARKS = 1500;
+export const METRICS = {
+  ratio: "\u03c3 / threshold",
+  sigma: "\u03c3",
+  growth: "\u03c3 / first \u03c3",
+};
+
+/** `handlers`: those of `Chart`, and `select(layer)` at a click or Enter. */
+export class Heatmap {
+  constructor(title, handlers) {
+    this.handlers = handlers;
+    this.readout = h("p", { class: "readout", "aria-live": "off" });
+    this.scale = new Scale();
+    this.chart = new Chart(`${title}: arrow keys move through layers and steps, Enter draws the layer`, {
+      zoom: handlers.zoom,
+      point: (step, y) => this.point(step, y),
+      pick: (step, y) => this.pick(y),
+      key: (event) => this.key(event),
+    });
+    this.element = h("div", { class: "heatmap" }, this.chart.element, this.readout, this.scale.element);
+    this.cell = null;
+  }
+
+  destroy() {
+    this.chart.destroy();
+  }
+
+  /**
+   * Draw `sigma`, an answer of the heatmap resource; `ratios` is the same of sigma / threshold, null
+   * where no layer has a threshold. `limits` [low, high] replaces the span of the colors.
+   */
+  draw(sigma, ratios, { metric, range, selected = [], limits = null }) {
+    this.answer = sigma;
+    this.ratio = ratios?.max ?? sigma.max.map((row) => row.map(() => null));
+    this.shown = { ratio: this.ratio, sigma: sigma.max, growth: growth(sigma.max) }[metric];
+    this.grid = columns(sigma.steps, sigma.bucket_steps);
+    this.selected = selected;
+    if (!sigma.layers.length || !sigma.steps.length) {
+      this.chart.say("No sigma has arrived yet.");
+      return Promise.resolve();
+    }
+    this.paint = metric === "ratio" ? ratioPaint() : spanPaint(limits ?? extent(this.shown));
+    this.scale.show(metric, this.paint);
+    this.describe();
+    return this.chart.draw((width) => this.figure(width, range));
+  }
+
+  figure(width, range) {
+    const rows = this.answer.layers.length;
+    const height = Math.min(Math.max(rows * 18, 96), 520);
+    const data = [this.cells(height / rows), ...this.broken(), ...this.marks(height / rows)];
+    const layout = {
+      height: height + 42,
+      xaxis: stepAxis(range),
+      yaxis: this.rowAxis(rows, height, width),
+      shapes: this.selectionMarks(),
+    };
+    return { data, layout };
+  }
+
+  cells(rowHeight) {
+    const { edges, source } = this.grid;
+    return {
+      type: "heatmap",
+      x: edges,
+      y0: 0,
+      dy: 1,
+      z: this.shown.map((row) => source.map((i) => (i < 0 ? null : this.paint.place(row[i])))),
+      zmin: 0,
+      zmax: 1,
+      colorscale: this.paint.colors,
+      showscale: false,
+      hoverinfo: "skip",
+      ygap: rowHeight >= 10 ? 1 : 0,
+    };
+  }
+
+  /** Cells that hold only non-finite values have a flat color of their own. */
+  broken() {
+    const { edges, source } = this.grid;
+    const holds = (r, i) => i >= 0 && this.nonfinite(r, i) && this.answer.max[r][i] === null;
+    const z = this.answer.layers.map((_, r) => source.map((i) => (holds(r, i) ? 1 : null)));
+    if (!z.some((row) => row.includes(1))) return [];
+    const flat = [[0, color("nonfinite")], [1, color("nonfinite")]];
+    return [{
+      type: "heatmap", x: edges, y0: 0, dy: 1, z, zmin: 0, zmax: 1,
+      colorscale: flat, showscale: false, hoverinfo: "skip",
+    }];
+  }
+
+  nonfinite(row, i) {
+    return (this.answer.nonfinite?.[row]?.[i] ?? 0) > 0;
+  }
+
+  /** Shapes besides colors: a triangle and a line where a breach begins and lasts, a cross for NaN. */
+  marks(rowHeight) {
+    const { source } = this.grid;
+    const rows = this.answer.layers.length;
+    const over = (r, c) => source[c] >= 0 && (this.ratio[r][source[c]] ?? 0) > 1;
+    const bad = (r, c) => source[c] >= 0 && this.nonfinite(r, source[c]);
+    const size = Math.max(4, Math.min(8, rowHeight * 0.55));
+    return [
+      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", "#ffffff", size),
+      this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", "#ffffff", size),
+    ].filter((trace) => trace.x.length);
+  }
+
+  markTrace(found, symbol, ink, size) {
+    const { edges } = this.grid;
+    const [x, y, sizes] = [[], [], []];
+    for (const { row, from, to } of found) {
+      x.push((edges[from] + edges[from + 1]) / 2, (edges[to] + edges[to + 1]) / 2, null);
+      y.push(row, row, null);
+      sizes.push(size, 0, 0);
+    }
+    return {
+      type: "scatter", mode: "lines+markers", x, y, hoverinfo: "skip", connectgaps: false,
+      line: { color: ink, width: 1 },
+      marker: { symbol, size: sizes, color: ink, line: { color: "#16181d", width: 1 } },
+    };
+  }
+
+  rowAxis(rows, height, width) {
+    const every = Math.ceil((11 * rows) / height);
+    const letters = Math.floor((leftMargin(width) - 18) / 6.3);
+    const at = this.answer.layers.map((_, r) => r).filter((r) => r % every === 0);
+    return {
+      range: [rows - 0.5, -0.5],
+      tickvals: at,
+      ticktext: at.map((r) => plotlyText(shortName(this.answer.layers[r], letters))),
+      showgrid: false,
+      zeroline: false,
+      fixedrange: true,
+      ticks: "",
+      ticklabelstandoff: 9,
+    };
+  }
+
+  selectionMarks() {
+    return this.selected.flatMap(({ layer, ink }) => {
+      const row = this.answer.layers.indexOf(layer);
+      const box = { xref: "paper", yref: "y", x0: -0.006, x1: -0.001, y0: row - 0.45, y1: row + 0.45 };
+      return row < 0 ? [] : [{ type: "rect", ...box, fillcolor: ink, line: { width: 0 } }];
+    });
+  }
+
+  point(step, y) {
+    const row = y === null ? -1 : Math.round(y);
+    const column = step === null ? -1 : columnAt(this.grid?.edges ?? [], step);
+    this.cell = column >= 0 && this.answer.layers[row] !== undefined ? { row, column } : null;
+    this.describe();
+    this.handlers.point?.(step);
+  }
+
+  pick(y) {
+    const layer = this.answer?.layers[Math.round(y)];
+    if (layer !== undefined) this.handlers.select?.(layer);
+  }
+
+  key(event) {
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    const last = (this.grid?.source.length ?? 0) - 1;
+    if (last < 0) return;
+    if (move) {
+      const { row, column } = this.cell ?? { row: 0, column: last };
+      const jump = event.shiftKey ? 10 : 1;
+      this.cell = {
+        row: clamp(row + (this.cell ? move[0] * jump : 0), 0, this.answer.layers.length - 1),
+        column: clamp(column + (this.cell ? move[1] * jump : 0), 0, last),
+      };
+      const { edges } = this.grid;
+      this.handlers.point?.((edges[this.cell.column] + edges[this.cell.column + 1]) / 2);
+      this.describe();
+    } else if (event.key === "Enter" && this.cell) this.pick(this.cell.row);
+    else return;
+    event.preventDefault();
+  }
+
+  /** Say in words what the cell under the pointer holds. */
+  describe() {
+    setText(this.readout, this.cell ? this.sentence(this.cell) : this.summary());
+  }
+
+  sentence({ row, column }) {
+    const { answer, grid } = this;
+    const i = grid.source[column];
+    if (answer.layers[row] === undefined || i === undefined) return this.summary();
+    if (i < 0) return `${answer.layers[row]} \u00b7 steps ${count(grid.edges[column])}\u2013${count(grid.edges[column + 1] - 1)} \u00b7 not measured`;
+    const [first, last] = [answer.steps[i], answer.steps[i] + answer.bucket_steps - 1];
+    const steps = last > first ? `steps ${count(first)}\u2013${count(last)}, largest` : `step ${count(first)}`;
+    const parts = [answer.layers[row], steps, this.values(row, i)];
+    return parts.join(" \u00b7 ");
+  }
+
+  values(row, i) {
+    const sigma = this.answer.max[row][i];
+    const over = this.ratio[row][i];
+    const bad = this.nonfinite(row, i) ? "not finite" : null;
+    if (sigma === null) return bad ?? "not measured";
+    const parts = [`\u03c3 ${number(sigma)}`];
+    // The ratio is sigma over the smallest threshold in the cell, so this is that threshold.
+    if (over > 0) parts.push(`threshold ${number(sigma / over)}`, `ratio ${ratio(over)}`);
+    if (over > 1) parts.push("breach");
+    if (bad) parts.push(`some values ${bad}`);
+    return parts.join(" \u00b7 ");
+  }
+
+  summary() {
+    const { layers, steps, bucket_steps: bucket } = this.answer;
+    const columns = bucket > 1 ? `each cell is the largest of ${count(bucket)} steps` : "each cell is one step";
+    return `${count(layers.length)} layers \u00d7 ${count(steps.length)} columns \u00b7 ${columns}`;
+  }
+}
+
+/** What the colors and the marks mean. */
+class Scale {
+  constructor() {
+    this.low = h("span");
+    this.high = h("span");
+    this.bar = h("span", { class: "scale-bar", "aria-hidden": "true" });
+    this.over = h("span", { class: "scale-over" }, h("span", { class: "scale-breach" }), h("span", { text: "\u2265 2" }));
+    this.element = h("p", { class: "scale" },
+      h("span", { class: "scale-part" }, this.low, this.bar, this.high, this.over),
+      h("span", { class: "scale-part" }, h("span", { class: "mark-breach", text: "\u25b2\u2500" }), "breach"),
+      h("span", { class: "scale-part" }, h("span", { class: "mark-nonfinite", text: "\u2715" }), "not finite"),
+      h("span", { class: "scale-part" }, h("span", { class: "mark-absent" }), "not measured"));
+  }
+
+  show(metric, paint) {
+    setText(this.low, paint.low);
+    setText(this.high, paint.high);
+    this.over.hidden = metric !== "ratio";
+  }
+}
+
+/** Colors for a ratio: Cividis up to 1, then a color that Cividis does not have. */
+function ratioPaint() {
+  const under = CIVIDIS.map((ink, i) => [(i / (CIVIDIS.length - 1)) * 0.5, ink]);
+  const over = BREACH.map((ink, i) => [0.5 + i * 0.25, ink]);
+  const colors = [...under, ...over];
+  // A ratio of exactly 1 is no breach: keep it on Cividis' side of the step in the scale.
+  const place = (value) => (value === null ? null : value <= 1 ? value * 0.4999 : Math.min(0.5001 + (value - 1) / 2, 1));
+  return { colors, place, low: "0", high: "1" };
+}
+
+/** Colors over a span of values, by powers where they differ by more than tenfold. */
+function spanPaint([low, high]) {
+  const colors = CIVIDIS.map((ink, i) => [i / (CIVIDIS.length - 1), ink]);
+  const scale = high / low > 10 ? Math.log : (value) => value;
+  const [from, to] = [scale(low), scale(high)];
+  const place = (value) => {
+    if (value === null) return null;
+    if (to <= from) return 0.5;
+    return value <= low ? 0 : Math.min((scale(value) - from) / (to - from), 1);
+  };
+  return { colors, place, low: number(low), high: number(high) };
+}
+
+function clamp(value, low, high) {
+  return Math.min(Math.max(value, low), high);
+}

@@ -1,0 +1,98 @@
+// The table of a run's layers, the worst first: all that the heatmap says, in numbers.
+
+import { h, keyed, rowKeys, setText } from "./dom.js";
+import { count, number, shape } from "./format.js";
+import { nextSort, ratioBar, showRatio, showSort, sortHeader } from "./parts.js";
+
+// Those with an order of the service's can be sorted by; "model" is the model's own order.
+const COLUMNS = [
+  { key: "layer", label: "Layer", style: "col-layer", sort: "model" },
+  { key: "ratio", label: "\u03c3 / threshold", style: "col-ratio", sort: "ratio" },
+  { key: "sigma", label: "\u03c3", style: "num", sort: "sigma" },
+  { key: "sigma_upper", label: "\u03c3 upper", style: "num" },
+  { key: "threshold", label: "threshold", style: "num" },
+  { key: "scale", label: "scale", style: "num" },
+];
+const PAGE = 25;
+export const MOST_LAYERS = 500;
+
+/** `handlers`: `select(layer)` toggles a layer's history, `ask()` asks for other rows. */
+export class LayerTable {
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.sort = "-ratio";
+    this.limit = PAGE;
+    this.head = h("tr", {}, ...COLUMNS.map((column) => this.header(column)));
+    this.body = h("tbody");
+    this.caption = h("caption", { class: "visually-hidden", text: "Layers with their newest values" });
+    this.more = h("button", { type: "button", class: "quiet", hidden: true, on: { click: () => this.extend() } });
+    const table = h("table", { class: "layers" }, this.caption, h("thead", {}, this.head), this.body);
+    this.element = h("div", { class: "bleed" }, h("div", { class: "table-box", tabindex: "-1" }, table), this.more);
+    rowKeys(this.body, "button");
+    showSort(this.head, this.sort);
+  }
+
+  header({ label, style, sort }) {
+    if (!sort) return h("th", { scope: "col", class: style, text: label });
+    return sortHeader(label, sort, () => this.order(sort), { class: style });
+  }
+
+  order(key) {
+    this.sort = key === "model" ? key : nextSort(this.sort, key);
+    showSort(this.head, this.sort);
+    this.handlers.ask();
+  }
+
+  extend() {
+    this.limit = Math.min(this.limit * 2, MOST_LAYERS);
+    this.handlers.ask();
+  }
+
+  /** Show `items` (in the order asked for) of `total` layers; `selected` maps layers to colors. */
+  show(items, total, selected) {
+    const rows = items.slice(0, this.limit);
+    keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), (row, item) => this.update(row, item, selected));
+    this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
+    setText(this.more, `Show more of ${count(total)} layers`);
+  }
+
+  row(item) {
+    const button = h("button", { type: "button", class: "layer-name", on: { click: () => this.handlers.select(item.layer) } },
+      h("span", { class: "swatch", "aria-hidden": "true" }), h("span", {}, ...breakable(item.layer)));
+    const row = h("tr", {},
+      h("th", { scope: "row", class: "col-layer" }, button, h("span", { class: "layer-kind" })),
+      h("td", { class: "col-ratio" }, ratioBar()),
+      ...COLUMNS.slice(2).map(({ key }) => h("td", { class: "num", data: { key } })));
+    row.addEventListener("click", (event) => {
+      // The whole row is a target; the button in it is the one that keys and readers use.
+      if (!event.target.closest("button") && !String(getSelection())) this.handlers.select(item.layer);
+    });
+    return row;
+  }
+
+  update(row, item, selected) {
+    const broken = item.nonfinite.includes("sigma");
+    const ink = selected.get(item.layer);
+    const button = row.querySelector("button");
+    button.setAttribute("aria-pressed", String(ink !== undefined));
+    button.firstChild.style.backgroundColor = ink ?? "transparent";
+    row.classList.toggle("is-selected", ink !== undefined);
+    row.classList.toggle("is-breach", (item.ratio ?? 0) > 1);
+    setText(row.querySelector(".layer-kind"), describe(item));
+    showRatio(row.querySelector(".ratio"), item.ratio, { broken, held: item.scale < 1 });
+    for (const cell of row.querySelectorAll("td[data-key]")) {
+      const { key } = cell.dataset;
+      setText(cell, item.nonfinite.includes(key) ? "not finite" : number(item[key]));
+    }
+  }
+}
+
+function describe({ kind, shape: sizes, step }) {
+  const at = step === null ? "no value yet" : `step ${count(step)}`;
+  return [[kind, shape(sizes)].filter(Boolean).join(" "), at].filter(Boolean).join(" \u00b7 ");
+}
+
+/** A name as text with chances to break behind its dots and slashes. */
+function breakable(name) {
+  return name.split(/(?<=[./])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
+}

@@ -1,0 +1,172 @@
+// Histories along the steps: panels of lines over one step axis, and rails of marks above them.
+
+import { Chart, stepAxis, valueAxis } from "./chart.js";
+import { MISSING, number, plotlyText } from "./format.js";
+import { color } from "./theme.js";
+
+const RAIL = 17;
+const GAP = 14;
+const BOTTOM = 34;
+
+/**
+ * A panel is `{title, height, log, lines}`; a line is `{ink, history, dash?, band?}` with a history
+ * as the service sends it. A rail is `{title, points}` with points `{step, end?, ink, symbol}`;
+ * `end` draws a line up to there. `margin`: the left one, where no heatmap's names are above.
+ */
+export class Lines {
+  constructor(title, handlers) {
+    this.chart = new Chart(title, handlers);
+    this.element = this.chart.element;
+  }
+
+  destroy() {
+    this.chart.destroy();
+  }
+
+  draw({ panels, rails = [], range, margin = null }) {
+    return this.chart.draw(() => {
+      const { data, layout } = figure(panels, rails, range);
+      if (margin !== null) layout.margin = { l: margin, r: 12, t: 8, b: BOTTOM };
+      return { data, layout };
+    });
+  }
+
+  say(sentence) {
+    this.chart.say(sentence);
+  }
+
+  moveCursor(step) {
+    this.chart.moveCursor(step);
+  }
+}
+
+function figure(panels, rails, range) {
+  const height = rails.length * RAIL + panels.reduce((sum, panel) => sum + panel.height + GAP, 0);
+  const layout = { height: height + 8 + BOTTOM, annotations: [] };
+  const data = [];
+  let top = 0;
+  if (rails.length) {
+    layout.yaxis9 = railAxis(rails, 1 - (rails.length * RAIL) / height);
+    data.push(...rails.flatMap((rail, i) => railTraces(rail, rails.length - 1 - i)));
+    top = rails.length * RAIL + GAP / 2;
+  }
+  panels.forEach((panel, i) => {
+    const axis = i ? `y${i + 1}` : "y";
+    const domain = [1 - (top + panel.height) / height, 1 - top / height].map((part) => Math.min(Math.max(part, 0), 1));
+    layout[`yaxis${i ? i + 1 : ""}`] = valueAxis({ domain, type: panel.log ? "log" : "linear", rangemode: panel.log ? "normal" : "tozero" });
+    layout.annotations.push(axisTitle(panel.title, (domain[0] + domain[1]) / 2));
+    data.push(...panel.lines.flatMap((line) => traces(line, axis)));
+    top += panel.height + GAP;
+  });
+  layout.xaxis = stepAxis(range, { anchor: panels.length > 1 ? `y${panels.length}` : "y" });
+  return { data, layout };
+}
+
+/** Upright, at the same place for every panel. */
+function axisTitle(text, y) {
+  const place = { xref: "paper", yref: "paper", x: 0, xanchor: "right", xshift: -46, y };
+  return { ...place, text, showarrow: false, font: { size: 12, color: color("ink") } };
+}
+
+function railAxis(rails, bottom) {
+  return {
+    domain: [bottom, 1],
+    range: [-0.5, rails.length - 0.5],
+    tickvals: rails.map((_, i) => rails.length - 1 - i),
+    ticktext: rails.map((rail) => plotlyText(rail.title)),
+    showgrid: false,
+    zeroline: false,
+    fixedrange: true,
+    ticks: "",
+    ticklabelstandoff: 6,
+  };
+}
+
+function railTraces({ points }, y) {
+  const common = { type: "scatter", yaxis: "y9", hoverinfo: "skip", cliponaxis: false };
+  const lasting = points.filter((point) => point.end > point.step).map((point) => ({
+    ...common,
+    mode: "lines",
+    x: [point.step, point.end],
+    y: [y, y],
+    line: { color: point.ink, width: 2 },
+  }));
+  const marks = {
+    ...common,
+    mode: "markers",
+    x: points.map((point) => point.step),
+    y: points.map(() => y),
+    marker: {
+      symbol: points.map((point) => point.symbol),
+      color: points.map((point) => point.ink),
+      size: 9,
+      line: { color: color("well"), width: 1 },
+    },
+  };
+  return [...lasting, marks];
+}
+
+function traces({ ink, history, dash = "solid", band = true, width = 1.6, shape = "linear" }, yaxis) {
+  const { steps, mean, min, max, bucket_steps: bucket } = history;
+  const common = { type: "scatter", x: steps, yaxis, hoverinfo: "skip", connectgaps: false };
+  const found = [];
+  if (band && bucket > 1) {
+    // Ends without a value are left out of the band; the line itself shows the gap.
+    const whole = steps.map((_, i) => i).filter((i) => min[i] !== null && max[i] !== null);
+    const edge = { ...common, x: whole.map((i) => steps[i]), mode: "lines", line: { width: 0 } };
+    found.push({ ...edge, y: whole.map((i) => max[i]) });
+    found.push({ ...edge, y: whole.map((i) => min[i]), fill: "tonexty", fillcolor: faded(ink) });
+  }
+  found.push({ ...common, y: mean, mode: "lines", line: { color: ink, width, dash, shape } });
+  const alone = steps.map((_, i) => i).filter((i) => isolated(mean, i) || steps.length <= 40);
+  if (alone.length && dash === "solid") {
+    found.push({ ...common, x: alone.map((i) => steps[i]), y: alone.map((i) => mean[i]), mode: "markers", marker: { color: ink, size: 4 } });
+  }
+  return found;
+}
+
+/** A value between two gaps would draw no line at all. */
+function isolated(values, i) {
+  return values[i] !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null;
+}
+
+function faded(ink) {
+  const value = parseInt(ink.slice(1), 16);
+  return `rgba(${value >> 16}, ${(value >> 8) & 255}, ${value & 255}, 0.18)`;
+}
+
+/** The bucket of a history that holds `step` (the newest for null), -1 if there is none. */
+export function bucketAt(history, step) {
+  const { steps } = history;
+  if (step === null || step === undefined) return steps.length - 1;
+  let low = -1;
+  let high = steps.length;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] <= step) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+/** What a history holds at `step`, in words. */
+export function valueAt(history, step) {
+  const i = history ? bucketAt(history, step) : -1;
+  if (i < 0) return MISSING;
+  if (history.mean[i] === null) return history.nonfinite?.[i] > 0 ? "not finite" : MISSING;
+  const text = number(history.mean[i]);
+  const spread = history.bucket_steps > 1 && history.max[i] > history.min[i];
+  return spread ? `${text} (${number(history.min[i])}\u2013${number(history.max[i])})` : text;
+}
+
+/** A mark wherever the values of a history stop being finite, lasting until they are again. */
+export function nonfinitePoints(history, ink) {
+  const bad = (i) => (history.nonfinite?.[i] ?? 0) > 0;
+  const found = [];
+  history.steps.forEach((step, i) => {
+    if (!bad(i)) return;
+    if (i && bad(i - 1)) found[found.length - 1].end = step;
+    else found.push({ step, end: step, ink, symbol: "x" });
+  });
+  return found;
+}

@@ -1,0 +1,88 @@
+// Staying current: repeat a task, rest while the tab is hidden, back off while the service is away.
+
+import { announce, setText } from "./dom.js";
+import { clock } from "./format.js";
+
+const LONGEST_WAIT = 15_000;
+
+/**
+ * Runs `task(signal)` every `interval` ms after the last one ended. Failures double the wait; the
+ * tab becoming visible, or `now()`, runs it at once.
+ */
+export class Live {
+  constructor(task, interval, onProblem) {
+    this.task = task;
+    this.interval = interval;
+    this.onProblem = onProblem;
+    this.failures = 0;
+    this.stopped = false;
+    this.running = false;
+    this.again = false;
+    this.abort = new AbortController();
+    this.onVisible = () => (document.hidden ? connection("paused") : this.now());
+    document.addEventListener("visibilitychange", this.onVisible);
+    this.now();
+  }
+
+  stop() {
+    this.stopped = true;
+    this.abort.abort();
+    clearTimeout(this.timer);
+    document.removeEventListener("visibilitychange", this.onVisible);
+  }
+
+  /** Run now, or once more right after the run under way. */
+  async now() {
+    clearTimeout(this.timer);
+    if (this.stopped) return;
+    if (this.running) {
+      this.again = true;
+      return;
+    }
+    this.running = true;
+    try {
+      await this.task(this.abort.signal);
+      this.failures = 0;
+      if (!this.stopped) connection("live");
+    } catch (error) {
+      if (!this.stopped) this.failed(error);
+    }
+    this.running = false;
+    this.next();
+  }
+
+  failed(error) {
+    this.failures += 1;
+    const unreachable = error.status === 0 || error.status >= 500;
+    if (error.status === undefined) console.error(error);
+    connection(unreachable ? "lost" : "live");
+    this.onProblem(error);
+  }
+
+  next() {
+    if (this.stopped || document.hidden) return;
+    const wait = this.again ? 0 : Math.min(this.interval * 2 ** this.failures, LONGEST_WAIT);
+    this.again = false;
+    this.timer = setTimeout(() => this.now(), wait);
+  }
+}
+
+const SENTENCES = {
+  connecting: "connecting",
+  live: "live",
+  paused: "paused while hidden",
+  lost: "service not reached",
+};
+let current = "connecting";
+
+/** Show how things stand with the service; speak only when that changes. */
+function connection(state) {
+  if (state === current) return;
+  const before = current;
+  current = state;
+  const node = document.getElementById("connection");
+  node.dataset.state = state;
+  setText(node, state === "lost" ? `${SENTENCES.lost} since ${clock(Date.now())}` : SENTENCES[state]);
+  if (state === "lost") announce("The service is not reached. What is shown may be old.");
+  if (state === "live" && before === "lost") announce("The service is reached again.");
+}

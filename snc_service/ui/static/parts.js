@@ -1,0 +1,129 @@
+// Small pieces that several views show: a run's state, a ratio against 1.0, facts, empty states.
+
+import { h, setText } from "./dom.js";
+import { ratio } from "./format.js";
+
+const STATE_GLYPHS = { active: "\u25cf", silent: "\u25d0", finished: "\u2713", failed: "\u2715" };
+const FULL = 1.5; // the ratio at which a bar is full
+
+/** State as a glyph and a word: never by color alone. */
+export function stateBadge() {
+  return h("span", { class: "badge" }, h("span", { "aria-hidden": "true" }), h("span"));
+}
+
+export function showState(badge, state) {
+  badge.dataset.state = state;
+  setText(badge.firstChild, STATE_GLYPHS[state] ?? "?");
+  setText(badge.lastChild, state);
+}
+
+/** A bar with a tick at 1.0, and the number. */
+export function ratioBar() {
+  return h("span", { class: "ratio" },
+    h("span", { class: "ratio-track", "aria-hidden": "true" }, h("span", { class: "ratio-fill" }), h("span", { class: "ratio-one" })),
+    h("span", { class: "ratio-number" }));
+}
+
+/** `broken`: sigma is not finite. `held`: what is above 1 was rescaled at once. */
+export function showRatio(bar, value, { broken = false, held = false } = {}) {
+  const known = value !== null && value !== undefined;
+  const fill = bar.querySelector(".ratio-fill");
+  fill.style.width = `${Math.min(Math.max((known ? value : 0) / FULL, 0), 1) * 100}%`;
+  bar.classList.toggle("is-breach", known && value > 1);
+  bar.classList.toggle("is-held", known && value > 1 && held);
+  bar.classList.toggle("is-near", known && value > 0.9 && value <= 1);
+  bar.classList.toggle("is-empty", !known);
+  const text = broken ? "\u2715 not finite" : `${known && value > 1 ? "\u25b2 " : ""}${ratio(value)}`;
+  setText(bar.querySelector(".ratio-number"), text);
+  bar.classList.toggle("is-broken", broken);
+}
+
+/** A list of facts: `show({label: {value, tone?, detail?}})` updates it in place. */
+export class Facts {
+  constructor(label) {
+    this.element = h("dl", { class: "facts", "aria-label": label });
+    this.known = new Map();
+  }
+
+  show(facts) {
+    for (const [label, { value, tone = "", detail = "" }] of Object.entries(facts)) {
+      if (!this.known.has(label)) this.known.set(label, this.add(label));
+      const { box, main, small } = this.known.get(label);
+      box.dataset.tone = tone;
+      setText(main, value);
+      setText(small, detail);
+      small.title = detail;
+    }
+  }
+
+  add(label) {
+    const main = h("span", { class: "fact-value" });
+    const small = h("span", { class: "fact-detail" });
+    const box = h("div", {}, h("dt", { text: label }), h("dd", {}, main, small));
+    this.element.append(box);
+    return { box, main, small };
+  }
+}
+
+/** A view without its content: what happened, and what to do about it. */
+export function stateNote(title, sentence, ...more) {
+  return h("section", { class: "state" }, h("h1", { text: title }), h("p", { text: sentence }), ...more);
+}
+
+/** What a problem means to the reader, as a note. */
+export function problemNote(problem, what) {
+  const home = h("p", {}, h("a", { href: "#/", text: "All runs" }));
+  if (problem.status === 404) return stateNote(`${what} is not here`, "It was deleted, or it never was on this service.", home);
+  if (problem.status === 401 || problem.status === 403) {
+    return stateNote("The service asks for a token", problem.message || "Reading needs the scope \u201cread\u201d.", home);
+  }
+  if (problem.status === 0) return stateNote("The service is not reached", "This page tries again by itself.");
+  return stateNote("The service could not answer", problem.message || String(problem), home);
+}
+
+/** A group of choices of which one holds: `choices` is {value: label}. */
+export class Choice {
+  constructor(label, choices, onChange) {
+    this.buttons = new Map();
+    this.element = h("div", { class: "choice", role: "group", "aria-label": label });
+    for (const [value, text] of Object.entries(choices)) {
+      const button = h("button", { type: "button", text, on: { click: () => onChange(value) } });
+      this.buttons.set(value, button);
+      this.element.append(button);
+    }
+  }
+
+  show(value, hidden = []) {
+    for (const [name, button] of this.buttons) {
+      button.setAttribute("aria-pressed", String(name === value));
+      button.hidden = hidden.includes(name);
+    }
+  }
+}
+
+/** A column header that sorts: a button, with the order told in `aria-sort`. */
+export function sortHeader(label, key, onSort, properties = {}) {
+  const button = h("button", { type: "button", text: label, on: { click: () => onSort(key) } });
+  return h("th", { scope: "col", data: { key }, ...properties }, button);
+}
+
+export function showSort(row, sort) {
+  const [key, down] = sort.startsWith("-") ? [sort.slice(1), true] : [sort, false];
+  for (const cell of row.children) {
+    if (!cell.dataset.key) continue;
+    if (cell.dataset.key === key) cell.setAttribute("aria-sort", down ? "descending" : "ascending");
+    else cell.removeAttribute("aria-sort");
+  }
+}
+
+/** The order after a click on `key`: large numbers first, names from A, then the other way. */
+export function nextSort(sort, key, textKeys = ["layer", "name"]) {
+  const first = textKeys.includes(key) ? key : `-${key}`;
+  if (sort === first) return first.startsWith("-") ? key : `-${key}`;
+  return first;
+}
+
+/** Whether every breach of a run was answered by a rescale: above its threshold, but held there. */
+export function isHeld(run) {
+  return run.breaches > 0 && run.rescales >= run.breaches;
+}

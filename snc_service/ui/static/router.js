@@ -1,0 +1,56 @@
+// The address: what is shown is in the hash, so every view can be linked to and gone back to.
+
+/**
+ * Read a hash: `#/`, `#/runs/RUN?layer=..&from=..`, `#/compare/A/B?..`.
+ * Names are percent-encoded, so that / % # and ? in them stay part of the name.
+ */
+export function parse(hash) {
+  const text = hash.replace(/^#/, "");
+  const cut = text.indexOf("?");
+  const path = cut < 0 ? text : text.slice(0, cut);
+  const query = new URLSearchParams(cut < 0 ? "" : text.slice(cut + 1));
+  let parts;
+  try {
+    parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+  } catch {
+    return { view: "unknown", runs: [], query };
+  }
+  const [view, ...runs] = parts;
+  if (view === undefined) return { view: "runs", runs: [], query };
+  if (view === "runs" && runs.length === 1) return { view: "run", runs, query };
+  if (view === "compare" && runs.length >= 1) return { view: "compare", runs, query };
+  return { view: "unknown", runs: [], query };
+}
+
+export function format({ view, runs = [], query }) {
+  const names = runs.map(encodeURIComponent).join("/");
+  const path = view === "run" ? `/runs/${names}` : view === "compare" ? `/compare/${names}` : "/";
+  const text = query ? query.toString() : "";
+  return `#${path}${text ? `?${text}` : ""}`;
+}
+
+export function runLink(run) {
+  return format({ view: "run", runs: [run] });
+}
+
+/** Go somewhere that Back comes back from. */
+export function go(route) {
+  location.hash = format(route);
+}
+
+/** Note a detail (filter, order, chosen layers) in the address without a new entry in history. */
+export function amend(route) {
+  history.replaceState(null, "", format(route));
+}
+
+/** A copy of `query` with some parameters set (null removes; arrays repeat). */
+export function withQuery(query, changes) {
+  const copy = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(changes)) {
+    copy.delete(name);
+    for (const one of Array.isArray(value) ? value : [value]) {
+      if (one !== null && one !== undefined && one !== "") copy.append(name, one);
+    }
+  }
+  return copy;
+}
