@@ -78,7 +78,7 @@ def _show(arguments: Namespace, answer: dict[str, Any]) -> int:
         print_json(answer)
         return 0
     entries = answer["policy"]["entries"]
-    title = f"Policy version {answer["policy_version"]}"
+    title = f"Policy version {answer['policy_version']}"
     if answer.get("author"):
         title += f", set by {answer['author']} {local_time(answer.get('at'))}"
     rows = [
