@@ -106,7 +106,7 @@ class BlockPower:
         self._steps = [0] * len(self._shapes)
         sizes = [min(block, *shape) * min(shape) for shape in self._shapes]
         self._noise = _normal(max(sizes, default=0) + SPARE_NOISE, seed).to(self._device)
-        self._blocks = [self._random_block(i) for i in range(len(self._shapes))]
+        self._blocks = [self._random_rows(i) for i in range(len(self._shapes))]
 
     @torch.no_grad()
     def step_(self, operators: Sequence[Operator], which: Sequence[int] | None = None) -> Estimates:
@@ -124,16 +124,18 @@ class BlockPower:
                 self._iterate(cold)
             return self._iterate(items)
 
+    @torch.no_grad()
     def refill_(self, failed: Tensor) -> None:
         """Draw all vectors but the first anew, where ``failed`` ([L] bool, on the device) is True.
 
         For a layer whose certificate failed well above sigma: the block has lost the top direction
         and finds it from fresh vectors in a few steps, where the explorer alone takes more.
         """
-        for i, block in enumerate(self._blocks):
-            fresh = self._random_block(i)
-            fresh[:1] = block[:1]
-            self._blocks[i] = torch.where(failed[i], fresh, block)
+        with full_precision(self._device):
+            for i, block in enumerate(self._blocks):
+                rows = torch.cat([block[:1], self._random_rows(i)[1:]]).unsqueeze(0)
+                fresh = (orthonormalizer(_gram(rows)) @ rows)[0]
+                self._blocks[i] = torch.where(failed[i], fresh, block)
 
     def state_dict(self) -> dict[str, Any]:
         """Return shapes, steps and blocks: plain containers and tensors, no code to unpickle."""
@@ -226,9 +228,7 @@ class BlockPower:
         """Store the next block of every layer: orthonormal rows, best first."""
         unit = []
         for group, y_KBN in zip(groups, rotated, strict=True):
-            _, b, n = y_KBN.shape
-            first = group[0].layer
-            noise = self._window(b * n, first, self._steps[first]).view(b, n) / math.sqrt(n)
+            noise = self._random_rows(group[0].layer)
             unit.append(revive(y_KBN, noise))
         turns = orthonormalizer(torch.cat([_gram(y) for y in unit]))
         for group, y, turn in zip(
@@ -237,11 +237,11 @@ class BlockPower:
             for item, block in zip(group, (turn @ y).unbind(), strict=True):
                 self._blocks[item.layer] = block
 
-    def _random_block(self, layer: int) -> Tensor:
+    def _random_rows(self, layer: int) -> Tensor:
+        """Return b random vectors of about unit length, nearly orthogonal if n is large."""
         n = min(self._shapes[layer])
         b = min(self._block, n)
-        rows = self._window(b * n, layer, self._steps[layer]).view(1, b, n) / math.sqrt(n)
-        return (orthonormalizer(_gram(rows)) @ rows)[0]
+        return self._window(b * n, layer, self._steps[layer]).view(b, n) / math.sqrt(n)
 
     def _window(self, size: int, layer: int, step: int) -> Tensor:
         """Return ``size`` normal numbers that depend on (seed, layer, step) alone.

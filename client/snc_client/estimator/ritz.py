@@ -5,13 +5,15 @@ Shapes: K layers, B vectors per block, N their length. Blocks are kept as rows (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from snc_client.estimator import jacobi
+
+Eigh: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # eigenvalues ascending, columns
 
 SHIFT = 1e-5  # of unit rows: bounds the condition number that Cholesky sees; rows only get shorter
 DEAD = 1e-12  # squared norm relative to the largest row: below it a row is rounding noise
@@ -31,23 +33,21 @@ class Ritz(NamedTuple):
         return [Ritz(*piece) for piece in pieces]
 
 
-def ritz(r_KBB: Tensor, g_KBB: Tensor) -> Ritz:
+def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
     """Rotate to the eigenvectors of G = XX', X = UW; R = UU' is the Gram matrix of U.
 
     Ranked by G and not by R: half a step of power further, so a new direction comes up earlier.
-    float64 on the CPU: it costs nothing at this size and keeps small rows orthogonal.
+    ``eigh`` is LAPACK's in float64 on the CPU, where it costs nothing at this size, and `jacobi`
+    elsewhere.
     """
     finite = (r_KBB.isfinite() & g_KBB.isfinite()).flatten(1).all(1)
-    keep = finite[:, None, None]
-    if g_KBB.device.type == "cpu":
-        r, g = r_KBB.double(), g_KBB.double()
-        values, vectors = torch.linalg.eigh(torch.where(keep, g, 0.0))
-    else:
-        r, g = r_KBB, g_KBB
-        values, vectors = jacobi.eigh(torch.where(keep, g, 0.0))
+    r, g = (torch.where(finite[:, None, None], gram, 0.0) for gram in (r_KBB, g_KBB))
+    if g.device.type == "cpu":
+        r, g = r.double(), g.double()
+    solve = eigh or (torch.linalg.eigh if g.device.type == "cpu" else jacobi.eigh)
+    values, vectors = solve(g)
     z = vectors.mT.flip(-2)
-    best = z[:, :1]
-    reach = (best @ torch.where(keep, r, 0.0) @ best.mT)[:, 0, 0]
+    reach = (z[:, :1] @ r @ z[:, :1].mT)[:, 0, 0]
     return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), finite)
 
 
