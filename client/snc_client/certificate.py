@@ -130,14 +130,9 @@ def sigma_upper(
         return torch.zeros((), device=weight_MN.device)
     gram = _gram(weight_MN, arithmetic or arithmetic_of(weight_MN.device))
     known = torch.where(gram.finite, torch.where(gram.squares > 0, math.nan, 0.0), math.inf)
-    scaled = sigma.to(gram.factor.dtype) * gram.factor
-    rungs = [scaled * (1 + eta) for eta in RUNGS]
-    if weight_MN.device.type == "cpu":
-        found = _first_passing(gram, rungs)
-    else:
-        found = _last_resort(gram, squarings=2)
-        for rung in reversed(rungs):
-            found = torch.where(_passes(gram, rung), rung, found)
+    scaled = sigma.to(gram.factor.dtype).abs() * gram.factor
+    search = _first_passing if weight_MN.device.type == "cpu" else _lowest_passing
+    found = search(gram, [scaled * (1 + eta) for eta in RUNGS])
     return _rounded_up(torch.where(known.isnan(), found / gram.factor, known))
 
 
@@ -216,6 +211,14 @@ def _first_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
         if _passes(gram, rung).tolist():
             return rung
     return _last_resort(gram)
+
+
+def _lowest_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
+    """Elsewhere all of them run, and the device selects: the host would have to wait to choose."""
+    found = _last_resort(gram, squarings=2)
+    for rung in reversed(rungs):
+        found = torch.where(_passes(gram, rung), rung, found)
+    return found
 
 
 def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
