@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
 from ledger import CUT, Ledger, Reply, Seen, serving, told
@@ -654,3 +655,69 @@ class TestProcesses:
         assert done.returncode == 0
         assert "0 values reached the service, 100 are lost" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestRealService:
+    @pytest.fixture
+    def api(self, service_url):
+        with httpx.Client(base_url=f"{service_url}/api/v1", timeout=30) as api:
+            api.service_url = service_url
+            yield api
+
+    def history(self, api: httpx.Client, run: str, **query) -> dict:
+        answer = api.get(
+            f"/runs/{run}/layers/fc2.weight/history", params={"metric": "sigma", **query}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def test_what_was_put_is_what_rest_returns(self, api):
+        out = sender(api.service_url, project="p", name="n", config={"lr": 0.1})
+        put(out, *range(300), loss=0.25)
+        out.close(30)
+        assert (out.dropped_values, out.errors) == (0, 0), out.last_error
+        found = self.history(api, out.run)
+        assert found["steps"] == list(range(300))
+        assert np.array_equal(
+            np.array(found["mean"], np.float32),
+            np.array([values(step)[0, 1] for step in range(300)]),
+        )
+        run = api.get(f"/runs/{out.run}").json()
+        assert (run["state"], run["project"], run["name"]) == ("finished", "p", "n")
+        assert run["last_step"] == 299
+
+    def test_a_rewind_and_a_resume_each_start_an_attempt(self, api):
+        first = sender(api.service_url)
+        put(first, 0, 1, 2, 3, 2, 3)
+        first.close(30)
+        again = sender(api.service_url, run=first.run)
+        put(again, 1)
+        again.close(30)
+        steps = [self.history(api, first.run, attempt=n)["steps"] for n in range(3)]
+        assert steps == [[0, 1, 2, 3], [2, 3], [1]]
+        assert first.dropped_values == again.dropped_values == 0
+
+    def test_a_policy_changed_over_rest_comes_back_with_the_next_acknowledgement(self, api):
+        out = sender(api.service_url, policy=Policy((PolicyEntry("*", 2.0),)))
+        put(out, 0)
+        while (taken := out.take_policy()) is None:
+            time.sleep(0.01)
+        assert taken == (1, Policy((PolicyEntry("*", 2.0),)))
+        changed = {"entries": [{"pattern": "fc*", "threshold": "3x init", "action": "observe"}]}
+        assert api.put(f"/runs/{out.run}/policy", json=changed).status_code == 200
+        put(out, 1)
+        while (taken := out.take_policy()) is None:
+            time.sleep(0.01)
+        assert taken == (2, Policy.parse(changed))
+        out.close(30)
+
+    def test_a_deleted_run_comes_back_with_what_follows(self, api):
+        out = sender(api.service_url)
+        put(out, 0)
+        while out.sent_values < PER_ROW:
+            time.sleep(0.01)
+        assert api.delete(f"/runs/{out.run}").status_code == 204
+        put(out, 1)
+        out.close(30)
+        assert self.history(api, out.run)["steps"] == [1]
+        assert (out.sent_values, out.dropped_values) == (2 * PER_ROW, 0)
