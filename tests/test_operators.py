@@ -216,7 +216,7 @@ def test_no_product_changes_the_global_random_state():
         (lambda: LowRank(torch.ones(3, 2), torch.ones(3, 2)), "inner size"),
         (
             lambda: Convolution(torch.ones(1, 1, 5), Geometry((3,), (1,), ((0, 0),), (1,))),
-            "grid must hold the kernel",
+            "grid must hold the kernel and its padding",
         ),
     ],
 )

@@ -128,6 +128,13 @@ class Geometry:
         """Return the input's size after padding."""
         return tuple(h + a + b for h, (a, b) in zip(self.grid, self.pads, strict=True))
 
+    @property
+    def can_pad(self) -> bool:
+        """Return whether the input is large enough to be read again in its padding."""
+        spare = {"reflect": 1, "circular": 0}.get(self.mode)
+        axes = zip(self.grid, self.pads, strict=True)
+        return spare is None or all(max(pair) + spare <= h for h, pair in axes)
+
     def outputs(self, kernel: Sequence[int]) -> tuple[int, ...]:
         """Return the output's size for a kernel of this size; less than 1 where none fits."""
         axes = zip(self.padded, kernel, self.dilation, self.stride, strict=True)
@@ -148,8 +155,8 @@ class Convolution:
         kernel = tuple(weight.shape[2:])
         self._inputs = (weight.shape[1] * geometry.groups, *geometry.grid)
         self._outputs = (weight.shape[0], *geometry.outputs(kernel))
-        if min(self._outputs[1:]) < 1:
-            raise ValueError(f"grid must hold the kernel {kernel}, got {geometry.grid}")
+        if min(self._outputs[1:]) < 1 or not geometry.can_pad:
+            raise ValueError(f"grid must hold the kernel and its padding, got {geometry.grid}")
         axes = zip(
             geometry.padded, self._outputs[1:], kernel, geometry.stride, geometry.dilation,
             strict=True,

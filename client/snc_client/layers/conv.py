@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 
@@ -19,6 +19,11 @@ GRID = 16
 AnyConv: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[AnyConv]:
+    """Return whether the module convolves in the way of torch's own classes."""
+    return isinstance(module, CONV + CONV_TRANSPOSE)
 
 
 def reshaped(module: AnyConv) -> View:
@@ -58,7 +63,10 @@ def _groups(weight: Tensor, groups: int) -> Tensor:
 
 def true_operator(module: AnyConv, grid: Sequence[int] | None) -> View:
     """View a kernel as the map it is on inputs of size ``grid`` (None: 16, or what it needs)."""
-    shape = tuple(grid) if grid else tuple(max(GRID, k) for k in _extents(module))
+    reach = _extents(module)
+    shape = tuple(max(GRID, k) for k in reach) if grid is None else tuple(grid)
+    if len(shape) != len(reach) or min(shape) < 1:
+        raise ValueError(f"grid must be {len(reach)} sizes of 1 or more, got {shape}")
     transposed = isinstance(module, CONV_TRANSPOSE)
     geometry = _of_adjoint(module, shape) if transposed else _geometry(module, shape)
 
@@ -108,7 +116,7 @@ def watch_grids(model: nn.Module, most: int = GRID) -> Iterator[dict[str, tuple[
     hooks = [
         module.register_forward_pre_hook(_recorder(grids, name, most), with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, CONV + CONV_TRANSPOSE)
+        if is_convolution(module)
     ]
     try:
         yield grids

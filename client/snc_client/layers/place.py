@@ -91,7 +91,12 @@ def layer(place: Place, view: View) -> Layer:
     rows, columns = view.operator(view.lay(part)).shape
     read = place.reader(source.read, place.value.shape)
     weight = _written(place, view)
-    notes = ("frozen: measured, never written" if place.frozen else None, source.note, view.note)
+    notes = (
+        "frozen: measured, never written" if place.frozen else None,
+        source.note,
+        "never written: one scale for all its parts" if source.written and not weight else None,
+        view.note,
+    )
 
     def operator() -> Operator:
         return view.operator(view.lay(view.part(read())))
@@ -121,7 +126,6 @@ def _written(place: Place, view: View) -> Callable[[], Tensor] | None:
         return lambda: view.lay(view.part(read()))
     if view.pick is ...:
         return read
-    # The scale of weight_norm can be cut as the weight is if it has a number for each output.
-    if not isinstance(view.pick, tuple) and whole.shape[0] == place.value.shape[0]:
-        return lambda: view.part(read())
-    return None
+    # A scale can be cut as its weight is if it holds a number for each row of it.
+    by_row = whole.ndim > 0 and whole.shape[0] == place.value.shape[0]
+    return (lambda: view.part(read())) if by_row and not isinstance(view.pick, tuple) else None

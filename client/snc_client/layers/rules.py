@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from snc_client.layers.conv import CONV, CONV_TRANSPOSE, reshaped, true_operator
+from snc_client.layers.conv import is_convolution, reshaped, true_operator
 from snc_client.layers.view import View, cut, flat, flattened
 
 Conv: TypeAlias = Literal["reshape", "operator"]
@@ -35,7 +35,7 @@ def views(
         return cut(View("recurrent"), weight, gates)
     if key != "weight":
         return _by_shape(module, weight)
-    if isinstance(module, CONV + CONV_TRANSPOSE):
+    if is_convolution(module):
         return (reshaped(module) if conv == "reshape" else true_operator(module, grid),)
     if isinstance(module, nn.Bilinear):
         note = "out x (in1*in2): an upper bound of what the bilinear map can do"

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
+from snc_client.layers.conv import is_convolution
 from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.place import Place, layer
@@ -42,7 +43,7 @@ def find_layers(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     places, skipped, layers = _places(model), list(packed(model)), list[Layer]()
     pairs = lora_pairs(places)
-    _check_split(split or {}, places)
+    _check(conv, split or {}, grids or {}, places)
     measured = 0
     for place in places:
         partner = pairs.get(place.name)
@@ -54,7 +55,7 @@ def find_layers(
         if partner:
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
-            layers += [layer(place, view) for view in _views(place, split or {}, conv, grids or {})]
+            layers += _layers(place, split or {}, conv, grids or {})
     if not layers:
         raise ValueError(nothing(model, skipped))
     return Coverage(tuple(layers), tuple(skipped), measured, sum(place.size for place in places))
@@ -79,23 +80,35 @@ def _places(model: nn.Module) -> list[Place]:
     return list(places.values())
 
 
-def _views(
+def _layers(
     place: Place, split: Mapping[str, Parts], conv: Conv, grids: Mapping[str, Sequence[int]]
-) -> tuple[View, ...]:
+) -> list[Layer]:
     grid = next((grids[path] for path in place.paths if path in grids), None)
-    whole = views(place.module, place.name, place.value, conv, grid)
+    try:
+        whole = views(place.module, place.name, place.value, conv, grid)
+        return [layer(place, view) for view in _split(place, whole, split)]
+    except ValueError as error:
+        raise ValueError(f"{place.name}: {error}") from None
+
+
+def _split(place: Place, whole: tuple[View, ...], split: Mapping[str, Parts]) -> tuple[View, ...]:
     for pattern, parts in split.items():
-        if fnmatchcase(place.name, pattern):
+        if any(fnmatchcase(name, pattern) for name in place.names):
             if len(whole) > 1 or place.value.ndim != 2:
-                raise ValueError(
-                    f"split of {pattern!r} must name a 2-d weight that is one matrix, "
-                    f"got {place.name!r} of shape {place.shape}"
-                )
+                raise ValueError(f"split by {pattern!r} must name a weight that is one 2-d matrix")
             return cut(whole[0], place.value, parts)
     return whole
 
 
-def _check_split(split: Mapping[str, Parts], places: list[Place]) -> None:
+def _check(
+    conv: str, split: Mapping[str, Parts], grids: Mapping[str, object], places: list[Place]
+) -> None:
+    if conv not in ("reshape", "operator"):
+        raise ValueError(f"conv must be 'reshape' or 'operator', got {conv!r}")
+    names = [name for place in places for name in place.names]
     for pattern in split:
-        if not any(fnmatchcase(place.name, pattern) for place in places):
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"split must name weights of the model, {pattern!r} matches none")
+    known = {path for place in places if is_convolution(place.module) for path in place.paths}
+    if unknown := sorted(set(grids) - known):
+        raise ValueError(f"grids must name convolutions of the model, got {unknown[0]!r}")
