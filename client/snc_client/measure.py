@@ -38,8 +38,6 @@ class Measurement:
 
 def measure(
     model_or_weights: nn.Module | Tensor | Mapping[str, Tensor] | Sequence[Tensor],
-    *,
-    seed: int = 0,
 ) -> dict[str, Measurement]:
     """Return sigma, a certified bound, Frobenius norm and stable rank of each matrix, by name.
 
@@ -63,16 +61,14 @@ def measure(
         names.setdefault(operator.amax().device, []).append(name)
     found: dict[str, Measurement] = {}
     for device, here in names.items():
-        found.update(_measured({name: operators[name] for name in here}, device, seed))
+        found.update(_measured({name: operators[name] for name in here}, device))
     return {name: found[name] for name in operators}
 
 
 @torch.no_grad()
-def _measured(
-    operators: Mapping[str, Operator], device: torch.device, seed: int
-) -> dict[str, Measurement]:
+def _measured(operators: Mapping[str, Operator], device: torch.device) -> dict[str, Measurement]:
     listed = list(operators.values())
-    sigma = _converged(listed, device, seed)
+    sigma = _converged(listed, device)
     columns = torch.stack(
         [
             sigma,
@@ -86,9 +82,9 @@ def _measured(
     }
 
 
-def _converged(operators: Sequence[Operator], device: torch.device, seed: int) -> Tensor:
+def _converged(operators: Sequence[Operator], device: torch.device) -> Tensor:
     """Return sigma, float32 [L], iterated until it stands still."""
-    power = BlockPower([x.shape for x in operators], device=device, seed=seed)
+    power = BlockPower([x.shape for x in operators], device=device)
     sigma = power.step_(operators).sigma
     for _ in range(MOST_ROUNDS):
         before = sigma

@@ -67,11 +67,13 @@ class _Slot:
         self.device = device
         self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self.host = torch.empty(0, dtype=torch.float32)
+        self.host = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def load(self, values: Tensor) -> None:
         if self.host.numel() < values.numel():
-            self.host = torch.empty(values.numel(), dtype=torch.float32, pin_memory=True)
+            self.host = torch.empty(
+                values.numel(), dtype=torch.float32, device="cpu", pin_memory=True
+            )
         self.host[: values.numel()].copy_(values, non_blocking=True)
         self.end.record(torch.cuda.current_stream(self.device))
 

@@ -22,7 +22,7 @@ class Thresholds:
     """
 
     def __init__(self, rms: Sequence[float], device: torch.device) -> None:
-        self._rms = torch.tensor(rms, dtype=torch.float32).to(device)
+        self._rms = sent(rms, device, torch.float32)
         self.reference = torch.full_like(self._rms, math.nan)
         self.set([math.inf] * len(rms), ["absolute"] * len(rms))
 
@@ -33,9 +33,9 @@ class Thresholds:
         A factor is inf where there is no threshold; units are ``absolute``, ``init`` or ``rms``.
         """
         device, one = self._rms.device, torch.ones_like(self._rms)
-        self._factor = sent(torch.tensor(factors, dtype=torch.float32), device)
-        self._init = sent(torch.tensor([unit == "init" for unit in units]), device)
-        rms = sent(torch.tensor([unit == "rms" for unit in units]), device)
+        self._factor = sent(factors, device, torch.float32)
+        self._init = sent([unit == "init" for unit in units], device, torch.bool)
+        rms = sent([unit == "rms" for unit in units], device, torch.bool)
         self._unit = torch.where(rms, self._rms, one)
         self._refresh()
 
@@ -46,9 +46,9 @@ class Thresholds:
         self.reference = torch.where(known, self.reference, sigma)
         self._refresh()
 
-    def restore(self, reference: Tensor) -> None:
-        """Put another reference (float32 [L]) in the place of what was registered."""
-        self.reference = reference.to(self._rms)
+    def restore(self, reference: Sequence[float]) -> None:
+        """Put another reference in the place of what was registered."""
+        self.reference = sent(reference, self._rms.device, torch.float32)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -57,8 +57,12 @@ class Thresholds:
         self.value = torch.nan_to_num(value, nan=math.inf, posinf=math.inf)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the CPU ``tensor`` on ``device``, through pinned memory where that avoids a wait."""
+def sent(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return host numbers as a tensor on ``device``, through pinned memory where that saves a wait.
+
+    The CPU is named because a job may have made another device torch's default.
+    """
+    tensor = torch.tensor(values, dtype=dtype, device="cpu")
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
