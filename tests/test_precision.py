@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from spectra import gaussian
@@ -15,7 +17,7 @@ def setting() -> object:
 
 
 @pytest.fixture(autouse=True)
-def _precision_put_back() -> None:
+def _precision_put_back() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
@@ -48,3 +50,20 @@ def test_the_setting_comes_back_after_an_error() -> None:
     with pytest.raises(RuntimeError), full_precision(CPU):
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert setting() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "conv"), reason="torch < 2.9 has one flag for all products"
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_convolutions_are_full_inside_and_the_job_keeps_its_setting(device: str) -> None:
+    backend = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
+    before = backend.conv.fp32_precision
+    backend.conv.fp32_precision = "tf32" if device == "cuda" else "bf16"
+    try:
+        lowered = backend.conv.fp32_precision
+        with full_precision(torch.device(device)):
+            assert backend.conv.fp32_precision == "ieee"
+        assert backend.conv.fp32_precision == lowered
+    finally:
+        backend.conv.fp32_precision = before

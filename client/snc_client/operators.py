@@ -35,7 +35,7 @@ class Matrix:
     def __init__(self, weight: Tensor) -> None:
         if weight.ndim != 2:
             raise ValueError(f"weight must have 2 dimensions, got shape {tuple(weight.shape)}")
-        self.weight = weight.detach()
+        self.weight = _plain(weight)
         self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class BlockDiagonal:
     def __init__(self, weight: Tensor) -> None:
         if weight.ndim != 3:
             raise ValueError(f"weight must have 3 dimensions, got shape {tuple(weight.shape)}")
-        self.weight = weight.detach()
+        self.weight = _plain(weight)
         g, m, n = weight.shape
         self.shape: tuple[int, int] = (g * m, g * n)
 
@@ -151,7 +151,7 @@ class Convolution:
     """
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        self._weight, self.geometry = weight.detach(), geometry
+        self._weight, self.geometry = _plain(weight), geometry
         kernel = tuple(weight.shape[2:])
         self._inputs = (weight.shape[1] * geometry.groups, *geometry.grid)
         self._outputs = (weight.shape[0], *geometry.outputs(kernel))
@@ -221,6 +221,10 @@ class Adjoint:
 
 
 Operator: TypeAlias = Matrix | BlockDiagonal | LowRank | Convolution | Adjoint
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.detach() if weight.requires_grad else weight
 
 
 def _amax(weight: Tensor) -> Tensor:

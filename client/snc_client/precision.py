@@ -25,22 +25,32 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _ieee_products(device: torch.device) -> Iterator[None]:
-    matmul: Any = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
-    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9: one flag for all backends
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+    matrices = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    # cuDNN allows TF32 in convolutions unless it is told not to.
+    convolutions = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    if not hasattr(matrices.matmul, "fp32_precision"):  # before torch 2.9
+        with _one_flag_for_all():
             yield
-        finally:
-            torch.set_float32_matmul_precision(before)
         return
     # The older getters raise where a job uses the newer ones, so the newer it is.
-    before = matmul.fp32_precision
-    lowered = before not in ("none", "ieee")
-    if lowered:
-        matmul.fp32_precision = "ieee"
+    products: list[Any] = [matrices.matmul, convolutions.conv]
+    lowered = [(x, x.fp32_precision) for x in products if x.fp32_precision not in ("none", "ieee")]
+    for product, _ in lowered:
+        product.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if lowered:
-            matmul.fp32_precision = before
+        for product, before in lowered:
+            product.fp32_precision = before
+
+
+@contextmanager
+def _one_flag_for_all() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

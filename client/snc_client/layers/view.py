@@ -34,7 +34,7 @@ class View:
 
     def part(self, weight: Tensor) -> Tensor:
         """Return this view's slice of the weight, in the parameter's own layout."""
-        return weight[self.pick]
+        return weight if self.pick is ... else weight[self.pick]
 
 
 def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
