@@ -115,7 +115,12 @@ def test_creating_a_run_twice_resumes_it(store):
         "r1", name="other", project="q", config={"a": 1}, tags=("t",), policy=None, now=NOW + 2
     )
     assert not new
-    assert (again.state, again.name, again.project, again.updated_at) == ("active", "n", "p", NOW + 2)
+    assert (again.state, again.name, again.project, again.updated_at) == (
+        "active",
+        "n",
+        "p",
+        NOW + 2,
+    )
     assert again.version > run.version
     rules = [e.event.rule for e in store.events(EventQuery(run="r1")).items]
     assert rules == ["run_finished", "run_started"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_cases import Oracle, assert_same, batch, bits, new_run, stored, table
+from store_cases import NOW, Oracle, assert_same, batch, bits, new_run, stored, table
 
-from snc_service.store import open_store
+from snc_service.store import open_store, tiles
 from snc_service.store.protocol import LayerUnknown, Window
 from snc_service.wire import ABSENT, absent
 
@@ -146,7 +147,9 @@ def test_several_batches_and_layouts_are_read_in_the_order_of_their_arrival(stor
     keep(store, [0, 1, 2], [1, 1, 1])
     stored(
         store,
-        batch(LAYERS, 0, [1, 2], {"residual": [[5, 5]] * 2, "sigma": [[2, ABSENT]] * 2}, writer="v"),
+        batch(
+            LAYERS, 0, [1, 2], {"residual": [[5, 5]] * 2, "sigma": [[2, ABSENT]] * 2}, writer="v"
+        ),
     )
     keep(store, [2], [3], writer="u")
     got = store.history("r1", "sigma", ["a", "b"], Window())
@@ -183,6 +186,20 @@ WINDOWS = st.builds(
     points=st.sampled_from([1, 2, 3, 7, 20, 500]),
     attempt=st.sampled_from([None, None, 0, 1]),
 )
+
+
+@contextmanager
+def small_tiles():
+    """Shrink tiles to 16 steps and the rollups' fan-out to 4, so that stories reach every level."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE_STEPS", 16)
+        patch.setattr(tiles, "FANOUT", 4)
+        yield
+
+
+def in_tail(store) -> int:
+    with store._database.read() as connection:
+        return connection.execute("select count(*) from tail").fetchone()[0]
 
 
 class Story:
@@ -237,12 +254,14 @@ class Story:
             self.sigma[name].add(attempt, steps, {name: column})
 
     def oracle(self, names) -> Oracle:
-        """Return one over the layers: a step counts if a batch with one of them has it."""
+        """Return one over the layers: a step counts if a batch has it for a layer of a block."""
         whole = Oracle()
-        for name in dict.fromkeys(names):
-            for place, cell in self.sigma[name].cells.items():
-                whole.cells.setdefault(place, {}).update(cell)
         whole.firsts = dict(self.firsts)
+        blocks = {NAMES.index(name) // 16 for name in names}
+        for index, name in enumerate(NAMES):
+            if index // 16 in blocks:
+                for place, cell in self.sigma[name].cells.items():
+                    whole.cells.setdefault(place, {}).update(cell)
         return whole
 
     def check(self, window: Window) -> None:
@@ -263,3 +282,22 @@ def test_any_history_equals_the_oracles(tmp_path_factory, sends, window):
         story.send(sent)
     story.check(window)
     store.close()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sends=st.lists(st.tuples(SENT, st.sampled_from([True, False])), min_size=1, max_size=10),
+    windows=st.lists(WINDOWS, min_size=1, max_size=3),
+)
+def test_any_history_stays_the_oracles_while_it_is_folded(tmp_path_factory, sends, windows):
+    with small_tiles():
+        store = open_store(f"sqlite:///{tmp_path_factory.mktemp('s')}/snc.db")
+        story = Story(store)
+        for sent, fold in sends:
+            story.send(sent)
+            if fold:
+                assert store.fold(60, now=NOW + 3600) > 0
+                assert in_tail(store) == 0
+            for window in windows:
+                story.check(window)
+        store.close()

@@ -17,6 +17,8 @@ from snc_service.store.protocol import Buckets, Floats, Steps
 from snc_service.wire import ABSENT, absent
 
 Counts = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.intp]
+PLANES = ("low", "high", "total", "finite", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,22 @@ class Partial:
     nonfinite: Counts
 
     @classmethod
+    def hollow(cls, keys: Steps, num_rows: int) -> Partial:
+        """Return groups without values."""
+        shape = (num_rows, len(keys))
+        return cls(
+            keys,
+            np.full(shape, np.inf, np.float32),
+            np.full(shape, -np.inf, np.float32),
+            np.zeros(shape),
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.int32),
+        )
+
+    @classmethod
     def empty(cls, num_rows: int) -> Partial:
         """Return a partial without groups."""
-        floats = np.empty((num_rows, 0), np.float32)
-        counts = np.empty((num_rows, 0), np.int32)
-        return cls(np.empty(0, np.int64), floats, floats, floats.astype(np.float64), counts, counts)
+        return cls.hollow(np.empty(0, np.int64), num_rows)
 
     @classmethod
     def of_values(cls, keys: Steps, values: Floats) -> Partial:
@@ -52,6 +65,23 @@ class Partial:
             np.where(finite, values, 0.0).astype(np.float64),
             finite.astype(np.int32),
             (measured & ~finite).astype(np.int32),
+        )
+
+    @classmethod
+    def of_groups(cls, keys: Steps, values: Floats) -> Partial:
+        """Return ``values`` [R, N] reduced over equal ``keys`` [N], which must not decrease."""
+        if len(keys) == 0 or not np.isfinite(values).all():
+            return cls.of_values(keys, values).grouped(keys)
+        starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
+        sizes = np.diff(starts, append=len(keys)).astype(np.int32)
+        shape = (values.shape[0], len(starts))
+        return cls(
+            keys[starts],
+            np.minimum.reduceat(values, starts, axis=1),
+            np.maximum.reduceat(values, starts, axis=1),
+            np.add.reduceat(values, starts, axis=1, dtype=np.float64),
+            np.broadcast_to(sizes, shape),
+            np.zeros(shape, np.int32),
         )
 
     def grouped(self, keys: Steps) -> Partial:
@@ -70,7 +100,7 @@ class Partial:
             np.add.reduceat(self.nonfinite, starts, axis=1),
         )
 
-    def rows_merged(self, starts: npt.NDArray[np.intp]) -> Partial:
+    def rows_merged(self, starts: Rows) -> Partial:
         """Return groups of adjacent rows merged; ``starts`` are the first rows of the groups."""
         return Partial(
             self.keys,
@@ -81,42 +111,61 @@ class Partial:
             np.add.reduceat(self.nonfinite, starts, axis=0),
         )
 
+    def with_rows(self, num_rows: int, at: Rows) -> Partial:
+        """Return these rows at the places ``at`` of ``num_rows``; the others have no values."""
+        if len(at) == num_rows and (at == np.arange(num_rows)).all():
+            return self
+        wide = Partial.hollow(self.keys, num_rows)
+        for name in PLANES:
+            getattr(wide, name)[at] = getattr(self, name)
+        return wide
+
+    def rows_taken(self, rows: Rows) -> Partial:
+        """Return some rows, in the order given; rows beyond the last have no values."""
+        known = rows < self.low.shape[0]
+        planes = {name: getattr(self, name)[rows[known]] for name in PLANES}
+        return Partial(self.keys, **planes).with_rows(len(rows), np.flatnonzero(known))
+
     def without_empty(self) -> Partial:
         """Return the groups in which at least one row has a value."""
         return self.only(np.any(self.finite + self.nonfinite, axis=0))
 
     def only(self, kept: npt.NDArray[np.bool_]) -> Partial:
         """Return the groups where ``kept`` [B] is true."""
-        if kept.all():
-            return self
-        return Partial(
-            self.keys[kept],
-            self.low[:, kept],
-            self.high[:, kept],
-            self.total[:, kept],
-            self.finite[:, kept],
-            self.nonfinite[:, kept],
-        )
+        return self if kept.all() else self.ordered(np.flatnonzero(kept))
+
+    def ordered(self, at: Rows) -> Partial:
+        """Return the groups at the places ``at``, in that order."""
+        planes = {name: getattr(self, name)[:, at] for name in PLANES}
+        return Partial(self.keys[at], **planes)
 
 
-def merged(num_rows: int, parts: Sequence[Partial]) -> Partial:
-    """Merge partials over the same rows; groups with the same key become one."""
-    parts = [part for part in parts if len(part.keys)]
+def merged(num_rows: int, parts: Sequence[tuple[Rows, Partial]]) -> Partial:
+    """Merge partials, each over some of ``num_rows`` rows; groups with the same key become one."""
+    parts = [(rows, part) for rows, part in parts if len(part.keys)]
     if not parts:
         return Partial.empty(num_rows)
     if len(parts) == 1:
-        return parts[0]
+        rows, part = parts[0]
+        return part.with_rows(num_rows, rows)
+    keys = np.unique(np.concatenate([part.keys for _, part in parts]))
+    whole = Partial.hollow(keys, num_rows)
+    for rows, part in parts:
+        at = np.ix_(rows, np.searchsorted(keys, part.keys))
+        whole.low[at] = np.minimum(whole.low[at], part.low)
+        whole.high[at] = np.maximum(whole.high[at], part.high)
+        for name in ("total", "finite", "nonfinite"):
+            getattr(whole, name)[at] += getattr(part, name)
+    return whole
+
+
+def joined(parts: Sequence[Partial]) -> Partial:
+    """Return the groups of partials over the same rows one after the other."""
     keys = np.concatenate([part.keys for part in parts])
-    order = np.argsort(keys, kind="stable")
-
-    def joined(name: str) -> npt.NDArray[np.generic]:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1)[:, order]
-
-    whole = Partial(
-        keys[order],
-        *(joined(name) for name in ("low", "high", "total", "finite", "nonfinite")),  # type: ignore[arg-type] # planes in the order of the fields
-    )
-    return whole.grouped(whole.keys)
+    planes = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis=1) for name in PLANES
+    }
+    return Partial(keys, **planes)
 
 
 def width(num_steps: int, first: int, last: int, points: int) -> int:

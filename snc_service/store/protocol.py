@@ -334,6 +334,13 @@ class Store(Protocol):
         """Return every version of a project's policy, newest first."""
 
     # Itself
+    def fold(self, budget_s: float, *, now: float) -> int:
+        """Compress history that has come in, for about ``budget_s`` seconds; return the values.
+
+        No answer changes by it, ingest goes on meanwhile, and a crash loses nothing. 0: nothing is
+        due. Call it every second or so from one background thread.
+        """
+
     def ping(self) -> None:
         """Touch the database. Raises `StoreUnavailable`."""
 

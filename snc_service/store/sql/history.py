@@ -1,20 +1,25 @@
-"""History: which batches and tiles answer a query, put together attempt by attempt."""
+"""History: which batches, tiles and rollups answer a query, put together attempt by attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store import buckets
+from snc_service.store import buckets, tiles
 from snc_service.store.buckets import Partial
-from snc_service.store.protocol import Buckets, Window
-from snc_service.store.sql import tail
-from snc_service.store.sql.attempts import Attempts
+from snc_service.store.protocol import Buckets, Steps, Window
+from snc_service.store.sql import folded, tail
+from snc_service.store.sql.attempts import Attempts, Segment
 from snc_service.store.sql.database import Connection
-from snc_service.store.sql.layers import LayerBook, Layout
-from snc_service.store.sql.tail import Picked
+from snc_service.store.sql.layers import LayerBook
+from snc_service.store.sql.wanted import Rows, Wanted, layers_of, scalar_of
+from snc_service.wire import ABSENT
+
+# Values held at once while rows are read; bounds memory, not answers.
+SLICE_VALUES = 1_000_000
+LAYERS_AT_ONCE = 1_024
 
 
 def of_layers(
@@ -26,22 +31,24 @@ def of_layers(
     window: Window,
 ) -> Buckets:
     """Return one metric of some layers, a row each."""
-    indexes = np.array(book.indexes(connection, run_id, names), np.int64)
-    picked = _pick(book.layouts(connection, run_id), metric, indexes)
-    return _answer(connection, run_id, picked, tuple(names), None, window)
+    indexes, again = np.unique(book.indexes(connection, run_id, names), return_inverse=True)
+    layouts = book.layouts(connection, run_id)
+    wanted = layers_of(connection, run_id, layouts, metric, indexes.astype(np.int64))
+    segments = _segments(connection, run_id, window)
+    bucket_steps = _bucket_steps(connection, wanted, segments, window.points)
+    partial = _read(connection, wanted, segments, bucket_steps)
+    return buckets.finished(names, partial.rows_taken(again.ravel()), bucket_steps)
 
 
 def of_scalar(
     connection: Connection, book: LayerBook, run_id: int, scalar: str, window: Window
 ) -> Buckets:
     """Return one scalar."""
-    one = np.zeros(1, np.intp)
-    picked = [
-        Picked(layout, one + layout.scalar_column(scalar), one)
-        for layout in book.layouts(connection, run_id)
-        if scalar in layout.scalars
-    ]
-    return _answer(connection, run_id, picked, (scalar,), None, window)
+    wanted = scalar_of(connection, run_id, book.layouts(connection, run_id), scalar)
+    segments = _segments(connection, run_id, window)
+    bucket_steps = _bucket_steps(connection, wanted, segments, window.points)
+    partial = _read(connection, wanted, segments, bucket_steps)
+    return buckets.finished((scalar,), partial, bucket_steps)
 
 
 def of_all_layers(
@@ -57,64 +64,118 @@ def of_all_layers(
         return buckets.finished((), Partial.empty(0), 1)
     indexes = np.unique(np.concatenate([x.layers for x in layouts])).astype(np.int64)
     specs = book.specs(connection, run_id)
-    names = [specs[index].name for index in indexes]
-    per_row = -(-len(names) // most)
-    starts = np.arange(0, len(names), per_row)
-    if per_row > 1:
-        groups = [names[start : start + per_row] for start in starts]
-        names = [g[0] if len(g) == 1 else f"{g[0]} … {g[-1]}" for g in groups]
-    picked = _pick(layouts, metric, indexes)
-    return _answer(connection, run_id, picked, tuple(names), starts, window, len(indexes))
-
-
-def _pick(layouts: Sequence[Layout], metric: str, indexes: npt.NDArray[np.int64]) -> list[Picked]:
-    """Return the columns of ``indexes`` in every layout that has the metric and one of them."""
-    picked = []
-    for layout in layouts:
-        if metric not in layout.metrics:
-            continue
-        place = np.full(int(max(indexes.max(initial=-1), layout.layers.max(initial=-1))) + 1, -1)
-        place[layout.layers] = np.arange(len(layout.layers)) + layout.columns(metric).start
-        columns = place[indexes]
-        rows = np.flatnonzero(columns >= 0)
-        if len(rows):
-            picked.append(Picked(layout, columns[rows], rows))
-    return picked
-
-
-def _answer(
-    connection: Connection,
-    run_id: int,
-    picked: Sequence[Picked],
-    names: tuple[str, ...],
-    starts: npt.NDArray[np.intp] | None,
-    window: Window,
-    num_rows: int | None = None,
-) -> Buckets:
-    """Read, reduce and merge; ``starts`` merges groups of rows that begin there."""
-    num_rows = len(names) if num_rows is None else num_rows
-    segments = Attempts.load(connection, run_id).view(
-        window.attempt, window.from_step, window.to_step
-    )
-    steps = [tail.measured_steps(connection, run_id, segment, picked) for segment in segments]
-    count = sum(len(x) for x in steps)
-    if not count:
-        return buckets.finished(names, Partial.empty(len(names)), 1)
-    measured = np.concatenate(steps)
-    bucket_steps = buckets.width(count, int(measured[0]), int(measured[-1]), window.points)
-    parts = [
-        _reduced(keys, values, starts, bucket_steps)
-        for segment, x in zip(segments, steps, strict=True)
-        for keys, values in tail.matrices(connection, run_id, segment, picked, x, num_rows)
-    ]
+    per_row = -(-len(indexes) // most)
+    groups = [indexes[start : start + per_row] for start in range(0, len(indexes), per_row)]
+    ends = [(specs[group[0]].name, specs[group[-1]].name) for group in groups]
+    names = [first if first == last else f"{first} … {last}" for first, last in ends]
+    segments = _segments(connection, run_id, window)
+    everything = layers_of(connection, run_id, layouts, metric, indexes)
+    bucket_steps = _bucket_steps(connection, everything, segments, window.points)
+    parts: list[tuple[Rows, Partial]] = []
+    at_once = max(1, LAYERS_AT_ONCE // per_row)
+    for start in range(0, len(groups), at_once):
+        some = groups[start : start + at_once]
+        wanted = layers_of(connection, run_id, layouts, metric, np.concatenate(some))
+        partial = _read(connection, wanted, segments, bucket_steps)
+        starts = np.arange(0, wanted.num_rows, per_row)
+        rows = np.arange(start, start + len(some))
+        parts.append((rows, partial if per_row == 1 else partial.rows_merged(starts)))
     return buckets.finished(names, buckets.merged(len(names), parts), bucket_steps)
 
 
-def _reduced(
-    steps: npt.NDArray[np.int64],
-    values: npt.NDArray[np.float32],
-    starts: npt.NDArray[np.intp] | None,
-    bucket_steps: int,
+def _segments(connection: Connection, run_id: int, window: Window) -> list[Segment]:
+    attempts = Attempts.load(connection, run_id)
+    return attempts.view(window.attempt, window.from_step, window.to_step)
+
+
+def _bucket_steps(
+    connection: Connection, wanted: Wanted, segments: Sequence[Segment], points: int
+) -> int:
+    """Return the bucket width, the same whether history is folded or not."""
+    count = 0
+    ends: list[int] = []
+    for segment in segments:
+        steps = tail.measured_steps(connection, wanted.run_id, segment, wanted.counted)
+        found = folded.steps_between(connection, wanted, segment, most=points)
+        if found is None:
+            count = points + 1
+            ends += folded.ends(connection, wanted, segment)
+        else:
+            steps = tail.distinct([*found, steps], segment.low, segment.high)
+            count += len(steps)
+        ends += [int(step) for step in steps[[0, -1]]] if len(steps) else []
+    return buckets.width(count, min(ends), max(ends), points) if ends else 1
+
+
+def _read(
+    connection: Connection, wanted: Wanted, segments: Sequence[Segment], bucket_steps: int
 ) -> Partial:
-    partial = Partial.of_values(steps, values).grouped(steps // bucket_steps)
-    return partial if starts is None else partial.rows_merged(starts)
+    """Return the wanted rows in buckets, keyed by step // bucket_steps."""
+    (shift,) = connection.execute(
+        "select interval_shift from run where run_id = ?", (wanted.run_id,)
+    ).fetchone()
+    everywhere = np.arange(wanted.num_rows)
+    parts: list[tuple[Rows, Partial]] = []
+    for segment in segments:
+        raw = [segment]
+        if shift is not None and bucket_steps >= tiles.FANOUT << shift:
+            dirty = _dirty_chunks(connection, wanted, segment, shift)
+            raw = _spans(dirty, segment, tiles.TILE_STEPS << shift)
+            parts += [
+                (
+                    block.rows,
+                    folded.rollups(
+                        connection,
+                        wanted,
+                        segment,
+                        block,
+                        shift=shift,
+                        bucket_steps=bucket_steps,
+                        dirty=dirty,
+                    ),
+                )
+                for block in wanted.blocks
+            ]
+        for span in raw:
+            for partial in _values(connection, wanted, span, bucket_steps):
+                parts.append((everywhere, partial))
+    return buckets.merged(wanted.num_rows, parts)
+
+
+def _dirty_chunks(
+    connection: Connection, wanted: Wanted, segment: Segment, shift: int
+) -> npt.NDArray[np.int64]:
+    """Return the chunks whose rollups do not tell all: with batches in the tail, or cut."""
+    chunk = tiles.TILE_STEPS << shift
+    layouts = {one.layout.number for one in wanted.picked}
+    steps = tail.measured_steps(connection, wanted.run_id, segment, layouts)
+    cut = [edge // chunk for edge in (segment.low, segment.high) if edge % chunk]
+    return np.unique(np.concatenate([steps // chunk, np.array(cut, np.int64)]))
+
+
+def _spans(chunks: Steps, segment: Segment, chunk: int) -> list[Segment]:
+    """Return the steps of adjacent chunks as spans within the segment."""
+    spans: list[Segment] = []
+    for number in chunks.tolist():
+        low, high = max(number * chunk, segment.low), min((number + 1) * chunk, segment.high)
+        if spans and spans[-1].high == low:
+            low = spans.pop().low
+        spans.append(Segment(segment.attempt, low, high))
+    return spans
+
+
+def _values(
+    connection: Connection, wanted: Wanted, span: Segment, bucket_steps: int
+) -> Iterator[Partial]:
+    """Yield the span's values reduced to buckets, in slices of bounded size."""
+    layouts = {one.layout.number for one in wanted.picked}
+    found = folded.steps_between(connection, wanted, span) or []
+    found.append(tail.measured_steps(connection, wanted.run_id, span, layouts))
+    steps = tail.distinct(found, span.low, span.high)
+    num = max(1_024, SLICE_VALUES // max(wanted.num_rows, 1))
+    for start in range(0, len(steps), num):
+        some = steps[start : start + num]
+        values = np.full((wanted.num_rows, len(some)), ABSENT, np.float32)
+        folded.read_over(connection, wanted, span.attempt, some, values)
+        tail.read_over(connection, wanted.run_id, span.attempt, wanted.picked, some, values)
+        yield Partial.of_groups(some // bucket_steps, values)

@@ -234,3 +234,9 @@ def metric_names(connection: Connection, run_id: int, kind: str) -> tuple[str, .
         "select name from metric where run_id = ? and kind = ? order by name", (run_id, kind)
     )
     return tuple(name for (name,) in rows)
+
+
+def metric_numbers(connection: Connection, run_id: int) -> dict[tuple[str, str], int]:
+    """Return the number of every metric and scalar of a run by (kind, name)."""
+    rows = connection.execute("select kind, name, metric from metric where run_id = ?", (run_id,))
+    return {(kind, name): number for kind, name, number in rows}

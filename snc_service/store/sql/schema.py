@@ -20,7 +20,7 @@ create table run (
   nonfinite_layers integer not null default 0, overhead {real},
   attempt bigint not null default 0, version bigint not null default 1,
   next_event bigint not null default 1, next_tail bigint not null default 1,
-  interval_shift integer);
+  interval_shift integer, epoch bigint not null default 0);
 create index run_by_project on run (project, run_id);
 create index run_by_state on run (state, updated_at);
 
@@ -64,8 +64,8 @@ create index tail_by_step on tail (run_id, attempt, step0, step1, layout, n, id)
 
 create table tile (
   run_id integer not null, attempt bigint not null, metric integer not null,
-  level integer not null, block integer not null, step0 bigint not null, n integer not null,
-  enc integer not null, steps {blob}, v {blob} not null,
+  level integer not null, block integer not null, step0 bigint not null,
+  step1 bigint not null, n integer not null, enc integer not null, steps {blob}, v {blob} not null,
   primary key (run_id, attempt, metric, level, block, step0)){clustered};
 
 create table latest (

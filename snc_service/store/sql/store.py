@@ -23,6 +23,7 @@ from snc_service.store.protocol import (
 )
 from snc_service.store.sql import deletion, events, history, newest, policies, runs
 from snc_service.store.sql.database import Database
+from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
 from snc_service.wire import LayerTable, Policy
@@ -194,6 +195,10 @@ class SqlStore:
             return policies.versions_of_project(connection, project)
 
     # Itself
+    def fold(self, budget_s: float, *, now: float) -> int:
+        """See `Store.fold`."""
+        return fold(self._database, self._book, budget_s, now)
+
     def ping(self) -> None:
         """See `Store.ping`."""
         with self._database.read() as connection:

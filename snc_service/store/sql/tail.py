@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.attempts import Segment
 from snc_service.store.sql.database import Connection
-from snc_service.store.sql.layers import Layout
-from snc_service.wire import ABSENT, absent
-
-# Values held at once while a matrix is read; bounds memory, not answers.
-SLICE_VALUES = 4_000_000
-
-
-@dataclass(frozen=True)
-class Picked:
-    """The columns of a layout that a query needs: ``columns`` go to ``rows`` of the answer."""
-
-    layout: Layout
-    columns: npt.NDArray[np.intp]
-    rows: npt.NDArray[np.intp]
-
-    @property
-    def first(self) -> int:
-        """Return the first column."""
-        return int(self.columns.min())
-
-    @property
-    def span(self) -> int:
-        """Return how many columns there are from the first to the last."""
-        return int(self.columns.max()) - self.first + 1
+from snc_service.store.sql.wanted import Picked
+from snc_service.wire import absent
 
 
 def pack_steps(steps: Steps) -> bytes | None:
@@ -53,41 +30,38 @@ def unpack_steps(first: int, last: int, n: int, packed: bytes | None) -> Steps:
     return first + stride * np.arange(n, dtype=np.int64)
 
 
+def distinct(steps: Sequence[Steps], low: int, high: int) -> Steps:
+    """Return the distinct steps with ``low <= step < high``, sorted."""
+    if not steps:
+        return np.empty(0, np.int64)
+    whole = np.unique(np.concatenate(steps))
+    return whole[(whole >= low) & (whole < high)]
+
+
 def measured_steps(
-    connection: Connection, run_id: int, segment: Segment, picked: Sequence[Picked]
+    connection: Connection, run_id: int, segment: Segment, layouts: Collection[int]
 ) -> Steps:
-    """Return the distinct steps of the segment's batches that have one of the columns."""
+    """Return the distinct steps of the segment's batches of some layouts."""
     rows = connection.execute(
         "select layout, step0, step1, n, steps from tail "
         "where run_id = ? and attempt = ? and step0 < ? and step1 >= ?",
         (run_id, segment.attempt, segment.high, segment.low),
     )
-    wanted = {one.layout.number for one in picked}
-    found = [unpack_steps(*place) for layout, *place in rows if layout in wanted]
-    if not found:
-        return np.empty(0, np.int64)
-    steps = np.unique(np.concatenate(found))
-    return steps[(steps >= segment.low) & (steps < segment.high)]
+    found = [unpack_steps(*place) for layout, *place in rows if layout in layouts]
+    return distinct(found, segment.low, segment.high)
 
 
-def matrices(
-    connection: Connection,
-    run_id: int,
-    segment: Segment,
-    picked: Sequence[Picked],
-    steps: Steps,
-    num_rows: int,
-) -> Iterator[tuple[Steps, Floats]]:
-    """Yield (steps [N], values [R, N]) over ``steps`` in bounded slices; later batches win."""
-    num = max(1_024, SLICE_VALUES // max(num_rows, 1))
-    for start in range(0, len(steps), num):
-        part = steps[start : start + num]
-        values = np.full((num_rows, len(part)), ABSENT, np.float32)
-        lay_over(connection, run_id, segment.attempt, picked, part, values)
-        yield part, values
+@dataclass(frozen=True)
+class Cut:
+    """The picked columns of one batch, still bytes: a span of columns that contains them."""
+
+    id: int
+    picked: Picked
+    steps: Steps
+    data: bytes | Floats  # float32 [span, n]
 
 
-def lay_over(
+def read_over(
     connection: Connection,
     run_id: int,
     attempt: int,
@@ -95,16 +69,16 @@ def lay_over(
     steps: Steps,
     values: Floats,
 ) -> None:
-    """Lay the batches over ``values`` [R, N] of ``steps`` [N], in the order of their arrival."""
-    cuts = [
-        cut
-        for one in picked
-        for cut in _cuts(connection, run_id, attempt, one, int(steps[0]), int(steps[-1]))
-    ]
-    num_rows = sum(len(one.rows) for one in picked)
-    if num_rows != len(np.unique(np.concatenate([one.rows for one in picked]))):
-        # Layouts that share rows must take turns as their batches came.
-        cuts.sort(key=lambda cut: cut.id)
+    """Lay the tail's batches over ``values`` [R, N] of ``steps`` [N], later ones on top."""
+    first, last = int(steps[0]), int(steps[-1])
+    cuts = [cut for one in picked for cut in _cuts(connection, run_id, attempt, one, first, last)]
+    lay_over(cuts, steps, values)
+
+
+def lay_over(cuts: list[Cut], steps: Steps, values: Floats) -> None:
+    """Lay batches, sorted by id within their layout, over ``values`` [R, N] of ``steps`` [N]."""
+    if len({cut.picked.layout.number for cut in cuts}) > 1:
+        cuts = _in_turn(cuts)
     start = 0
     for end in range(1, len(cuts) + 1):
         if end == len(cuts) or not _continues(cuts[end - 1], cuts[end]):
@@ -112,19 +86,16 @@ def lay_over(
             start = end
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """The picked columns of one batch, still bytes: a span of columns that contains them."""
-
-    id: int
-    picked: Picked
-    steps: Steps
-    data: bytes
+def _in_turn(cuts: list[Cut]) -> list[Cut]:
+    """Return cuts in the order of their arrival, unless their layouts share no row."""
+    picked = list({cut.picked.layout.number: cut.picked for cut in cuts}.values())
+    rows = np.concatenate([one.rows for one in picked])
+    return cuts if len(np.unique(rows)) == len(rows) else sorted(cuts, key=lambda cut: cut.id)
 
 
 def _cuts(
     connection: Connection, run_id: int, attempt: int, one: Picked, first: int, last: int
-) -> list[_Cut]:
+) -> list[Cut]:
     """Read a span of columns of the batches that touch some steps; the database cuts them out."""
     rows = connection.execute(
         "select id, step0, step1, n, steps, substr(v, 1 + 4 * n * ?, 4 * n * ?) from tail "
@@ -132,17 +103,17 @@ def _cuts(
         (one.first, one.span, run_id, attempt, one.layout.number, last, first),
     )
     cuts = [
-        _Cut(id_, one, unpack_steps(step0, step1, n, steps), data)
+        Cut(id_, one, unpack_steps(step0, step1, n, steps), data)
         for id_, step0, step1, n, steps, data in rows
     ]
     return sorted(cuts, key=lambda cut: cut.id)
 
 
-def _continues(before: _Cut, after: _Cut) -> bool:
-    return after.picked is before.picked and after.steps[0] > before.steps[-1]
+def _continues(before: Cut, after: Cut) -> bool:
+    return after.picked is before.picked and bool(after.steps[0] > before.steps[-1])
 
 
-def _lay_run_over(steps: Steps, values: Floats, run: Sequence[_Cut]) -> None:
+def _lay_run_over(steps: Steps, values: Floats, run: Sequence[Cut]) -> None:
     """Lay over batches of one layout whose steps grow, all at once."""
     picked = run[0].picked
     blocks = [np.frombuffer(c.data, "<f4").reshape(picked.span, len(c.steps)) for c in run]

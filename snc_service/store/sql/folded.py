@@ -1,0 +1,143 @@
+"""Folded history: tiles of values and rollups of them, read block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from snc_service.store import tiles
+from snc_service.store.buckets import Partial, joined
+from snc_service.store.protocol import Floats, Steps
+from snc_service.store.sql.attempts import Segment
+from snc_service.store.sql.database import Connection
+from snc_service.store.sql.tail import unpack_steps
+from snc_service.store.sql.wanted import Block, Wanted
+from snc_service.wire import absent
+
+_WHERE = "where run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
+_STEPS = f"select step0, step1, n, steps from tile {_WHERE}"
+
+
+def steps_between(
+    connection: Connection, wanted: Wanted, segment: Segment, most: int | None = None
+) -> list[Steps] | None:
+    """Return the measured steps of the tiles that touch a segment, a piece per tile.
+
+    None as soon as one block has more than ``most`` of them within the segment.
+    """
+    found: list[Steps] = []
+    for block in wanted.blocks:
+        num = 0
+        rows = connection.execute(
+            f"{_STEPS} and step0 < ? and step1 >= ? order by step0",
+            (*_key(wanted, segment, 0, block), segment.high, segment.low),
+        )
+        for row in rows:
+            steps = unpack_steps(*row)
+            found.append(steps[(steps >= segment.low) & (steps < segment.high)])
+            num += len(found[-1])
+            if most is not None and num > most:
+                return None
+    return found
+
+
+def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
+    """Return the first and the last step within the segment of each block's tiles."""
+    found: list[int] = []
+    for block in wanted.blocks:
+        for order in ("asc", "desc"):
+            rows = connection.execute(
+                f"{_STEPS} and step0 < ? and step1 >= ? order by step0 {order}",
+                (*_key(wanted, segment, 0, block), segment.high, segment.low),
+            )
+            # A tile that touches the segment may have a hole where the segment is.
+            for row in rows:
+                steps = unpack_steps(*row)
+                steps = steps[(steps >= segment.low) & (steps < segment.high)]
+                if len(steps):
+                    found.append(int(steps[0] if order == "asc" else steps[-1]))
+                    break
+    return found
+
+
+def read_over(
+    connection: Connection, wanted: Wanted, attempt: int, steps: Steps, values: Floats
+) -> None:
+    """Lay the tiles' values over ``values`` [R, N] of ``steps`` [N]."""
+    span = Segment(attempt, int(steps[0]), int(steps[-1]) + 1)
+    for block in wanted.blocks:
+        rows = connection.execute(
+            f"select step0, step1, n, steps, enc, v from tile {_WHERE} "
+            "and step0 < ? and step1 >= ?",
+            (*_key(wanted, span, 0, block), span.high, span.low),
+        )
+        for step0, step1, n, packed, form, data in rows:
+            tile_steps = unpack_steps(step0, step1, n, packed)
+            tile = tiles.decode(form, data, n)
+            at = np.searchsorted(steps, tile_steps)
+            inside = (at < len(steps)) & (steps[np.minimum(at, len(steps) - 1)] == tile_steps)
+            known = block.lanes < len(tile)
+            where = np.ix_(block.rows[known], at[inside])
+            new = tile[block.lanes[known]][:, inside]
+            values[where] = np.where(absent(new), values[where], new)
+
+
+def rollups(
+    connection: Connection,
+    wanted: Wanted,
+    segment: Segment,
+    block: Block,
+    *,
+    shift: int,
+    bucket_steps: int,
+    dirty: Steps,
+) -> Partial:
+    """Return a block's rows in buckets, from the coarsest rollups that nest in them.
+
+    Chunks in ``dirty`` (sorted numbers) are left out, and so must be those the segment cuts.
+    """
+    top = 2 if bucket_steps >= tiles.TILE_STEPS << shift else 1
+    gaps = [segment]
+    parts: list[Partial] = []
+    for level in range(top, 0, -1):
+        uncovered: list[Segment] = []
+        for gap in gaps:
+            low = gap.low
+            for step0, step1, part in _entries(connection, wanted, gap, block, level, shift):
+                kept = part.only(_clean(part.keys, segment, shift, dirty))
+                parts.append(kept.rows_taken(block.lanes))
+                if step0 > low:
+                    uncovered.append(Segment(gap.attempt, low, step0))
+                low = step1 + 1
+            if low < gap.high:
+                uncovered.append(Segment(gap.attempt, low, gap.high))
+        gaps = uncovered
+    if not parts:
+        return Partial.empty(len(block.rows))
+    parts.sort(key=lambda part: int(part.keys[0]) if len(part.keys) else 0)
+    whole = joined(parts)
+    return whole.grouped(whole.keys // bucket_steps)
+
+
+def _entries(
+    connection: Connection, wanted: Wanted, gap: Segment, block: Block, level: int, shift: int
+) -> Iterator[tuple[int, int, Partial]]:
+    """Yield (first step, last step, entries keyed by their first step) in the order of steps."""
+    entry = tiles.FANOUT**level << shift
+    rows = connection.execute(
+        f"select step0, step1, n, v from tile {_WHERE} and step0 < ? and step1 >= ? order by step0",
+        (*_key(wanted, gap, level, block), gap.high, gap.low),
+    )
+    for step0, step1, n, data in rows:
+        keys = step0 + entry * np.arange(n, dtype=np.int64)
+        yield step0, step1, tiles.decode_rollup(data, keys)
+
+
+def _clean(keys: Steps, segment: Segment, shift: int, dirty: Steps) -> np.ndarray:
+    chunks = keys // (tiles.TILE_STEPS << shift)
+    return (keys >= segment.low) & (keys < segment.high) & ~np.isin(chunks, dirty)
+
+
+def _key(wanted: Wanted, segment: Segment, level: int, block: Block) -> tuple[int, ...]:
+    return (wanted.run_id, segment.attempt, wanted.metric, level, block.number)
