@@ -276,6 +276,7 @@ def test_runs_share_the_cap_and_leave_what_they_do_not_need(report, store, clock
     assert {"s0", "s1"} <= layers_of(answer)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 500), max_size=9), st.integers(0, 999))
 def test_fair_shares_never_exceed_the_budget_nor_a_need(needs, budget):
     shares = fair_shares(needs, budget)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ class Column:
     values: Floats
     measured: Mask
 
-    @property
+    @cached_property
     def broken(self) -> Mask:
         """Return where a value was measured and is NaN or infinite."""
         return self.measured & ~np.isfinite(self.values)
@@ -34,6 +35,7 @@ class Signals:
     """S rows of L layers: metrics are [S, L], scalars [S]; a column that did not come is None."""
 
     rows: Rows
+    _columns: dict[tuple[str, str], Column | None] = field(default_factory=dict)
 
     @property
     def layers(self) -> Sequence[str]:
@@ -42,12 +44,16 @@ class Signals:
 
     def metric(self, name: str) -> Column | None:
         """Return one number per row and layer."""
-        return _column(self.rows.batch.metric(name))
+        return self._column("metric", name)
 
     def scalar(self, name: str) -> Column | None:
         """Return one number per row."""
-        return _column(self.rows.batch.scalar(name))
+        return self._column("scalar", name)
 
-
-def _column(values: Floats | None) -> Column | None:
-    return None if values is None else Column(values, ~absent(values))
+    def _column(self, kind: str, name: str) -> Column | None:
+        if (kind, name) not in self._columns:
+            batch = self.rows.batch
+            values = batch.metric(name) if kind == "metric" else batch.scalar(name)
+            column = None if values is None else Column(values, ~absent(values))
+            self._columns[kind, name] = column
+        return self._columns[kind, name]
