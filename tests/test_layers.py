@@ -84,6 +84,14 @@ def test_grouped_query_attention_has_parts_of_different_size():
     assert_measures(layers[1], model.c_attn.weight[8:12])
 
 
+def test_a_projection_is_split_by_head():
+    model = Fused(lambda: nn.Linear(8, 24))
+    heads = [f"{part}{head}" for part in "qkv" for head in range(4)]
+    layers = named(find_layers(model, split={"*": heads}))
+    assert_measures(layers["c_attn.weight[k2]"], model.c_attn.weight[12:14])
+    assert len(layers) == 12
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [
@@ -224,6 +232,37 @@ def test_convolutional_lora_is_the_product_of_the_flattened_factors():
     pair = named(find_layers(lora))["lora_B.default.weight[BA]"]
     b, a = lora.lora_B["default"].weight.flatten(1), lora.lora_A["default"].weight.flatten(1)
     assert_measures(pair, b @ a)
+
+
+def test_a_pair_of_rank_one_is_a_pair():
+    layers = named(find_layers(LoraLinear(6, 4, rank=1)))
+    assert list(layers) == ["base_layer.weight", "lora_B.default.weight[BA]"]
+
+
+def test_embedding_lora_is_a_pair_and_other_names_are_not():
+    class Lora(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora_embedding_A = nn.ParameterDict({"default": torch.randn(2, 9)})
+            self.lora_embedding_B = nn.ParameterDict({"default": torch.randn(4, 2)})
+            self.embedding_A = nn.Embedding(4, 4)
+            self.embedding_B = nn.Embedding(4, 4)
+
+    model = Lora()
+    layers = named(find_layers(model))
+    assert set(layers) == {
+        "lora_embedding_B.default[BA]", "embedding_A.weight", "embedding_B.weight",
+    }  # fmt: skip
+    product = model.lora_embedding_B["default"] @ model.lora_embedding_A["default"]
+    assert_measures(layers["lora_embedding_B.default[BA]"], product)
+
+
+def test_a_pair_without_numbers_is_skipped_with_the_reason():
+    lora = LoraLinear(6, 4, rank=2)
+    lora.lora_A.to("meta")
+    coverage = find_layers(lora)
+    assert "meta device" in reasons(coverage)["lora_A.default.weight"]
+    assert "lora_B.default.weight" in named(coverage)
 
 
 def test_lora_factors_that_do_not_fit_are_matrices_of_their_own():
@@ -405,13 +444,23 @@ def test_integer_weights_that_hide_in_buffers_are_listed():
     assert "quantised" in reasons(find_layers(model))["qweight"]
 
 
-def test_a_sharded_tensor_is_skipped_with_its_type():
-    class Shard(torch.Tensor):
-        pass
+@pytest.fixture
+def mesh():
+    """Yield a device mesh of this one process."""
+    pytest.importorskip("torch.distributed.tensor", reason="needs torch >= 2.5 with distributed")
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
 
+
+def test_a_sharded_tensor_is_skipped_with_its_type(mesh):
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    model[1].weight = nn.Parameter(torch.randn(3, 3).as_subclass(Shard))
-    assert "a Shard" in reasons(find_layers(model))["1.weight"]
+    sharded = torch.distributed.tensor.distribute_tensor(model[1].weight.detach(), mesh)
+    model[1].weight = nn.Parameter(sharded)
+    coverage = find_layers(model)
+    assert list(named(coverage)) == ["0.weight"]
+    assert "a DTensor: sharded" in reasons(coverage)["1.weight"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ class Layer:
     fan_in: int
     """Rows and columns of the map that is measured."""
     writable: bool
-    """Whether enforcement may multiply `weight`; ``note`` says why not."""
+    """Whether enforcement may multiply `weight`, as of when the model was walked; ``note`` says why
+    not."""
     note: str | None = None
     names: tuple[str, ...] = ()
     """Every name of this weight, ``name`` first: more than one where weights are tied."""

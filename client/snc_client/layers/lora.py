@@ -6,6 +6,7 @@ from torch import Tensor
 
 from snc_client.layers.coverage import Layer
 from snc_client.layers.place import Place
+from snc_client.layers.reasons import no_numbers
 from snc_client.operators import LowRank
 
 
@@ -37,12 +38,17 @@ def lora_pairs(places: list[Place]) -> dict[str, Place | None]:
     named = {place.name: place for place in places}
     pairs: dict[str, Place | None] = {}
     for name, b in named.items():
-        a = named.get(name.replace("lora_B", "lora_A").replace("embedding_B", "embedding_A"))
+        a = named.get(_partner(name))
         if a is not None and a is not b and _fit(b.value, a.value):
             pairs[name], pairs[a.name] = a, None
     return pairs
 
 
+def _partner(name: str) -> str:
+    return name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
+
+
 def _fit(b: Tensor, a: Tensor) -> bool:
-    dense = b.ndim >= 2 and a.ndim >= 2 and not b.is_meta and not a.is_meta
-    return dense and b[0].numel() == a.shape[0] and b.numel() > 0 and a.numel() > 0
+    if no_numbers(b) or no_numbers(a) or min(b.ndim, a.ndim) < 2 or not b.numel() * a.numel():
+        return False
+    return b[0].numel() == a.shape[0]

@@ -11,18 +11,15 @@ from torch.nn.parameter import is_lazy
 from snc_client.layers.coverage import Skipped
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_GAINS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_GAINS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _DENSE = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def reason(module: nn.Module, weight: Tensor) -> str | None:
     """Return why this weight of ``module`` cannot be measured, None if it can."""
-    if is_lazy(weight):
-        return "not initialised yet: run a forward, then look again"
-    # RMSNorm is younger than the oldest torch that is supported, and often home-made.
-    if isinstance(module, _GAINS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
+    if isinstance(module, _GAINS):
         return "gain or bias of a normalisation: diagonal, not a matrix"
-    return _no_matrix(module, weight) or _no_numbers(weight)
+    return no_numbers(weight) or _no_matrix(module, weight)
 
 
 def _no_matrix(module: nn.Module, weight: Tensor) -> str | None:
@@ -35,7 +32,10 @@ def _no_matrix(module: nn.Module, weight: Tensor) -> str | None:
     return None
 
 
-def _no_numbers(weight: Tensor) -> str | None:
+def no_numbers(weight: Tensor) -> str | None:
+    """Return why the entries of a tensor cannot be multiplied as they are, None if they can."""
+    if is_lazy(weight):
+        return "not initialised yet: run a forward, then look again"
     plain = weight.detach()
     if type(plain) is not Tensor:
         return f"a {type(plain).__name__}: sharded or quantised tensors are not supported"
