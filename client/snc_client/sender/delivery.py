@@ -11,14 +11,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeGuard
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeGuard
 
 from snc_client.sender.connection import READ_SECONDS, Answer, Connection
+from snc_client.sender.job import Job
 from snc_client.sender.packing import MAX_STEPS, Frame, Packer
-from snc_client.sender.patience import Pace, Patience
-from snc_client.sender.rows import Row, RowQueue
-from snc_service.wire import MEDIA_TYPE, POLICY_VERSION_HEADER, LayerTable, Policy, WireError
+from snc_client.sender.patience import EndState, Pace, Patience
+from snc_client.sender.rows import Row
+from snc_service.wire import MEDIA_TYPE, POLICY_VERSION_HEADER, Policy, WireError
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
 
@@ -29,37 +29,67 @@ MAX_TRIES = 20  # of one batch that the service answers but never takes: then it
 MIN_BATCH_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class Job:
-    """Who reports: the body of ``POST /runs``, and what every batch of the job has in common."""
+class Backlog(Protocol):
+    """Rows handed over and not yet in a batch, in order; in memory or in a spool."""
 
-    url: str  # as logs may show it
-    run: str
-    writer: str
-    table: LayerTable
-    metrics: tuple[str, ...]
-    request: Mapping[str, Any]
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes that wait."""
+
+    @property
+    def dropped_values(self) -> int:
+        """Return the values lost so far."""
+
+    @property
+    def end(self) -> EndState | None:
+        """Return how the job ended, where an earlier process said so."""
+
+    @property
+    def kept_values(self) -> int:
+        """Return the values that a later process would find, beside the batch under way."""
+
+    def __len__(self) -> int:
+        """Return the number of rows that wait."""
+
+    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
+        """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
+
+    def resume(self, packer: Packer) -> Frame | None:
+        """Return the batch that an earlier process had under way."""
+
+    def packed(self, frame: Frame) -> None:
+        """Take note that ``frame`` is under way."""
+
+    def settled(self) -> None:
+        """Take note that the batch under way is acknowledged or given up."""
+
+    def close(self, end: EndState | None, *, keep: bool) -> bool:
+        """Let go; with ``keep`` return whether a later process finds what is left."""
 
 
 class Delivery:
     """Bring the rows of one job to its service, one batch in flight. `run` is the thread.
 
-    Other threads may read the counters and call `take_policy`.
+    ``until_empty``: for rows of an earlier process, which will not become more. Other threads may
+    read the counters and call `take_policy`.
     """
 
     def __init__(
         self,
         job: Job,
-        rows: RowQueue,
+        rows: Backlog,
         pace: Pace,
         patience: Patience,
         connect: Callable[[], Connection],
+        *,
+        until_empty: bool = False,
     ) -> None:
         self._job = job
         self._rows = rows
         self._pace = pace
         self._patience = patience
         self._connect = connect
+        self._until_empty = until_empty
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
         self._said: set[str] = set()
         self._connection: Connection | None = None
@@ -75,6 +105,8 @@ class Delivery:
         self.state: State = "starting"
         self.sent_values = 0
         self.refused_values = 0
+        self.kept_values = 0  # left in a spool at the end, for a later process
+        self.complete = False  # everything is acknowledged and the end is said
         self.errors = 0
         self.last_error: str | None = None
 
@@ -102,26 +134,33 @@ class Delivery:
             self._connection.close()
 
     def abandon(self) -> None:
-        """Stop for good and count as lost whatever is not acknowledged by now."""
+        """Stop for good; what is not acknowledged by now stays in the spool, or is lost."""
         frame, self._frame = self._frame, None
-        self._patience.give_up()
         self.state = "closed"
-        self._rows.close()
-        if frame is not None:
-            self.refused_values += frame.batch.num_values
+        under_way = frame.batch.num_values if frame is not None else 0
+        end = None if self._until_empty else self._patience.ending
+        if self._rows.close(end, keep=not self.complete):
+            self.kept_values = self._rows.kept_values + under_way
+        else:
+            self.refused_values += under_way
 
     def _finished(self) -> bool:
         if self._patience.gave_up:
             return True
-        if not self._patience.ending or not self._created or self._frame or len(self._rows):
+        if not self._ending or not self._created or self._frame or len(self._rows):
             return False
-        body = json.dumps({"state": self._patience.ending}).encode()
+        end = self._rows.end if self._until_empty else self._patience.ending
+        if end is None:
+            self.complete = True
+            return True
+        body = json.dumps({"state": end}).encode()
         answer = self._request("POST", f"/runs/{self._job.run}/finish", body)
         if answer.status in _AWAY:
             self._away(answer)
             return self._patience.gave_up
         if answer.status not in (200, 204):
             self._trouble("finish", "the service did not close the run (%s)", answer.reason)
+        self.complete = True
         return True
 
     def _advance(self) -> None:
@@ -139,7 +178,7 @@ class Delivery:
     def _wait_for_rows(self) -> bool:
         """Wait until a batch is due; False: the end came and there is none."""
         while not self._due():
-            if self._patience.ending or self._patience.gave_up:
+            if self._ending or self._patience.gave_up:
                 return False
             self._patience.wait(self._linger_left() if len(self._rows) else None)
         return True
@@ -148,11 +187,15 @@ class Delivery:
         if not len(self._rows):
             return False
         return (
-            self._patience.ending is not None
+            self._ending
             or self._linger_left() <= 0
             or len(self._rows) >= self._pace.batch_steps
             or self._rows.num_bytes >= self._batch_bytes
         )
+
+    @property
+    def _ending(self) -> bool:
+        return self._until_empty or self._patience.ending is not None
 
     def _linger_left(self) -> float:
         return self._last_send + self._pace.linger_seconds - time.monotonic()
@@ -171,6 +214,7 @@ class Delivery:
         frame = self._packer.pack(
             rows, skipped=self._skipped, dropped=pushed_out + self._undeclared
         )
+        self._rows.packed(frame)
         self._declared += pushed_out
         self._skipped = self._undeclared = 0
         return frame
@@ -198,6 +242,7 @@ class Delivery:
             return
         if self._packer is None:
             self._packer = Packer(self._job.writer, self._job.table.hash, self._job.metrics)
+            self._frame = self._rows.resume(self._packer)
             self._packer.resume(attempt, last_step)
         self._created = True
         self._policy_version = 0
@@ -232,6 +277,7 @@ class Delivery:
             self._not_ours(frame, answer)
             return
         self.sent_values += frame.batch.num_values
+        self._rows.settled()
         self._frame = None
         self._take_over_policy(answer.body)
         self._recovered()
@@ -244,6 +290,7 @@ class Delivery:
         self.refused_values += frame.batch.num_values
         self._undeclared += frame.batch.num_values + frame.batch.dropped
         self._skipped += 1 + frame.batch.skipped
+        self._rows.settled()
         self._frame = None
 
     def _conflict(self, frame: Frame, answer: Answer) -> None:

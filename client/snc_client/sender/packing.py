@@ -45,6 +45,10 @@ class Packer:
             self._attempt = attempt
             self._last_step = -1 if last_step is None else last_step + 1
 
+    def go_on(self, seq: int, attempt: int | None, last_step: int) -> None:
+        """Continue the numbering of an earlier process: ``seq`` comes next."""
+        self._seq, self._attempt, self._last_step = seq, attempt, last_step
+
     def pack(self, rows: Sequence[Row], *, skipped: int, dropped: int) -> Frame:
         """Return the next batch of 1 to `MAX_STEPS` rows whose steps increase strictly.
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from snc_client.sender.patience import EndState
+
+if TYPE_CHECKING:
+    from snc_client.sender.packing import Frame, Packer
+
 Floats: TypeAlias = npt.NDArray[np.float32]
+
+# Of one process. In steps of 1,000 layers x 5 metrics: 3,000 in memory, 50,000 in a spool.
+QUEUE_BYTES = 64 * 2**20
+SPOOL_BYTES = 2**30
 
 
 class Row(NamedTuple):
@@ -46,6 +55,8 @@ class RowQueue:
         self._open = True
         self.num_bytes = 0
         self.dropped_values = 0  # since the start
+        self.kept_values = 0
+        self.end: EndState | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,13 +89,35 @@ class RowQueue:
                 return None
             return self._pop()
 
-    def close(self) -> None:
-        """Refuse rows from now on, and count those that wait as dropped."""
+    def take_all(self, most: int) -> list[Row]:
+        """Pop the oldest rows, at most ``most``."""
+        with self._lock:
+            return [self._pop() for _ in range(min(most, len(self._rows)))]
+
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Undo `take_all`."""
+        with self._lock:
+            self._rows.extendleft(reversed(rows))
+            self.num_bytes += sum(row.num_bytes for row in rows)
+
+    def resume(self, packer: Packer) -> Frame | None:
+        """Return the batch an earlier process had under way: memory knows of none."""
+        return None
+
+    def packed(self, frame: Frame) -> None:
+        """Take note of a batch under way: what is only in memory needs none."""
+
+    def settled(self) -> None:
+        """Take note that the batch under way is done: the same."""
+
+    def close(self, end: EndState | None = None, *, keep: bool = False) -> bool:
+        """Refuse rows from now on, and count those that wait as dropped: nothing is kept."""
         with self._lock:
             self._open = False
             self.dropped_values += sum(row.num_values for row in self._rows)
             self._rows.clear()
             self.num_bytes = 0
+        return False
 
     def _pop(self) -> Row:
         row = self._rows.popleft()
