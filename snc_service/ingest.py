@@ -10,7 +10,6 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -28,10 +27,6 @@ MAX_BYTES = 16 * 1024 * 1024  # of values, per transaction
 MAX_WAITING = 1_024  # submissions; their bytes are bounded by the budget of those who submit
 
 log = logging.getLogger(__name__)
-
-# Called in the writer's thread after each commit, with what was stored.
-Committed = Callable[[Sequence[tuple[Submission, Outcome]]], None]
-
 
 class QueueFull(Exception):
     """Too many submissions wait already."""
@@ -51,14 +46,12 @@ class _Waiting:
 class GroupCommit:
     """The only way into ``store.ingest``: a bounded queue and one thread.
 
-    ``on_commit`` must neither block nor raise. After `close` everything submitted is stored or
-    refused, and the thread has ended.
+    After `close` everything submitted is stored or refused, and the thread has ended.
     """
 
-    def __init__(self, store: Store, advance: Advance, on_commit: Committed | None = None) -> None:
+    def __init__(self, store: Store, advance: Advance) -> None:
         self._store = store
         self._advance = advance
-        self._on_commit = on_commit
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -122,9 +115,6 @@ class GroupCommit:
         except Exception as error:  # a thread's top: one bad batch must not stop the service
             self._apart(items, error)
         else:
-            if self._on_commit is not None:
-                stored = [item.submission for item in items]
-                self._on_commit(list(zip(stored, outcomes, strict=True)))
             for item, outcome in zip(items, outcomes, strict=True):
                 item.future.set_result(outcome)
 

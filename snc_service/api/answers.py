@@ -91,8 +91,10 @@ def shortest(values: npt.NDArray[np.float32]) -> list[Any]:
     with np.errstate(all="ignore"):
         magnitude = np.floor(np.log10(np.abs(wide)))
         result = wide.copy()
-        # Beyond these, a power of ten is no exact float64, and 17 digits do no harm.
-        todo = np.isfinite(magnitude) & (np.abs(magnitude) <= 14)
+        # Beyond these, a power of ten is no exact float64: numpy's own printer knows the way.
+        rare = np.isfinite(magnitude) & (np.abs(magnitude) > 13)
+        result[rare] = [float(str(value)) for value in values[rare]]
+        todo = np.isfinite(magnitude) & ~rare
         for digits in (6, 7, 8, 9):
             decimals = np.where(todo, digits - 1 - magnitude, 0)
             up, down = 10.0 ** np.maximum(decimals, 0), 10.0 ** np.maximum(-decimals, 0)

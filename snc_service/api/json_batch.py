@@ -69,12 +69,13 @@ def decode_json(body: bytes) -> tuple[Batch, LayerTable]:
     steps = len(parsed.steps)
     if len(parsed.metrics) + len(parsed.scalars) > 32:
         raise Problem("invalid", "metrics and scalars must be at most 32", field="metrics")
-    values = np.empty((len(parsed.metrics), steps, len(parsed.layers)), np.float32)
+    num_layers = len(parsed.layers) if parsed.metrics else 0  # as in the binary form
+    values = np.empty((len(parsed.metrics), steps, num_layers), np.float32)
     for column, (name, rows) in zip(values, parsed.metrics.items(), strict=True):
         field = f"metrics.{name[:63]}"
         _expect(len(rows), steps, field, "rows, one per step")
         for into, row in zip(column, rows, strict=True):
-            _expect(len(row), len(parsed.layers), field, "values per row, one per layer")
+            _expect(len(row), num_layers, field, "values per row, one per layer")
             into[:] = _cells(row, field)
     scalar_values = np.empty((len(parsed.scalars), steps), np.float32)
     for into, (name, row) in zip(scalar_values, parsed.scalars.items(), strict=True):

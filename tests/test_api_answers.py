@@ -1,0 +1,82 @@
+"""Answers: short numbers that mean what was measured, null for what is not finite, tags, times."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI, Request, Response
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snc_service.api.answers import answer, rfc3339, shortest
+
+floats = st.lists(st.floats(width=32), min_size=1, max_size=20)
+
+
+@given(floats)
+def test_a_number_is_read_back_as_the_float32_that_was_measured(numbers):
+    values = np.array(numbers, np.float32)
+    back = np.array(json.loads(json.dumps(shortest(values))), np.float64).astype(np.float32)
+    np.testing.assert_array_equal(back, values)
+
+
+@given(floats)
+def test_a_number_is_the_shortest_that_means_the_measured_one(numbers):
+    values = np.array(numbers, np.float32)
+    for number, value in zip(shortest(values), values, strict=True):
+        if np.isfinite(value):
+            assert number == float(str(value))  # numpy prints the shortest
+
+
+@pytest.mark.parametrize(
+    "number", [1.1, 0.001, 3.4e38, 1e-38, 1e-45, 123456.7, 16777216.0, -2.5, 0]
+)
+def test_what_was_sent_as_a_short_number_is_read_as_that(number):
+    assert shortest(np.array([[number]], np.float32)) == [[number]]
+
+
+def test_times_are_rfc_3339_in_utc_with_milliseconds():
+    assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(1_763_800_000.1239) == "2025-11-22T08:26:40.123Z"
+
+
+def told(content, **headers):
+    """Return what a client gets for ``content``."""
+    app = FastAPI()
+
+    @app.get("/")
+    def get(request: Request) -> Response:
+        return answer(request, content)
+
+    async def ask():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/", headers=headers)
+
+    return asyncio.run(ask())
+
+
+def test_what_is_not_finite_is_null_and_never_a_bare_nan():
+    content = {"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "c": "NaN"}
+    assert told(content).json() == {"a": None, "b": [None, None, 1.5], "c": "NaN"}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("*", True),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.0", False),
+        ("", False),
+    ],
+)
+def test_long_answers_are_compressed_for_those_who_ask(accepted, packed):
+    response = told(["x" * 5000], **{"Accept-Encoding": accepted})
+    assert (response.headers.get("Content-Encoding") == "gzip") is packed
+    assert response.json() == ["x" * 5000]
+    assert response.headers["Vary"] == "Accept-Encoding"

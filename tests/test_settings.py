@@ -1,0 +1,128 @@
+"""Settings: read once, checked when built, and a wrong one named in one sentence."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from snc_service.settings import Settings, SettingsError, is_loopback, variable
+
+
+def test_without_a_variable_the_service_listens_on_loopback_with_the_embedded_store():
+    settings = Settings.from_env({})
+    assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8470, "sqlite:///snc.db")
+    assert settings.metrics_series == 10_000
+    assert settings.silent_seconds == 300
+    assert settings.max_body_bytes == 8 * 1024 * 1024
+    assert settings.max_json_bytes == 2 * 1024 * 1024
+
+
+def test_every_setting_is_read_from_its_variable():
+    environ = {
+        "SNC_STORE": "sqlite:////var/lib/snc.db",
+        "SNC_HOST": "0.0.0.0",
+        "SNC_PORT": "9000",
+        "SNC_INSECURE": "1",
+        "SNC_ALLOWED_HOSTS": "snc.example, other.example",
+        "SNC_PUBLIC_HOST": "snc.example:9000",
+        "SNC_METRICS_SERIES": "500",
+        "SNC_SILENT_SECONDS": "12.5",
+        "SNC_MAX_BODY_BYTES": "4096",
+        "SNC_MAX_JSON_BYTES": "2048",
+        "SNC_MAX_INFLIGHT_BYTES": "8192",
+        "SNC_BODY_DEADLINE_SECONDS": "2",
+    }
+    assert set(environ) == {variable(each.name) for each in fields(Settings)}
+    settings = Settings.from_env(environ)
+    assert settings == Settings(
+        store="sqlite:////var/lib/snc.db",
+        host="0.0.0.0",
+        port=9000,
+        insecure=True,
+        allowed_hosts=("snc.example", "other.example"),
+        public_host="snc.example:9000",
+        metrics_series=500,
+        silent_seconds=12.5,
+        max_body_bytes=4096,
+        max_json_bytes=2048,
+        max_inflight_bytes=8192,
+        body_deadline_seconds=2.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SNC_STORE", "snc.db"),
+        ("SNC_HOST", "two words"),
+        ("SNC_HOST", "0.0.0.0"),
+        ("SNC_HOST", "192.168.1.7"),
+        ("SNC_HOST", "::"),
+        ("SNC_PORT", "eighty"),
+        ("SNC_PORT", "-1"),
+        ("SNC_PORT", "65536"),
+        ("SNC_PORT", "8470.5"),
+        ("SNC_PORT", "9" * 30),
+        ("SNC_INSECURE", "maybe"),
+        ("SNC_ALLOWED_HOSTS", "good.example,bad host"),
+        ("SNC_PUBLIC_HOST", "http://snc.example/"),
+        ("SNC_METRICS_SERIES", "many"),
+        ("SNC_SILENT_SECONDS", "nan"),
+        ("SNC_SILENT_SECONDS", "inf"),
+        ("SNC_SILENT_SECONDS", "0"),
+        ("SNC_SILENT_SECONDS", "soon"),
+        ("SNC_MAX_BODY_BYTES", "0"),
+        ("SNC_MAX_JSON_BYTES", "1e6"),
+        ("SNC_MAX_INFLIGHT_BYTES", "-5"),
+        ("SNC_BODY_DEADLINE_SECONDS", "0"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_its_variable(name, text):
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({name: text})
+    assert name in str(refused.value)
+    assert " must be " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_variable_counts_as_not_set():
+    assert Settings.from_env({"SNC_PORT": "", "SNC_HOST": "  "}) == Settings()
+
+
+def test_options_of_the_command_line_win_over_the_environment():
+    environ = {"SNC_PORT": "9000", "SNC_STORE": "sqlite:///a.db"}
+    settings = Settings.from_env(environ, port=9001, store=None)
+    assert (settings.port, settings.store) == (9001, "sqlite:///a.db")
+
+
+def test_another_address_than_loopback_needs_insecure():
+    with pytest.raises(SettingsError, match=re.escape("--insecure")):
+        Settings(host="0.0.0.0")
+    assert Settings(host="0.0.0.0", insecure=True).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_is_known_by_its_addresses(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example", "example"])
+def test_other_addresses_are_not_loopback(host):
+    assert not is_loopback(host)
+
+
+def test_the_store_is_never_shown_as_it_may_hold_a_password():
+    secret = "hunter2"
+    settings = Settings(store=f"postgresql://snc:{secret}@db/snc")
+    assert secret not in repr(settings)
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({"SNC_STORE": secret})
+    assert secret not in str(refused.value)
+
+
+def test_the_store_can_come_out_of_a_file(tmp_path):
+    path = tmp_path / "store"
+    path.write_text("sqlite:///from-a-file.db\n")
+    assert Settings.from_env({"SNC_STORE_FILE": str(path)}).store == "sqlite:///from-a-file.db"
+    with pytest.raises(SettingsError, match="SNC_STORE_FILE must name a readable file"):
+        Settings.from_env({"SNC_STORE_FILE": str(tmp_path / "missing")})
