@@ -611,9 +611,10 @@ def test_a_state_of_other_layers_starts_them_afresh_and_one_of_another_version_i
     model = small_model()
     with SNCallback(model) as callback:
         callback.load_state_dict(state)
-        callback.step()
+        for _ in range(12):
+            callback.step()
     assert callback.errors == 0
-    assert sigmas(callback) == pytest.approx(norms(model), rel=1e-2)
+    assert sigmas(callback) == pytest.approx(norms(model), rel=1e-3)
     with pytest.raises(ValueError, match="version"):
         callback.load_state_dict({"version": 99})
 

@@ -34,17 +34,16 @@ class Group:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], indices: Sequence[int], device: torch.device
+        self, layers: Sequence[Layer], indices: Sequence[int], device: torch.device, *, block: int
     ) -> None:
         self.layers = tuple(layers)
         self.indices = list(indices)
         self.device = device
         shapes = [layer.operator().shape for layer in layers]
-        self.power = BlockPower(shapes, device=device)
+        self.power = BlockPower(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
-        self._places: dict[tuple[int, ...], Tensor] = {}
 
     def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
         """Put thresholds and actions in force, one per layer of the group."""
@@ -78,28 +77,28 @@ class Group:
             self.power.refill_(sent(lost, self.device, torch.bool))
 
     def state(self) -> list[dict[str, Any]]:
-        """Return what is warm of each layer, on the CPU. It waits for the device."""
+        """Return what is warm of each layer, on the device."""
         state = self.power.state_dict()
-        reference = self.thresholds.reference.tolist()
-        return [
-            {"reference": reference[k], "block": block.cpu(), "iterations": iterations}
-            for k, (block, iterations) in enumerate(
-                zip(state["blocks"], state["steps"], strict=True)
-            )
-        ]
+        columns = zip(self.thresholds.reference, state["blocks"], state["steps"], strict=True)
+        return [{"reference": r, "block": v, "iterations": n} for r, v, n in columns]
 
     def load(self, states: Sequence[Mapping[str, Any] | None]) -> None:
-        """Continue from ``states``, one per layer; None and other shapes start cold."""
+        """Continue from ``states``, one per layer; None and blocks of another length start cold.
+
+        Where the number of vectors differs, the best ones are kept and the others are fresh.
+        """
         ours = self.power.state_dict()
-        reference = self.thresholds.reference.tolist()
+        reference = list(self.thresholds.reference.unbind())
         for k, state in enumerate(states):
             if state is None:
                 continue
-            reference[k] = float(state["reference"])
-            if state["block"].shape == ours["blocks"][k].shape:
-                ours["blocks"][k], ours["steps"][k] = state["block"], int(state["iterations"])
+            reference[k] = state["reference"].to(reference[k])
+            block, theirs = ours["blocks"][k], state["block"]
+            if block.shape[1:] == theirs.shape[1:]:
+                block[: len(theirs)] = theirs[: len(block)]
+                ours["steps"][k] = int(state["iterations"])
         self.power.load_state_dict(ours)
-        self.thresholds.restore(reference)
+        self.thresholds.restore(torch.stack(reference))
 
     def _act(self, bound: Tensor, cap: Collection[int]) -> Tensor:
         """Hold the layers under their thresholds; return the factor of each largest singular value.
@@ -114,21 +113,21 @@ class Group:
             scale[i].copy_(cap_(self.layers[i].weight(), bound[i], threshold[i]))
         return scale
 
-    def _rescale(self, layers: tuple[int, ...], bound: Tensor, threshold: Tensor) -> Tensor:
+    def _rescale(self, layers: Sequence[int], bound: Tensor, threshold: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            # Here the answer can be read without a wait, and a weight that is not written is cheap.
+            breached = (bound > threshold).tolist()
+            layers = [i for i in layers if breached[i]]
         if not layers:
             return torch.ones_like(bound)
         weights = [self.layers[i].weight() for i in layers]
         if len(layers) == len(self.layers):
             return rescale_(weights, bound, threshold)
-        places = self._places_of(layers)
-        scale = rescale_(weights, bound[places], threshold[places])
-        return torch.ones_like(bound).index_copy(0, places, scale)
-
-    def _places_of(self, layers: tuple[int, ...]) -> Tensor:
-        """Return the indexes on the device; kept, because the copy there is not free."""
-        if layers not in self._places:
-            self._places = {layers: sent(layers, self.device, torch.int64)}
-        return self._places[layers]
+        scale = torch.ones_like(bound)
+        bounds, thresholds = (torch.stack([x[i] for i in layers]) for x in (bound, threshold))
+        for i, factor in zip(layers, rescale_(weights, bounds, thresholds), strict=True):
+            scale[i].copy_(factor)
+        return scale
 
 
 def presumed(sigma: Tensor, residual: Tensor) -> Tensor:

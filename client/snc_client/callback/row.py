@@ -107,10 +107,12 @@ class Scalars:
 
 
 def parcel(
-    readback: Readback, values: Tensor | None, indices: Sequence[int], scalars: Mapping[str, Tensor]
+    readback: Readback,
+    values: Sequence[Tensor],
+    indices: Sequence[int],
+    scalars: Mapping[str, Tensor],
 ) -> Parcel:
-    """Send one device's values [M, l] and scalars [1] in one copy."""
-    parts = [] if values is None else [values.reshape(-1)]
+    """Send one device's values ([M, l] each, [M, len(indices)] in all) and scalars in one copy."""
+    parts = [torch.cat(list(values), dim=1).reshape(-1)] if values else []
     # A new tensor, also for a single part: nobody else writes it while it travels.
-    flight = readback.send(torch.cat([*parts, *scalars.values()]))
-    return Parcel(flight, indices, list(scalars))
+    return Parcel(readback.send(torch.cat([*parts, *scalars.values()])), indices, list(scalars))

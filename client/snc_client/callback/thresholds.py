@@ -46,9 +46,9 @@ class Thresholds:
         self.reference = torch.where(known, self.reference, sigma)
         self._refresh()
 
-    def restore(self, reference: Sequence[float]) -> None:
-        """Put another reference in the place of what was registered."""
-        self.reference = sent(reference, self._rms.device, torch.float32)
+    def restore(self, reference: Tensor) -> None:
+        """Put another reference (float32 [L]) in the place of what was registered."""
+        self.reference = reference
         self._refresh()
 
     def _refresh(self) -> None:

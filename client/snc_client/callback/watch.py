@@ -21,6 +21,8 @@ from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
 
+# Vectors per layer: enough for singular values that a threshold crowds together / to watch.
+HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # A layer whose newest sigma reached this share of its threshold may breach at the next step.
 ACTIVE = 0.9
 # Beyond this a certificate needed its last resort: the block has lost the top direction.
@@ -50,18 +52,25 @@ class Watch:
         self._scalars = Scalars()
         self._readbacks: dict[torch.device, Readback] = {}
         self._rows: deque[Row] = deque()
-        self._groups: list[Group] = []
-        self.set_policy(policies, step=-1)
+        self._held: set[int] = set()
         self._groups = self._grouped()
+        self.set_policy(policies, step=-1)
 
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
-        """Put thresholds and actions, one per layer, in force after the measurement of ``step``."""
+        """Put thresholds and actions, one per layer, in force after the measurement of ``step``.
+
+        Where that changes which layers are held, blocks of another size are drawn: the one wait for
+        a device that a policy can cause.
+        """
         self._policies, self._policy_step = tuple(policies), step
         self._stops = np.array([p.action == "stop" for p in policies], np.bool_)
-        self._held = {i for i, p in enumerate(policies) if p.action in ("rescale", "cap")}
         self._near = np.ones(len(policies), np.bool_)  # until a newer row says otherwise
+        held = {i for i, p in enumerate(policies) if p.action in ("rescale", "cap")}
+        if held != self._held:
+            self._held = held
+            self._regroup(self._warm())
         for group in self._groups:
-            group.set_policy([policies[i] for i in group.indices])
+            group.set_policy([self._policies[i] for i in group.indices])
 
     @torch.no_grad()
     def register(self, step: int) -> None:
@@ -78,7 +87,7 @@ class Watch:
         try:
             values = self._step(certify)
         except (LookupError, RuntimeError):
-            self.load_state_dict(self.state_dict())
+            self._regroup(self._warm())
             values = self._step(certify)
         return self._ship(step, values, scalars)
 
@@ -93,7 +102,7 @@ class Watch:
             readback = self._readback(device)
             if not readback.full():
                 readback.start()
-                row.parcels.append(parcel(readback, None, (), named))
+                row.parcels.append(parcel(readback, [], [], named))
         return True
 
     def arrived(self) -> Iterator[tuple[Row, Latest]]:
@@ -117,21 +126,33 @@ class Watch:
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what is warm of each layer, by name, on the CPU. It waits for the devices."""
         return {
+            name: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
+            for name, state in self._warm().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from ``state``; layers that it lacks start cold."""
+        self._regroup(state)
+
+    def _warm(self) -> dict[str, dict[str, Any]]:
+        return {
             layer.name: state
             for group in self._groups
             for layer, state in zip(group.layers, group.state(), strict=True)
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Form the groups anew and continue from ``state``; layers that it lacks start cold."""
+    def _regroup(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Form the groups as devices and policy are now, and continue from ``state``."""
         self._groups = self._grouped()
         for group in self._groups:
+            group.set_policy([self._policies[i] for i in group.indices])
             group.load([state.get(layer.name) for layer in group.layers])
 
     def _step(self, certify: set[int]) -> list[tuple[Group, Tensor]]:
         values = []
+        for device in {group.device for group in self._groups}:
+            self._readback(device).start()
         for group in self._groups:
-            self._readback(group.device).start()
             certified = [k for k, i in enumerate(group.indices) if i in certify]
             capped = [k for k, i in enumerate(group.indices) if self._near[i]]
             values.append((group, group.step(certify=certified, cap=capped)))
@@ -141,15 +162,21 @@ class Watch:
         self, step: int, values: Sequence[tuple[Group, Tensor]], scalars: Mapping[str, Any]
     ) -> Row | None:
         numbers, tensors = self._scalars.sort(scalars)
-        devices = {group.device for group, _ in values} | set(tensors)
-        if any(self._readback(device).full() for device in devices):
+        by_device: dict[torch.device, list[tuple[Group, Tensor]]] = {d: [] for d in tensors}
+        for group, value in values:
+            by_device.setdefault(group.device, []).append((group, value))
+        if any(self._readback(device).full() for device in by_device):
             self.lost_rows += 1
             return None
         parcels = [
-            parcel(self._readback(g.device), v, g.indices, tensors.pop(g.device, {}))
-            for g, v in values
+            parcel(
+                self._readback(device),
+                [value for _, value in pairs],
+                [i for group, _ in pairs for i in group.indices],
+                tensors.get(device, {}),
+            )
+            for device, pairs in by_device.items()
         ]
-        parcels += [parcel(self._readback(d), None, (), named) for d, named in tensors.items()]
         row = Row(step, self._stops, numbers, parcels)
         self._rows.append(row)
         return row
@@ -176,13 +203,14 @@ class Watch:
         return self._readbacks[device]
 
     def _grouped(self) -> list[Group]:
-        places: dict[torch.device, list[int]] = {}
+        places: dict[tuple[torch.device, int], list[int]] = {}
         for i, layer in enumerate(self.layers):
+            block = HELD_BLOCK if i in self._held else WATCHED_BLOCK
             try:
-                places.setdefault(layer.weight().device, []).append(i)
+                places.setdefault((layer.weight().device, block), []).append(i)
             except LookupError as error:
-                log.warning("a layer is not measured any more: %s", error)
-        groups = [Group([self.layers[i] for i in ii], ii, d) for d, ii in places.items()]
-        for group in groups:
-            group.set_policy([self._policies[i] for i in group.indices])
-        return groups
+                log.warning("snc: not measured any more: %s", error)
+        return [
+            Group([self.layers[i] for i in indices], indices, device, block=block)
+            for (device, block), indices in places.items()
+        ]

@@ -1,0 +1,425 @@
+"""How right sigma and sigma_upper are, and how well a threshold is held, against float64 SVD.
+
+    OMP_NUM_THREADS=1 python bench/numerics.py [--steps 150] [--matrices 100000] [--seed 0]
+
+Trains a small character transformer on the source of Python's standard library, with AdamW and with
+a Muon-like optimizer, watched only, held by sigma, and held by certificates; checks every weight at
+every step. Then the adversarial list, new directions, and the soundness of certificates over random
+matrices. Prints a table of targets at the end. One thread, about five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snc_client.certificate import certify, gram_bound, sigma_upper
+from snc_client.constraint import cap_, rescale_
+from snc_client.estimator import BlockPower
+from snc_client.operators import Matrix
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from spectra import SPECTRA, norm, planted, singular_values
+
+CPU = torch.device("cpu")
+WIDTH, HEADS, DEPTH, CONTEXT, BATCH, VOCABULARY = 96, 4, 2, 64, 8, 128
+THRESHOLD, MARGIN = 1.5, 1e-3
+PEAK_LR = {"AdamW": 3e-3, "Muon-like": 0.02}
+WARM_UP = 20  # steps
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], HEADS, WIDTH // HEADS)
+        q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+
+class CharacterModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.place = nn.Parameter(torch.zeros(CONTEXT, WIDTH))
+        self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.blocks(self.embedding(tokens) + self.place)))
+        return logits
+
+
+class MuonLike(torch.optim.Optimizer):
+    """Momentum with an orthogonalised update for the hidden matrices; AdamW has the rest."""
+
+    def __init__(self, matrices: Sequence[nn.Parameter], rest: Sequence[nn.Parameter]) -> None:
+        super().__init__(matrices, {"lr": 0.02})
+        self.rest = torch.optim.AdamW(rest, lr=3e-3)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for w in self.param_groups[0]["params"]:
+            momentum = self.state[w].setdefault("momentum", torch.zeros_like(w))
+            momentum.mul_(0.95).add_(w.grad)
+            x = w.grad + 0.95 * momentum
+            x = x / (x.norm() + 1e-7)
+            x = x.mT if x.shape[0] > x.shape[1] else x
+            for _ in range(5):
+                a = x @ x.mT
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+            x = x if x.shape == w.shape else x.mT
+            lr = self.param_groups[0]["lr"]
+            w.sub_(x, alpha=lr * max(1.0, w.shape[0] / w.shape[1]) ** 0.5)
+        self.rest.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self.rest.zero_grad(set_to_none)
+
+
+def warm_up(optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
+    for part in (optimizer, getattr(optimizer, "rest", optimizer)):
+        peak = lr if part is optimizer else 3e-3
+        part.param_groups[0]["lr"] = peak * min(1.0, (step + 1) / WARM_UP)
+
+
+def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    if name == "AdamW":
+        return torch.optim.AdamW(model.parameters(), lr=3e-3)
+    hidden = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not w for w in hidden)]
+    return MuonLike(hidden, rest)
+
+
+def minibatches(seed: int) -> Iterator[Tensor]:
+    folder = Path(random.__file__).parent
+    text = "".join((folder / f"{name}.py").read_text("utf-8") for name in ("random", "argparse"))
+    tokens = torch.tensor([min(ord(c), VOCABULARY - 1) for c in text])
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        starts = torch.randint(len(tokens) - CONTEXT - 1, (BATCH, 1), generator=generator)
+        yield tokens[starts + torch.arange(CONTEXT + 1)]
+
+
+@dataclass
+class Record:
+    """Every layer at every step: float64 truth beside what the product said and did."""
+
+    error: list[float] = field(default_factory=list)  # 1 - sigma / true, before the action
+    upper: list[float] = field(default_factory=list)  # sigma_upper / true - 1
+    rung: list[bool] = field(default_factory=list)  # the first rung passed
+    ratio: list[float] = field(default_factory=list)  # true / threshold after the action
+    shrink: list[float] = field(default_factory=list)  # 1 - ratio, where the layer was rescaled
+    loss: float = 0.0
+
+
+def train(name: str, mode: str, *, steps: int, seed: int, warm: bool = True) -> Record:
+    """Train; ``mode`` is free, default, strict or strict bf16 (weights rounded at each step)."""
+    torch.manual_seed(seed)
+    model, record = CharacterModel(), Record()
+    optimizer = optimizer_of(model, name)
+    weights = [p.detach() for p in model.parameters() if p.ndim == 2]
+    blocks = BlockPower([(w.shape[0], w.shape[1]) for w in weights], device=CPU)
+    threshold = torch.full((len(weights),), THRESHOLD)
+    for step, batch in zip(range(steps), minibatches(seed), strict=False):
+        if warm:
+            warm_up(optimizer, step, PEAK_LR[name])
+        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        act(record, mode, weights, blocks, threshold)
+        record.loss = loss.item()
+    return record
+
+
+def act(
+    record: Record, mode: str, weights: list[Tensor], blocks: BlockPower, threshold: Tensor
+) -> None:
+    stored = [w.bfloat16() for w in weights] if mode.endswith("bf16") else weights
+    sigma = blocks.step_([Matrix(w) for w in stored]).sigma
+    true = torch.tensor([norm(w) for w in stored], dtype=torch.float64)
+    record.error += (1 - sigma / true).tolist()
+    if mode == "free":
+        return
+    upper = sigma * (1 + MARGIN)
+    if mode.startswith("strict"):
+        upper = torch.stack([sigma_upper(w, s) for w, s in zip(stored, sigma, strict=True)])
+        record.upper += (upper / true - 1).tolist()
+        record.rung += (upper <= sigma * (1 + 1.01e-3)).tolist()
+    scale = rescale_(stored, upper, threshold)
+    ratio = torch.tensor([norm(w) for w in stored], dtype=torch.float64) / threshold
+    record.ratio += ratio.tolist()
+    record.shrink += (1 - ratio)[scale < 1].tolist()
+    for w, s in zip(weights, stored, strict=True):
+        w.copy_(s)
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return largest, 99th percentile and median."""
+    t = torch.tensor(values, dtype=torch.float64)
+    return float(t.max()), float(t.quantile(0.99)), float(t.median())
+
+
+def trainings(steps: int, seed: int) -> dict[tuple[str, str], Record]:
+    print(f"\n1. Trainings: {steps} steps, threshold {THRESHOLD}, b = 16, every weight, every step")
+    print("   error = 1 - sigma/true before the action; ratio = true/threshold after it")
+    print(
+        f"   {'optimizer':10s} {'mode':17s} {'loss':>6s} {'error max':>10s} {'p99':>8s}"
+        f" {'median':>8s} {'overshoot':>9s} {'ratio max':>10s} {'>1.001':>7s} {'shrink med':>10s}"
+        f" {'1st rung':>8s}"
+    )
+    records = {}
+    for name in PEAK_LR:
+        for mode in ("free", "default", "strict", "strict bf16"):
+            r = records[name, mode] = train(name, mode, steps=steps, seed=seed)
+            print(line_of(name, mode, r))
+    for mode in ("default", "strict"):  # a first Adam step of 3e-3 moves an embedding by 75 %
+        r = train("AdamW", mode, steps=steps, seed=seed, warm=False)
+        print(line_of("AdamW", f"{mode}, no warm-up", r))
+    return records
+
+
+def line_of(name: str, mode: str, r: Record) -> str:
+    top, p99, middle = quantiles(r.error)
+    line = f"   {name:10s} {mode:17s} {r.loss:6.3f} {top:10.1e} {p99:8.1e} {middle:8.1e}"
+    line += f" {-min(r.error):9.1e}"
+    if r.ratio:
+        over = sum(x > 1.001 for x in r.ratio) / len(r.ratio)
+        shrink = quantiles(r.shrink)[2] if r.shrink else float("nan")
+        line += f" {max(r.ratio):10.7f} {over:7.2%} {shrink:10.1e}"
+    return line + (f" {sum(r.rung) / len(r.rung):8.2%}" if r.rung else "")
+
+
+def adversarial() -> float:
+    columns = ("1", "8", "60", "overshoot", "upper", "gram", "cap")
+    print("\n2. Adversarial spectra, n = 96, fixed weight: error after 1, 8, 60 calls (the first")
+    print("   makes 16 iterations); overshoot over 60; bounds over the truth with the last sigma")
+    print(f"   {'spectrum':26s}" + "".join(f"{what:>10s}" for what in columns))
+    worst = 0.0
+    for name, values in SPECTRA.items():
+        w = planted(values, 150).float()
+        true, errors = norm(w), []
+        blocks = BlockPower([(150, 96)], device=CPU)
+        for _ in range(60):
+            sigma = blocks.step_([Matrix(w)]).sigma[0]
+            errors.append(1 - float(sigma) / true)
+        worst = max(worst, -min(errors))
+        upper = float(sigma_upper(w, sigma)) / true - 1
+        gram = float(gram_bound(w.double().mT @ w.double())) / true - 1
+        s = singular_values(w)
+        cap_(w, torch.tensor(true), torch.tensor(0.6 * true))
+        cap = float((singular_values(w) - s.clamp(max=0.6 * true)).abs().max())
+        numbers = (errors[0], errors[7], errors[59], -min(errors), upper, gram, cap)
+        print(f"   {name:26s}" + "".join(f"{x:10.1e}" for x in numbers))
+    return worst
+
+
+def new_direction(r: float, n: int, *, refill: bool, seeds: int) -> list[int]:
+    """Count steps to 1 % of a direction orthogonal to the whole warm block; seeds are layers."""
+    weights = [planted(torch.linspace(1, 0, n), seed=s).float() for s in range(seeds)]
+    blocks = BlockPower([(n, n)] * seeds, device=CPU)
+    for _ in range(20):
+        blocks.step_([Matrix(w) for w in weights])
+    generator = torch.Generator().manual_seed(n)
+    for w, block in zip(weights, blocks.state_dict()["blocks"], strict=True):
+        v, u = torch.randn(2, n, generator=generator)
+        basis = torch.linalg.qr(block.mT).Q
+        for _ in range(2):
+            v = v - basis @ (basis.mT @ v)
+        v, u = v / v.norm(), u / u.norm()
+        w += torch.outer(r * u - w @ v, v)
+    true = torch.tensor([norm(w) for w in weights])
+    if refill:
+        blocks.refill_(torch.ones(seeds, dtype=torch.bool))
+    found = [0] * seeds
+    for step in range(1, 121):
+        seen = blocks.step_([Matrix(w) for w in weights]).sigma >= 0.99 * true
+        found = [f or (step if ok else 0) for f, ok in zip(found, seen.tolist(), strict=True)]
+    return sorted(f or 999 for f in found)
+
+
+def new_directions() -> dict[tuple[float, bool], list[int]]:
+    print("\n3. New direction of norm r against 1.0, orthogonal to the block: steps to 1 %")
+    worst: dict[tuple[float, bool], list[int]] = {}
+    for n, seeds in ((256, 24), (768, 20)):
+        for r in (1.69, 1.2, 1.05):
+            for refill in (False, True):
+                steps = new_direction(r, n, refill=refill, seeds=seeds)
+                how = "after refill" if refill else "explorer"
+                print(f"   n={n} r={r} {how:13s} median {steps[seeds // 2]:3d}  max {steps[-1]:3d}")
+                worst[r, refill] = sorted(worst.get((r, refill), []) + steps)
+    return worst
+
+
+def random_matrix(generator: torch.Generator) -> Tensor:
+    """Return a float32 matrix: Gaussian, low rank, planted, ternary or bfloat16, at any scale."""
+    m, n, kind = torch.randint(1, 25, (3,), generator=generator).tolist()
+    w = torch.randn(m, n, generator=generator)
+    if kind % 5 == 1:
+        w = torch.outer(w[:, 0], w[0]) + 1e-4 * (kind % 2) * w
+    elif kind % 5 == 2:
+        w = torch.linalg.qr(w if m >= n else w.mT).Q * (1 + 1e-3 * (kind % 2) * torch.rand(()))
+    elif kind % 5 == 3:
+        w = w.sign() * (w.abs() > 0.5)
+    elif kind % 5 == 4:
+        w = w.bfloat16().float()
+    scale: Tensor = 10 ** (5 * torch.randn((), generator=generator))
+    return w * scale
+
+
+def soundness(count: int, seed: int) -> tuple[int, int, list[float]]:
+    print(f"\n4. Certificates of {count} random matrices up to 24 x 24, scales 1e-15 to 1e15")
+    generator = torch.Generator().manual_seed(seed)
+    unsound = tried = refused = 0
+    tightness = []
+    for k in range(count):
+        w = random_matrix(generator)
+        true = float(singular_values(w)[0])
+        below = 1 - 10.0 ** -(3 + k % 10)  # 1e-3 to 1e-12 below the truth
+        sigma = true * (1 - 10.0 ** -(1 + k % 7)) if k % 11 else 0.0
+        upper = float(sigma_upper(w, torch.tensor(sigma)))
+        if true > 0:
+            tried += 2
+            unsound += bool(certify(w, true * below)) + (upper < true)
+            refused += not certify(w, true * (1 + 1e-9))
+            if 1e-3 * true > true - sigma:
+                tightness.append(upper / true - 1)
+    print(f"   unsound {unsound} of {tried}; bounds 1e-9 above the truth refused: {refused}")
+    top, p99, middle = quantiles(tightness)
+    print("   sigma_upper / true - 1, where sigma was right to 1e-3:", end=" ")
+    print(f"max {top:.1e}, p99 {p99:.1e}, median {middle:.1e}")
+    return unsound, tried, tightness
+
+
+def cost() -> list[str]:
+    print(
+        "\n5. CPU time of one call, 72 weights, against a loop of one-vector iterations (.item())"
+    )
+    lines = []
+    for d in (256, 768):
+        shapes = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)] * 18
+        weights = [torch.randn(shape) for shape in shapes]
+        vectors = [torch.randn(n) for _, n in shapes]
+
+        def naive(weights: list[Tensor] = weights, vectors: list[Tensor] = vectors) -> None:
+            for i, w in enumerate(weights):
+                u = w @ vectors[i]
+                v = w.mT @ (u / u.norm())
+                v.norm().item()
+                vectors[i] = v / v.norm()
+
+        operators = [Matrix(w) for w in weights]
+        base = seconds(naive)
+        for b in (8, 16):
+            blocks = BlockPower(shapes, device=CPU, block=b)
+            blocks.step_(operators)
+            ours = seconds(lambda blocks=blocks, operators=operators: blocks.step_(operators))
+            lines.append(f"{ours / base:.1f}")
+            print(
+                f"   d={d} b={b:2d}: {1e3 * ours:6.1f} ms, naive {1e3 * base:5.1f} ms, x{lines[-1]}"
+            )
+    return lines
+
+
+def seconds(call: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(12):
+        start = time.process_time()
+        call()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--matrices", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"python bench/numerics.py {' '.join(sys.argv[1:])}".rstrip())
+    print(f"{platform.processor() or platform.machine()}, {platform.system()}, 1 thread, float32; "
+          f"Python {platform.python_version()}, torch {torch.__version__}")  # fmt: skip
+    start = time.monotonic()
+    records = trainings(given.steps, given.seed)
+    overshoot = max(adversarial(), *(-min(r.error) for r in records.values()))
+    directions = new_directions()
+    unsound, tried, tightness = soundness(given.matrices, given.seed)
+    ratios = cost()
+    report(records, overshoot, directions, (unsound, tried, tightness), ratios)
+    print(f"\n{time.monotonic() - start:.0f} s in all")
+
+
+def report(
+    records: dict[tuple[str, str], Record],
+    overshoot: float,
+    directions: dict[tuple[float, bool], list[int]],
+    certificates: tuple[int, int, list[float]],
+    ratios: list[str],
+) -> None:
+    strict = [r for (_, mode), r in records.items() if mode.startswith("strict")]
+    default = [x for (_, mode), r in records.items() if mode == "default" for x in r.ratio]
+    held = [x for r in strict for x in r.ratio]
+    rungs = [x for r in strict for x in r.rung]
+    uppers = [x for r in strict for x in r.upper] + certificates[2]
+    shrinks = [x for (_, m), r in records.items() if m in ("default", "strict") for x in r.shrink]
+    rows: list[tuple[str, str, str, bool]] = []
+
+    def row(what: str, target: str, measured: str, met: bool) -> None:
+        rows.append((what, target, measured, met))
+
+    for name, median in (("AdamW", 1e-5), ("Muon-like", 1e-4)):
+        for mode, largest in (("free", 5e-4), ("default", 1e-3)):
+            top, _, middle = quantiles(records[name, mode].error)
+            row(f"estimator error, {name}, {mode}: max / median", f"{largest:g} / {median:g}",
+                f"{top:.1e} / {middle:.1e}", top <= largest and middle <= median)  # fmt: skip
+    row("estimator overshoot", "2e-6", f"{overshoot:.1e}", overshoot <= 2e-6)
+    row("strict (and bf16): true/threshold", "1.001 in 100 %", f"max {max(held):.7f}",
+        max(held) <= 1.001)  # fmt: skip
+    share = sum(x <= 1.001 for x in default) / len(default)
+    row("default: true/threshold <= 1.001", ">= 99.9 %", f"{share:.2%}, max {max(default):.7f}",
+        share >= 0.999)  # fmt: skip
+    row("median shrink below the threshold (float32)", "1e-3", f"{quantiles(shrinks)[2]:.1e}",
+        quantiles(shrinks)[2] <= 1e-3)  # fmt: skip
+    row("unsound certificates", "0 in 100,000", f"{certificates[0]} in {certificates[1]}",
+        certificates[0] == 0 and certificates[1] >= 100_000)  # fmt: skip
+    within = sum(x <= 1e-2 + 1e-6 for x in uppers) / len(uppers)
+    row("tightness: median / share within 1e-2", "1e-3 / 99.9 %",
+        f"{quantiles(uppers)[2]:.1e} / {within:.2%}",
+        quantiles(uppers)[2] <= 1e-3 and within >= 0.999)  # fmt: skip
+    first = sum(rungs) / len(rungs)
+    row("first rung passes, b = 16", ">= 99 %", f"{first:.2%}", first >= 0.99)
+    steps = directions[1.69, False] + directions[1.2, False]
+    middle = max(directions[r, False][len(directions[r, False]) // 2] for r in (1.69, 1.2))
+    row("new direction, r >= 1.2, steps to 1 %: median / max", "14 / 28",
+        f"{middle} / {max(steps)}", middle <= 14 and max(steps) <= 28)  # fmt: skip
+    refilled = max(directions[1.69, True] + directions[1.2, True])
+    row("the same after a refill, max", "7", f"{refilled}", refilled <= 7)
+    row("cost / naive loop: d=256 b=8, 16; d=768 b=8, 16", "b=16: about 3", ", ".join(ratios),
+        max(float(ratios[1]), float(ratios[3])) <= 3.3)  # fmt: skip
+    print(f"\n{'target':54s} {'wanted':18s} {'measured':34s} met")
+    for what, target, measured, met in rows:
+        print(f"{what:54s} {target:18s} {measured:34s} {'yes' if met else 'NO'}")
+
+
+if __name__ == "__main__":
+    main()
