@@ -18,13 +18,12 @@ class Feed:
     """Creates run ``run`` with these layers; `send` appends rows to it."""
 
     def __init__(self, url: str, run: str, layers: Sequence[str], **body: Any) -> None:
-        self.http = httpx.Client(base_url=f"{url}/api/v1", timeout=30)
-        self.run = run
+        self.address = f"{url}/api/v1/runs/{run}"
         self.table = LayerTable(tuple(LayerSpec(name, "linear", (64, 32)) for name in layers))
         self.seq = 0
-        self.http.post("/runs", json={"run": run, **body}).raise_for_status()
-        self.http.put(
-            f"/runs/{run}/layer-tables/{self.table.hash}",
+        httpx.post(f"{url}/api/v1/runs", json={"run": run, **body}).raise_for_status()
+        httpx.put(
+            f"{self.address}/layer-tables/{self.table.hash}",
             content=self.table.body,
             headers={"Content-Type": "application/json"},
         ).raise_for_status()
@@ -40,7 +39,9 @@ class Feed:
         """Send metrics [steps, layers] and scalars [steps], all of them broadcast."""
         shape = (len(steps), len(self.table.names))
         values = {k: np.broadcast_to(np.float32(v), shape) for k, v in metrics.items()}
-        columns = {k: np.broadcast_to(np.float32(v), len(steps)) for k, v in (scalars or {}).items()}
+        columns = {
+            k: np.broadcast_to(np.float32(v), len(steps)) for k, v in (scalars or {}).items()
+        }
         for start in range(0, len(steps), MOST_STEPS):
             rows = slice(start, start + MOST_STEPS)
             batch = Batch(
@@ -56,12 +57,12 @@ class Feed:
                 else np.empty((0, 0), np.float32),
                 dropped=dropped if start == 0 else 0,
             )
-            self.http.post(
-                f"/runs/{self.run}/batches",
+            httpx.post(
+                f"{self.address}/batches",
                 content=encode(batch),
                 headers={"Content-Type": MEDIA_TYPE},
             ).raise_for_status()
             self.seq += 1
 
     def finish(self, state: str = "finished") -> None:
-        self.http.post(f"/runs/{self.run}/finish", json={"state": state}).raise_for_status()
+        httpx.post(f"{self.address}/finish", json={"state": state}).raise_for_status()

@@ -8,7 +8,7 @@ export class Legend {
   constructor(onRemove) {
     this.onRemove = onRemove;
     this.step = null;
-    this.where = h("p", { class: "legend-step", text: "newest values" });
+    this.where = h("p", { class: "legend-step", text: "newest values shown" });
     this.list = h("ul", { class: "legend" });
     this.element = h("div", { class: "legend-box" }, this.where, this.list);
   }
@@ -22,7 +22,7 @@ export class Legend {
   at(step, loss) {
     this.step = step;
     const value = loss?.steps.length ? ` \u00b7 loss ${valueAt(loss, step)}` : "";
-    setText(this.where, step === null ? "newest values" : `step ${count(step)}${value}`);
+    setText(this.where, step === null ? "newest values shown" : `step ${count(step)}${value}`);
     if (this.chosen) this.show(this.chosen);
   }
 

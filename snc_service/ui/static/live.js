@@ -19,9 +19,14 @@ export class Live {
     this.running = false;
     this.again = false;
     this.abort = new AbortController();
-    this.onVisible = () => (document.hidden ? connection("paused") : this.now());
+    this.onVisible = () => (document.hidden ? this.rest() : this.now());
     document.addEventListener("visibilitychange", this.onVisible);
     this.now();
+  }
+
+  rest() {
+    clearTimeout(this.timer);
+    connection("paused");
   }
 
   stop() {
@@ -43,7 +48,7 @@ export class Live {
     try {
       await this.task(this.abort.signal);
       this.failures = 0;
-      if (!this.stopped) connection("live");
+      if (!this.stopped) connection(document.hidden ? "paused" : "live");
     } catch (error) {
       if (!this.stopped) this.failed(error);
     }

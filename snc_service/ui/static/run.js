@@ -86,9 +86,22 @@ export class RunView {
   update(route) {
     this.query = route.query;
     Object.assign(this, stepsOf(route.query));
-    const layers = route.query.getAll("layer").slice(0, MOST_CHOSEN);
-    if (layers.length || route.query.has("none")) this.chosen = layers;
+    const layers = [...new Set(route.query.getAll("layer"))].slice(0, MOST_CHOSEN);
+    if (layers.length || route.query.has("none")) this.choose(layers);
     if (this.item) this.refresh();
+  }
+
+  /** Layers keep their colors while others come and go. */
+  choose(layers) {
+    const before = this.places ?? new Map();
+    const kept = layers.filter((layer) => before.has(layer));
+    const free = [...Array(MOST_CHOSEN).keys()].filter((place) => !kept.some((layer) => before.get(layer) === place));
+    this.places = new Map(layers.map((layer) => [layer, before.get(layer) ?? free.shift()]));
+    this.chosen = layers;
+  }
+
+  ink(layer) {
+    return seriesColor(this.places.get(layer));
   }
 
   amend(changes) {
@@ -168,13 +181,15 @@ export class RunView {
     this.layerItems = layers.items;
     this.layerTotal = layers.total;
     this.events = events.items;
-    this.chosen ??= layers.items.slice(0, CHOSEN_AT_FIRST).map((item) => item.layer);
+    if (!this.chosen && layers.items.length) {
+      this.choose(layers.items.slice(0, CHOSEN_AT_FIRST).map((item) => item.layer));
+    }
     this.showTables(Boolean(events.next));
     this.showFacts();
   }
 
   showTables(more) {
-    const inks = new Map(this.chosen.map((layer, i) => [layer, seriesColor(i)]));
+    const inks = new Map((this.chosen ?? []).map((layer) => [layer, this.ink(layer)]));
     this.table.show(this.layerItems, this.layerTotal, inks);
     this.eventList.show(this.events, more);
   }
@@ -212,7 +227,7 @@ export class RunView {
     this.scale.show(scale);
     const range = this.range(sigma, loss);
     this.steps.show(this.from, this.to, covered([sigma, loss]) ?? range);
-    const chosen = this.chosen.map((layer, i) => ({ layer, ink: seriesColor(i), history: history.get(layer), threshold: thresholds.get(layer) }));
+    const chosen = (this.chosen ?? []).map((layer) => ({ layer, ink: this.ink(layer), history: history.get(layer), threshold: thresholds.get(layer) }));
     this.legend.show(chosen);
     await this.drawLines(chosen.filter((one) => one.history), loss, range, scale);
     if (sigma) await this.heatmap.draw(sigma, limited ? ratios : null, { metric, range, selected: chosen });
@@ -265,7 +280,7 @@ export class RunView {
 
   recolor() {
     if (this.data) this.showCharts();
-    if (this.chosen) this.showTables(!this.eventList.note.hidden);
+    if (this.item) this.showTables(!this.eventList.note.hidden);
   }
 
   showFacts() {
