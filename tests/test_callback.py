@@ -365,6 +365,39 @@ def test_tied_weights_are_scaled_once():
     assert spectral_norm(model["a"].weight) == pytest.approx(before / 2, rel=2e-3)
 
 
+def test_a_convolution_can_be_held_as_the_operator_that_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
+    with SNCallback(model, conv="operator") as watching, SNCallback(model) as reshaped:
+        watching.step()
+        reshaped.step()
+    sigma = watching.latest["0.weight"]["sigma"]
+    assert sigma > 1.1 * reshaped.latest["0.weight"]["sigma"]
+    with SNCallback(model, conv="operator", threshold=sigma / 2) as holding:
+        holding.step()
+        holding.step()
+    assert holding.latest["0.weight"]["sigma"] == pytest.approx(sigma / 2, rel=5e-3)
+
+
+def test_a_fused_weight_is_measured_part_by_part():
+    with SNCallback(nn.Sequential(nn.Linear(8, 24)), split={"0.weight": "qkv"}) as callback:
+        callback.step()
+    assert list(callback.latest) == ["0.weight[q]", "0.weight[k]", "0.weight[v]"]
+
+
+def test_strict_refuses_to_hold_what_it_cannot_certify():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"0\.weight"):
+        SNCallback(model, conv="operator", strict=True, threshold=1.0)
+    limits = {"0.*": None, "*": 1.0}
+    SNCallback(model, conv="operator", strict=True, threshold=limits).close()
+
+
+def test_an_optimizer_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"step\(\)"):
+        SNCallback(small_model(), optimizer=object())
+
+
 # Manners
 
 

@@ -95,8 +95,13 @@ def _converged(operators: Sequence[Operator], device: torch.device) -> Tensor:
     return sigma
 
 
+def certifiable(operator: Operator) -> bool:
+    """Return whether `bound` proves anything for this map."""
+    return isinstance(operator, Matrix | BlockDiagonal)
+
+
 def bound(operator: Operator, sigma: Tensor) -> Tensor:
-    """Return a certified bound of the operator, 0-d float32; NaN for a map that has none yet."""
+    """Return a certified bound of the operator, 0-d float32; NaN where there is none yet."""
     if isinstance(operator, Matrix):
         return sigma_upper(operator.weight, sigma)
     if isinstance(operator, BlockDiagonal):

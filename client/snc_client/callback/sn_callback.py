@@ -49,6 +49,8 @@ class SNCallback:
     ``every``      measure and act at every so many steps; above 1, a layer may grow in between
     ``certify_every``  certify each layer once in so many measurements (sigma_upper); None: never
     ``strict``     certify each layer that is rescaled or capped at each measurement, before acting
+    ``conv``       a convolution as its ``reshape``d kernel, or as the ``operator`` that it is
+    ``split``      cuts fused weights, {glob: "qkv"}: see `snc_client.layers.find_layers`
     ============== ===============================================================================
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
@@ -82,11 +84,18 @@ class SNCallback:
         every: int = 1,
         certify_every: int | None = 100,
         strict: bool = False,
+        conv: Literal["reshape", "operator"] = "reshape",
+        split: Mapping[str, str | Mapping[str, int]] | None = None,
         guard: bool = False,
         max_overhead: float | None = None,
     ) -> None:
         _check(every=every, certify_every=certify_every, guard=guard, max_overhead=max_overhead)
-        self.layers: Coverage = find_layers(model)
+        if not isinstance(optimizer, torch.optim.Optimizer | None):
+            raise ValueError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
+                "it out and call step() after its step"
+            )
+        self.layers: Coverage = find_layers(model, conv=conv, split=split)
         chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
         resolved.require_matched()
@@ -94,12 +103,18 @@ class SNCallback:
         self.errors = 0
         self._step = 0
         self._every = every
+        self._strict = strict
         self._closed = False
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
         self._watch = Watch(
             self.layers.layers, resolved.layers, certify_every=certify_every, strict=strict
         )
+        if strict and (names := self._watch.uncertifiable()):
+            raise ValueError(
+                f"strict must be False where a layer to be held has no certificate, got True with "
+                f"{', '.join(names)}: give these the action observe"
+            )
         self._watch.register(step=0)
         self._sender = self._connected(
             url or os.environ.get("SNC_URL"),
@@ -129,7 +144,7 @@ class SNCallback:
             if self._hook is None:
                 self._advance(given)
             elif not self._watch.report(self._step, given):
-                self._early.update(given)
+                self._early.update((k, _without_graph(v)) for k, v in given.items())
 
     @property
     def latest(self) -> Latest:
@@ -251,6 +266,8 @@ class SNCallback:
         resolved = resolve(policy, self.layers.layers)
         self._watch.set_policy(resolved.layers, step=self._step - 1)
         log.info("snc: policy version %d is in force from step %d", version, self._step)
+        if self._strict and (names := self._watch.uncertifiable()):
+            log.warning("snc: held without a certificate: %s", ", ".join(names))
         if resolved.unmatched:
             log.warning("snc: no layer matches %s", ", ".join(map(repr, resolved.unmatched)))
 
@@ -293,6 +310,10 @@ class SNCallback:
         if self._sender is None:
             return "nothing is sent: no url was given"
         return f"sent as run {self._sender.run}"
+
+
+def _without_graph(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:

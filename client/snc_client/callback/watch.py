@@ -17,6 +17,7 @@ from snc_client.callback.reading import Latest
 from snc_client.callback.row import Row, Scalars, parcel
 from snc_client.callback.schedule import CertifySchedule
 from snc_client.layers import Layer
+from snc_client.measure import certifiable
 from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
@@ -71,6 +72,11 @@ class Watch:
             self._regroup(self._warm())
         for group in self._groups:
             group.set_policy([self._policies[i] for i in group.indices])
+
+    def uncertifiable(self) -> list[str]:
+        """Return the names of held layers whose bound nothing certifies yet."""
+        held = (self.layers[i] for i in sorted(self._held))
+        return [layer.name for layer in held if not certifiable(layer.operator())]
 
     @torch.no_grad()
     def register(self, step: int) -> None:

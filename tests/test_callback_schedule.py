@@ -1,0 +1,47 @@
+"""Which layers are certified when: every one in its turn, no spike, the suspicious ones at once."""
+
+import numpy as np
+import pytest
+
+from snc_client.callback.schedule import CertifySchedule
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(("num_layers", "every"), [(72, 100), (300, 100), (5, 2), (7, 1), (1, 3)])
+def test_every_layer_has_its_turn_within_every_measurements_and_none_spikes(num_layers, every):
+    schedule = CertifySchedule(num_layers, every)
+    rounds = [schedule.due() for _ in range(4 * every)]
+    sizes = [len(due) for due in rounds]
+    assert max(sizes) <= -(-num_layers // every)
+    assert sum(sizes) == pytest.approx(4 * num_layers, abs=1)
+    counts = np.bincount([i for due in rounds for i in due], minlength=num_layers)
+    assert counts.min() >= 3
+    assert counts.max() <= 4
+
+
+def test_within_a_round_the_layer_nearest_to_its_threshold_comes_first():
+    schedule = CertifySchedule(3, every=3)
+    schedule.saw(column(1.0, 1.0, 1.0), column(2.0, 1.1, np.nan))
+    assert [schedule.due() for _ in range(3)] == [[1], [0], [2]]
+
+
+def test_a_layer_that_crosses_its_threshold_or_jumps_is_next_and_only_once():
+    schedule = CertifySchedule(4, every=400)
+    threshold = column(2, 2, 2, np.nan)
+    schedule.saw(column(1.00, 1.99, 1.0, 1.0), threshold)
+    assert schedule.due() == []
+    schedule.saw(column(1.04, 2.01, 1.0, 1.1), threshold)  # 1 crosses, 3 jumps by 10 %
+    assert [schedule.due(), schedule.due(), schedule.due()] == [[1], [3], []]
+    schedule.saw(column(1.04, 2.02, 1.0, 1.1), threshold)  # still above: it has crossed already
+    assert schedule.due() == []
+
+
+def test_values_that_are_not_finite_disturb_nothing():
+    schedule = CertifySchedule(2, every=2)
+    schedule.saw(column(np.nan, 0.0), column(np.nan, 0.0))
+    schedule.saw(column(np.inf, 0.0), column(1.0, np.inf))
+    schedule.saw(column(np.nan, 1.0), column(1.0, 2.0))
+    assert sorted(i for _ in range(2) for i in schedule.due()) in ([0, 1], [0, 0, 1], [0, 1, 1])
