@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from argparse import Namespace
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from snc_service import __version__
@@ -23,7 +24,7 @@ def serve(arguments: Namespace) -> int:
     try:
         import uvicorn
 
-        from snc_service.app import create_app
+        from snc_service.app import create_app, drain
     except ModuleNotFoundError as error:
         raise Failure(
             f"snc serve needs {error.name}, which is not installed: pip install 'snc[service]'"
@@ -31,14 +32,22 @@ def serve(arguments: Namespace) -> int:
     settings = _settings(arguments)
     with _listening(settings.host, settings.port) as listener:
         _check_store(settings.store)
+        app = create_app(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
         server = uvicorn.Server(config)
+        stop = server.handle_exit
+
+        def drain_and_stop(sig: int, frame: FrameType | None) -> None:
+            drain(app)  # streams end by themselves: the server waits for them before it stops
+            stop(sig, frame)
+
+        server.handle_exit = drain_and_stop  # type: ignore[method-assign]
         print(f"snc {__version__} serves {_url(listener)} (Ctrl-C ends it)", flush=True)
         server.run(sockets=[listener])
     return 0 if server.started else FAILED_TO_START

@@ -1,0 +1,52 @@
+"""Alive, ready, and what the service says of itself."""
+
+import pytest
+from api_cases import assert_problem, serving_app, settings_in
+
+from snc_service import app
+from snc_service.store.protocol import StoreUnavailable
+
+
+@pytest.fixture
+def api(tmp_path):
+    with serving_app(settings_in(tmp_path, max_json_bytes=4096)) as opened:
+        yield opened
+
+
+def test_a_service_that_runs_is_alive_and_ready(api):
+    for path in ("/healthz", "/readyz"):
+        told = api.get(path)
+        assert (told.status_code, told.json()) == (200, {"status": "ok"})
+
+
+def test_without_its_store_the_service_is_alive_but_not_ready(api):
+    def gone():
+        raise StoreUnavailable("the disk is gone")
+
+    api.service.store.ping = gone
+    assert api.get("/healthz").status_code == 200
+    problem = assert_problem(api.get("/readyz"), 503, "store-unavailable")
+    assert problem["detail"] == "the disk is gone"
+
+
+def test_a_service_that_is_about_to_stop_is_not_ready_and_takes_no_batches(api):
+    api.post("/api/v1/runs", json={"run": "r"})
+    app.drain(api.app)
+    assert api.get("/healthz").status_code == 200
+    assert_problem(api.get("/readyz"), 503, "draining")
+    body = {"writer": "w", "seq": 0, "steps": [1], "scalars": {"loss": [1]}}
+    assert_problem(api.post("/api/v1/runs/r/batches", json=body), 503, "draining")
+    assert api.get("/api/v1/runs/r").json()["last_step"] is None
+
+
+def test_the_service_tells_its_types_and_limits(api):
+    told = api.get("/api/v1").json()
+    assert told["media_types"] == ["application/vnd.snc.batch.v1", "application/json"]
+    assert told["limits"] == {
+        "body_bytes": 8 * 1024 * 1024,
+        "json_bytes": 4096,
+        "steps": 1024,
+        "layers": 65_536,
+        "metrics_and_scalars": 32,
+    }
+    assert told["problems"]["/problems/run-unknown"]

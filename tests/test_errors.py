@@ -1,0 +1,116 @@
+"""Errors: one shape for all, whoever raises them, and nothing of our inside in them."""
+
+import asyncio
+
+import httpx
+import pytest
+from api_cases import PROBLEM, assert_problem, serving_app, settings_in
+from fastapi import FastAPI
+
+from snc_service import errors
+from snc_service.errors import KINDS, Problem, from_store, from_wire
+from snc_service.store import protocol
+from snc_service.wire import WireError
+
+
+@pytest.fixture
+def api(tmp_path):
+    with serving_app(settings_in(tmp_path)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/v1/", "/api/v1/runs/", "/api/v2/runs", "/UI"])
+def test_an_unknown_url_is_404_as_a_problem(api, path):
+    assert_problem(api.get(path), 404, "not-found")
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE", "TRACE"])
+def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
+    told = api.request(method, "/api/v1/runs")
+    assert_problem(told, 405, "method-not-allowed")
+    assert told.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (protocol.RunUnknown("no run"), 404, "run-unknown"),
+        (protocol.LayerUnknown("no layer"), 404, "layer-unknown"),
+        (protocol.LayerTableUnknown("no table"), 409, "layer-table-unknown"),
+        (protocol.LayerTableMismatch("3 not 2"), 422, "invalid"),
+        (protocol.SequenceGap(3, 7), 409, "sequence-gap"),
+        (protocol.SequenceConflict("other content"), 409, "sequence-conflict"),
+        (protocol.PolicyConflict(4), 412, "precondition-failed"),
+        (protocol.StoreUnavailable("disk full"), 503, "store-unavailable"),
+        (protocol.StoreError("what?"), 500, "internal"),
+    ],
+)
+def test_every_refusal_of_the_store_has_its_status(error, status, kind):
+    problem = from_store(error)
+    assert (problem.status_code, problem.kind) == (status, kind)
+
+
+def test_every_error_of_the_store_is_known():
+    def below(kind):
+        return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
+
+    made = {protocol.SequenceGap: (1, 2), protocol.PolicyConflict: (1,)}
+    for kind in below(protocol.StoreError) - {protocol.StoreError}:
+        error = kind(*made.get(kind, ("told",)))
+        assert from_store(error).status_code != 500, kind
+
+
+@pytest.mark.parametrize("field", ["body", "header"])
+def test_broken_framing_is_400_and_all_else_422(field):
+    assert from_wire(WireError(field, "must be otherwise")).status_code == 400
+    assert from_wire(WireError("steps", "must be otherwise")).status_code == 422
+
+
+def test_a_defect_is_500_and_tells_nothing_of_itself():
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/")
+    def broken() -> None:
+        raise KeyError("secret detail")
+
+    async def ask():
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/")
+
+    told = asyncio.run(ask())
+    assert_problem(told, 500, "internal")
+    assert "secret" not in told.text
+
+
+def test_what_is_to_be_tried_again_says_when():
+    for kind, (status, _, _) in KINDS.items():
+        headers = Problem(kind, "told").response().headers
+        assert ("Retry-After" in headers) is (status == 503), kind
+
+
+def test_a_detail_is_shortened_whatever_is_sent(api):
+    told = api.get("/api/v1/runs", params={"state": "x" * 5000})
+    assert_problem(told, 422, "invalid", "state")
+    assert len(told.content) < 1000
+    told = api.get("/" + "x" * 5000)
+    assert len(told.content) < 1000
+
+
+def test_markup_in_a_request_stays_text(api):
+    told = api.get("/<script>alert(1)</script>")
+    assert told.headers["Content-Type"] == PROBLEM
+    assert told.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_type_of_a_problem_leads_to_its_meaning(api):
+    for kind, (status, title, meaning) in KINDS.items():
+        told = api.get(f"/problems/{kind}").json()
+        assert told == {
+            "type": f"/problems/{kind}",
+            "title": title,
+            "status": status,
+            "meaning": meaning,
+        }
+    assert_problem(api.get("/problems/none"), 404, "not-found")
