@@ -59,6 +59,7 @@ class Ledger:
         self.policy: dict[str, Any] | None = None
         self.policy_version = 0
         self.attempt, self.last_step = 0, None
+        self.follow = False  # answer with the attempt and the last step that arrived
         self.before: Fault = lambda _: None
         self.after: Fault = lambda _: None
         self.url = ""
@@ -106,7 +107,9 @@ class Ledger:
         if parts == ["runs"]:
             body = json.loads(seen.body)
             self.runs.setdefault(body["run"], body)
-            self.batches.setdefault(body["run"], [])
+            stored = self.batches.setdefault(body["run"], [])
+            if self.follow and stored:
+                self.attempt, self.last_step = stored[-1].attempt, stored[-1].steps[-1]
             return told(
                 201,
                 run=body["run"],

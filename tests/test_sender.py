@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import random
@@ -12,12 +13,15 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from ledger import CUT, Ledger, Reply, Seen, serving, told
 
+from snc_client.demo.service import free_port
 from snc_client.sender import Pace, Sender
 from snc_service.wire import ABSENT, RUN_NAME, LayerTable, Policy, PolicyEntry, decode
 
@@ -39,7 +43,7 @@ def ledger():
 
 
 @pytest.fixture
-def free_port():
+def dead_port():
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
@@ -123,11 +127,11 @@ class TestDelivery:
         out.close()
         assert ledger.rows(out.run)[0, 0][0].tobytes() == values(0).tobytes()
 
-    def test_the_run_is_known_before_the_service_answers(self, free_port):
-        drawn = {sender(f"http://127.0.0.1:{free_port}").run for _ in range(2)}
+    def test_the_run_is_known_before_the_service_answers(self, dead_port):
+        drawn = {sender(f"http://127.0.0.1:{dead_port}").run for _ in range(2)}
         assert len(drawn) == 2
         assert all(RUN_NAME.fullmatch(run) for run in drawn)
-        assert sender(f"http://127.0.0.1:{free_port}", run="mine").run == "mine"
+        assert sender(f"http://127.0.0.1:{dead_port}", run="mine").run == "mine"
 
     def test_steps_wait_together_and_leave_at_the_latest_at_sixty_four(self, ledger):
         out = sender(ledger.url, pace=Pace(linger_seconds=3600))
@@ -482,9 +486,9 @@ class TestTrouble:
         assert [step for _, step in ledger.rows(out.run)] == list(range(40, 50))
         assert ledger.batches[out.run][0].dropped == 40 * PER_ROW == out.dropped_values
 
-    def test_no_service_costs_nothing_and_is_said_once(self, free_port, caplog):
+    def test_no_service_costs_nothing_and_is_said_once(self, dead_port, caplog):
         caplog.set_level(logging.INFO)
-        out = sender(f"http://127.0.0.1:{free_port}", run="alone")
+        out = sender(f"http://127.0.0.1:{dead_port}", run="alone")
         put(out, *range(100))
         deadline = time.monotonic() + 30
         while out.errors < 3 and time.monotonic() < deadline:
@@ -498,13 +502,13 @@ class TestTrouble:
         assert "takes no values now" in messages[0]
         assert "600 are lost" in messages[1]
 
-    def test_a_service_that_starts_late_gets_everything(self, free_port):
+    def test_a_service_that_starts_late_gets_everything(self, dead_port):
         ledger = Ledger()
-        out = sender(f"http://127.0.0.1:{free_port}")
+        out = sender(f"http://127.0.0.1:{dead_port}")
         put(out, *range(10))
         while out.errors < 2:
             time.sleep(0.01)
-        with serving(ledger, free_port):
+        with serving(ledger, dead_port):
             ledger.until(lambda: ledger.num_batches == 1)
             out.close()
         assert len(ledger.rows(out.run)) == 10
@@ -524,11 +528,11 @@ class TestTrouble:
         out.close()
         assert "HTTP Request" not in caplog.text
 
-    def test_the_random_numbers_of_the_job_stay_as_they_are(self, free_port):
+    def test_the_random_numbers_of_the_job_stay_as_they_are(self, dead_port):
         random.seed(1)
         np.random.seed(1)
         before = random.getstate(), np.random.get_state()[1].tobytes()
-        out = sender(f"http://127.0.0.1:{free_port}")
+        out = sender(f"http://127.0.0.1:{dead_port}")
         put(out, 0)
         out.close()
         assert (random.getstate(), np.random.get_state()[1].tobytes()) == before
@@ -648,9 +652,9 @@ class TestProcesses:
         assert (done.returncode, done.stderr) == (0, "")
         assert len(ledger.rows("r")) == 1
 
-    def test_a_job_without_a_service_ends_by_itself(self, free_port):
+    def test_a_job_without_a_service_ends_by_itself(self, dead_port):
         nobody = Ledger()
-        nobody.url = f"http://127.0.0.1:{free_port}"
+        nobody.url = f"http://127.0.0.1:{dead_port}"
         done = program(nobody, "for step in range(100): put(step)")
         assert done.returncode == 0
         assert "0 values reached the service, 100 are lost" in done.stderr
@@ -721,3 +725,42 @@ class TestRealService:
         out.close(30)
         assert self.history(api, out.run)["steps"] == [1]
         assert (out.sent_values, out.dropped_values) == (2 * PER_ROW, 0)
+
+    def test_kill_9_of_the_service_loses_and_doubles_nothing(self, tmp_path):
+        port = free_port(0)
+        out = sender(f"http://127.0.0.1:{port}", run="r")
+        for start in range(0, 300, 100):
+            put(out, *range(start, start + 50))
+            acknowledged = out.sent_values
+            with served(tmp_path, port) as api:
+                while out.sent_values == acknowledged:
+                    time.sleep(0.01)
+                for step in range(start + 50, start + 100):  # the service dies in the midst of it
+                    put(out, step)
+                    time.sleep(0.002)
+                if start == 200:
+                    out.close(60)
+                    found = self.history(api, "r")
+                    run = api.get("/runs/r").json()
+        assert found["steps"] == list(range(300))
+        expected = np.array([values(step)[0, 1] for step in range(300)])
+        assert np.array_equal(np.array(found["mean"], np.float32), expected)
+        assert (out.sent_values, out.dropped_values) == (300 * PER_ROW, 0)
+        assert (run["state"], run["attempt"], run["dropped_values"]) == ("finished", 0, 0)
+
+
+@contextlib.contextmanager
+def served(folder: Path, port: int) -> Iterator[httpx.Client]:
+    """Run ``snc serve`` on its store in ``folder`` until it is killed with -9."""
+    command = [sys.executable, "-m", "snc_service.cli", "serve", f"--port={port}"]
+    process = subprocess.Popen(
+        [*command, f"--store=sqlite:///{folder / 'snc.db'}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30) as api:
+        try:
+            yield api
+        finally:
+            process.kill()
+            process.wait()
