@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Final
 
@@ -41,6 +41,8 @@ from snc_service.store.protocol import Store, StoreError
 # How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
 SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
+# Folding takes a fifth of one core while there is something to fold.
+FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -81,14 +83,14 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = store if store is not None else await run_in_threadpool(open_store, settings.store)
         service = app.state.service = _join(settings, opened, clock)
-        sweep = asyncio.create_task(_sweep(service, settings.silent_seconds))
+        chores = _chores(service, settings.silent_seconds)
         try:
             yield
         finally:
             service.draining = True
-            sweep.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweep
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
             await run_in_threadpool(service.commits.close)
             if store is None:
                 await run_in_threadpool(opened.close)
@@ -147,13 +149,29 @@ def _served_hosts(settings: Settings) -> tuple[str, ...]:
     return (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)
 
 
-async def _sweep(service: Service, silent_seconds: float) -> None:
-    """Turn runs silent that have not been heard of."""
-    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
-    while True:
-        await asyncio.sleep(pause)
+def _chores(service: Service, silent_seconds: float) -> list[asyncio.Task[None]]:
+    """Start what goes on beside the requests: looking for silent runs, and folding history."""
+
+    def sweep() -> None:
         now = service.clock()
+        service.store.mark_silent(now - silent_seconds, now)
+
+    def fold() -> None:
+        service.store.fold(FOLD_SECONDS, now=service.clock())
+
+    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
+    return [
+        asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
+        asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
+    ]
+
+
+async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str) -> None:
+    while True:
+        await asyncio.sleep(pause_seconds)
         try:
-            await run_in_threadpool(service.store.mark_silent, now - silent_seconds, now)
+            await run_in_threadpool(chore)
         except StoreError as error:
-            log.warning("silent runs could not be looked for: %s", error)
+            log.warning("%s: %s", failure, error)
+        except Exception:  # a task's top: one defect must not end the chore for good
+            log.exception(failure)

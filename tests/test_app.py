@@ -129,6 +129,24 @@ def test_a_sweep_that_fails_is_logged_and_tried_again(tmp_path, caplog):
         wait_until(lambda: api.get(RUN).json()["state"] == "silent")
 
 
+def test_history_is_folded_beside_the_requests_and_reads_the_same(tmp_path):
+    clock = Clock()
+    with serving_app(settings_in(tmp_path), clock=clock) as api:
+        register(api, TABLE)
+        steps = tuple(range(500))
+        api.send(batch_of(TABLE, 0, steps, sigma=[[step] for step in steps]))
+        before = api.get(f"{RUN}/layers/a/history").json()
+        real, folded = api.service.store.fold, []
+
+        def recorded(budget_s, *, now):
+            folded.append(real(budget_s, now=now))
+
+        api.service.store.fold = recorded
+        clock.now += 3600  # nothing more will come soon: it is due
+        wait_until(lambda: any(folded))
+        assert api.get(f"{RUN}/layers/a/history").json() == before
+
+
 def wait_until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
