@@ -95,7 +95,7 @@ def test_a_projection_is_split_by_head():
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"nothing.*": "qkv"}, "'nothing.*' matches none"),
+        ({"nothing.*": "qkv"}, r"'nothing\.\*' matches none"),
         ({"*": {"q": 4, "k": 4}}, r"^c_attn.weight: parts must add up to 12 outputs"),
         ({"*": {"q": 16, "k": -4}}, r"parts must add up to 12 outputs"),
         ({"*": "qkvab"}, r"parts must add up to 12 outputs"),
@@ -105,6 +105,13 @@ def test_a_projection_is_split_by_head():
 def test_a_split_that_does_not_fit_is_refused(split, message):
     with pytest.raises(ValueError, match=message):
         find_layers(Fused(lambda: nn.Linear(4, 12, bias=False)), split=split)
+
+
+def test_a_split_of_what_is_not_measured_by_itself_is_refused():
+    for pattern in ("0.bias", "*lora_B*"):
+        model = nn.Sequential(nn.Linear(4, 12), LoraLinear(6, 4, rank=2))
+        with pytest.raises(ValueError, match="matches none"):
+            find_layers(model, split={pattern: "qkv"})
 
 
 def test_a_split_of_a_stack_is_refused():

@@ -69,6 +69,7 @@ def test_channels_last_is_measured_and_written_in_place(groups):
     layer = only(module)
     assert_measures(layer, blocks(module))
     assert layer.weight().data_ptr() == module.weight.data_ptr()
+    assert layer.weight().ndim == (2 if groups == 1 else 4)
     assert_scales(layer, [])
 
 
@@ -183,6 +184,13 @@ def test_grids_are_seen_in_a_forward_and_the_hooks_are_gone_after_it():
     layers = named(find_layers(model, conv="operator", grids=grids))
     assert layers["stem.weight"].fan_in == 16 * 9
     assert layers["unused.weight"].fan_in == 16 * 16
+
+
+def test_a_grid_is_not_cut_below_the_kernel():
+    model = Small()
+    with watch_grids(model, most=2) as grids:
+        model(torch.ones(1, 1, 30, 9))
+    assert grids == {"stem": (3, 3), "down": (3, 3), "up": (2, 2)}
 
 
 def test_the_largest_grid_of_several_forwards_counts():

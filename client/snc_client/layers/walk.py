@@ -43,21 +43,20 @@ def find_layers(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     places, skipped, layers = _places(model), list(packed(model)), list[Layer]()
     pairs = lora_pairs(places)
-    _check(conv, split or {}, grids or {}, places)
-    measured = 0
+    reasons = {x.name: reason(x.module, x.value) for x in places if x.name not in pairs}
+    _check(conv, grids or {}, places)
+    _check_split(split or {}, [x for x in places if reasons.get(x.name, "a pair") is None])
     for place in places:
-        partner = pairs.get(place.name)
-        why = None if place.name in pairs else reason(place.module, place.value)
+        partner, why = pairs.get(place.name), reasons.get(place.name)
         if why:
             skipped.append(Skipped(place.name, place.shape, why))
-            continue
-        measured += place.size
-        if partner:
+        elif partner:
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
             layers += _layers(place, split or {}, conv, grids or {})
     if not layers:
         raise ValueError(nothing(model, skipped))
+    measured = sum(place.size for place in places if not reasons.get(place.name))
     return Coverage(tuple(layers), tuple(skipped), measured, sum(place.size for place in places))
 
 
@@ -100,15 +99,16 @@ def _split(place: Place, whole: tuple[View, ...], split: Mapping[str, Parts]) ->
     return whole
 
 
-def _check(
-    conv: str, split: Mapping[str, Parts], grids: Mapping[str, object], places: list[Place]
-) -> None:
+def _check(conv: str, grids: Mapping[str, object], places: list[Place]) -> None:
     if conv not in ("reshape", "operator"):
         raise ValueError(f"conv must be 'reshape' or 'operator', got {conv!r}")
-    names = [name for place in places for name in place.names]
-    for pattern in split:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"split must name weights of the model, {pattern!r} matches none")
     known = {path for place in places if is_convolution(place.module) for path in place.paths}
     if unknown := sorted(set(grids) - known):
         raise ValueError(f"grids must name convolutions of the model, got {unknown[0]!r}")
+
+
+def _check_split(split: Mapping[str, Parts], matrices: list[Place]) -> None:
+    names = [name for place in matrices for name in place.names]
+    for pattern in split:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"split must name weights that are measured, {pattern!r} matches none")
