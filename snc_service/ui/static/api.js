@@ -34,7 +34,7 @@ export function runPath(run, rest = "") {
   return `runs/${encodeURIComponent(run)}${rest}`;
 }
 
-/** GET. An unchanged answer is the *same* object as the last time, so callers compare by identity. */
+/** GET. An unchanged answer is the *same* object as the last time. */
 export async function get(path, parameters, signal) {
   const address = url(path, parameters);
   const kept = answers.get(address);
@@ -81,7 +81,8 @@ async function body(response) {
     data = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(response.status, "Not an answer of this service", `Status ${response.status} without JSON.`);
+    const { status } = response;
+    throw new Problem(status, "Not an answer of this service", `Status ${status} without JSON.`);
   }
   if (response.ok) return data;
   const title = typeof data.title === "string" ? data.title : `Status ${response.status}`;

@@ -11,7 +11,8 @@ import { startTheme } from "./theme.js";
 
 class UnknownView {
   constructor() {
-    this.element = stateNote("There is no such page", "The address leads nowhere here.", h("p", {}, h("a", { href: "#/", text: "All runs" })));
+    const home = h("p", {}, h("a", { href: "#/", text: "All runs" }));
+    this.element = stateNote("There is no such page", "The address leads nowhere here.", home);
   }
 
   update() {}
@@ -45,15 +46,17 @@ function show() {
 function showCrumbs({ view, runs }) {
   const here = { run: runs[0], compare: `compare ${runs.length} runs` }[view];
   const root = h("a", { href: "#/", text: "Runs" });
+  const end = h("span", { class: "crumb", "aria-current": "page", text: here });
   if (here === undefined) root.setAttribute("aria-current", "page");
-  crumbs.replaceChildren(root, ...(here === undefined ? [] : [h("span", { class: "crumb", "aria-current": "page", text: here })]));
+  crumbs.replaceChildren(root, ...(here === undefined ? [] : [end]));
   document.title = here === undefined ? "snc \u00b7 runs" : `${here} \u00b7 snc`;
 }
 
 const help = document.getElementById("key-help");
 
 function key(event) {
-  const typing = event.target.closest?.("input, select, textarea") && event.target.type !== "checkbox";
+  const field = event.target.closest?.("input, select, textarea");
+  const typing = field && field.type !== "checkbox";
   if (event.key === "Escape" && typing) event.target.blur();
   if (typing || event.ctrlKey || event.metaKey || event.altKey || help.open) return;
   if (event.key === "/") document.getElementById("filter")?.focus();

@@ -112,7 +112,8 @@ export class Chart {
     const [xaxis, yaxis] = [this.axis("xaxis"), this.axis("yaxis")];
     if (!xaxis || !yaxis) return null;
     const box = this.plot.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left - xaxis._offset, event.clientY - box.top - yaxis._offset];
+    const x = event.clientX - box.left - xaxis._offset;
+    const y = event.clientY - box.top - yaxis._offset;
     if (x < 0 || x > xaxis._length || event.clientY < box.top) return null;
     return { step: xaxis.p2l(x), y: y >= 0 && y <= yaxis._length ? yaxis.p2l(y) : null };
   }

@@ -2,40 +2,43 @@
 
 import { get, runPath, serviceNow } from "./api.js";
 import { h, keyed, setText } from "./dom.js";
+import { countTone, isHeld } from "./facts.js";
 import { age, count, MISSING, number, percent, ratio } from "./format.js";
-import { Heatmap, METRICS } from "./heatmap.js";
+import { Heatmap, METRICS, metricToShow } from "./heatmap.js";
 import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
-import { Lines, nonfinitePoints, valueAt } from "./lines.js";
+import { Lines, nonfinitePoints, thresholdLine, valueAt } from "./lines.js";
 import { Live } from "./live.js";
 import { extent, growth, stepRange } from "./matrix.js";
-import { Choice, isHeld, problemNote, showState, stateBadge } from "./parts.js";
-import { amend, go, runLink, withQuery } from "./router.js";
-import { MOST_COMPARED } from "./runs.js";
+import { Choice, panel, problemNote, showState, stateBadge, swatch, waiting } from "./parts.js";
+import { amend, go, MOST_COMPARED, runLink, withQuery } from "./router.js";
 import { StepWindow } from "./steps.js";
 import { onTheme, seriesColor } from "./theme.js";
 
 const POINTS = 500;
+const ROWS = 500;
 const CHART_SECONDS = 5;
+const MARGIN = 84; // of figures without layer names
 
+// [label, value of a run, tone of it]; a run here is {item, loss, ...} as `CompareView` keeps it.
 const FACTS = [
-  ["Step", (run) => count(run.item.last_step)],
-  ["Loss, newest", (run) => (run.loss ? valueAt(run.loss, null) : MISSING)],
-  ["Loss, lowest", (run) => number(lowest(run.loss))],
-  ["Worst \u03c3 / threshold, newest", (run) => ratio(run.item.worst_ratio), (run) => (run.item.worst_ratio > 1 && !isHeld(run.item) ? "bad" : "")],
-  ["Worst layer", (run) => run.item.worst_layer ?? MISSING],
-  ["Breaches", (run) => count(run.item.breaches), (run) => (run.item.breaches && !isHeld(run.item) ? "bad" : "")],
-  ["Rescales", (run) => count(run.item.rescales)],
-  ["Not finite", (run) => count(run.item.nonfinite_layers), (run) => (run.item.nonfinite_layers ? "broken" : "")],
-  ["Overhead", (run) => percent(run.item.overhead)],
-  ["Last report", (run) => age(run.item.updated_at, serviceNow())],
+  ["Step", ({ item }) => count(item.last_step)],
+  ["Loss, newest", ({ loss }) => (loss ? valueAt(loss, null) : MISSING)],
+  ["Loss, lowest", ({ loss }) => number(lowest(loss))],
+  ["Worst \u03c3 / threshold, newest", ({ item }) => ratio(item.worst_ratio), ratioTone],
+  ["Worst layer", ({ item }) => item.worst_layer ?? MISSING],
+  ["Breaches", ...counted("breaches")],
+  ["Rescales", ...counted("rescales")],
+  ["Not finite", ...counted("nonfinite_layers")],
+  ["Overhead", ({ item }) => percent(item.overhead)],
+  ["Last report", ({ item }) => age(item.updated_at, serviceNow())],
 ];
 
 export class CompareView {
   constructor(route) {
-    this.names = route.runs.slice(0, MOST_COMPARED);
-    this.runs = this.names.map((name, i) => ({ name, place: i }));
+    this.names = [...new Set(route.runs)].slice(0, MOST_COMPARED);
+    this.runs = this.names.map((name, place) => ({ name, place }));
     this.chartsAt = -Infinity;
-    this.element = h("div", { class: "view" }, h("p", { class: "hint", text: "Asking the service\u2026" }));
+    this.element = h("div", { class: "view" }, waiting());
     this.build();
     this.update(route);
     this.live = new Live((signal) => this.load(signal), 2000, (problem) => this.failed(problem));
@@ -45,38 +48,53 @@ export class CompareView {
   destroy() {
     this.live.stop();
     this.unTheme();
-    for (const part of [this.loss, this.layer, ...this.heatmaps]) part.destroy();
+    for (const part of this.parts()) part.destroy();
+  }
+
+  parts() {
+    return [this.loss, this.layer, ...this.heatmaps];
   }
 
   build() {
     const zoom = (from, to) => this.zoom(from, to);
     const handlers = { zoom, point: (step) => this.point(step) };
+    const select = (layer) => this.amend({ layer });
     this.steps = new StepWindow(zoom);
     this.metric = new Choice("What the colors show", METRICS, (metric) => this.amend({ metric }));
-    this.scale = new Choice("Scale", { linear: "linear", log: "log" }, (scale) => this.amend({ scale }));
+    this.scale = new Choice("Scale", ["linear", "log"], (scale) => this.amend({ scale }));
     this.loss = new Lines("Loss of the runs", handlers);
     this.layer = new Lines("\u03c3 of one layer in the runs", handlers);
     this.picker = h("select", { "aria-label": "Layer", class: "layer-picker" });
-    this.picker.addEventListener("change", () => this.amend({ layer: this.picker.value }));
-    this.heatmaps = this.runs.map(({ name }) => new Heatmap(`Run ${name}, layers by steps`, { ...handlers, select: (layer) => this.amend({ layer }) }));
+    this.picker.addEventListener("change", () => select(this.picker.value));
+    this.heatmaps = this.names.map(
+      (name) => new Heatmap(`Run ${name}, layers by steps`, { ...handlers, select }),
+    );
     this.head = h("tr");
     this.body = h("tbody");
     this.readouts = { loss: h("p", { class: "readout" }), layer: h("p", { class: "readout" }) };
+    this.titles = this.names.map((name) => h("h3", {}, swatch(), h("span", { text: name })));
     this.content = this.arrange();
   }
 
   arrange() {
-    const panel = (style, title, tools, ...children) => h("section", { class: `panel ${style}` }, h("div", { class: "panel-head" }, h("h2", { text: title }), ...tools), ...children);
-    const table = h("table", { class: "versus" }, h("caption", { class: "visually-hidden", text: "The runs in numbers" }), h("thead", {}, this.head), this.body);
-    this.titles = this.runs.map(({ name }) => h("h3", {}, h("span", { class: "swatch", "aria-hidden": "true" }), h("span", { text: name })));
-    const pictures = h("div", { class: "pictures" }, ...this.heatmaps.map((heatmap, i) => h("section", { class: "picture" }, this.titles[i], heatmap.element)));
+    const table = h("table", { class: "versus" },
+      h("caption", { class: "visually-hidden", text: "The runs in numbers" }),
+      h("thead", {}, this.head),
+      this.body);
+    const pictures = this.heatmaps.map((heatmap, i) =>
+      h("section", { class: "picture" }, this.titles[i], heatmap.element));
+    const tools = [this.scale.element, this.steps.element];
+    const figure = (lines, readout) => [h("div", {}, lines.element), readout];
     return [
-      h("div", { class: "view-head" }, h("h1", { text: `${this.names.length} runs, side by side` })),
+      h("div", { class: "view-head" },
+        h("h1", { text: `${this.names.length} runs, side by side` })),
       h("div", { class: "grid versus-grid" },
-        panel("area-loss", "Loss", [this.scale.element, this.steps.element], h("div", {}, this.loss.element), this.readouts.loss),
+        panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
         panel("area-numbers", "In numbers", [], h("div", { class: "table-box" }, table)),
-        panel("area-pictures", "Layers \u00d7 steps", [this.metric.element], pictures),
-        panel("area-layer", "\u03c3 of one layer", [this.picker], h("div", {}, this.layer.element), this.readouts.layer)),
+        panel("area-pictures", "Layers \u00d7 steps", [this.metric.element],
+          h("div", { class: "pictures" }, ...pictures)),
+        panel("area-layer", "\u03c3 of one layer", [this.picker],
+          ...figure(this.layer, this.readouts.layer))),
     ];
   }
 
@@ -93,8 +111,8 @@ export class CompareView {
   }
 
   zoom(from, to) {
-    const narrow = from !== null && to !== null && to > from;
-    go({ view: "compare", runs: this.names, query: withQuery(this.query, { from: narrow ? from : null, to: narrow ? to : null }) });
+    const steps = to > from ? { from, to } : { from: null, to: null };
+    go({ view: "compare", runs: this.names, query: withQuery(this.query, steps) });
   }
 
   escape() {
@@ -108,8 +126,9 @@ export class CompareView {
   }
 
   failed(problem) {
-    if (problem.status === 404 || !this.ready) this.element.replaceChildren(problemNote(problem, "One of these runs"));
-    if (problem.status === 404) this.ready = false;
+    if (this.ready && problem.status !== 404) return; // the bar says that the service is away
+    this.ready = false;
+    this.element.replaceChildren(problemNote(problem, "One of these runs"));
   }
 
   async load(signal) {
@@ -126,104 +145,137 @@ export class CompareView {
   async loadCharts(signal) {
     this.stale = false;
     const span = { from_step: this.from, to_step: this.to, points: POINTS };
+    const ask = (run, path, parameters) =>
+      known(get(runPath(run.name, path), { ...span, ...parameters }, signal));
     await Promise.all(this.runs.map(async (run) => {
-      const ask = (rest, parameters) => known(get(runPath(run.name, rest), { ...span, ...parameters }, signal));
       [run.loss, run.sigma, run.ratios] = await Promise.all([
-        ask("/scalars/loss/history", {}),
-        ask("/heatmap", { metric: "sigma", layers: 500 }),
-        ask("/heatmap", { metric: "ratio", layers: 500 }),
+        ask(run, "/scalars/loss/history", {}),
+        ask(run, "/heatmap", { metric: "sigma", layers: ROWS }),
+        ask(run, "/heatmap", { metric: "ratio", layers: ROWS }),
       ]);
     }));
     this.pickLayer();
-    await Promise.all(this.runs.map(async (run) => {
-      const ask = (metric) => known(get(runPath(run.name, "/history"), { ...span, metric, layer: this.picked }, signal));
-      const here = this.picked !== null && run.sigma?.layers.includes(this.picked);
-      [run.history, run.threshold] = here ? (await Promise.all([ask("sigma"), ask("threshold")])).map((answer) => byLayer(answer).get(this.picked)) : [null, null];
-    }));
+    await Promise.all(this.runs.map((run) => this.loadLayer(run, ask)));
     this.ready = true;
     this.showNumbers();
     await this.showCharts();
-    const cost = [...this.heatmaps, this.loss, this.layer].reduce((sum, part) => sum + part.chart.seconds, 0);
+    const cost = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
     this.chartsAt = performance.now() + 1000 * Math.max(CHART_SECONDS, 10 * cost);
+  }
+
+  async loadLayer(run, ask) {
+    const layer = this.picked;
+    [run.history, run.threshold] = [null, null];
+    if (layer === null || !run.sigma?.layers.includes(layer)) return;
+    const history = (metric) => ask(run, "/history", { metric, layer });
+    const answers = await Promise.all([history("sigma"), history("threshold")]);
+    [run.history, run.threshold] = answers.map((answer) => byLayer(answer).get(layer) ?? null);
   }
 
   /** The layer asked for, else the worst one of the first run that has one. */
   pickLayer() {
     const layers = [...new Set(this.runs.flatMap((run) => run.sigma?.layers ?? []))];
-    keyed(this.picker, layers, (layer) => layer, (layer) => h("option", { value: layer, text: layer }), () => {});
-    const asked = this.query.get("layer");
+    const option = (layer) => h("option", { value: layer, text: layer });
+    keyed(this.picker, layers, (layer) => layer, option, () => {});
     const worst = this.runs.map((run) => run.item.worst_layer).find(Boolean);
-    this.picked = [asked, this.picked, worst, layers[0]].find((layer) => layer && layers.includes(layer)) ?? null;
+    const wishes = [this.query.get("layer"), this.picked, worst, layers[0]];
+    this.picked = wishes.find((layer) => layer && layers.includes(layer)) ?? null;
     if (this.picked !== null) this.picker.value = this.picked;
   }
 
   async showCharts() {
     const limited = this.runs.every((run) => hasValues(run.ratios));
-    const asked = this.query.get("metric");
-    const metric = asked in METRICS && (asked !== "ratio" || limited) ? asked : limited ? "ratio" : "sigma";
+    const metric = metricToShow(this.query.get("metric"), limited);
     this.metric.show(metric, limited ? [] : ["ratio"]);
     const log = this.query.get("scale") === "log";
     this.scale.show(log ? "log" : "linear");
-    const range = this.range();
-    this.steps.show(this.from, this.to, covered(this.runs.flatMap((run) => [run.loss, run.sigma])) ?? range);
+    const steps = covered(this.runs.flatMap((run) => [run.loss, run.sigma])) ?? [0, 10];
+    const growing = this.runs.some((run) => run.item.state === "active");
+    const range = this.from === null ? stepRange(...steps, growing) : [this.from, this.to];
+    this.steps.show(this.from, this.to, steps);
     this.point(null);
-    await this.drawLines(this.loss, "loss", 220, log, range, (run) => [[run.loss]]);
-    await this.drawLines(this.layer, "\u03c3", 200, log, range, (run) => [[run.history], [run.threshold, { dash: "dash", band: false, width: 1.2, shape: "hv" }]]);
+    await this.drawLines(this.loss, { title: "loss", height: 220, log }, range, "loss");
+    await this.drawLines(this.layer, { title: "\u03c3", height: 200, log }, range, "history");
     const limits = metric === "ratio" ? null : this.limits(metric);
-    for (const [i, run] of this.runs.entries()) {
-      this.titles[i].firstChild.style.backgroundColor = seriesColor(i);
-      setText(this.titles[i].lastChild, title(run.item));
-      if (run.sigma) await this.heatmaps[i].draw(run.sigma, hasValues(run.ratios) ? run.ratios : null, { metric, range, limits });
-      else this.heatmaps[i].chart.say("No \u03c3 has arrived yet.");
-    }
+    for (const run of this.runs) await this.drawHeatmap(run, { metric, range, limits });
   }
 
-  drawLines(chart, label, height, log, range, histories) {
-    const lines = this.runs.flatMap((run, i) => histories(run).filter(([history]) => history?.steps.length).map(([history, more]) => ({ ink: seriesColor(i), history, ...more })));
+  async drawHeatmap(run, options) {
+    const [heatmap, head] = [this.heatmaps[run.place], this.titles[run.place]];
+    head.firstChild.style.backgroundColor = seriesColor(run.place);
+    setText(head.lastChild, title(run.item));
+    if (!run.sigma) heatmap.say("No \u03c3 has arrived yet.");
+    else await heatmap.draw(run.sigma, hasValues(run.ratios) ? run.ratios : null, options);
+  }
+
+  async drawLines(chart, axis, range, key) {
+    const lines = this.runs
+      .filter((run) => run[key]?.steps.length)
+      .map((run) => ({ ink: seriesColor(run.place), history: run[key], threshold: run.threshold }));
     if (!lines.length) {
       chart.say("None of these runs has reported it.");
-      return Promise.resolve();
+      return;
     }
-    const bad = lines.filter((line) => line.band !== false).flatMap(({ history, ink }) => nonfinitePoints(history, ink));
-    return chart.draw({ panels: [{ title: label, height, log, lines }], rails: [{ title: "not finite", points: bad }], range, margin: 84 });
+    const limits = key === "loss" ? [] : lines.filter((line) => line.threshold?.steps.length);
+    const points = lines.flatMap(({ history, ink }) => nonfinitePoints(history, ink));
+    await chart.draw({
+      panels: [{ ...axis, lines: [...lines, ...limits.map(thresholdLine)] }],
+      rails: [{ title: "not finite", points }],
+      range,
+      margin: MARGIN,
+    });
   }
 
-  /** One color scale for all pictures. */
+  /** One color scale for all pictures: [low, high]. */
   limits(metric) {
-    const ends = this.runs.filter((run) => run.sigma).map((run) => extent(metric === "growth" ? growth(run.sigma.max) : run.sigma.max));
-    return ends.length ? [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))] : null;
-  }
-
-  range() {
-    if (this.from !== null && this.to !== null) return [this.from, this.to];
-    const [first, end] = covered(this.runs.flatMap((run) => [run.loss, run.sigma])) ?? [0, 10];
-    return stepRange(first, end, this.runs.some((run) => run.item.state === "active"));
+    const matrix = ({ sigma }) => (metric === "growth" ? growth(sigma.max) : sigma.max);
+    const ends = this.runs.filter((run) => run.sigma).map((run) => extent(matrix(run)));
+    if (!ends.length) return null;
+    return [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))];
   }
 
   point(step) {
     const whole = step === null ? null : Math.floor(step);
-    for (const chart of [this.loss.chart, this.layer.chart, ...this.heatmaps.map((heatmap) => heatmap.chart)]) chart.moveCursor(step);
-    const where = whole === null ? "newest" : `step ${count(whole)}`;
-    const values = (key) => this.runs.map((run) => `${title(run.item)}: ${run[key] ? valueAt(run[key], whole) : MISSING}`).join(" \u00b7 ");
-    setText(this.readouts.loss, `${where} \u00b7 ${values("loss")}`);
-    setText(this.readouts.layer, `${where} \u00b7 ${values("history")}`);
+    for (const part of this.parts()) part.chart.moveCursor(step);
+    for (const [key, values] of [["loss", "loss"], ["layer", "history"]]) {
+      const said = this.runs.map((run) => `${title(run.item)}: ${valueAt(run[values], whole)}`);
+      const where = whole === null ? "newest" : `step ${count(whole)}`;
+      setText(this.readouts[key], [where, ...said].join(" \u00b7 "));
+    }
   }
 
   showNumbers() {
-    keyed(this.head, [{ name: null }, ...this.runs], ({ name }) => name, ({ name, place }) => (name === null ? h("td") : h("th", { scope: "col" }, h("span", { class: "swatch", "aria-hidden": "true" }), h("a", { href: runLink(name) }), stateBadge())), (cell, run) => {
+    const heads = [{ name: null }, ...this.runs];
+    keyed(this.head, heads, ({ name }) => name, runHead, (cell, run) => {
       if (run.name === null) return;
       cell.firstChild.style.backgroundColor = seriesColor(run.place);
       setText(cell.querySelector("a"), title(run.item));
       showState(cell.querySelector(".badge"), run.item.state);
     });
-    keyed(this.body, FACTS, ([label]) => label, ([label]) => h("tr", {}, h("th", { scope: "row", text: label }), ...this.runs.map(() => h("td"))), (row, [, value, tone]) => {
+    const row = ([label]) => h("tr", {},
+      h("th", { scope: "row", text: label }),
+      ...this.runs.map(() => h("td")));
+    keyed(this.body, FACTS, ([label]) => label, row, (cells, [, value, tone]) => {
       this.runs.forEach((run, i) => {
-        const cell = row.children[i + 1];
+        const cell = cells.children[i + 1];
         setText(cell, value(run));
         cell.dataset.tone = tone?.(run) ?? "";
       });
     });
   }
+}
+
+function runHead({ name }) {
+  if (name === null) return h("td");
+  return h("th", { scope: "col" }, swatch(), h("a", { href: runLink(name) }), stateBadge());
+}
+
+function counted(key) {
+  return [({ item }) => count(item[key]), ({ item }) => countTone(key, item)];
+}
+
+function ratioTone({ item }) {
+  return item.worst_ratio > 1 && !isHeld(item) ? "bad" : "";
 }
 
 function title(item) {

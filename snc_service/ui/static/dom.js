@@ -12,7 +12,7 @@ export function h(tag, properties = {}, ...children) {
     else if (name === "text") element.textContent = value;
     else if (name === "data") Object.assign(element.dataset, value);
     else if (name === "on") {
-      for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
+      for (const event of Object.keys(value)) element.addEventListener(event, value[event]);
     } else element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
@@ -64,10 +64,13 @@ export function announce(sentence) {
   announcer.textContent = sentence;
 }
 
+export function quietButton(text, click, properties = {}) {
+  return h("button", { type: "button", class: "quiet", text, on: { click }, ...properties });
+}
+
 /** A button that copies `text()` and says so. */
 export function copyButton(text, label) {
-  const button = h("button", { type: "button", class: "quiet copy", "aria-label": label, text: "Copy" });
-  button.addEventListener("click", async () => {
+  const copy = async () => {
     try {
       await navigator.clipboard.writeText(text());
       setText(button, "Copied");
@@ -75,7 +78,8 @@ export function copyButton(text, label) {
       setText(button, "Copy by hand");
     }
     setTimeout(() => setText(button, "Copy"), 1500);
-  });
+  };
+  const button = quietButton("Copy", copy, { "aria-label": label });
   return button;
 }
 

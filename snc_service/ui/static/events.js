@@ -13,14 +13,21 @@ const SYMBOLS = {
   rewound: "triangle-left",
   dropped: "cross",
 };
-const GLYPHS = { breach: "\u25b2", rescale: "\u25c6", nonfinite: "\u2715", policy_changed: "\u25a0", rewound: "\u25c0", dropped: "\u271a" };
-const ON_RAIL = (event) => !event.rule.startsWith("run_");
+const GLYPHS = {
+  breach: "\u25b2",
+  rescale: "\u25c6",
+  nonfinite: "\u2715",
+  policy_changed: "\u25a0",
+  rewound: "\u25c0",
+  dropped: "\u271a",
+};
+const NOTHING = "Nothing has happened yet: no breach, no value that is not finite.";
 
 /** `handlers`: `go(event)` shows where an event happened. */
 export class EventList {
   constructor(handlers) {
     this.handlers = handlers;
-    this.empty = h("p", { class: "hint", text: "Nothing has happened yet: no breach, no value that is not finite." });
+    this.empty = h("p", { class: "hint", text: NOTHING });
     this.list = h("ol", { class: "events" });
     this.note = h("p", { class: "hint", hidden: true });
     this.element = h("div", {}, this.empty, this.list, this.note);
@@ -28,22 +35,27 @@ export class EventList {
 
   show(items, more) {
     this.empty.hidden = items.length > 0;
-    keyed(this.list, items, (event) => `${event.run}/${event.id}`, (event) => this.item(event), () => {});
+    const key = (event) => `${event.run}/${event.id}`;
+    keyed(this.list, items, key, (event) => this.item(event), () => {});
     this.note.hidden = !more;
-    setText(this.note, `The newest ${count(items.length)}. All of them: GET /api/v1/runs/\u2026/events`);
+    setText(this.note, `These are the newest ${count(items.length)}; the API has them all.`);
   }
 
   item(event) {
-    const where = event.layer ? h("span", { class: "event-layer", text: layers(event) }) : null;
+    const { at, layer, message, rule, severity, step } = event;
+    const part = (name, text, more = {}) => h("span", { class: `event-${name}`, text, ...more });
     const head = h("span", { class: "event-head" },
-      h("span", { class: "event-glyph", "aria-hidden": "true", text: GLYPHS[event.rule] ?? "\u25cf" }),
-      h("span", { class: "event-rule", text: event.rule.replaceAll("_", " ") }),
-      h("span", { class: "event-severity", text: event.severity }),
-      h("span", { class: "event-step", text: `step ${count(event.step)}` }),
-      h("time", { class: "event-time", datetime: event.at, title: moment(event.at), text: clock(event.at) }));
-    const button = h("button", { type: "button", class: "event", on: { click: () => this.handlers.go(event) } },
-      head, where, h("span", { class: "event-message", text: event.message }));
-    return h("li", { data: { severity: event.severity, rule: event.rule } }, button);
+      part("glyph", GLYPHS[rule] ?? "\u25cf", { "aria-hidden": "true" }),
+      part("rule", rule.replaceAll("_", " ")),
+      part("severity", severity),
+      part("step", `step ${count(step)}`),
+      h("time", { class: "event-time", datetime: at, title: moment(at), text: clock(at) }));
+    const go = { click: () => this.handlers.go(event) };
+    const button = h("button", { type: "button", class: "event", on: go },
+      head,
+      layer ? part("layer", layers(event)) : null,
+      part("message", message));
+    return h("li", { data: { severity, rule } }, button);
   }
 }
 
@@ -53,7 +65,7 @@ function layers(event) {
 
 /** The events as points of a rail. */
 export function eventPoints(items) {
-  return items.filter(ON_RAIL).map((event) => ({
+  return items.filter(({ rule }) => !rule.startsWith("run_")).map((event) => ({
     step: event.step,
     ink: color(`severity-${event.severity}`),
     symbol: SYMBOLS[event.rule] ?? "circle",

@@ -29,7 +29,8 @@ export function ratio(value) {
 export function percent(fraction) {
   if (fraction === null || fraction === undefined || !Number.isFinite(fraction)) return MISSING;
   const value = fraction * 100;
-  return `${value >= 10 ? value.toFixed(0) : value >= 0.095 ? value.toFixed(1) : value.toFixed(2)} %`;
+  const digits = value >= 9.95 ? 0 : value >= 0.095 ? 1 : 2;
+  return `${value.toFixed(digits)} %`;
 }
 
 const SPANS = [[86400, "d"], [3600, "h"], [60, "min"]];

@@ -1,4 +1,4 @@
-// Layer patterns as the policy reads them (shell globs, case-sensitive), to preview what they match.
+// Layer patterns as the policy reads them (shell globs, case-sensitive): what would they match?
 
 export function globToRegExp(pattern) {
   let text = "";

@@ -13,12 +13,21 @@ const CIVIDIS = [
 ];
 // Above the threshold: from just over it (where a held layer stands) to twice and more.
 const BREACH = ["#f59331", "#d9480f", "#8f1d14"];
+// Marks stand on every color of the scales, in both themes.
+const [MARK, MARK_EDGE] = ["#ffffff", "#16181d"];
 const MOST_MARKS = 1500;
+const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 export const METRICS = {
   ratio: "\u03c3 / threshold",
   sigma: "\u03c3",
   growth: "\u03c3 / first \u03c3",
 };
+
+/** The metric asked for if it can be shown, else the best there is. */
+export function metricToShow(asked, limited) {
+  const best = limited ? "ratio" : "sigma";
+  return Object.hasOwn(METRICS, asked ?? "") && (limited || asked !== "ratio") ? asked : best;
+}
 
 /** `handlers`: those of `Chart`, and `select(layer)` at a click or Enter. */
 export class Heatmap {
@@ -26,13 +35,15 @@ export class Heatmap {
     this.handlers = handlers;
     this.readout = h("p", { class: "readout", "aria-live": "off" });
     this.scale = new Scale();
-    this.chart = new Chart(`${title}: arrow keys move through layers and steps, Enter draws the layer`, {
+    const keys = "arrow keys move through layers and steps, Enter draws the layer";
+    this.chart = new Chart(`${title}: ${keys}`, {
       zoom: handlers.zoom,
       point: (step, y) => this.point(step, y),
       pick: (step, y) => this.pick(y),
       key: (event) => this.key(event),
     });
-    this.element = h("div", { class: "heatmap" }, this.chart.element, this.readout, this.scale.element);
+    const parts = [this.chart.element, this.readout, this.scale.element];
+    this.element = h("div", { class: "heatmap" }, ...parts);
     this.cell = null;
   }
 
@@ -40,8 +51,12 @@ export class Heatmap {
     this.chart.destroy();
   }
 
+  say(sentence) {
+    this.chart.say(sentence);
+  }
+
   /**
-   * Draw `sigma`, an answer of the heatmap resource; `ratios` is the same of sigma / threshold, null
+   * Draw `sigma`, an answer of the heatmap resource; `ratios` is that of sigma / threshold, null
    * where no layer has a threshold. `limits` [low, high] replaces the span of the colors.
    */
   draw(sigma, ratios, { metric, range, selected = [], limits = null }) {
@@ -107,7 +122,7 @@ export class Heatmap {
     return (this.answer.nonfinite?.[row]?.[i] ?? 0) > 0;
   }
 
-  /** Shapes besides colors: a triangle and a line where a breach begins and lasts, a cross for NaN. */
+  /** Shapes besides colors: a triangle for a breach, a cross for NaN, a line while it lasts. */
   marks(rowHeight) {
     const { source } = this.grid;
     const rows = this.answer.layers.length;
@@ -115,12 +130,12 @@ export class Heatmap {
     const bad = (r, c) => source[c] >= 0 && this.nonfinite(r, source[c]);
     const size = Math.max(4, Math.min(8, rowHeight * 0.55));
     return [
-      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", "#ffffff", size),
-      this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", "#ffffff", size),
+      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", size),
+      this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", size),
     ].filter((trace) => trace.x.length);
   }
 
-  markTrace(found, symbol, ink, size) {
+  markTrace(found, symbol, size) {
     const { edges } = this.grid;
     const [x, y, sizes] = [[], [], []];
     for (const { row, from, to } of found) {
@@ -130,8 +145,8 @@ export class Heatmap {
     }
     return {
       type: "scatter", mode: "lines+markers", x, y, hoverinfo: "skip", connectgaps: false,
-      line: { color: ink, width: 1 },
-      marker: { symbol, size: sizes, color: ink, line: { color: "#16181d", width: 1 } },
+      line: { color: MARK, width: 1 },
+      marker: { symbol, size: sizes, color: MARK, line: { color: MARK_EDGE, width: 1 } },
     };
   }
 
@@ -154,7 +169,8 @@ export class Heatmap {
   selectionMarks() {
     return this.selected.flatMap(({ layer, ink }) => {
       const row = this.answer.layers.indexOf(layer);
-      const box = { xref: "paper", yref: "y", x0: -0.006, x1: -0.001, y0: row - 0.45, y1: row + 0.45 };
+      const place = { xref: "paper", yref: "y", x0: -0.006, x1: -0.001 };
+      const box = { ...place, y0: row - 0.45, y1: row + 0.45 };
       return row < 0 ? [] : [{ type: "rect", ...box, fillcolor: ink, line: { width: 0 } }];
     });
   }
@@ -173,7 +189,7 @@ export class Heatmap {
   }
 
   key(event) {
-    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    const move = KEYS[event.key];
     const last = (this.grid?.source.length ?? 0) - 1;
     if (last < 0) return;
     if (move) {
@@ -200,11 +216,12 @@ export class Heatmap {
     const { answer, grid } = this;
     const i = grid.source[column];
     if (answer.layers[row] === undefined || i === undefined) return this.summary();
-    if (i < 0) return `${answer.layers[row]} \u00b7 steps ${count(grid.edges[column])}\u2013${count(grid.edges[column + 1] - 1)} \u00b7 not measured`;
-    const [first, last] = [answer.steps[i], answer.steps[i] + answer.bucket_steps - 1];
-    const steps = last > first ? `steps ${count(first)}\u2013${count(last)}, largest` : `step ${count(first)}`;
-    const parts = [answer.layers[row], steps, this.values(row, i)];
-    return parts.join(" \u00b7 ");
+    const first = grid.edges[column];
+    const last = i < 0 ? grid.edges[column + 1] - 1 : first + answer.bucket_steps - 1;
+    const many = `steps ${count(first)}\u2013${count(last)}${i < 0 ? "" : ", largest"}`;
+    const steps = last > first ? many : `step ${count(first)}`;
+    const values = i < 0 ? "not measured" : this.values(row, i);
+    return [answer.layers[row], steps, values].join(" \u00b7 ");
   }
 
   values(row, i) {
@@ -222,8 +239,9 @@ export class Heatmap {
 
   summary() {
     const { layers, steps, bucket_steps: bucket } = this.answer;
-    const columns = bucket > 1 ? `each cell is the largest of ${count(bucket)} steps` : "each cell is one step";
-    return `${count(layers.length)} layers \u00d7 ${count(steps.length)} columns \u00b7 ${columns}`;
+    const cell = bucket > 1 ? `the largest of ${count(bucket)} steps` : "one step";
+    const size = `${count(layers.length)} layers \u00d7 ${count(steps.length)} columns`;
+    return `${size} \u00b7 each cell is ${cell}`;
   }
 }
 
@@ -233,12 +251,15 @@ class Scale {
     this.low = h("span");
     this.high = h("span");
     this.bar = h("span", { class: "scale-bar", "aria-hidden": "true" });
-    this.over = h("span", { class: "scale-over" }, h("span", { class: "scale-breach" }), h("span", { text: "\u2265 2" }));
+    const breach = h("span", { class: "scale-breach", "aria-hidden": "true" });
+    this.over = h("span", { class: "scale-over" }, breach, "\u2265 2");
+    const part = (...children) => h("span", { class: "scale-part" }, ...children);
+    const mark = (name, text) => h("span", { class: `mark-${name}`, "aria-hidden": "true", text });
     this.element = h("p", { class: "scale" },
-      h("span", { class: "scale-part" }, this.low, this.bar, this.high, this.over),
-      h("span", { class: "scale-part" }, h("span", { class: "mark-breach", text: "\u25b2\u2500" }), "breach"),
-      h("span", { class: "scale-part" }, h("span", { class: "mark-nonfinite", text: "\u2715" }), "not finite"),
-      h("span", { class: "scale-part" }, h("span", { class: "mark-absent" }), "not measured"));
+      part(this.low, this.bar, this.high, this.over),
+      part(mark("breach", "\u25b2\u2500"), "breach"),
+      part(mark("nonfinite", "\u2715"), "not finite"),
+      part(mark("absent", ""), "not measured"));
   }
 
   show(metric, paint) {
@@ -254,7 +275,10 @@ function ratioPaint() {
   const over = BREACH.map((ink, i) => [0.5 + i * 0.25, ink]);
   const colors = [...under, ...over];
   // A ratio of exactly 1 is no breach: keep it on Cividis' side of the step in the scale.
-  const place = (value) => (value === null ? null : value <= 1 ? value * 0.4999 : Math.min(0.5001 + (value - 1) / 2, 1));
+  const place = (value) => {
+    if (value === null) return null;
+    return value <= 1 ? value * 0.4999 : Math.min(0.5001 + (value - 1) / 2, 1);
+  };
   return { colors, place, low: "0", high: "1" };
 }
 

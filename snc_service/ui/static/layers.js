@@ -1,8 +1,8 @@
 // The table of a run's layers, the worst first: all that the heatmap says, in numbers.
 
-import { h, keyed, rowKeys, setText } from "./dom.js";
+import { h, keyed, quietButton, rowKeys, setText } from "./dom.js";
 import { count, number, shape } from "./format.js";
-import { nextSort, ratioBar, showRatio, showSort, sortHeader } from "./parts.js";
+import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "./parts.js";
 
 // Those with an order of the service's can be sorted by; "model" is the model's own order.
 const COLUMNS = [
@@ -14,7 +14,7 @@ const COLUMNS = [
   { key: "scale", label: "scale", style: "num" },
 ];
 const PAGE = 25;
-export const MOST_LAYERS = 500;
+const MOST_LAYERS = 500;
 
 /** `handlers`: `select(layer)` toggles a layer's history, `ask()` asks for other rows. */
 export class LayerTable {
@@ -24,10 +24,12 @@ export class LayerTable {
     this.limit = PAGE;
     this.head = h("tr", {}, ...COLUMNS.map((column) => this.header(column)));
     this.body = h("tbody");
-    this.caption = h("caption", { class: "visually-hidden", text: "Layers with their newest values" });
-    this.more = h("button", { type: "button", class: "quiet", hidden: true, on: { click: () => this.extend() } });
-    const table = h("table", { class: "layers" }, this.caption, h("thead", {}, this.head), this.body);
-    this.element = h("div", { class: "bleed" }, h("div", { class: "table-box", tabindex: "-1" }, table), this.more);
+    this.more = quietButton("", () => this.extend(), { hidden: true });
+    const table = h("table", { class: "layers" },
+      h("caption", { class: "visually-hidden", text: "Layers with their newest values" }),
+      h("thead", {}, this.head),
+      this.body);
+    this.element = h("div", { class: "bleed" }, h("div", { class: "table-box" }, table), this.more);
     rowKeys(this.body, "button");
     showSort(this.head, this.sort);
   }
@@ -51,21 +53,24 @@ export class LayerTable {
   /** Show `items` (in the order asked for) of `total` layers; `selected` maps layers to colors. */
   show(items, total, selected) {
     const rows = items.slice(0, this.limit);
-    keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), (row, item) => this.update(row, item, selected));
+    const update = (row, item) => this.update(row, item, selected);
+    keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), update);
     this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
     setText(this.more, `Show more of ${count(total)} layers`);
   }
 
   row(item) {
-    const button = h("button", { type: "button", class: "layer-name", on: { click: () => this.handlers.select(item.layer) } },
-      h("span", { class: "swatch", "aria-hidden": "true" }), h("span", {}, ...breakable(item.layer)));
+    const select = () => this.handlers.select(item.layer);
+    const button = h("button", { type: "button", class: "layer-name", on: { click: select } },
+      swatch(),
+      h("span", {}, ...breakable(item.layer)));
     const row = h("tr", {},
       h("th", { scope: "row", class: "col-layer" }, button, h("span", { class: "layer-kind" })),
       h("td", { class: "col-ratio" }, ratioBar()),
       ...COLUMNS.slice(2).map(({ key }) => h("td", { class: "num", data: { key } })));
     row.addEventListener("click", (event) => {
       // The whole row is a target; the button in it is the one that keys and readers use.
-      if (!event.target.closest("button") && !String(getSelection())) this.handlers.select(item.layer);
+      if (!event.target.closest("button") && !String(getSelection())) select();
     });
     return row;
   }

@@ -1,8 +1,9 @@
 // The chosen layers with their values at the cursor: a legend that is also the readout.
 
-import { h, keyed, setText } from "./dom.js";
+import { h, keyed, quietButton, setText } from "./dom.js";
 import { count, MISSING } from "./format.js";
 import { valueAt } from "./lines.js";
+import { swatch } from "./parts.js";
 
 export class Legend {
   constructor(onRemove) {
@@ -16,7 +17,8 @@ export class Legend {
   /** `chosen`: [{layer, ink, history, threshold}]. */
   show(chosen) {
     this.chosen = chosen;
-    keyed(this.list, chosen, (one) => one.layer, (one) => this.item(one), (item, one) => this.update(item, one));
+    const update = (item, one) => this.update(item, one);
+    keyed(this.list, chosen, (one) => one.layer, (one) => this.item(one), update);
   }
 
   at(step, loss) {
@@ -27,13 +29,20 @@ export class Legend {
   }
 
   item({ layer }) {
-    const remove = h("button", { type: "button", class: "quiet", text: "\u00d7", "aria-label": `Remove ${layer} from the history`, on: { click: () => this.onRemove(layer) } });
-    return h("li", {}, h("span", { class: "swatch", "aria-hidden": "true" }), h("span", { class: "legend-name", text: layer, title: layer }), h("span", { class: "legend-value" }), remove);
+    return h("li", {},
+      swatch(),
+      h("span", { class: "legend-name", text: layer, title: layer }),
+      h("span", { class: "legend-value" }),
+      quietButton("\u00d7", () => this.onRemove(layer), {
+        "aria-label": `Remove ${layer} from the history`,
+      }));
   }
 
   update(item, { ink, history, threshold }) {
     item.querySelector(".swatch").style.backgroundColor = ink;
     const limit = valueAt(threshold, this.step);
-    setText(item.querySelector(".legend-value"), `\u03c3 ${valueAt(history, this.step)}${limit === MISSING ? "" : ` \u00b7 threshold ${limit}`}`);
+    const parts = [`\u03c3 ${valueAt(history, this.step)}`];
+    if (limit !== MISSING) parts.push(`threshold ${limit}`);
+    setText(item.querySelector(".legend-value"), parts.join(" \u00b7 "));
   }
 }

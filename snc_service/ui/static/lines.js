@@ -40,6 +40,11 @@ export class Lines {
   }
 }
 
+/** The line of a layer's threshold: dashed, level until the next value, in the layer's color. */
+export function thresholdLine({ ink, threshold }) {
+  return { ink, history: threshold, dash: "dash", band: false, width: 1.2, shape: "hv" };
+}
+
 function figure(panels, rails, range) {
   const height = rails.length * RAIL + panels.reduce((sum, panel) => sum + panel.height + GAP, 0);
   const layout = { height: height + 8 + BOTTOM, annotations: [] };
@@ -52,8 +57,10 @@ function figure(panels, rails, range) {
   }
   panels.forEach((panel, i) => {
     const axis = i ? `y${i + 1}` : "y";
-    const domain = [1 - (top + panel.height) / height, 1 - top / height].map((part) => Math.min(Math.max(part, 0), 1));
-    layout[`yaxis${i ? i + 1 : ""}`] = valueAxis({ domain, type: panel.log ? "log" : "linear", rangemode: panel.log ? "normal" : "tozero" });
+    // Rounding must not push the last panel below the paper.
+    const domain = [Math.max(1 - (top + panel.height) / height, 0), 1 - top / height];
+    const scale = panel.log ? { type: "log" } : { type: "linear", rangemode: "tozero" };
+    layout[`yaxis${i ? i + 1 : ""}`] = valueAxis({ domain, ...scale });
     layout.annotations.push(axisTitle(panel.title, (domain[0] + domain[1]) / 2));
     data.push(...panel.lines.flatMap((line) => traces(line, axis)));
     top += panel.height + GAP;
@@ -106,7 +113,8 @@ function railTraces({ points }, y) {
   return [...lasting, marks];
 }
 
-function traces({ ink, history, dash = "solid", band = true, width = 1.6, shape = "linear" }, yaxis) {
+function traces(line, yaxis) {
+  const { ink, history, dash = "solid", band = true, width = 1.6, shape = "linear" } = line;
   const { steps, mean, min, max, bucket_steps: bucket } = history;
   const common = { type: "scatter", x: steps, yaxis, hoverinfo: "skip", connectgaps: false };
   const found = [];
@@ -120,7 +128,8 @@ function traces({ ink, history, dash = "solid", band = true, width = 1.6, shape 
   found.push({ ...common, y: mean, mode: "lines", line: { color: ink, width, dash, shape } });
   const alone = steps.map((_, i) => i).filter((i) => isolated(mean, i) || steps.length <= 40);
   if (alone.length && dash === "solid") {
-    found.push({ ...common, x: alone.map((i) => steps[i]), y: alone.map((i) => mean[i]), mode: "markers", marker: { color: ink, size: 4 } });
+    const [x, y] = [alone.map((i) => steps[i]), alone.map((i) => mean[i])];
+    found.push({ ...common, x, y, mode: "markers", marker: { color: ink, size: 4 } });
   }
   return found;
 }

@@ -87,7 +87,8 @@ function connection(state) {
   current = state;
   const node = document.getElementById("connection");
   node.dataset.state = state;
-  setText(node, state === "lost" ? `${SENTENCES.lost} since ${clock(Date.now())}` : SENTENCES[state]);
+  const since = state === "lost" ? ` since ${clock(Date.now())}` : "";
+  setText(node, SENTENCES[state] + since);
   if (state === "lost") announce("The service is not reached. What is shown may be old.");
   if (state === "live" && before === "lost") announce("The service is reached again.");
 }

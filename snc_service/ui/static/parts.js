@@ -20,7 +20,9 @@ export function showState(badge, state) {
 /** A bar with a tick at 1.0, and the number. */
 export function ratioBar() {
   return h("span", { class: "ratio" },
-    h("span", { class: "ratio-track", "aria-hidden": "true" }, h("span", { class: "ratio-fill" }), h("span", { class: "ratio-one" })),
+    h("span", { class: "ratio-track", "aria-hidden": "true" },
+      h("span", { class: "ratio-fill" }),
+      h("span", { class: "ratio-one" })),
     h("span", { class: "ratio-number" }));
 }
 
@@ -33,8 +35,8 @@ export function showRatio(bar, value, { broken = false, held = false } = {}) {
   bar.classList.toggle("is-held", known && value > 1 && held);
   bar.classList.toggle("is-near", known && value > 0.9 && value <= 1);
   bar.classList.toggle("is-empty", !known);
-  const text = broken ? "\u2715 not finite" : `${known && value > 1 ? "\u25b2 " : ""}${ratio(value)}`;
-  setText(bar.querySelector(".ratio-number"), text);
+  const finite = `${known && value > 1 ? "\u25b2 " : ""}${ratio(value)}`;
+  setText(bar.querySelector(".ratio-number"), broken ? "\u2715 not finite" : finite);
   bar.classList.toggle("is-broken", broken);
 }
 
@@ -65,28 +67,45 @@ export class Facts {
   }
 }
 
+/** A titled box; `tools` stand at the right of its title. */
+export function panel(area, title, tools, ...children) {
+  const head = h("div", { class: "panel-head" }, h("h2", { text: title }), ...tools);
+  return h("section", { class: `panel ${area}` }, head, ...children);
+}
+
+/** The color of a line, beside its name. */
+export function swatch() {
+  return h("span", { class: "swatch", "aria-hidden": "true" });
+}
+
+export function waiting() {
+  return h("p", { class: "hint", text: "Asking the service\u2026" });
+}
+
 /** A view without its content: what happened, and what to do about it. */
 export function stateNote(title, sentence, ...more) {
-  return h("section", { class: "state" }, h("h1", { text: title }), h("p", { text: sentence }), ...more);
+  const said = [h("h1", { text: title }), h("p", { text: sentence })];
+  return h("section", { class: "state" }, ...said, ...more);
 }
 
 /** What a problem means to the reader, as a note. */
 export function problemNote(problem, what) {
   const home = h("p", {}, h("a", { href: "#/", text: "All runs" }));
-  if (problem.status === 404) return stateNote(`${what} is not here`, "It was deleted, or it never was on this service.", home);
-  if (problem.status === 401 || problem.status === 403) {
-    return stateNote("The service asks for a token", problem.message || "Reading needs the scope \u201cread\u201d.", home);
-  }
-  if (problem.status === 0) return stateNote("The service is not reached", "This page tries again by itself.");
-  return stateNote("The service could not answer", problem.message || String(problem), home);
+  const gone = "It was deleted, or it never was on this service.";
+  const again = "This page tries again by itself.";
+  if (problem.status === 404) return stateNote(`${what} is not here`, gone, home);
+  if (problem.status === 0) return stateNote("The service is not reached", again);
+  return stateNote(problem.title ?? "The page has a defect", problem.message, home);
 }
 
-/** A group of choices of which one holds: `choices` is {value: label}. */
+/** A group of choices of which one holds: {value: label}, or values that are their own label. */
 export class Choice {
   constructor(label, choices, onChange) {
     this.buttons = new Map();
     this.element = h("div", { class: "choice", role: "group", "aria-label": label });
-    for (const [value, text] of Object.entries(choices)) {
+    const plain = Array.isArray(choices);
+    for (const value of plain ? choices : Object.keys(choices)) {
+      const text = plain ? value : choices[value];
       const button = h("button", { type: "button", text, on: { click: () => onChange(value) } });
       this.buttons.set(value, button);
       this.element.append(button);
@@ -121,9 +140,4 @@ export function nextSort(sort, key, textKeys = ["layer", "name"]) {
   const first = textKeys.includes(key) ? key : `-${key}`;
   if (sort === first) return first.startsWith("-") ? key : `-${key}`;
   return first;
-}
-
-/** Whether every breach of a run was answered by a rescale: above its threshold, but held there. */
-export function isHeld(run) {
-  return run.breaches > 0 && run.rescales >= run.breaches;
 }

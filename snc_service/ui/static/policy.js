@@ -1,29 +1,38 @@
 // The policy in force: who set it, what it says, and a form to change it while the run goes on.
 
 import { getPolicy, putPolicy } from "./api.js";
-import { announce, h, setText } from "./dom.js";
+import { announce, h, quietButton, setText } from "./dom.js";
 import { count, moment } from "./format.js";
 import { matches } from "./glob.js";
 
 const ACTIONS = ["observe", "rescale", "cap", "stop"];
+const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", ""];
+const HELP =
+  "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, or " +
+  "empty: observe only. The running job obeys with its next batch.";
+const PLAIN_FIELD = { spellcheck: "false", autocomplete: "off" };
+const NO_ENTRY = "No entry: every layer is observed, none is held.";
+const MOVED =
+  "Somebody else changed the policy meanwhile. Undo shows theirs; then change it again.";
 
-/** The panel of one run; `layers()` gives the names that patterns are tried on. */
+/** The panel of one run. */
 export class PolicyPanel {
-  constructor(run, layers, onSaved) {
+  constructor(run, onSaved) {
     this.run = run;
-    this.layers = layers;
+    this.layers = [];
     this.onSaved = onSaved;
     this.from = h("p", { class: "hint" });
     this.rows = h("tbody");
     this.problem = h("p", { class: "form-problem", role: "alert" });
     this.save = h("button", { type: "submit", class: "primary", text: "Save" });
-    this.reset = h("button", { type: "button", class: "quiet", text: "Undo", on: { click: () => this.fill() } });
-    const head = ["Layers (first match wins)", "Threshold", "Action", "Matches", ""].map((text) => h("th", { scope: "col", text }));
-    const add = h("button", { type: "button", class: "quiet", text: "Add an entry", on: { click: () => this.add() } });
+    this.reset = quietButton("Undo", () => this.fill());
+    const add = quietButton("Add an entry", () => this.add());
+    const head = h("tr", {}, ...HEADS.map((text) => h("th", { scope: "col", text })));
     this.form = h("form", { class: "policy" },
-      h("div", { class: "table-box" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), this.rows)),
-      h("div", { class: "form-end" }, add, this.reset, this.save), this.problem,
-      h("p", { class: "hint", text: "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, or empty: observe only. The running job obeys with its next batch." }));
+      h("div", { class: "table-box" }, h("table", {}, h("thead", {}, head), this.rows)),
+      h("div", { class: "form-end" }, add, this.reset, this.save),
+      this.problem,
+      h("p", { class: "hint", text: HELP }));
     this.element = h("div", {}, this.from, this.form);
     this.form.addEventListener("submit", (event) => this.submit(event));
     this.form.addEventListener("input", () => this.changed(true));
@@ -38,23 +47,28 @@ export class PolicyPanel {
   }
 
   fill() {
-    this.rows.replaceChildren(...(this.current.policy.entries).map((entry) => this.row(entry)));
-    if (!this.rows.childElementCount) this.rows.append(h("tr", { class: "none" }, h("td", { colspan: "5", text: "No entry: every layer is observed, none is held." })));
+    const rows = this.current.policy.entries.map((entry) => this.row(entry));
+    const none = h("tr", { class: "none" }, h("td", { colspan: "5", text: NO_ENTRY }));
+    this.rows.replaceChildren(...(rows.length ? rows : [none]));
     this.changed(false);
   }
 
   row(entry) {
-    const field = (name, value, properties) => h("input", { name, value, spellcheck: "false", autocomplete: "off", ...properties });
-    const action = h("select", { name: "action", "aria-label": "Action" }, ...ACTIONS.map((name) => h("option", { value: name, text: name, selected: name === entry.action })));
-    const remove = h("button", { type: "button", class: "quiet", text: "Remove", "aria-label": `Remove the entry ${entry.pattern}` });
-    const row = h("tr", { class: "entry" },
-      h("td", {}, field("pattern", entry.pattern, { "aria-label": "Layers", required: true })),
-      h("td", {}, field("threshold", entry.threshold ?? "", { "aria-label": "Threshold", placeholder: "observe" })),
-      h("td", {}, action), h("td", { class: "num matched" }), h("td", {}, remove));
-    remove.addEventListener("click", () => {
+    const { pattern, threshold, action } = entry;
+    const field = (name, value, label, more) =>
+      h("input", { name, value, "aria-label": label, ...PLAIN_FIELD, ...more });
+    const options = ACTIONS.map((name) =>
+      h("option", { value: name, text: name, selected: name === action }));
+    const remove = () => {
       row.remove();
       this.changed(true);
-    });
+    };
+    const row = h("tr", { class: "entry" },
+      h("td", {}, field("pattern", pattern, "Layers", { required: true })),
+      h("td", {}, field("threshold", threshold ?? "", "Threshold", { placeholder: "observe" })),
+      h("td", {}, h("select", { name: "action", "aria-label": "Action" }, ...options)),
+      h("td", { class: "num matched" }),
+      h("td", {}, quietButton("Remove", remove, { "aria-label": `Remove the entry ${pattern}` })));
     return row;
   }
 
@@ -74,22 +88,24 @@ export class PolicyPanel {
     this.preview();
   }
 
-  /** Count what each entry would get: the first match wins. */
-  preview() {
-    const left = new Set(this.layers());
+  /** Count which of `layers` each entry would get: the first match wins. */
+  preview(layers = this.layers) {
+    this.layers = layers;
+    const left = new Set(layers);
     for (const row of this.rows.querySelectorAll(".entry")) {
       const pattern = row.querySelector("[name=pattern]").value;
       const found = [...left].filter((layer) => matches(pattern, layer));
       found.forEach((layer) => left.delete(layer));
-      setText(row.querySelector(".matched"), found.length === 1 ? "1 layer" : `${count(found.length)} layers`);
+      const layers = found.length === 1 ? "layer" : "layers";
+      setText(row.querySelector(".matched"), `${count(found.length)} ${layers}`);
     }
   }
 
   entries() {
     return [...this.rows.querySelectorAll(".entry")].map((row) => {
-      const text = row.querySelector("[name=threshold]").value.trim();
-      const value = text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
-      return { pattern: row.querySelector("[name=pattern]").value, threshold: value, action: row.querySelector("[name=action]").value };
+      const value = (name) => row.querySelector(`[name=${name}]`).value;
+      const threshold = thresholdOf(value("threshold").trim());
+      return { pattern: value("pattern"), threshold, action: value("action") };
     });
   }
 
@@ -105,10 +121,16 @@ export class PolicyPanel {
     } catch (problem) {
       this.save.disabled = false;
       const moved = problem.status === 412;
-      setText(this.problem, moved ? "Somebody else changed the policy meanwhile. Undo shows theirs; then change it again." : problem.message);
+      setText(this.problem, moved ? MOVED : problem.message);
       if (moved) await this.load().catch(() => {});
     }
   }
+}
+
+/** A number where the text is one; else the text, for the service to judge. */
+function thresholdOf(text) {
+  if (text === "") return null;
+  return Number.isNaN(Number(text)) ? text : Number(text);
 }
 
 /** The policy's version and where it came from, in one sentence. */

@@ -1,5 +1,7 @@
 // The address: what is shown is in the hash, so every view can be linked to and gone back to.
 
+export const MOST_COMPARED = 6;
+
 /**
  * Read a hash: `#/`, `#/runs/RUN?layer=..&from=..`, `#/compare/A/B?..`.
  * Names are percent-encoded, so that / % # and ? in them stay part of the name.

@@ -2,6 +2,9 @@
 
 import { copyButton, h } from "./dom.js";
 
+const PROMISE =
+  "Two lines in a training loop put every layer\u2019s \u03c3 here and hold it under a threshold:";
+
 export function welcome() {
   const address = location.origin + location.pathname.replace(/\/$/, "");
   const loop = [
@@ -17,7 +20,7 @@ export function welcome() {
   ];
   return h("section", { class: "welcome" },
     h("h1", { text: "No runs yet" }),
-    h("p", { text: "Two lines in a training loop put every layer\u2019s \u03c3 here, and hold it under its threshold:" }),
+    h("p", { text: PROMISE }),
     snippet("Before the loop", `from snc_client import SNCallback\n${loop[0]}`),
     snippet("In the loop, after optimizer.step()", loop[1]),
     h("p", { text: "Or try it without a model:" }),

@@ -1,0 +1,76 @@
+// What is said of a run in numbers and in words, wherever it is shown.
+
+import { serviceNow } from "./api.js";
+import { announce } from "./dom.js";
+import { age, count, MISSING, percent, ratio } from "./format.js";
+
+/** Whether every breach was answered by a rescale: above its threshold, but held there. */
+export function isHeld(run) {
+  return run.breaches > 0 && run.rescales >= run.breaches;
+}
+
+/** Above 1 and not held is bad, held is worth a look. */
+function ratioTone(run) {
+  if (!(run.worst_ratio > 1)) return "";
+  return isHeld(run) ? "warn" : "bad";
+}
+
+/** The facts at the top of a run's page; `policy` is the stored policy or null. */
+export function runFacts(run, policy) {
+  const held = isHeld(run);
+  const broken = run.nonfinite_layers > 0;
+  const version = policy?.policy_version;
+  return {
+    Step: { value: count(run.last_step), detail: run.attempt ? `attempt ${run.attempt + 1}` : "" },
+    "Last report": {
+      value: age(run.updated_at, serviceNow()),
+      tone: run.state === "silent" ? "warn" : "",
+    },
+    Layers: { value: count(run.layers) },
+    "Worst \u03c3 / threshold": {
+      value: `${run.worst_ratio > 1 ? "\u25b2 " : ""}${ratio(run.worst_ratio)}`,
+      tone: ratioTone(run),
+      detail: run.worst_layer ?? "",
+    },
+    Breaches: {
+      value: count(run.breaches),
+      tone: run.breaches && !held ? "bad" : "",
+      detail: held ? "all rescaled" : "",
+    },
+    Rescales: { value: count(run.rescales) },
+    "Not finite": {
+      value: broken ? `\u2715 ${count(run.nonfinite_layers)}` : "0",
+      tone: broken ? "broken" : "",
+      detail: broken ? "layers" : "",
+    },
+    Dropped: {
+      value: count(run.dropped_values),
+      tone: run.dropped_values ? "warn" : "",
+      detail: run.dropped_values ? "values" : "",
+    },
+    Overhead: {
+      value: percent(run.overhead),
+      detail: run.overhead === null ? "not reported" : "of step time",
+    },
+    Policy: {
+      value: version ? `v${version}` : MISSING,
+      detail: version ? `by ${policy.author}` : "observe only",
+    },
+  };
+}
+
+/** The tone of one of a run's counts in a table. */
+export function countTone(key, run) {
+  if (!run[key]) return "none";
+  if (key === "breaches") return isHeld(run) ? "" : "bad";
+  return { nonfinite_layers: "broken", dropped_values: "warn" }[key] ?? "";
+}
+
+/** Speak when a run changes its state, breaches or breaks for the first time. */
+export function tellChange(before, run, name) {
+  if (before.state !== run.state) announce(`${name} is ${run.state}.`);
+  else if (!before.breaches && run.breaches) announce(`${name}: first breach.`);
+  else if (!before.nonfinite_layers && run.nonfinite_layers) {
+    announce(`${name}: a layer is not finite.`);
+  }
+}
