@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import platform
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from character_model import OPTIMIZERS, CharacterModel, minibatches, optimizer_of, warm_up
+from torch import Tensor
 
 from snc_client.certificate import certify, gram_bound, sigma_upper
 from snc_client.constraint import cap_, rescale_
@@ -32,91 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from spectra import SPECTRA, norm, planted, singular_values
 
 CPU = torch.device("cpu")
-WIDTH, HEADS, DEPTH, CONTEXT, BATCH, VOCABULARY = 96, 4, 2, 64, 8, 128
 THRESHOLD, MARGIN = 1.5, 1e-3
-PEAK_LR = {"AdamW": 3e-3, "Muon-like": 0.02}
-WARM_UP = 20  # steps
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (*x.shape[:2], HEADS, WIDTH // HEADS)
-        q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
-
-
-class CharacterModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.place = nn.Parameter(torch.zeros(CONTEXT, WIDTH))
-        self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.norm(self.blocks(self.embedding(tokens) + self.place)))
-        return logits
-
-
-class MuonLike(torch.optim.Optimizer):
-    """Momentum with an orthogonalised update for the hidden matrices; AdamW has the rest."""
-
-    def __init__(self, matrices: Sequence[nn.Parameter], rest: Sequence[nn.Parameter]) -> None:
-        super().__init__(matrices, {"lr": 0.02})
-        self.rest = torch.optim.AdamW(rest, lr=3e-3)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for w in self.param_groups[0]["params"]:
-            momentum = self.state[w].setdefault("momentum", torch.zeros_like(w))
-            momentum.mul_(0.95).add_(w.grad)
-            x = w.grad + 0.95 * momentum
-            x = x / (x.norm() + 1e-7)
-            x = x.mT if x.shape[0] > x.shape[1] else x
-            for _ in range(5):
-                a = x @ x.mT
-                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
-            x = x if x.shape == w.shape else x.mT
-            lr = self.param_groups[0]["lr"]
-            w.sub_(x, alpha=lr * max(1.0, w.shape[0] / w.shape[1]) ** 0.5)
-        self.rest.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        self.rest.zero_grad(set_to_none)
-
-
-def warm_up(optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
-    for part in (optimizer, getattr(optimizer, "rest", optimizer)):
-        peak = lr if part is optimizer else 3e-3
-        part.param_groups[0]["lr"] = peak * min(1.0, (step + 1) / WARM_UP)
-
-
-def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    if name == "AdamW":
-        return torch.optim.AdamW(model.parameters(), lr=3e-3)
-    hidden = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not w for w in hidden)]
-    return MuonLike(hidden, rest)
-
-
-def minibatches(seed: int) -> Iterator[Tensor]:
-    folder = Path(random.__file__).parent
-    text = "".join((folder / f"{name}.py").read_text("utf-8") for name in ("random", "argparse"))
-    tokens = torch.tensor([min(ord(c), VOCABULARY - 1) for c in text])
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        starts = torch.randint(len(tokens) - CONTEXT - 1, (BATCH, 1), generator=generator)
-        yield tokens[starts + torch.arange(CONTEXT + 1)]
+SETTLED = 25  # steps: the warm-up of the learning rate and a little
 
 
 @dataclass
@@ -129,6 +47,11 @@ class Record:
     ratio: list[float] = field(default_factory=list)  # true / threshold after the action
     shrink: list[float] = field(default_factory=list)  # 1 - ratio, where the layer was rescaled
     loss: float = 0.0
+    layers: int = 0
+
+    def settled(self, values: list[float]) -> list[float]:
+        """Return what came after the first steps, in which new directions overtake old ones."""
+        return values[SETTLED * self.layers :]
 
 
 def train(name: str, mode: str, *, steps: int, seed: int, warm: bool = True) -> Record:
@@ -139,9 +62,10 @@ def train(name: str, mode: str, *, steps: int, seed: int, warm: bool = True) -> 
     weights = [p.detach() for p in model.parameters() if p.ndim == 2]
     blocks = BlockPower([(w.shape[0], w.shape[1]) for w in weights], device=CPU)
     threshold = torch.full((len(weights),), THRESHOLD)
+    record.layers = len(weights)
     for step, batch in zip(range(steps), minibatches(seed), strict=False):
         if warm:
-            warm_up(optimizer, step, PEAK_LR[name])
+            warm_up(optimizer, step)
         loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -181,14 +105,15 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def trainings(steps: int, seed: int) -> dict[tuple[str, str], Record]:
     print(f"\n1. Trainings: {steps} steps, threshold {THRESHOLD}, b = 16, every weight, every step")
-    print("   error = 1 - sigma/true before the action; ratio = true/threshold after it")
+    print("   error = 1 - sigma/true before the action; ratio = true/threshold after it; settled =")
+    print(f"   largest error after step {SETTLED}: before, directions grow from nothing to the top")
     print(
         f"   {'optimizer':10s} {'mode':17s} {'loss':>6s} {'error max':>10s} {'p99':>8s}"
-        f" {'median':>8s} {'overshoot':>9s} {'ratio max':>10s} {'>1.001':>7s} {'shrink med':>10s}"
-        f" {'1st rung':>8s}"
+        f" {'median':>8s} {'settled':>9s} {'overshoot':>9s} {'ratio max':>10s} {'>1.001':>7s}"
+        f" {'shrink med':>10s} {'1st rung':>8s}"
     )
     records = {}
-    for name in PEAK_LR:
+    for name in OPTIMIZERS:
         for mode in ("free", "default", "strict", "strict bf16"):
             r = records[name, mode] = train(name, mode, steps=steps, seed=seed)
             print(line_of(name, mode, r))
@@ -201,7 +126,7 @@ def trainings(steps: int, seed: int) -> dict[tuple[str, str], Record]:
 def line_of(name: str, mode: str, r: Record) -> str:
     top, p99, middle = quantiles(r.error)
     line = f"   {name:10s} {mode:17s} {r.loss:6.3f} {top:10.1e} {p99:8.1e} {middle:8.1e}"
-    line += f" {-min(r.error):9.1e}"
+    line += f" {max(r.settled(r.error)):9.1e} {-min(r.error):9.1e}"
     if r.ratio:
         over = sum(x > 1.001 for x in r.ratio) / len(r.ratio)
         shrink = quantiles(r.shrink)[2] if r.shrink else float("nan")
@@ -233,19 +158,28 @@ def adversarial() -> float:
     return worst
 
 
+@cache
+def linear_spectra(n: int, seeds: int) -> list[Tensor]:
+    return [planted(torch.linspace(1, 0, n), seed=s).float() for s in range(seeds)]
+
+
+def apart(x: Tensor, from_NB: Tensor) -> Tensor:
+    basis = torch.linalg.qr(from_NB).Q
+    for _ in range(2):
+        x = x - basis @ (basis.mT @ x)
+    return x / x.norm()
+
+
 def new_direction(r: float, n: int, *, refill: bool, seeds: int) -> list[int]:
-    """Count steps to 1 % of a direction orthogonal to the whole warm block; seeds are layers."""
-    weights = [planted(torch.linspace(1, 0, n), seed=s).float() for s in range(seeds)]
+    """Count steps to 1 % of a direction orthogonal to block and products; seeds are layers."""
+    weights = [w.clone() for w in linear_spectra(n, seeds)]
     blocks = BlockPower([(n, n)] * seeds, device=CPU)
     for _ in range(20):
         blocks.step_([Matrix(w) for w in weights])
     generator = torch.Generator().manual_seed(n)
     for w, block in zip(weights, blocks.state_dict()["blocks"], strict=True):
         v, u = torch.randn(2, n, generator=generator)
-        basis = torch.linalg.qr(block.mT).Q
-        for _ in range(2):
-            v = v - basis @ (basis.mT @ v)
-        v, u = v / v.norm(), u / u.norm()
+        v, u = apart(v, block.mT), apart(u, w @ block.mT)
         w += torch.outer(r * u - w @ v, v)
     true = torch.tensor([norm(w) for w in weights])
     if refill:
@@ -258,7 +192,10 @@ def new_direction(r: float, n: int, *, refill: bool, seeds: int) -> list[int]:
 
 
 def new_directions() -> dict[tuple[float, bool], list[int]]:
-    print("\n3. New direction of norm r against 1.0, orthogonal to the block: steps to 1 %")
+    print(
+        "\n3. Steps until a new direction of norm r (against 1.0), on both sides orthogonal to all "
+        "that the block sees, is measured to 1 %"
+    )
     worst: dict[tuple[float, bool], list[int]] = {}
     for n, seeds in ((256, 24), (768, 20)):
         for r in (1.69, 1.2, 1.05):
@@ -301,11 +238,11 @@ def soundness(count: int, seed: int) -> tuple[int, int, list[float]]:
             tried += 2
             unsound += bool(certify(w, true * below)) + (upper < true)
             refused += not certify(w, true * (1 + 1e-9))
-            if 1e-3 * true > true - sigma:
+            if 5e-4 * true > true - sigma:
                 tightness.append(upper / true - 1)
     print(f"   unsound {unsound} of {tried}; bounds 1e-9 above the truth refused: {refused}")
     top, p99, middle = quantiles(tightness)
-    print("   sigma_upper / true - 1, where sigma was right to 1e-3:", end=" ")
+    print("   sigma_upper / true - 1, where sigma was right to 1e-4:", end=" ")
     print(f"max {top:.1e}, p99 {p99:.1e}, median {middle:.1e}")
     return unsound, tried, tightness
 
@@ -377,9 +314,10 @@ def report(
     ratios: list[str],
 ) -> None:
     strict = [r for (_, mode), r in records.items() if mode.startswith("strict")]
-    default = [x for (_, mode), r in records.items() if mode == "default" for x in r.ratio]
+    held_by_sigma = [r for (_, mode), r in records.items() if mode == "default"]
+    default = [x for r in held_by_sigma for x in r.ratio]
+    settled = [x for r in held_by_sigma for x in r.settled(r.ratio)]
     held = [x for r in strict for x in r.ratio]
-    rungs = [x for r in strict for x in r.rung]
     uppers = [x for r in strict for x in r.upper] + certificates[2]
     shrinks = [x for (_, m), r in records.items() if m in ("default", "strict") for x in r.shrink]
     rows: list[tuple[str, str, str, bool]] = []
@@ -389,15 +327,18 @@ def report(
 
     for name, median in (("AdamW", 1e-5), ("Muon-like", 1e-4)):
         for mode, largest in (("free", 5e-4), ("default", 1e-3)):
-            top, _, middle = quantiles(records[name, mode].error)
-            row(f"estimator error, {name}, {mode}: max / median", f"{largest:g} / {median:g}",
-                f"{top:.1e} / {middle:.1e}", top <= largest and middle <= median)  # fmt: skip
+            r = records[name, mode]
+            for when, errors in (("", r.error), (f", from step {SETTLED}", r.settled(r.error))):
+                top, _, middle = quantiles(errors)
+                row(f"error, {name}, {mode}{when}: max / median", f"{largest:g} / {median:g}",
+                    f"{top:.1e} / {middle:.1e}", top <= largest and middle <= median)  # fmt: skip
     row("estimator overshoot", "2e-6", f"{overshoot:.1e}", overshoot <= 2e-6)
     row("strict (and bf16): true/threshold", "1.001 in 100 %", f"max {max(held):.7f}",
         max(held) <= 1.001)  # fmt: skip
-    share = sum(x <= 1.001 for x in default) / len(default)
-    row("default: true/threshold <= 1.001", ">= 99.9 %", f"{share:.2%}, max {max(default):.7f}",
-        share >= 0.999)  # fmt: skip
+    for when, after in (("", default), (f", from step {SETTLED}", settled)):
+        share = sum(x <= 1.001 for x in after) / len(after)
+        row(f"default: true/threshold <= 1.001{when}", ">= 99.9 %",
+            f"{share:.2%}, max {max(after):.6f}", share >= 0.999)  # fmt: skip
     row("median shrink below the threshold (float32)", "1e-3", f"{quantiles(shrinks)[2]:.1e}",
         quantiles(shrinks)[2] <= 1e-3)  # fmt: skip
     row("unsound certificates", "0 in 100,000", f"{certificates[0]} in {certificates[1]}",
@@ -406,19 +347,23 @@ def report(
     row("tightness: median / share within 1e-2", "1e-3 / 99.9 %",
         f"{quantiles(uppers)[2]:.1e} / {within:.2%}",
         quantiles(uppers)[2] <= 1e-3 and within >= 0.999)  # fmt: skip
-    first = sum(rungs) / len(rungs)
-    row("first rung passes, b = 16", ">= 99 %", f"{first:.2%}", first >= 0.99)
+    for when, rungs in (
+        ("", [x for r in strict for x in r.rung]),
+        (f", from step {SETTLED}", [x for r in strict for x in r.rung[SETTLED * r.layers :]]),
+    ):
+        first = sum(rungs) / len(rungs)
+        row(f"first rung passes, b = 16{when}", ">= 99 %", f"{first:.2%}", first >= 0.99)
     steps = directions[1.69, False] + directions[1.2, False]
     middle = max(directions[r, False][len(directions[r, False]) // 2] for r in (1.69, 1.2))
     row("new direction, r >= 1.2, steps to 1 %: median / max", "14 / 28",
         f"{middle} / {max(steps)}", middle <= 14 and max(steps) <= 28)  # fmt: skip
     refilled = max(directions[1.69, True] + directions[1.2, True])
     row("the same after a refill, max", "7", f"{refilled}", refilled <= 7)
-    row("cost / naive loop: d=256 b=8, 16; d=768 b=8, 16", "b=16: about 3", ", ".join(ratios),
-        max(float(ratios[1]), float(ratios[3])) <= 3.3)  # fmt: skip
-    print(f"\n{'target':54s} {'wanted':18s} {'measured':34s} met")
+    row("CPU cost / naive loop: d=256 b=8, 16; d=768 b=8, 16", "b=16: about 3", ", ".join(ratios),
+        max(float(ratios[1]), float(ratios[3])) <= 3)  # fmt: skip
+    print(f"\n{'target':58s} {'wanted':16s} {'measured':26s} met")
     for what, target, measured, met in rows:
-        print(f"{what:54s} {target:18s} {measured:34s} {'yes' if met else 'NO'}")
+        print(f"{what:58s} {target:16s} {measured:26s} {'yes' if met else 'NO'}")
 
 
 if __name__ == "__main__":

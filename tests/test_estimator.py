@@ -47,12 +47,12 @@ def test_a_gap_below_the_block_gives_all_digits(gap: float) -> None:
 
 
 def test_the_first_call_makes_a_cold_start() -> None:
-    # One iteration from a random block is 10 % and more off on a Gaussian; eight are not.
+    # One iteration from a random block is 10 % and more off on a Gaussian.
     weights = [gaussian(192, 192, seed=seed) for seed in range(4)]
     blocks, operators = power(*weights)
     sigma = blocks.step_(operators).sigma
     true = torch.tensor([norm(w) for w in weights])
-    assert torch.all(sigma >= true * 0.97)
+    assert torch.all(sigma >= true * 0.995)
 
 
 def test_tall_wide_and_transposed_views_agree() -> None:

@@ -165,14 +165,18 @@ def steps_until_seen(r: float, *, refill: bool, n: int = 256, seeds: int = 24) -
 
 
 def _turned(w: Tensor, block: Tensor, r: float) -> Tensor:
-    """Return w with a direction of norm r, orthogonal on the right to every vector of the block."""
+    """Return w with a direction of norm r, orthogonal on both sides to what the block sees."""
     generator = torch.Generator().manual_seed(w.shape[0])
     v, u = torch.randn(2, w.shape[1], generator=generator)
-    basis = torch.linalg.qr(block.mT).Q
-    for _ in range(2):
-        v = v - basis @ (basis.mT @ v)
-    v, u = v / v.norm(), u / u.norm()
+    v, u = _apart(v, block.mT), _apart(u, w @ block.mT)
     return w - torch.outer(w @ v, v) + r * torch.outer(u, v)
+
+
+def _apart(x: Tensor, from_NB: Tensor) -> Tensor:
+    basis = torch.linalg.qr(from_NB).Q
+    for _ in range(2):
+        x = x - basis @ (basis.mT @ x)
+    return x / x.norm()
 
 
 @pytest.mark.parametrize("r", [1.69, 1.2])

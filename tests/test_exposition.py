@@ -318,6 +318,7 @@ def test_a_silent_run_keeps_its_own_series_for_a_day_and_its_layers_for_a_quarte
     store.mark_silent(clock.now - 300, clock.now)
     found = samples(exposition.metrics())
     assert (found["snc_run_active", "r"], found["snc_sigma", "r", "a"]) == (1, 1.0)
+    assert found["snc_run_silent", "r"] == 1
     assert found["snc_events_total", "r", "run_silent", "warning"] == 1
     clock.now += 901
     found = samples(exposition.metrics())

@@ -1,5 +1,6 @@
 """A real Prometheus scrapes a real service with the shipped configuration."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -16,9 +17,11 @@ import torch
 from torch import nn
 
 from snc_client import SNCallback
+from snc_service.exposition import FAMILIES
 from snc_service.wire import ABSENT, MEDIA_TYPE, Batch, LayerSpec, LayerTable, encode
 
-SHIPPED = Path(__file__).resolve().parent.parent / "deploy" / "prometheus.yml"
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+SHIPPED = DEPLOY / "prometheus.yml"
 DEFAULT_TARGET = "127.0.0.1:8470"
 
 needs_prometheus = pytest.mark.skipif(
@@ -42,6 +45,20 @@ def test_the_shipped_configuration_is_valid():
     assert "SUCCESS" in check("check", "config", str(SHIPPED))
 
 
+def test_every_alert_fires_stays_quiet_and_resolves():
+    assert "SUCCESS" in check("test", "rules", str(DEPLOY / "alerts.test.yml"))
+
+
+def test_alerts_speak_of_families_that_exist_and_each_has_its_own_test():
+    text, tests = (DEPLOY / "alerts.yml").read_text(), (DEPLOY / "alerts.test.yml").read_text()
+    named = set(re.findall(r"\bsnc_[a-z_]+", text))
+    assert named
+    assert named <= {family.name for family in FAMILIES}
+    alerts = re.findall(r"- alert: (\w+)", text)
+    assert alerts
+    assert all(f"alertname: {alert}\n" in tests for alert in alerts)
+
+
 @contextmanager
 def scraping(folder: Path, configuration: str) -> Iterator[str]:
     """Run Prometheus on a free port; yield its URL once it is ready."""
@@ -49,6 +66,7 @@ def scraping(folder: Path, configuration: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     (folder / "prometheus.yml").write_text(configuration)
+    shutil.copy(DEPLOY / "alerts.yml", folder)
     with (
         (folder / "prometheus.log").open("wb") as log,
         subprocess.Popen(
@@ -99,6 +117,11 @@ def query(url: str, expression: str) -> dict[tuple[str, ...], float]:
     }
 
 
+def health_of_rules(url: str) -> set[str]:
+    groups = httpx.get(f"{url}/api/v1/rules").raise_for_status().json()["data"]["groups"]
+    return {rule["health"] for group in groups for rule in group["rules"]}
+
+
 def shipped(url: str, **changes: str) -> str:
     """Return the shipped configuration with a fast interval, pointed at ``url``."""
     text = SHIPPED.read_text()
@@ -106,6 +129,7 @@ def shipped(url: str, **changes: str) -> str:
         DEFAULT_TARGET: url.removeprefix("http://"),
         "scrape_interval: 15s": "scrape_interval: 1s",
         "scrape_timeout: 10s": "scrape_timeout: 1s",
+        "evaluation_interval: 15s": "evaluation_interval: 1s",
         **changes,
     }.items():
         assert old in text
@@ -166,6 +190,9 @@ def test_prometheus_stores_the_sigma_of_every_layer(service_url, tmp_path):
             ("accepted",): 1
         }
         assert query(prometheus, "up") == {(): 1}
+        firing = 'ALERTS{alertstate="firing", alertname="SncNonFinite", run="planted"}'
+        assert eventually(lambda: query(prometheus, firing))
+        assert eventually(lambda: health_of_rules(prometheus) == {"ok"})
 
 
 def test_prometheus_follows_a_real_training(service_url, tmp_path):
