@@ -88,7 +88,7 @@ def certify(
     """Return whether the spectral norm of ``weight`` (m, n) is at most ``bound``, proven.
 
     ``arithmetic`` is chosen by device if None (`arithmetic_of`). Cost: min(m, n) * m * n multiply-
-    adds, about 50 power iterations, and two float64 copies of the weight. It waits for the device.
+    adds, about 50 power iterations, and a float64 copy of the weight. It waits for the device.
     Raises ValueError for a bound below zero or NaN, or a weight that is no matrix of real numbers.
     """
     limit = float(bound)
@@ -193,12 +193,13 @@ def _check(weight: Tensor) -> None:
 
 def _gram(weight: Tensor, arithmetic: Arithmetic) -> _Gram:
     dtype = torch.float64 if arithmetic == "float64" else torch.float32
-    w = weight.detach().to(dtype)
-    largest = w.abs().amax()
+    w = weight.detach().to(dtype, copy=True)
+    low, high = torch.aminmax(w)  # abs().amax() would copy once more
+    largest = torch.maximum(high, -low)
     # mantissa / number is 2^-exponent, exactly.
     factor = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0)
     factor = factor.clamp(max=LARGEST_FACTOR if arithmetic == "float64" else 2.0**120)
-    w = w * factor
+    w.mul_(factor)
     tall = w if w.shape[0] >= w.shape[1] else w.mT
     with full_precision(w.device):
         g = tall.mT @ tall

@@ -18,7 +18,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     multiplies meanwhile gets full precision too.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_ieee_products(device))
         yield
 
