@@ -38,7 +38,7 @@ def entry(i: int) -> tuple[bytes, int]:
 
 
 def read_all(spool: Spool) -> list[bytes]:
-    return list(iter(spool.next, None))
+    return [payload for _, payload in iter(spool.next, None)]
 
 
 def filled(folder: Path, count: int, **keywords) -> list[bytes]:
@@ -64,7 +64,7 @@ class TestLog:
         for i in range(30):
             assert spool.next() is None
             spool.append([entry(i)])
-            assert spool.next() == entry(i)[0]
+            assert spool.next() == (i, entry(i)[0])
 
     def test_the_newest_note_is_the_state_and_outlives_its_segment(self, tmp_path):
         spool = Spool(tmp_path, max_bytes=ROOMY, segment_bytes=200)
@@ -217,11 +217,11 @@ class TestLog:
                 print(type(error).__name__)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             spool.append([(b"after", 1)])
-            print([spool.next() for _ in range(3)])
+            print(list(iter(spool.next, None)))
             spool.close()
             """
         )
-        assert done.stdout.split("\n")[:2] == ["OSError", "[b'before', b'after', None]"], done
+        assert done.stdout.split("\n")[:2] == ["OSError", "[(0, b'before'), (1, b'after')]"], done
         assert read_all(Spool(tmp_path, max_bytes=ROOMY)) == [b"before", b"after"]
 
 
@@ -452,6 +452,61 @@ class TestSender:
         assert done.returncode == 0, done.stderr
         assert "the spool takes no rows" in done.stderr
         assert arrived(ledger, "r") == [(0, step) for step in range(100)]
+
+    def test_a_spool_that_drops_and_is_replayed_sends_nothing_twice(self, ledger, tmp_path):
+        ledger.before = lambda _: Reply(503, b"{}")
+        out = sender(ledger.url, tmp_path, run="r", spool_bytes=20_000, queue_bytes=2**20)
+        put(out, range(500))
+        until(lambda: out.dropped_values > 0)
+        put(out, [1_000, 1_001])
+        passes = [True]  # one batch gets through, then the service is away again
+        ledger.before = lambda seen: (
+            None
+            if not seen.path.endswith("/batches") or (passes and passes.pop())
+            else Reply(503, b"{}")
+        )
+        ledger.until(lambda: ledger.num_batches == 1)
+        put(out, range(2_000, 2_100))
+        out.close(0.1)
+        ledger.before = lambda _: None
+        replay(tmp_path, ledger.url)
+        steps = [step for _, step in arrived(ledger, "r")]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == 2_099
+
+    def test_a_disk_that_is_full_at_the_start_is_used_once_it_has_room(self, ledger, tmp_path):
+        done = job(
+            ledger.url,
+            tmp_path,
+            """
+            import resource
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))
+            for step in range(10): put(step)
+            time.sleep(0.3)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            for step in range(10, 20): put(step)
+            written(10)
+            out.close(30)
+            assert out.dropped_values == 0
+            """,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "the spool takes no rows" in done.stderr
+        assert arrived(ledger, "r") == [(0, step) for step in range(20)]
+
+    def test_rows_the_service_will_not_hear_of_do_not_hold_up_the_next_job(self, ledger, tmp_path):
+        ledger.before = lambda _: Reply(503, b"{}")
+        old = sender(ledger.url, tmp_path, run="r", table=LayerTable.of_names(["x", "y"]))
+        put(old, range(10))
+        old.close(0.1)
+        ledger.before = lambda seen: Reply(422, b"{}") if b'"x"' in seen.body else None
+        out = sender(ledger.url, tmp_path, run="r")
+        put(out, range(10, 20))
+        out.close(30)
+        assert arrived(ledger, "r") == [(0, step) for step in range(10, 20)]
+        ledger.before = lambda _: None
+        replay(tmp_path, ledger.url)
+        assert sorted(step for _, step in arrived(ledger, "r")) == list(range(20))
 
     def test_strange_things_in_the_folder_are_passed_over(self, ledger, tmp_path):
         for name, text in {

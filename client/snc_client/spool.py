@@ -72,7 +72,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self._max_bytes = max_bytes
         # At least four segments: dropping one must not empty the log.
@@ -134,8 +134,8 @@ class Spool:
             self._write(self._writable(), [_packed(_NOTE, note)])
             self.note = note
 
-    def next(self) -> bytes | None:
-        """Read the oldest unread entry; None if there is none."""
+    def next(self) -> tuple[int, bytes] | None:
+        """Read the oldest unread entry and its index; None if there is none."""
         with self._lock:
             for segment in self._segments:
                 while segment.read_entries < segment.entries:
@@ -148,7 +148,7 @@ class Spool:
                     if record.kind == _ENTRY:
                         segment.read_entries += 1
                         segment.read_weight += record.weight
-                        return record.payload
+                        return segment.first + segment.read_entries - 1, record.payload
             return None
 
     def forget(self, index: int) -> None:

@@ -106,6 +106,7 @@ class Delivery:
         self.sent_values = 0
         self.refused_values = 0
         self.kept_values = 0  # left in a spool at the end, for a later process
+        self._left_alone = False  # rows of an earlier process that the service will not hear of
         self.complete = False  # everything is acknowledged and the end is said
         self.errors = 0
         self.last_error: str | None = None
@@ -145,7 +146,7 @@ class Delivery:
             self.refused_values += under_way
 
     def _finished(self) -> bool:
-        if self._patience.gave_up:
+        if self._patience.gave_up or self._left_alone:
             return True
         if not self._ending or not self._created or self._frame or len(self._rows):
             return False
@@ -346,7 +347,10 @@ class Delivery:
             self._job.url,
             answer.reason,
         )
-        self._patience.ask_slowly()
+        if self._until_empty:
+            self._left_alone = True  # the job's own rows must not wait behind them
+        else:
+            self._patience.ask_slowly()
 
     def _wait_state(self) -> None:
         if self.state != "closed":

@@ -22,9 +22,13 @@ def new_folder(root: Path, job: Job) -> Path:
 def create(folder: Path, job: Job, max_bytes: int) -> Spool:
     """Open a new log and say whose it is. Raises `OSError`. The token is not written."""
     spool = Spool(folder, max_bytes=max_bytes)
-    _write(folder / "layers.json", job.table.body)
     about = {"writer": job.writer, "metrics": job.metrics, "request": dict(job.request)}
-    _write(folder / "job.json", json.dumps(about).encode())
+    try:
+        _write(folder / "layers.json", job.table.body)
+        _write(folder / "job.json", json.dumps(about).encode())
+    except OSError:
+        spool.close()  # and unlock: it is tried again
+        raise
     return spool
 
 

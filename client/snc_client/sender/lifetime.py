@@ -44,7 +44,8 @@ class Lifetime:
     def start(self) -> None:
         """Start the threads; from here on the exit of the interpreter ends them."""
         atexit.register(self._at_exit)
-        for thread in self._threads:
+        # The sender thread last: its import of httpx would compete with the other starts.
+        for thread in reversed(self._threads):
             thread.start()
 
     def ask(self, timeout: float, state: EndState) -> None:

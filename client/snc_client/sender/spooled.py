@@ -33,8 +33,8 @@ RETRY_SECONDS = 1.0  # after a disk that would not take rows
 class Progress:
     """The log's note: how far the rows got. All a later process needs to go on."""
 
-    settled: int = 0  # rows before this index are acknowledged or given up
-    packed: int = 0  # rows of the batch under way, which follow them
+    settled: int = 0  # rows before this index are acknowledged, given up or dropped
+    packed: int = 0  # rows of the batch under way, from that index on
     seq: int = -1  # of that batch, or of the last one
     skipped: int = 0
     dropped: int = 0
@@ -77,10 +77,11 @@ class SpooledRows:
         self._progress = Progress()
         self._lock = threading.RLock()  # of the way from memory to the spool
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._closed = False
+        self._stopping = False  # the writing thread
+        self._closed = False  # everything: another process may have the folder now
         self._complained = False
-        self._held: Row | None = None  # read, and left for the next batch
-        self._taken = 0  # rows of the spool in the batch under way
+        self._held: tuple[int, Row] | None = None  # read, and left for the next batch
+        self._taken: list[int] = []  # indices of the rows of the batch under way
 
     # The training thread
     def put(self, row: Row) -> int:
@@ -97,7 +98,7 @@ class SpooledRows:
     def write_until_closed(self) -> None:
         """Move rows into the spool as they come."""
         wait: float | None = None
-        while not self._closed:
+        while not self._stopping:
             try:
                 self._bell.get(timeout=wait)
             except queue.Empty:
@@ -154,7 +155,7 @@ class SpooledRows:
     def kept_values(self) -> int:
         """Return how many values wait in the spool, those of the batch under way left out."""
         spooled = self._spool.unread_weight if self._spool is not None else 0
-        return spooled + (self._held.num_values if self._held is not None else 0)
+        return spooled + (self._held[1].num_values if self._held is not None else 0)
 
     @property
     def end(self) -> EndState | None:
@@ -163,19 +164,22 @@ class SpooledRows:
 
     def take(self, *, after: int | None, max_bytes: int) -> Row | None:
         """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
-        row = self._held or self._next()
-        if row is None and len(self._memory):
+        if self._closed:
+            return None
+        found = self._held or self._next()
+        if found is None and len(self._memory):
             if not self.write():
                 # What the disk would not take, once all that it took before is on its way.
                 return self._memory.take(after=after, max_bytes=max_bytes)
-            row = self._next()
+            found = self._next()
         self._held = None
-        if row is None:
+        if found is None:
             return None
+        index, row = found
         if after is not None and (row.step <= after or row.num_bytes > max_bytes):
-            self._held = row
+            self._held = found
             return None
-        self._taken += 1
+        self._taken.append(index)
         return row
 
     def resume(self, packer: Packer) -> Frame | None:
@@ -188,8 +192,8 @@ class SpooledRows:
             # Rows that a damaged log lost went with their number; the others travel on.
             packer.go_on(done.seq + 1, done.attempt, done.last_step)
             return None
-        rows = [row for _ in range(done.packed) if (row := self._next()) is not None]
-        self._taken = len(rows)
+        found = [pair for _ in range(done.packed) if (pair := self._next()) is not None]
+        self._taken, rows = [index for index, _ in found], [row for _, row in found]
         packer.go_on(done.seq, done.attempt, -1)
         return packer.pack(rows, skipped=done.skipped, dropped=done.dropped)
 
@@ -199,7 +203,8 @@ class SpooledRows:
         self._note(
             replace(
                 self._progress,
-                packed=self._taken,
+                settled=self._taken[0] if self._taken else self._progress.settled,
+                packed=len(self._taken),
                 seq=batch.seq,
                 skipped=batch.skipped,
                 dropped=batch.dropped,
@@ -210,41 +215,48 @@ class SpooledRows:
 
     def settled(self) -> None:
         """Note that the batch under way is acknowledged or given up, and let go of its rows."""
-        self._note(replace(self._progress, settled=self._progress.settled + self._taken, packed=0))
-        self._taken = 0
-        if self._spool is not None:
-            self._spool.forget(self._progress.settled)
+        behind = self._taken[-1] + 1 if self._taken else self._progress.settled
+        self._taken = []
+        self._note(replace(self._progress, settled=behind, packed=0))
+        if self._spool is not None and not self._closed:
+            self._spool.forget(behind)
 
     def close(self, end: EndState | None, *, keep: bool) -> bool:
         """Write what is left and let go; return whether the spool has it (with ``keep``)."""
-        self._closed = True
+        self._stopping = True
         self._bell.put(None)
-        written = self.write()
-        self._memory.close()
-        if self._spool is None:
-            return False
-        if keep and end is not None:
-            self._note(replace(self._progress, end=end))
-        try:
-            self._spool.close(remove=not keep)
-            if not keep:
-                folders.remove(self._spool.folder)
-        except OSError as error:
-            self._complain(error)
-        return written
-
-    def _next(self) -> Row | None:
-        if self._spool is None or (entry := self._spool.next()) is None:
-            return None
-        return _row(entry, self._shape)
-
-    def _note(self, progress: Progress) -> None:
-        self._progress = progress
-        if self._spool is not None:
+        with self._lock:
+            written = self.write()
+            self._memory.close()
+            if end is not None:
+                self._note(replace(self._progress, end=end))
+            self._closed = True
+            if self._spool is None:
+                return False
             try:
-                self._spool.set_note(progress.note())
+                self._spool.close(remove=not keep)
+                if not keep:
+                    folders.remove(self._spool.folder)
             except OSError as error:
                 self._complain(error)
+            return written
+
+    def _next(self) -> tuple[int, Row] | None:
+        if self._spool is None or (found := self._spool.next()) is None:
+            return None
+        index, entry = found
+        return index, _row(entry, self._shape)
+
+    def _note(self, progress: Progress) -> None:
+        with self._lock:
+            if self._closed:
+                return  # an answer that came too late: the batch will be sent again
+            self._progress = progress
+            if self._spool is not None:
+                try:
+                    self._spool.set_note(progress.note())
+                except OSError as error:
+                    self._complain(error)
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
