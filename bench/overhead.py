@@ -128,6 +128,7 @@ def variants() -> dict[str, Variant]:
         "naive loop with .item(), 1 vector": with_naive_loop(model()),
         "SNCallback, observe": with_callback(model()),
         "SNCallback, observe, every=10": with_callback(model(), every=10),
+        "SNCallback, observe, max_overhead=1 %": with_callback(model(), max_overhead=0.01),
         "SNCallback, rescale at 1.1x init": with_callback(model(), threshold="1.1x init"),
         "SNCallback, rescale, strict": with_callback(model(), threshold="1.1x init", strict=True),
         "torch parametrizations.spectral_norm": with_parametrization(model()),

@@ -427,6 +427,21 @@ def test_neither_does_an_action(action):
     assert max(norms(model).values()) <= 0.5 * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("limits", [{"*": 0.5}, {"0.*": 0.5, "*": None}])
+def test_the_way_of_a_device_that_must_not_be_read_holds_too(monkeypatch, limits):
+    monkeypatch.setattr("snc_client.callback.group.reading_is_free", lambda device: False)
+    model = small_model()
+    before = model[2].weight.clone()
+    callback = SNCallback(model, threshold=limits, max_overhead=1e-6, certify_every=None)
+    with NoHostSync():
+        for _ in range(30):
+            grow(model[0], 1.1)
+            callback.step()
+            assert spectral_norm(model[0].weight) <= 0.5
+    assert callback.errors == 0
+    assert torch.equal(model[2].weight, before) == ("0.*" in limits)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: run it where torch sees a GPU"

@@ -7,26 +7,26 @@ import time
 
 
 class Overhead:
-    """Two clocks of the host: between calls of step(), and inside them.
+    """Two clocks of the host: from one call of step() to the next, and inside the calls.
 
-    The device's share is added by whoever reads it (`spent`). The first interval is left out: it
-    holds the loop's own warm-up.
+    The device's share is added by whoever learns of it (`spent`). What a call takes counts when the
+    interval that it begins is over.
     """
 
     def __init__(self) -> None:
         self._entered = math.nan
-        self._steps = self._total = self._inside = 0.0
+        self._total = self._inside = self._open = 0.0
         self._row_steps = self._row_total = 0.0
 
     def enter(self) -> None:
         """Note that a call of step() begins."""
         now = time.perf_counter()
         if not math.isnan(self._entered):
-            self._steps += 1
             self._total += now - self._entered
+            self._inside += self._open
             self._row_steps += 1
             self._row_total += now - self._entered
-        self._entered = now
+        self._entered, self._open = now, 0.0
 
     def inside(self) -> float:
         """Return the seconds since the call of step() began."""
@@ -34,8 +34,7 @@ class Overhead:
 
     def spent(self, seconds: float) -> None:
         """Count seconds that the callback took, on the host or on the device."""
-        if self._steps:
-            self._inside += seconds
+        self._open += seconds
 
     def step_seconds(self) -> float | None:
         """Return the mean seconds of a step since the last call of this, None before the second."""

@@ -35,7 +35,8 @@ class CertifySchedule:
             moved = np.abs(sigma / self._sigma - 1.0) > JUMP
         wanted = np.flatnonzero(moved | ((ratio > 1.0) & (self._ratio <= 1.0)))
         self._urgent.extend(int(i) for i in wanted if i not in self._urgent)
-        self._ratio, self._sigma = ratio, sigma.copy()
+        self._ratio = ratio
+        self._sigma = np.where(np.isfinite(sigma), sigma, self._sigma)
 
     def due(self) -> list[int]:
         """Return the layers to certify now, and count them as certified."""

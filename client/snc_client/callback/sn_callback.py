@@ -49,6 +49,7 @@ class SNCallback:
     ``every``      measure and act at every so many steps; above 1, a layer may grow in between
     ``certify_every``  certify each layer once in so many measurements (sigma_upper); None: never
     ``strict``     certify each layer that is rescaled or capped at each measurement, before acting
+    ``max_overhead``  share of step time, such as 0.01: layers far from a threshold take turns
     ``conv``       a convolution as its ``reshape``d kernel, or as the ``operator`` that it is
     ``split``      cuts fused weights, {glob: "qkv"}: see `snc_client.layers.find_layers`
     ============== ===============================================================================
@@ -108,7 +109,11 @@ class SNCallback:
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
         self._watch = Watch(
-            self.layers.layers, resolved.layers, certify_every=certify_every, strict=strict
+            self.layers.layers,
+            resolved.layers,
+            certify_every=certify_every,
+            strict=strict,
+            max_overhead=max_overhead,
         )
         if strict and (names := self._watch.uncertifiable()):
             raise ValueError(
@@ -253,6 +258,8 @@ class SNCallback:
             seconds = max(row.host_seconds, row.device_seconds)
             self._overhead.spent(seconds - row.host_seconds)
             row.scalars["callback_seconds"] = seconds / self._every
+            if "step_seconds" in row.scalars:
+                self._watch.cadence.paid(seconds / self._every, row.scalars["step_seconds"])
             if self._sender is not None:
                 self._sender.put(row.step, latest.columns, row.scalars, row.time)
             breach = breach or row.breach(latest)
@@ -337,8 +344,5 @@ def _check(
             raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
     if guard:
         raise ValueError("guard must be False, got True: the guard is not available yet")
-    if max_overhead is not None:
-        raise ValueError(
-            f"max_overhead must be None, got {max_overhead!r}: it is not available yet; "
-            "measure less often with every= or certify_every="
-        )
+    if max_overhead is not None and not 0 < max_overhead < 1:
+        raise ValueError(f"max_overhead must be a share of step time in (0, 1), got {max_overhead}")

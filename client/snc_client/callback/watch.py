@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from snc_client.callback.cadence import Cadence, Mask
 from snc_client.callback.group import Group
 from snc_client.callback.readback import Readback
 from snc_client.callback.reading import Latest
@@ -24,10 +25,16 @@ log = logging.getLogger("snc")
 
 # Vectors per layer: enough for singular values that a threshold crowds together / to watch.
 HELD_BLOCK, WATCHED_BLOCK = 16, 8
-# A layer whose newest sigma reached this share of its threshold may breach at the next step.
-ACTIVE = 0.9
 # Beyond this a certificate needed its last resort: the block has lost the top direction.
 LOST = 1.011
+
+
+class Measured(NamedTuple):
+    """What a device has of one step: [M, l] for the layers at ``indices``."""
+
+    device: torch.device
+    indices: Sequence[int]
+    rows: Tensor
 
 
 class Watch:
@@ -44,18 +51,20 @@ class Watch:
         *,
         certify_every: int | None,
         strict: bool,
+        max_overhead: float | None,
     ) -> None:
         self.layers = tuple(layers)
         self.latest = Latest([layer.name for layer in layers])
         self.lost_rows = 0  # measurements that found every buffer still in flight
         self._strict = strict
         self._schedule = CertifySchedule(len(layers), certify_every) if certify_every else None
+        self.cadence = Cadence(len(layers), max_overhead)
         self._scalars = Scalars()
         self._readbacks: dict[torch.device, Readback] = {}
         self._rows: deque[Row] = deque()
         self._held: set[int] = set()
         self._groups = self._grouped()
-        self.set_policy(policies, step=-1)
+        self.set_policy(policies, step=0)  # the registered row has no thresholds yet
 
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
         """Put thresholds and actions, one per layer, in force after the measurement of ``step``.
@@ -65,7 +74,7 @@ class Watch:
         """
         self._policies, self._policy_step = tuple(policies), step
         self._stops = np.array([p.action == "stop" for p in policies], np.bool_)
-        self._near = np.ones(len(policies), np.bool_)  # until a newer row says otherwise
+        self.cadence.reset()
         held = {i for i, p in enumerate(policies) if p.action in ("rescale", "cap")}
         if held != self._held:
             self._held = held
@@ -81,7 +90,8 @@ class Watch:
     @torch.no_grad()
     def register(self, step: int) -> None:
         """Measure every layer before the training moves it: its first sigma is its reference."""
-        self._ship(step, [(group, group.register()) for group in self._groups], {})
+        values = [Measured(x.device, x.indices, x.register()) for x in self._groups]
+        self._ship(step, values, {})
 
     @torch.no_grad()
     def measure(self, step: int, scalars: Mapping[str, Any]) -> Row | None:
@@ -90,11 +100,13 @@ class Watch:
         Where a layer has moved to another device or is gone, the groups are formed anew, once.
         """
         certify = self._to_certify()
+        due = self.cadence.due(step)
+        due[certify] = True
         try:
-            values = self._step(certify)
+            values = self._step(due, certify)
         except (LookupError, RuntimeError):
             self._regroup(self._warm())
-            values = self._step(certify)
+            values = self._step(due, certify)
         return self._ship(step, values, scalars)
 
     def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
@@ -127,7 +139,11 @@ class Watch:
 
     def forget(self) -> None:
         """Drop the rows on their way: they belong to a training that did not happen."""
+        for row in self._rows:
+            row.take(len(self.layers))  # gives the buffers back
         self._rows.clear()
+        self._policy_step = -1
+        self.cadence.reset()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what is warm of each layer, by name, on the CPU. It waits for the devices."""
@@ -154,42 +170,47 @@ class Watch:
             group.set_policy([self._policies[i] for i in group.indices])
             group.load([state.get(layer.name) for layer in group.layers])
 
-    def _step(self, certify: set[int]) -> list[tuple[Group, Tensor]]:
+    def _step(self, due: Mask, certify: Sequence[int]) -> list[Measured]:
         values = []
         for device in {group.device for group in self._groups}:
             self._readback(device).start()
         for group in self._groups:
-            certified = [k for k, i in enumerate(group.indices) if i in certify]
-            capped = [k for k, i in enumerate(group.indices) if self._near[i]]
-            values.append((group, group.step(certify=certified, cap=capped)))
+            places = range(len(group.indices))
+            measured = [k for k in places if due[group.indices[k]]]
+            certified = [k for k in measured if group.indices[k] in certify]
+            capped = [k for k in measured if self.cadence.active[group.indices[k]]]
+            if measured:
+                rows = group.step(measured, certify=certified, cap=capped)
+                indices = [group.indices[k] for k in measured]
+                values.append(Measured(group.device, indices, rows))
         return values
 
     def _ship(
-        self, step: int, values: Sequence[tuple[Group, Tensor]], scalars: Mapping[str, Any]
+        self, step: int, values: Sequence[Measured], scalars: Mapping[str, Any]
     ) -> Row | None:
         numbers, tensors = self._scalars.sort(scalars)
-        by_device: dict[torch.device, list[tuple[Group, Tensor]]] = {d: [] for d in tensors}
-        for group, value in values:
-            by_device.setdefault(group.device, []).append((group, value))
+        by_device: dict[torch.device, list[Measured]] = {device: [] for device in tensors}
+        for measured in values:
+            by_device.setdefault(measured.device, []).append(measured)
         if any(self._readback(device).full() for device in by_device):
             self.lost_rows += 1
             return None
         parcels = [
             parcel(
                 self._readback(device),
-                [value for _, value in pairs],
-                [i for group, _ in pairs for i in group.indices],
+                [each.rows for each in here],
+                [i for each in here for i in each.indices],
                 tensors.get(device, {}),
             )
-            for device, pairs in by_device.items()
+            for device, here in by_device.items()
         ]
         row = Row(step, self._stops, numbers, parcels)
         self._rows.append(row)
         return row
 
-    def _to_certify(self) -> set[int]:
-        due = set(self._schedule.due()) if self._schedule else set()
-        return due | self._held if self._strict else due
+    def _to_certify(self) -> list[int]:
+        due = self._schedule.due() if self._schedule else []
+        return sorted(self._held.union(due)) if self._strict else due
 
     def _learn(self, latest: Latest) -> None:
         """Draw conclusions for the next steps from a row that has arrived."""
@@ -197,7 +218,7 @@ class Watch:
         if self._schedule:
             self._schedule.saw(sigma, threshold)
         if latest.step > self._policy_step:
-            self._near = ~(sigma < ACTIVE * threshold)
+            self.cadence.saw(latest.step, sigma, threshold)
         lost = latest.row("sigma_upper") > LOST * sigma
         if lost.any():
             for group in self._groups:
