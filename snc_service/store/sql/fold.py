@@ -98,27 +98,33 @@ def _due_runs(connection: Connection, now: float) -> Iterator[list[Chunk]]:
     """Yield the due chunks of each attempt that may have some, from one scan of an index."""
     rows = connection.execute(
         "select tail.run_id, tail.attempt, min(tail.step0), max(tail.step1), sum(tail.n), "
-        "max(run.interval_shift), max(case when run.state = 'active' and run.updated_at > ? "
-        "then 0 else 1 end) from tail join run on run.run_id = tail.run_id "
+        "sum(tail.size), max(run.interval_shift), "
+        "max(case when run.state = 'active' and run.updated_at > ? then 0 else 1 end) "
+        "from tail join run on run.run_id = tail.run_id "
         "group by tail.run_id, tail.attempt order by tail.run_id, tail.attempt",
         (now - IDLE_SECONDS,),
     ).fetchall()
     chosen: dict[int, int] = {}
-    for run_id, attempt, first, last, num_steps, shift, quiet in rows:
+    for run_id, attempt, first, last, num_steps, num_bytes, shift, quiet in rows:
         shift = chosen.get(run_id, shift)
-        # Below both, no chunk can be complete and the tail cannot be too large.
-        if quiet or last - first >= tiles.TILE_STEPS << (shift or 0) or num_steps >= MANY_STEPS:
-            due = _due_chunks(connection, run_id, attempt, shift, bool(quiet), now)
+        everything = bool(quiet) or _too_large(num_bytes, num_steps)
+        if everything or last - first >= _overdue(tiles.TILE_STEPS << (shift or 0)):
+            due = _due_chunks(connection, run_id, attempt, shift, everything, now)
             if due:
                 chosen[run_id] = due[0].shift
             yield due
 
 
 def _due_chunks(
-    connection: Connection, run_id: int, attempt: int, shift: int | None, quiet: bool, now: float
+    connection: Connection,
+    run_id: int,
+    attempt: int,
+    shift: int | None,
+    everything: bool,
+    now: float,
 ) -> list[Chunk]:
     rows = connection.execute(
-        "select step0, step1, n, steps, received_at, length(v) from tail "
+        "select step0, step1, n, steps, received_at from tail "
         "where run_id = ? and attempt = ? order by id",
         (run_id, attempt),
     ).fetchall()
@@ -132,23 +138,28 @@ def _due_chunks(
         for number, count in zip(*np.unique(steps // width, return_counts=True), strict=True):
             waiting[int(number)] += int(count)
             since.setdefault(int(number), row[4])
-    everything = quiet or _too_large(rows)
     return [
         Chunk(run_id, attempt, shift, number * width)
         for number in sorted(waiting)
         if everything
         or (
-            # An eighth more: other writers of the run may be a little behind.
-            newest >= (number + 1) * width + width // 8
+            newest - number * width >= _overdue(width)
             and (waiting[number] >= MANY_STEPS or since[number] <= now - IDLE_SECONDS)
         )
     ]
 
 
-def _too_large(rows: Sequence[tuple[object, ...]]) -> bool:
-    """Return whether the tail holds more than its bound, or an eighth of a very wide chunk."""
-    num_bytes, num_steps = sum(int(r[5]) for r in rows), sum(int(r[2]) for r in rows)  # type: ignore[call-overload] # lengths
-    a_chunk = num_bytes // max(num_steps, 1) * tiles.TILE_STEPS
+def _overdue(width: int) -> int:
+    """Return how far a run is past a chunk's first step when no more of it is expected.
+
+    An eighth more than the chunk: other writers of the run may be a little behind.
+    """
+    return width + width // 8
+
+
+def _too_large(num_bytes: int, num_steps: int) -> bool:
+    """Return whether a tail holds more than its bound, and an eighth of a very wide chunk."""
+    a_chunk = num_bytes * tiles.TILE_STEPS // num_steps
     return num_bytes > max(MOST_TAIL_BYTES, a_chunk // 8)
 
 
@@ -286,13 +297,14 @@ def _take_from_tail(connection: Connection, chunk: Chunk, waiting: Sequence[Wait
             connection.execute("delete from tail where run_id = ? and id = ?", (chunk.run_id, w.id))
             continue
         connection.execute(
-            "update tail set step0 = ?, step1 = ?, n = ?, steps = ?, v = ? "
+            "update tail set step0 = ?, step1 = ?, n = ?, steps = ?, size = ?, v = ? "
             "where run_id = ? and id = ?",
             (
                 int(steps[0]),
                 int(steps[-1]),
                 len(steps),
                 pack_steps(steps),
+                4 * len(w.columns) * len(steps),
                 np.ascontiguousarray(w.columns[:, rest]).tobytes(),
                 chunk.run_id,
                 w.id,

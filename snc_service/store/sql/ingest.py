@@ -156,8 +156,8 @@ def _append(
     columns = batch.values.transpose(0, 2, 1).astype("<f4").tobytes()
     scalars = batch.scalar_values.astype("<f4").tobytes() if batch.scalars else b""
     connection.execute(
-        "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, v) "
-        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, "
+        "size, v) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             work.run_id,
             work.next_tail,
@@ -168,6 +168,7 @@ def _append(
             len(batch.steps),
             pack_steps(np.array(batch.steps, np.int64)),
             item.received_at,
+            len(columns) + len(scalars),
             columns + scalars,
         ),
     )

@@ -59,8 +59,9 @@ create table attempt (
 create table tail (
   run_id integer not null, id bigint not null, attempt bigint not null, layout integer not null,
   step0 bigint not null, step1 bigint not null, n integer not null, steps {blob},
-  received_at {real} not null, v {blob} not null, primary key (run_id, id));
-create index tail_by_step on tail (run_id, attempt, step0, step1, layout, n, id);
+  received_at {real} not null, size integer not null, v {blob} not null,
+  primary key (run_id, id));
+create index tail_by_step on tail (run_id, attempt, step0, step1, layout, n, id, size);
 
 create table tile (
   run_id integer not null, attempt bigint not null, metric integer not null,
