@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from snc_service.store.protocol import (
     StoreUnavailable,
 )
 from snc_service.wire import WireError
+from snc_service.wire.checks import shown
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
@@ -201,16 +203,15 @@ def from_validation(errors: list[Any]) -> Problem:
         return Problem("body-malformed", f"body must be JSON: {error['msg']}", field="body")
     if error["type"] == "extra_forbidden":
         return Problem("invalid", f"{field} is not known here: leave it out", field=field)
-    return Problem("invalid", f"{field}: {_sentence(error)}", field=field)
+    if error["type"] == "missing":
+        return Problem("invalid", f"{field} must be given", field=field)
+    if error["type"] == "value_error":  # a sentence of ours
+        return Problem("invalid", f"{field}: {error['ctx']['error']}", field=field)
+    expected = _PYDANTIC.sub("must ", str(error["msg"]))
+    return Problem("invalid", f"{field} {expected}, got {shown(error.get('input'))}", field=field)
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
-    text = str(error["msg"])
-    value = error.get("input")
-    if isinstance(value, str | int | float) or value is None:
-        shown = repr(value)
-        text += f", got {shown if len(shown) <= 80 else shown[:77] + '...'}"
-    return text
+_PYDANTIC = re.compile(r"^\w+ should ")
 
 
 def install(app: FastAPI) -> None:

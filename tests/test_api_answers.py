@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snc_service.api.answers import answer, rfc3339, shortest
+from snc_service.api.answers import answer, rfc3339, seven_digits, shortest
 
 floats = st.lists(st.floats(width=32), min_size=1, max_size=20)
 
@@ -37,6 +37,13 @@ def test_what_was_sent_as_a_short_number_is_read_as_that(number):
     assert shortest(np.array([[number]], np.float32)) == [[number]]
 
 
+@given(floats)
+def test_seven_digits_are_within_half_of_the_seventh(numbers):
+    values = np.array(numbers, np.float32)
+    back = np.array(seven_digits(values)).astype(np.float32)
+    np.testing.assert_allclose(back, values, rtol=5e-7)
+
+
 def test_times_are_rfc_3339_in_utc_with_milliseconds():
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(1_763_800_000.1239) == "2025-11-22T08:26:40.123Z"
@@ -61,6 +68,13 @@ def told(content, **headers):
 def test_what_is_not_finite_is_null_and_never_a_bare_nan():
     content = {"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "c": "NaN"}
     assert told(content).json() == {"a": None, "b": [None, None, 1.5], "c": "NaN"}
+
+
+def test_an_answer_that_is_the_same_again_need_not_be_sent_again():
+    tag = told([1, 2]).headers["ETag"]
+    again = told([1, 2], **{"If-None-Match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+    assert told([1, 3], **{"If-None-Match": tag}).json() == [1, 3]
 
 
 @pytest.mark.parametrize(

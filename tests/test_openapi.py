@@ -2,11 +2,14 @@
 
 import json
 import re
+from urllib.parse import quote
 
 import httpx
 import pytest
 from api_cases import serving_app, settings_in
 from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from snc_service.app import ROUTERS
@@ -170,3 +173,54 @@ def test_json_bodies_are_described_by_what_reads_them(schema):
     run = schema["components"]["schemas"]["RunRequest"]
     assert run["additionalProperties"] is False
     assert set(run["properties"]) == {"run", "name", "project", "config", "tags", "policy"}
+
+
+WORDS = st.sampled_from(
+    [
+        "", "0", "1", "-1", "a", "r", "sigma", "ratio", "loss", "breach", "..", "%", "*", "+", "é",
+        "9007199254740991", "9007199254740992", "9" * 30, "1e999", "NaN", "null", "true", "[]",
+        "\x00", "\n", "\udcff", "a/b", "'", '"', "<b>", "x" * 300, "W10", "WzFd",
+        "WzEsMiwzXQ", "0x10",
+    ]
+)  # fmt: skip
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_whatever_is_asked_the_answer_is_one_that_is_described(api, schema, data):
+    """A schema fuzzer of our own: any words for parameters and bodies, any operation."""
+    asked = [each for each in operations(schema) if each[2]["operationId"] != "stream_run"]
+    method, path, operation = data.draw(st.sampled_from(asked))
+    query = []
+    for each in operation.get("parameters", []):
+        word = quote(data.draw(WORDS), safe="", errors="surrogateescape")
+        if each["in"] == "path":
+            path = path.replace(f"{{{each['name']}}}", word)
+        elif each["in"] == "query" and data.draw(st.booleans()):
+            query.append(f"{each['name']}={word}")
+    options = {}
+    if "requestBody" in operation:
+        content_type = data.draw(st.sampled_from(list(operation["requestBody"]["content"])))
+        body = data.draw(st.binary(max_size=20) | BODIES)
+        options = {"content": body, "headers": {"Content-Type": content_type}}
+    told = api.request(method.upper(), f"{path}?{'&'.join(query)}", **options)
+    # A word that empties or splits a path makes it another URL.
+    assert str(told.status_code) in {*operation["responses"], "404", "405"}, told.text
+    assert told.status_code < 500
+    if told.status_code >= 400:
+        assert told.headers["Content-Type"] == PROBLEM_MEDIA_TYPE
+        assert told.json()["detail"]
+
+
+BODIES = st.sampled_from(
+    [
+        b"{}", b"[]", b"null", b'{"run": "r"}', b'{"name": "\\ud800"}', b'{"config": {"a": NaN}}',
+        b'{"config": {"\\ud800": 1}}', b'{"config": {"a": ' + b"9" * 5000 + b"}}",
+        b'{"entries": []}', b'{"entries": [{"pattern": "*", "threshold": 1e400}]}',
+        b'{"state": "failed"}', b'{"layers": [{"name": "a"}]}',
+        b'{"layers": [{"name": "\\ud800"}]}',
+        b'{"writer": "w", "seq": 0, "steps": [0], "scalars": {"loss": [1]}}',
+    ]
+)  # fmt: skip

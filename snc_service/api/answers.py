@@ -6,7 +6,7 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ from pydantic_core import to_json
 from snc_service.store.protocol import Run
 
 MIN_GZIP_BYTES = 1_024
-NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
 
 
 def rfc3339(seconds: float) -> str:
@@ -50,9 +52,14 @@ def answer(
 ) -> Response:
     """Return ``content`` as JSON, compressed where the client reads that. Not for the event loop.
 
-    ``content`` may hold pydantic models, and floats that are not finite: they are written as null.
+    Floats that are not finite are written as null. Without a ``tag``, what is read is tagged by its
+    bytes: that saves sending them, not making them.
     """
     body = to_json(content, inf_nan_mode="null")
+    if tag is None and request.method == "GET":
+        tag = f'W/"{hashlib.sha256(body).hexdigest()[:24]}"'
+        if is_unchanged(request, tag):
+            return unchanged(tag)
     headers = {"Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
     if tag is not None:
         headers["ETag"] = tag
@@ -82,25 +89,39 @@ def _reads_gzip(request: Request) -> bool:
     return False
 
 
-def shortest(values: npt.NDArray[np.float32]) -> list[Any]:
+def shortest(values: Floats) -> list[Any]:
     """Return float32 values as the shortest decimal numbers that mean them, nested like ``values``.
 
     What was sent as 1.1 is read as 1.1, not as 1.100000023841858. Values that are not finite stay.
     """
     wide = values.astype(np.float64)
-    with np.errstate(all="ignore"):
-        magnitude = np.floor(np.log10(np.abs(wide)))
-        result = wide.copy()
-        # Beyond these, a power of ten is no exact float64: numpy's own printer knows the way.
-        rare = np.isfinite(magnitude) & (np.abs(magnitude) > 13)
-        result[rare] = [float(str(value)) for value in values[rare]]
-        todo = np.isfinite(magnitude) & ~rare
-        for digits in (6, 7, 8, 9):
-            decimals = np.where(todo, digits - 1 - magnitude, 0)
-            up, down = 10.0 ** np.maximum(decimals, 0), 10.0 ** np.maximum(-decimals, 0)
-            rounded = np.rint(wide * up / down) * down / up
-            fits = todo & (rounded.astype(np.float32) == values)
-            result[fits] = rounded[fits]
-            todo &= ~fits
+    result, todo = _with_digits(wide, values, 6)
+    for digits in (7, 8, 9):
+        todo &= result.astype(np.float32) != values
+        if todo.any():
+            result[todo] = _with_digits(wide[todo], values[todo], digits)[0]
     nested: list[Any] = result.tolist()
     return nested
+
+
+def seven_digits(values: Floats) -> list[Any]:
+    """Return float32 values to 7 digits: for pictures, in a quarter of the time of `shortest`."""
+    nested: list[Any] = _with_digits(values.astype(np.float64), values, 7)[0].tolist()
+    return nested
+
+
+def _with_digits(
+    wide: Doubles, values: Floats, digits: int
+) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Return ``wide`` rounded to decimal digits, and where that was possible and needed."""
+    with np.errstate(all="ignore"):
+        magnitude = np.floor(np.log10(np.abs(wide)))
+        usual = np.isfinite(magnitude) & (np.abs(magnitude) <= 13)
+        decimals = np.where(usual, digits - 1 - magnitude, 0)
+        up, down = 10.0 ** np.maximum(decimals, 0), 10.0 ** np.maximum(-decimals, 0)
+        result = np.where(usual, np.rint(wide * up / down) * down / up, wide)
+    # Beyond these, a power of ten is no exact float64: numpy's own printer knows the way.
+    rare = np.isfinite(magnitude) & ~usual
+    if rare.any():
+        result[rare] = [float(str(value)) for value in values[rare]]
+    return result, usual

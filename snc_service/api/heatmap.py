@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from snc_service.api.answers import answer, etag, is_unchanged, shortest, unchanged
+from snc_service.api.answers import answer, etag, is_unchanged, seven_digits, unchanged
 from snc_service.api.openapi import responses
 from snc_service.api.queries import MetricName, RunName, WindowQuery
 from snc_service.api.state import InService
@@ -63,7 +63,7 @@ EXAMPLE: dict[str, Any] = {
 def get_heatmap(
     request: Request, service: InService, run: RunName, query: Annotated[HeatmapQuery, Query()]
 ) -> Response:
-    """Return the largest value of each layer and bucket of steps.
+    """Return the largest value of each layer and bucket of steps, to 7 digits.
 
     `metric=ratio` divides the largest sigma of a bucket by the smallest threshold in it: exact
     where the threshold stands, never too small where it moves.
@@ -82,7 +82,7 @@ def get_heatmap(
         "layers": list(found.rows),
         "bucket_steps": found.bucket_steps,
         "steps": found.steps.tolist(),
-        "max": shortest(found.max),
+        "max": seven_digits(found.max),
         "nonfinite": found.nonfinite.tolist() if found.nonfinite.any() else [],
     }
     return answer(request, content, tag=tag)

@@ -27,7 +27,7 @@ router = APIRouter(prefix="/api/v1", tags=["runs"])
 
 
 def _label(value: str) -> str:
-    return printable(value, "the text", max_bytes=256)
+    return printable(value, "text", max_bytes=256)
 
 
 def _storable(config: Mapping[str, Any]) -> Mapping[str, Any]:
