@@ -55,6 +55,16 @@ def test_a_factor_near_one_is_not_lost_in_rounding(dtype: torch.dtype) -> None:
     assert norm(w) <= 0.951 * start
 
 
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_rescaled_master_lands_within_one_rounding_of_its_copy(dtype: torch.dtype) -> None:
+    # The way to hold a mixed-precision weight: measure the copy, scale the master, cast again.
+    unit = torch.finfo(dtype).eps / 2
+    for w64 in (planted(s, m) for s in SPECTRA.values() for m in (96, 140)):
+        master = (1.4 * w64).float()
+        rescale_([master], one(norm(master.to(dtype))), one(1.0))
+        assert 1 - unit <= norm(master.to(dtype)) <= 1 + unit
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("upper", "threshold"),

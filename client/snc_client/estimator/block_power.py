@@ -212,7 +212,7 @@ class BlockPower:
         return _Products(torch.stack(blocks), x, r, _gram(x), u_scale, largest)
 
     def _explored(self, layer: int) -> Tensor:
-        """Return the block of a layer; every 8 steps its weakest vector is replaced at random."""
+        """Count a step of a layer and return its block, every 8 steps with a new weakest vector."""
         step, v_BN = self._steps[layer], self._blocks[layer]
         self._steps[layer] = step + 1
         b, n = v_BN.shape
