@@ -98,7 +98,7 @@ def train(
             _set_learning_rates(optimizer, faulty=step >= recipe.fault_step)
             loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
             optimizer.step()
             callback.step(loss=loss, lr=optimizer.param_groups[1]["lr"])
             losses.append(float(loss.detach()))
@@ -128,7 +128,8 @@ def exact_worst_ratio(callback: SNCallback) -> float:
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    hot, rest = [], []
+    hot: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (hot if ".query." in name or ".key." in name else rest).append(parameter)
     return torch.optim.AdamW([{"params": rest}, {"params": hot}], lr=LEARNING_RATE)
