@@ -205,8 +205,10 @@ def from_validation(errors: list[Any]) -> Problem:
         return Problem("invalid", f"{field} is not known here: leave it out", field=field)
     if error["type"] == "missing":
         return Problem("invalid", f"{field} must be given", field=field)
-    if error["type"] == "value_error":  # a sentence of ours
-        return Problem("invalid", f"{field}: {error['ctx']['error']}", field=field)
+    if error["type"] == "value_error":  # ours
+        ours = error["ctx"]["error"]
+        expected = ours.message if isinstance(ours, WireError) else str(ours)
+        return Problem("invalid", f"{field} {expected}", field=field)
     expected = _PYDANTIC.sub("must ", str(error["msg"]))
     return Problem("invalid", f"{field} {expected}, got {shown(error.get('input'))}", field=field)
 

@@ -176,7 +176,7 @@ def test_an_unknown_layer_is_404(api, layer):
         ("/layers/a/history?from_step=-1", "from_step"),
         ("/layers/a/history?from_step=9007199254740992", "from_step"),
         ("/layers/a/history?to_step=" + "9" * 50, "to_step"),
-        ("/layers/a/history?from_step=5&to_step=4", None),
+        ("/layers/a/history?from_step=5&to_step=4", "to_step"),
         ("/layers/a/history?metric=Sigma", "metric"),
         ("/layers/a/history?metric=", "metric"),
         ("/layers/a/history?attempt=-1", "attempt"),

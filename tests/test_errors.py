@@ -114,3 +114,47 @@ def test_the_type_of_a_problem_leads_to_its_meaning(api):
             "meaning": meaning,
         }
     assert_problem(api.get("/problems/none"), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "detail"),
+    [
+        (
+            "GET",
+            "/api/v1/runs?limit=501",
+            None,
+            "limit must be less than or equal to 500, got '501'",
+        ),
+        ("GET", "/api/v1/runs?page=2", None, "page is not known here: leave it out"),
+        ("GET", "/api/v1/runs/r/history", None, "layer must be given"),
+        (
+            "GET",
+            "/api/v1/runs/r/heatmap?from_step=5&to_step=3",
+            None,
+            "to_step must be at least from_step (5), got 3",
+        ),
+        (
+            "POST",
+            "/api/v1/runs",
+            b'{"config": {"a": NaN}}',
+            "config must be JSON with finite numbers",
+        ),
+        (
+            "POST",
+            "/api/v1/runs",
+            b'{"name": "a\\u0007"}',
+            r"name must not contain control characters, got 'a\x07'",
+        ),
+        ("POST", "/api/v1/runs", b"[1]", "body must be an object, got [1]"),
+        (
+            "POST",
+            "/api/v1/runs/r/batches",
+            b'{"writer": "w", "seq": "0", "steps": [1]}',
+            "seq must be a valid integer, got '0'",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence_of_what_must_be_and_what_was(api, method, path, body, detail):
+    options = {"content": body, "headers": {"Content-Type": "application/json"}} if body else {}
+    told = api.request(method, path, **options)
+    assert (told.status_code, told.json()["detail"]) == (422, detail)

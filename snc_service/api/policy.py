@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
 from snc_service.api.body import JsonBody
@@ -22,12 +22,24 @@ ANYBODY = "anonymous"  # the author while the service asks nobody for a token
 router = APIRouter(prefix="/api/v1", tags=["policy"])
 
 
+# Checked by the wire, which knows what it may be and says so in one sentence.
+Limit = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}],
+            "examples": [2.5, "3x init", "3x rms", None],
+        }
+    ),
+]
+
+
 class PolicyEntryBody(BaseModel):
     """Layers whose name matches the glob ``pattern`` get this threshold and action."""
 
     model_config = ConfigDict(extra="forbid")
     pattern: str
-    threshold: float | str | None
+    threshold: Limit
     action: Literal["observe", "rescale", "cap", "stop"] = "rescale"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from snc_service.store.protocol import Window
 from snc_service.wire import MAX_STEP
@@ -55,11 +55,13 @@ class WindowQuery(Query):
         None, ge=0, le=2**31 - 1, description="An older attempt instead of the newest."
     )
 
-    @model_validator(mode="after")
-    def _in_order(self) -> WindowQuery:
-        if self.to_step is not None and self.to_step < self.from_step:
-            raise ValueError(f"to_step must be at least from_step ({self.from_step})")
-        return self
+    @field_validator("to_step")
+    @classmethod
+    def _in_order(cls, to_step: int | None, before: ValidationInfo) -> int | None:
+        from_step = before.data.get("from_step", 0)
+        if to_step is not None and to_step < from_step:
+            raise ValueError(f"must be at least from_step ({from_step}), got {to_step}")
+        return to_step
 
     def window(self, points: int) -> Window:
         """Return the store's form."""

@@ -35,9 +35,9 @@ def _storable(config: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         size = len(json.dumps(config, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
-        raise ValueError("config must be JSON with finite numbers") from None
+        raise ValueError("must be JSON with finite numbers") from None
     if size > MAX_CONFIG_BYTES:
-        raise ValueError(f"config must be at most {MAX_CONFIG_BYTES} bytes, got {size}")
+        raise ValueError(f"must be at most {MAX_CONFIG_BYTES} bytes, got {size}")
     return config
 
 
