@@ -55,7 +55,7 @@ def described(
         "policy": None if policy is None else policy.as_dict(),
     }
     return Job(
-        url=_shown_url(url),
+        url=shown_url(url),
         run=run,
         writer=secrets.token_hex(16),
         table=table,
@@ -70,10 +70,19 @@ def check_token(token: str | None) -> None:
         raise ValueError("token must be printable ASCII without line ends: it was cut or mistyped")
 
 
-def _check(url: str, run: str, metrics: tuple[str, ...], table: LayerTable) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def check_url(url: str) -> None:
+    """Raise `ValueError` for what is no address of a service."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
         raise ValueError(f"url must be http://host[:port] or https://host[:port], got {url!r}")
+
+
+def _check(url: str, run: str, metrics: tuple[str, ...], table: LayerTable) -> None:
+    check_url(url)
     if not RUN_NAME.fullmatch(run):
         raise ValueError(f"run must match {RUN_NAME.pattern}, got {run!r}")
     if not all(METRIC_NAME.fullmatch(name) for name in metrics):
@@ -91,7 +100,7 @@ def _drawn_run() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def _shown_url(url: str) -> str:
+def shown_url(url: str) -> str:
     """Return the address as logs may carry it: without user, password and query."""
     parts = urlsplit(url)
     host = parts.hostname or ""

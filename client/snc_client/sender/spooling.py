@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from snc_client.sender import folders
 from snc_client.sender.connection import Connection
 from snc_client.sender.delivery import Delivery
-from snc_client.sender.job import Job, check_token
+from snc_client.sender.job import Job, check_token, check_url, shown_url
 from snc_client.sender.patience import Pace, Patience
 from snc_client.sender.rows import SPOOL_BYTES, RowQueue
 from snc_client.sender.spooled import SpooledRows
@@ -111,14 +111,16 @@ def replay(
 ) -> list[Replayed]:
     """Deliver what ended processes left below ``root``, within ``timeout`` seconds: `snc replay`.
 
-    Folders of running jobs are passed over. Raises `ValueError` for a token no header can carry.
+    Folders of running jobs are passed over. Raises `ValueError` for a url that is none and for a
+    token that no header can carry.
     """
+    check_url(url)
     check_token(token)
     patience = Patience(Pace())
     patience.end(timeout, "finished")
     return deliver_left_behind(
         root,
-        url,
+        shown_url(url),
         partial(Connection, url, token, transport),
         patience=patience,
         pace=Pace(),
