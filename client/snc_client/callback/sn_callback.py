@@ -62,8 +62,12 @@ class SNCallback:
 
     What is held: after an acted-on step a rescaled layer's spectral norm is at most its threshold
     where sigma_upper was certified at that step (``strict``); otherwise as far as sigma, raised by
-    1e-3, is not below it, which is evidence and no proof. Attach before the model is copied or
-    sharded. The model gets no attribute, hook, buffer or state-dict entry.
+    1e-3, is not below it, which is evidence and no proof. The model gets no attribute, hook, buffer
+    or state-dict entry.
+
+    Where torch.distributed runs, every rank measures and acts alike on its replica and rank 0
+    reports; a policy from the service is not applied then, and ``max_overhead`` must stay None,
+    because clocks differ between ranks. Sharded weights are skipped, with the reason.
 
     Raises ValueError for a model without a matrix and for arguments that make no sense.
     """
@@ -96,6 +100,8 @@ class SNCallback:
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
                 "it out and call step() after its step"
             )
+        if max_overhead is not None and ranks()[1] > 1:
+            raise ValueError("max_overhead must be None in a job of several ranks: clocks differ")
         self.layers: Coverage = find_layers(model, conv=conv, split=split)
         chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
@@ -106,6 +112,7 @@ class SNCallback:
         self._every = every
         self._strict = strict
         self._closed = False
+        self._rank, self._num_ranks = ranks()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
         self._watch = Watch(
@@ -240,6 +247,14 @@ class SNCallback:
         if self._closed or self._step % self._every:
             return
         breach = self._collect()
+        try:
+            self._measure(scalars)
+        finally:
+            self._overhead.spent(self._overhead.inside())
+            if breach is not None:
+                raise breach
+
+    def _measure(self, scalars: dict[str, Any]) -> None:
         self._take_policy()
         if scalars.get("lr") is None and self._optimizer is not None:
             scalars["lr"] = learning_rate(self._optimizer)
@@ -247,9 +262,6 @@ class SNCallback:
         row = self._watch.measure(self._step, scalars)
         if row is not None:
             row.host_seconds = self._overhead.inside()
-        self._overhead.spent(self._overhead.inside())
-        if breach is not None:
-            raise breach
 
     def _collect(self) -> ThresholdBreached | None:
         """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
@@ -270,6 +282,10 @@ class SNCallback:
         if taken is None:
             return
         version, policy = taken
+        if self._num_ranks > 1:
+            # The others have no sender: one rank alone would scale its replica away from theirs.
+            log.warning("snc: policy version %d is not applied: the job has several ranks", version)
+            return
         resolved = resolve(policy, self.layers.layers)
         self._watch.set_policy(resolved.layers, step=self._step - 1)
         log.info("snc: policy version %d is in force from step %d", version, self._step)
@@ -308,15 +324,24 @@ class SNCallback:
             log.warning("snc: %d steps were not measured", self.errors)
 
     def _connected(self, url: str | None, **keywords: Any) -> Sender | None:
-        if not url:
+        if not url or self._rank != 0:
             return None
         specs = tuple(LayerSpec(x.name, x.kind, x.shape) for x in self.layers.layers)
         return Sender(url, table=LayerTable(specs), metrics=METRICS, **keywords)
 
     def _destination(self) -> str:
+        if self._rank != 0:
+            return f"nothing is sent: rank 0 reports, this is rank {self._rank}"
         if self._sender is None:
             return "nothing is sent: no url was given"
         return f"sent as run {self._sender.run}"
+
+
+def ranks() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; (0, 1) where nothing is distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def _without_graph(value: Any) -> Any:
