@@ -436,11 +436,11 @@ def test_a_run_goes_on_before_the_eyes(opened, service):
         expect(layer_row(page, "fc.weight").locator(".ratio-number")).to_have_text("▲ 1.25")
         expect(page.locator(".facts")).to_contain_text("Step4")
         expect(page.locator(".events .event-rule").first).to_have_text("breach")
-        expect(page.locator("#announcer")).to_have_text("First breach of this run.")
+        expect(page.locator("#announcer")).to_have_text("This run: first breach.")
         expect(page.locator(".heatmap .readout")).to_contain_text("4 columns")
         feed.finish()
         expect(page.locator(".view-head .badge")).to_have_text("✓finished")
-        expect(page.locator("#announcer")).to_have_text("The run is finished.")
+        expect(page.locator("#announcer")).to_have_text("This run is finished.")
         assert page.evaluate("window.neverReloaded")
 
 

@@ -83,7 +83,11 @@ def load_page() -> Page:
     folder = hashlib.sha256(together.encode()).hexdigest()[:16]
     assets = {f"{folder}/{name}": asset for name, asset in own.items()}
     assets[f"{plotly.digest}/plotly.js"] = plotly
-    text = index.body.decode().replace("{own}", folder).replace("{plotly}", plotly.digest)
+    # All modules at once: a browser finds imports only after it has read what imports them.
+    modules = sorted(name for name in own if name.endswith(".js"))
+    links = "\n  ".join(f'<link rel="modulepreload" href="ui/{{own}}/{name}">' for name in modules)
+    text = index.body.decode().replace("{preloads}", links)
+    text = text.replace("{own}", folder).replace("{plotly}", plotly.digest)
     return Page(Asset.of(text.encode(), ".html"), assets)
 
 

@@ -1,6 +1,5 @@
 // The page's start: which view the address asks for, the bar above it, keys.
 
-import { plotly } from "./chart.js";
 import { CompareView } from "./compare.js";
 import { h } from "./dom.js";
 import { stateNote } from "./parts.js";
@@ -72,7 +71,6 @@ function firstRow() {
   main.querySelector("tbody a, tbody button")?.focus();
 }
 
-plotly().catch(() => {}); // charts say it themselves
 startTheme(document.getElementById("theme"));
 document.getElementById("keys").addEventListener("click", () => help.showModal());
 document.getElementById("key-close").addEventListener("click", () => help.close());

@@ -5,17 +5,22 @@ import { color, onTheme } from "./theme.js";
 
 let arrived = null;
 
-/** plotly.js, once it has arrived; everything else on the page is there before it. */
+/**
+ * plotly.js, loaded when it is first asked for: once tables are painted, since reading its 5 MB
+ * blocks the page for most of a second. Charts say it themselves if it does not come.
+ */
 export function plotly() {
   arrived ??= new Promise((resolve, reject) => {
-    const script = document.getElementById("plotly");
-    const give = () =>
-      window.Plotly ? resolve(window.Plotly) : reject(new Error("plotly.js did not start"));
-    if (window.Plotly) give();
-    script.addEventListener("load", give);
-    script.addEventListener("error", () => reject(new Error("plotly.js could not be loaded")));
+    const fail = () => reject(new Error("plotly.js could not be loaded"));
+    const load = () => (window.Plotly ? resolve(window.Plotly) : fail());
+    const src = document.getElementById("plotly").href;
+    afterPaint(() => document.head.append(h("script", { src, on: { load, error: fail } })));
   });
   return arrived;
+}
+
+function afterPaint(task) {
+  requestAnimationFrame(() => setTimeout(task));
 }
 
 const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, responsive: false };

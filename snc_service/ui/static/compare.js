@@ -1,13 +1,14 @@
 // Runs side by side: their numbers, loss on one axis, one layer on one axis, heatmaps on one scale.
 
 import { get, runPath, serviceNow } from "./api.js";
+import { plotly } from "./chart.js";
 import { h, keyed, setText } from "./dom.js";
 import { countTone, isHeld } from "./facts.js";
 import { age, count, MISSING, number, percent, ratio } from "./format.js";
 import { Heatmap, METRICS, metricToShow } from "./heatmap.js";
 import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
 import { Lines, nonfinitePoints, thresholdLine, valueAt } from "./lines.js";
-import { Live } from "./live.js";
+import { Live, restAfter } from "./live.js";
 import { extent, growth, stepRange } from "./matrix.js";
 import { Choice, panel, problemNote, showState, stateBadge, swatch, waiting } from "./parts.js";
 import { amend, go, MOST_COMPARED, runLink, withQuery } from "./router.js";
@@ -16,7 +17,6 @@ import { onTheme, seriesColor } from "./theme.js";
 
 const POINTS = 500;
 const ROWS = 500;
-const CHART_SECONDS = 5;
 const MARGIN = 84; // of figures without layer names
 
 // [label, value of a run, tone of it]; a run here is {item, loss, ...} as `CompareView` keeps it.
@@ -139,11 +139,13 @@ export class CompareView {
     });
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
     this.showNumbers();
+    plotly().catch(() => {});
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
   }
 
   async loadCharts(signal) {
     this.stale = false;
+    const begin = performance.now();
     const span = { from_step: this.from, to_step: this.to, points: POINTS };
     const ask = (run, path, parameters) =>
       known(get(runPath(run.name, path), { ...span, ...parameters }, signal));
@@ -158,9 +160,10 @@ export class CompareView {
     await Promise.all(this.runs.map((run) => this.loadLayer(run, ask)));
     this.ready = true;
     this.showNumbers();
+    const asking = (performance.now() - begin) / 1000;
     await this.showCharts();
-    const cost = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
-    this.chartsAt = performance.now() + 1000 * Math.max(CHART_SECONDS, 10 * cost);
+    const drawing = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
+    this.chartsAt = performance.now() + 1000 * restAfter(asking, drawing);
   }
 
   async loadLayer(run, ask) {

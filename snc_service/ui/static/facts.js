@@ -2,7 +2,7 @@
 
 import { serviceNow } from "./api.js";
 import { announce } from "./dom.js";
-import { age, count, MISSING, percent, ratio } from "./format.js";
+import { age, count, MISSING, percent, ratio, shortName } from "./format.js";
 
 /** Whether every breach was answered by a rescale: above its threshold, but held there. */
 export function isHeld(run) {
@@ -30,7 +30,8 @@ export function runFacts(run, policy) {
     "Worst \u03c3 / threshold": {
       value: `${run.worst_ratio > 1 ? "\u25b2 " : ""}${ratio(run.worst_ratio)}`,
       tone: ratioTone(run),
-      detail: run.worst_layer ?? "",
+      detail: shortName(run.worst_layer ?? "", 18),
+      title: run.worst_layer ?? "",
     },
     Breaches: {
       value: count(run.breaches),

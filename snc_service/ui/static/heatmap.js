@@ -126,16 +126,18 @@ export class Heatmap {
   marks(rowHeight) {
     const { source } = this.grid;
     const rows = this.answer.layers.length;
+    // Lines would cover rows that are hardly higher than themselves.
+    const mode = rowHeight < 6 ? "markers" : "lines+markers";
     const over = (r, c) => source[c] >= 0 && (this.ratio[r][source[c]] ?? 0) > 1;
     const bad = (r, c) => source[c] >= 0 && this.nonfinite(r, source[c]);
-    const size = Math.max(4, Math.min(8, rowHeight * 0.55));
+    const size = rowHeight < 6 ? 6 : Math.min(8, rowHeight * 0.55);
     return [
-      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", size),
-      this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", size),
+      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", mode, size),
+      this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", mode, size),
     ].filter((trace) => trace.x.length);
   }
 
-  markTrace(found, symbol, size) {
+  markTrace(found, symbol, mode, size) {
     const { edges } = this.grid;
     const [x, y, sizes] = [[], [], []];
     for (const { row, from, to } of found) {
@@ -144,7 +146,7 @@ export class Heatmap {
       sizes.push(size, 0, 0);
     }
     return {
-      type: "scatter", mode: "lines+markers", x, y, hoverinfo: "skip", connectgaps: false,
+      type: "scatter", mode, x, y, hoverinfo: "skip", connectgaps: false,
       line: { color: MARK, width: 1 },
       marker: { symbol, size: sizes, color: MARK, line: { color: MARK_EDGE, width: 1 } },
     };

@@ -84,7 +84,7 @@ export class LayerTable {
     row.classList.toggle("is-selected", ink !== undefined);
     row.classList.toggle("is-breach", (item.ratio ?? 0) > 1);
     setText(row.querySelector(".layer-kind"), describe(item));
-    showRatio(row.querySelector(".ratio"), item.ratio, { broken, held: item.scale < 1 });
+    showRatio(row.querySelector(".ratio"), item.ratio, { broken, held: item.scale !== null && item.scale < 1 });
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
       setText(cell, item.nonfinite.includes(key) ? "not finite" : number(item[key]));

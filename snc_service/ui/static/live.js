@@ -5,6 +5,11 @@ import { clock } from "./format.js";
 
 const LONGEST_WAIT = 15_000;
 
+/** How many seconds charts stand still: drawing takes a tenth of the time at most. */
+export function restAfter(asking, drawing) {
+  return Math.max(5, 3 * asking, 10 * drawing);
+}
+
 /**
  * Runs `task(signal)` every `interval` ms after the last one ended. Failures double the wait; the
  * tab becoming visible, or `now()`, runs it at once.

@@ -40,7 +40,7 @@ export function showRatio(bar, value, { broken = false, held = false } = {}) {
   bar.classList.toggle("is-broken", broken);
 }
 
-/** A list of facts: `show({label: {value, tone?, detail?}})` updates it in place. */
+/** A list of facts: `show({label: {value, tone?, detail?, title?}})` updates it in place. */
 export class Facts {
   constructor(label) {
     this.element = h("dl", { class: "facts", "aria-label": label });
@@ -48,13 +48,14 @@ export class Facts {
   }
 
   show(facts) {
-    for (const [label, { value, tone = "", detail = "" }] of Object.entries(facts)) {
+    for (const [label, fact] of Object.entries(facts)) {
+      const { value, tone = "", detail = "", title = detail } = fact;
       if (!this.known.has(label)) this.known.set(label, this.add(label));
       const { box, main, small } = this.known.get(label);
       box.dataset.tone = tone;
       setText(main, value);
       setText(small, detail);
-      small.title = detail;
+      small.title = title;
     }
   }
 

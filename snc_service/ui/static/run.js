@@ -1,6 +1,7 @@
 // One run: its state, its heatmap, its worst layers, the history of the chosen ones, what happened.
 
 import { get, runPath } from "./api.js";
+import { plotly } from "./chart.js";
 import { h, setText } from "./dom.js";
 import { EventList, eventPoints } from "./events.js";
 import { runFacts, tellChange } from "./facts.js";
@@ -10,7 +11,7 @@ import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
 import { LayerTable } from "./layers.js";
 import { Legend } from "./legend.js";
 import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "./lines.js";
-import { Live } from "./live.js";
+import { Live, restAfter } from "./live.js";
 import { stepRange } from "./matrix.js";
 import { Choice, Facts, panel, problemNote, showState, stateBadge, waiting } from "./parts.js";
 import { PolicyPanel } from "./policy.js";
@@ -22,7 +23,6 @@ const HISTORY = "History of the chosen layers and loss: arrow keys move along th
 const MOST_CHOSEN = 8;
 const CHOSEN_AT_FIRST = 3;
 const LOSS_PLACE = 7; // among the colors of the series
-const CHART_SECONDS = 5;
 const EVENTS = 100;
 const POINTS = 500;
 const ROWS = 500;
@@ -159,15 +159,21 @@ export class RunView {
   }
 
   async load(signal) {
+    // The first time, nothing is known: ask for all of it at once.
+    const tables = this.item ? null : this.loadTables(signal);
+    tables?.catch(() => {}); // reported below, or by the run itself
     const item = await get(runPath(this.run), {}, signal);
-    if (this.item) tellChange(this.item, item, "The run");
+    if (this.item) tellChange(this.item, item, "This run");
     this.item = item;
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
     this.showFacts();
     if (item.version !== this.version) {
-      await this.loadTables(signal);
+      await (tables ?? this.loadTables(signal));
+      this.showTables();
+      this.showFacts();
       this.version = item.version;
       this.stale = true;
+      plotly().catch(() => {});
     }
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
     this.notice.hidden = true;
@@ -183,8 +189,6 @@ export class RunView {
     if (!this.places && this.layers.items.length) {
       this.choose(this.layers.items.slice(0, CHOSEN_AT_FIRST).map((item) => item.layer));
     }
-    this.showTables();
-    this.showFacts();
   }
 
   showTables() {
@@ -195,6 +199,7 @@ export class RunView {
 
   async loadCharts(signal) {
     this.stale = false;
+    const begin = performance.now();
     const span = { from_step: this.from, to_step: this.to, points: POINTS };
     const layer = this.chosen;
     const ask = (path, parameters) =>
@@ -209,10 +214,10 @@ export class RunView {
     ]);
     this.data = { sigma, ratios, history: byLayer(history), thresholds: byLayer(thresholds), loss };
     this.policy.preview(sigma?.layers ?? []);
+    const asking = (performance.now() - begin) / 1000;
     await this.showCharts();
-    // Never more than a tenth of the time for drawing.
-    const cost = this.heatmap.chart.seconds + this.lines.chart.seconds;
-    this.chartsAt = performance.now() + 1000 * Math.max(CHART_SECONDS, 10 * cost);
+    const drawing = this.heatmap.chart.seconds + this.lines.chart.seconds;
+    this.chartsAt = performance.now() + 1000 * restAfter(asking, drawing);
   }
 
   async showCharts() {
