@@ -76,9 +76,13 @@ class SqliteDatabase:
                 raise
 
     def reclaim(self) -> None:
-        """Return up to `RECLAIM_PAGES` free pages to the file system."""
+        """Return up to `RECLAIM_PAGES` free pages, unless new batches will fill them anyway."""
         with self._lock, self._named_errors():
-            if not self._closed:
+            if self._closed:
+                return
+            (free,) = self._writer.execute("pragma freelist_count").fetchone()
+            (pages,) = self._writer.execute("pragma page_count").fetchone()
+            if free > max(RECLAIM_PAGES, pages // 8):
                 self._writer.execute(f"pragma incremental_vacuum({RECLAIM_PAGES})").fetchall()
 
     def size_bytes(self) -> int:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.buckets import Partial
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql import rollups
 from snc_service.store.sql.database import Connection, Database
@@ -66,6 +65,8 @@ def fold(database: Database, book: LayerBook, budget_s: float, now: float) -> in
         num_values += fold_chunk(database, book, chunk)
         if time.monotonic() >= deadline:
             break
+    if not chunks:
+        database.reclaim()
     return num_values
 
 
@@ -206,17 +207,24 @@ def _blocks(
         if not picked:
             continue
         values, steps = _matrix(picked, waiting, chunk)
-        for block in np.unique(
-            np.concatenate([p.rows // tiles.BLOCK_LAYERS for p in picked.values()])
-        ):
-            touching = {
-                k for k, p in picked.items() if (p.rows // tiles.BLOCK_LAYERS == block).any()
-            }
-            known = _steps_of([w for w in waiting if w.layout.number in touching], chunk)
-            lanes = slice(int(block) * tiles.BLOCK_LAYERS, (int(block) + 1) * tiles.BLOCK_LAYERS)
-            place = Place(chunk.run_id, chunk.attempt, metric, int(block), chunk.shift)
-            if len(known):
-                yield place, known, values[lanes][:, np.searchsorted(steps, known)]
+        for block, known in _measured(picked, waiting, chunk):
+            lanes = slice(block * tiles.BLOCK_LAYERS, (block + 1) * tiles.BLOCK_LAYERS)
+            place = Place(chunk.run_id, chunk.attempt, metric, block, chunk.shift)
+            yield place, known, values[lanes][:, np.searchsorted(steps, known)]
+
+
+def _measured(
+    picked: dict[int, Picked], waiting: Sequence[Waiting], chunk: Chunk
+) -> Iterator[tuple[int, Steps]]:
+    """Yield each block that some layout touches, and the steps of the batches that do."""
+    blocks = {number: one.rows // tiles.BLOCK_LAYERS for number, one in picked.items()}
+    known: dict[frozenset[int], Steps] = {}
+    for block in np.unique(np.concatenate(list(blocks.values()))).tolist():
+        touching = frozenset(number for number, some in blocks.items() if (some == block).any())
+        if touching not in known:
+            known[touching] = _steps_of([w for w in waiting if w.layout.number in touching], chunk)
+        if len(known[touching]):
+            yield block, known[touching]
 
 
 def _all_of(layout: Layout, kind: str, name: str) -> Picked | None:
@@ -274,7 +282,7 @@ def _fold_block(
     form, data = tiles.encode(values)
     ends = (int(steps[0]), int(steps[-1]), len(steps))
     changes.put(place, 0, ends, (form, pack_steps(steps), data))
-    rollups.add(connection, changes, place, chunk.low, Partial.of_values(steps, values))
+    rollups.add(connection, changes, place, chunk.low, steps, values)
 
 
 def _laid_over(

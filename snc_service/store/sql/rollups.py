@@ -12,6 +12,7 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.buckets import PLANES, Partial, joined
+from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database import Connection, Row
 
 LEVELS = 2
@@ -53,21 +54,29 @@ class Place:
     shift: int
 
 
-def add(connection: Connection, changes: Changes, place: Place, low: int, values: Partial) -> None:
-    """Roll up the chunk that begins at step ``low``: its ``values`` are keyed by their steps."""
-    entries = values
+def add(
+    connection: Connection,
+    changes: Changes,
+    place: Place,
+    low: int,
+    steps: Steps,
+    values: Floats,
+) -> None:
+    """Roll up the chunk that begins at step ``low``: ``values`` [R, N] of ``steps`` [N]."""
+    entries = Partial.of_groups((steps - low) // (tiles.FANOUT << place.shift), values)
     for level in range(1, LEVELS + 1):
         piece = _piece(entries, low, tiles.FANOUT**level << place.shift)
         tile = _put_piece(connection, changes, place, level, piece)
         if tile is None:
             return
-        entries, low = tile, int(tile.keys[0])
+        low = int(tile.keys[0])
+        entries = tile.grouped((tile.keys - low) // (tiles.FANOUT ** (level + 1) << place.shift))
 
 
-def _piece(finer: Partial, low: int, entry: int) -> Partial:
-    """Return `FANOUT` entries of ``entry`` steps, keyed by their first, the first at ``low``."""
-    known = finer.grouped((finer.keys - low) // entry)
-    piece = Partial.hollow(low + entry * np.arange(tiles.FANOUT, dtype=np.int64), len(finer.low))
+def _piece(known: Partial, low: int, entry: int) -> Partial:
+    """Return `FANOUT` entries of ``entry`` steps from ``low`` on; ``known`` has their places."""
+    keys = low + entry * np.arange(tiles.FANOUT, dtype=np.int64)
+    piece = Partial.hollow(keys, len(known.low))
     for name in PLANES:
         getattr(piece, name)[:, known.keys] = getattr(known, name)
     return piece
