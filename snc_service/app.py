@@ -130,7 +130,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
     return Service(
         store=store,
         commits=GroupCommit(store, advance),
-        exposition=Exposition(store, max_series=settings.metrics_series),
+        exposition=Exposition(store, max_series=settings.metrics_series, clock=clock),
         limits=Limits(
             settings.max_body_bytes,
             settings.max_json_bytes,

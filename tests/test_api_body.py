@@ -144,8 +144,8 @@ def test_when_too_many_bytes_are_held_others_are_503_and_later_ones_are_read(api
     assert api.post(f"{RUN}/batches", content=body_of(100), headers=BINARY).status_code == 200
 
 
-def test_a_client_that_hangs_up_in_the_middle_leaves_nothing_behind(service_url):
-    """Against a real server: half a body, then silence, then a normal request."""
+def test_a_client_that_hangs_up_in_the_middle_leaves_nothing_behind(service_url, tmp_path):
+    """Against a real server: half a body, then gone, then a normal request."""
     host, port = service_url.removeprefix("http://").split(":")
     httpx.post(f"{service_url}/api/v1/runs", json={"run": "r"}).raise_for_status()
     with socket.create_connection((host, int(port))) as half:
@@ -159,6 +159,7 @@ def test_a_client_that_hangs_up_in_the_middle_leaves_nothing_behind(service_url)
         json={"writer": "w", "seq": 0, "steps": [1], "scalars": {"loss": [1]}},
     )
     assert told.status_code == 200
+    assert "Traceback" not in (tmp_path / "snc.log").read_text()
 
 
 @pytest.mark.parametrize("how", ["declared", "streamed"])

@@ -16,6 +16,7 @@ import anyio
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from snc_service.api.state import InService, Service
 from snc_service.errors import Problem, from_validation
@@ -64,6 +65,8 @@ async def read_body(request: Request, service: Service, limit: int) -> AsyncIter
                     if taken > limit:
                         raise _too_large(limit, "is longer")
                     chunks.append(chunk)
+        except ClientDisconnect:  # nobody reads the answer, but it is no defect of ours either
+            raise Problem("body-malformed", "the body must not end early", field="body") from None
         except TimeoutError:
             seconds = service.limits.body_deadline_seconds
             raise Problem("body-slow", f"the body must arrive within {seconds:g} seconds") from None
