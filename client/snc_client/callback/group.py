@@ -68,18 +68,13 @@ class Group:
         """
         operators = {i: self.layers[i].operator() for i in measured}
         estimates = self.power.step_(list(operators.values()), measured)
-        sigma, residual = (
-            self._all(measured, estimates.sigma),
-            self._all(measured, estimates.residual),
-        )
+        sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)
         for i in certify:
             upper[i].copy_(bound(operators[i], sigma[i]))
-        held = [i for i in self._held if i in operators]
-        scale = self._act(
-            held, torch.where(upper.isfinite(), upper, presumed(sigma, residual)), cap
-        )
+        divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
+        scale = self._act([i for i in self._held if i in operators], divisor, cap)
         rows = torch.stack([sigma, self.thresholds.value, scale, residual, upper])
         if len(measured) == len(self.layers):
             return rows
@@ -128,6 +123,10 @@ class Group:
         where there is nothing to do, and holds it if sigma leapt there within one step.
         """
         threshold = self.thresholds.value
+        if reading_is_free(self.device):
+            # A weight that is not written is time saved: a quarter of what a measurement costs.
+            breached = (bound > threshold).tolist()
+            held = [i for i in held if breached[i]]
         capped = [i for i in held if i in self._capped and i in cap]
         scale = self._rescale([i for i in held if i not in capped], bound, threshold)
         for i in capped:
@@ -135,10 +134,6 @@ class Group:
         return scale
 
     def _rescale(self, layers: Sequence[int], bound: Tensor, threshold: Tensor) -> Tensor:
-        if reading_is_free(self.device):
-            # A weight that is not written is time saved: a quarter of what a measurement costs.
-            breached = (bound > threshold).tolist()
-            layers = [i for i in layers if breached[i]]
         if not layers:
             return torch.ones_like(bound)
         weights = [self.layers[i].weight() for i in layers]
