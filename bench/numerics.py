@@ -11,6 +11,7 @@ matrices. Prints a table of targets at the end. One thread, about five minutes.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -106,7 +107,8 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 def trainings(steps: int, seed: int) -> dict[tuple[str, str], Record]:
     print(f"\n1. Trainings: {steps} steps, threshold {THRESHOLD}, b = 16, every weight, every step")
     print("   error = 1 - sigma/true before the action; ratio = true/threshold after it; settled =")
-    print(f"   largest error after step {SETTLED}: before, directions grow from nothing to the top")
+    print(f"   largest error from step {SETTLED} on. That cut was set after looking: in the steps")
+    print("   before, directions grow from nothing to the top, which this block follows late")
     print(
         f"   {'optimizer':10s} {'mode':17s} {'loss':>6s} {'error max':>10s} {'p99':>8s}"
         f" {'median':>8s} {'settled':>9s} {'overshoot':>9s} {'ratio max':>10s} {'>1.001':>7s}"
@@ -294,8 +296,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"python bench/numerics.py {' '.join(sys.argv[1:])}".rstrip())
-    print(f"{platform.processor() or platform.machine()}, {platform.system()}, 1 thread, float32; "
-          f"Python {platform.python_version()}, torch {torch.__version__}")  # fmt: skip
+    print(f"{machine()}, 1 thread, float32; Python {platform.python_version()}, ", end="")
+    print(f"torch {torch.__version__}, seed {given.seed}")
     start = time.monotonic()
     records = trainings(given.steps, given.seed)
     overshoot = max(adversarial(), *(-min(r.error) for r in records.values()))
@@ -304,6 +306,13 @@ def main() -> None:
     ratios = cost()
     report(records, overshoot, directions, (unsound, tried, tightness), ratios)
     print(f"\n{time.monotonic() - start:.0f} s in all")
+
+
+def machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.machine()} with {os.cpu_count()} cores in use by others too"
 
 
 def report(
