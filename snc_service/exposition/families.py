@@ -51,6 +51,7 @@ RATIO = _layer("snc_threshold_ratio", "sigma / threshold: above 1 is a breach.")
 
 RUN_INFO = _run("snc_run_info", "Name and project of a run.", labels=("run", "name", "project"))
 RUN_ACTIVE = _run("snc_run_active", "1 while a run is open, also if it went silent; 0 once closed.")
+RUN_SILENT = _run("snc_run_silent", "1 while an open run has not reported for too long.")
 RUN_LAST_STEP = _run("snc_run_last_step", "Newest step that was reported.")
 RUN_LAST_REPORT = _run(
     "snc_run_last_report_timestamp_seconds", "Unix time of the newest report or change of state."
@@ -88,6 +89,7 @@ LAYER_FAMILIES: Final = (SIGMA, SIGMA_UPPER, THRESHOLD, RATIO)
 RUN_FAMILIES: Final = (
     RUN_INFO,
     RUN_ACTIVE,
+    RUN_SILENT,
     RUN_LAST_STEP,
     RUN_LAST_REPORT,
     RUN_LAYERS,

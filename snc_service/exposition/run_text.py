@@ -77,6 +77,7 @@ def _samples(run: Run, values: LayerValues | None) -> dict[Family, str]:
     is_open = run.state in ("active", "silent")
     samples: dict[Family, int | float | None] = {
         families.RUN_ACTIVE: int(is_open),
+        families.RUN_SILENT: int(run.state == "silent"),
         families.RUN_LAST_STEP: run.last_step,
         families.RUN_LAYERS: run.layers,
         families.RUN_LAYERS_NONFINITE: run.nonfinite_layers,
