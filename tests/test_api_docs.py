@@ -51,6 +51,11 @@ def test_the_page_loads_nothing_and_points_nowhere_else(docs):
         assert "src" not in attributes
 
 
+def test_a_parameter_tells_its_bounds_and_its_default(docs):
+    assert "1 to 500. Default: 100." in docs.text
+    assert "One of -ratio, ratio, -sigma, sigma, model. Default: -ratio." in docs.text
+
+
 def test_examples_are_shown_as_text(docs):
     assert '"policy_version": 1' in docs.text
     assert 'snc_sigma{run="gpt-small-1",layer="fc1.weight"} 1.2' in docs.text

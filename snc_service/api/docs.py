@@ -90,10 +90,19 @@ def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
     yield "<table><thead><tr><th>Parameter<th>In<th>Meaning</tr></thead><tbody>"
     for each in parameters:
         schema = each.get("schema", {})
-        default = f" Default: {schema['default']!r}." if schema.get("default") is not None else ""
-        text = each.get("description", schema.get("description", "")) + default
+        parts = (each.get("description", schema.get("description")), *_bounds(schema))
+        text = " ".join(part for part in parts if part)
         yield f"<tr><td><code>{escape(each['name'])}</code><td>{each['in']}<td>{escape(text)}</tr>"
     yield "</tbody></table>"
+
+
+def _bounds(schema: dict[str, Any]) -> Iterator[str]:
+    if "enum" in schema:
+        yield f"One of {', '.join(schema['enum'])}."
+    if "minimum" in schema:
+        yield f"{schema['minimum']} to {schema['maximum']}."
+    if schema.get("default") is not None:
+        yield f"Default: {schema['default']}."
 
 
 def _examples(title: str, content: dict[str, Any]) -> Iterator[str]:
