@@ -352,6 +352,7 @@ class TestRepairs:
         out.close()
         (batch,) = ledger.batches[out.run]
         assert (batch.seq, batch.skipped, batch.dropped) == (1, 1, PER_ROW)
+        assert len(batches_posted(ledger)) == 2, "declared at once, not after a sequence-gap"
         assert (out.sent_values, out.dropped_values) == (PER_ROW, PER_ROW)
         assert "steps must increase" in caplog.text
 
@@ -404,7 +405,7 @@ WRONG = {
     "a page": Reply(200, b"<html>hello</html>", "text/html"),
     "a login": Reply(302, b"", "text/html", (("Location", "http://127.0.0.1:1/login"),)),
     "half of a JSON": Reply(200, b'{"accepted": 3'),
-    "a bare NaN": Reply(200, b'{"accepted": NaN, "run": NaN}'),
+    "a bare NaN": Reply(200, b'{"accepted": 6, "policy_version": NaN}'),
     "a list": Reply(200, b"[1, 2]"),
     "nothing": Reply(204),
     "a number": Reply(200, b"1"),
@@ -502,6 +503,27 @@ class TestTrouble:
         assert "takes no values now" in messages[0]
         assert "600 are lost" in messages[1]
 
+    def test_at_the_end_a_service_that_was_gone_is_not_waited_for(self, ledger):
+        ledger.before = lambda _: CUT
+        out = sender(ledger.url)
+        put(out, 0)
+        ledger.until(lambda: len(ledger.seen) >= 3)
+        before = len(ledger.seen)
+        out.close(timeout=20)  # time for hundreds of tries
+        assert len(ledger.seen) - before <= 2
+        assert out.dropped_values == PER_ROW
+
+    def test_at_the_end_a_service_that_stumbles_gets_its_time(self, ledger):
+        out = sender(ledger.url)
+        put(out, 0)
+        ledger.until(lambda: ledger.num_batches == 1)
+        cuts = [CUT] * 5
+        ledger.before = lambda _: cuts.pop() if cuts else None
+        put(out, 1)
+        out.close(timeout=20)
+        assert len(ledger.rows(out.run)) == 2
+        assert ledger.ends == {out.run: "finished"}
+
     def test_a_service_that_starts_late_gets_everything(self, dead_port):
         ledger = Ledger()
         out = sender(f"http://127.0.0.1:{dead_port}")
@@ -577,7 +599,8 @@ def program(ledger: Ledger, code: str) -> subprocess.CompletedProcess[str]:
         from snc_client.sender import Pace, Sender
         from snc_service.wire import LayerTable
         assert "httpx" not in sys.modules, "the import belongs to the thread"
-        out = Sender({ledger.url!r}, run="r", table=LayerTable.of_names(["a"]), metrics=("sigma",))
+        out = Sender({ledger.url!r}, run="r", table=LayerTable.of_names(["a"]),
+                     metrics=("sigma",), queue_bytes=4_000)
         def put(step):
             out.put(step, np.full((1, 1), step, np.float32), {{}}, 1.0)
     """
@@ -620,7 +643,8 @@ class TestProcesses:
             for leave in (os._exit, sys.exit):
                 child = os.fork()
                 if child == 0:
-                    for step in range(10, 20): put(step)
+                    for step in range(10, 2_000): put(step)
+                    assert out.dropped_values == 0, "nothing was kept, so nothing fell out"
                     assert out.take_policy() is None
                     out.close()
                     leave(0)
