@@ -11,9 +11,8 @@ from snc_service.store.buckets import Partial, joined
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.attempts import Segment
 from snc_service.store.sql.database import Connection
-from snc_service.store.sql.tail import unpack_steps
+from snc_service.store.sql.tail import put_over, unpack_steps
 from snc_service.store.sql.wanted import Block, Wanted
-from snc_service.wire import absent
 
 _WHERE = "where run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
 _STEPS = f"select step0, step1, n, steps from tile {_WHERE}"
@@ -78,9 +77,9 @@ def read_over(
             at = np.searchsorted(steps, tile_steps)
             inside = (at < len(steps)) & (steps[np.minimum(at, len(steps) - 1)] == tile_steps)
             known = block.lanes < len(tile)
-            where = np.ix_(block.rows[known], at[inside])
-            new = tile[block.lanes[known]][:, inside]
-            values[where] = np.where(absent(new), values[where], new)
+            new = tile[block.lanes[known]]
+            columns = at[inside]
+            put_over(values, block.rows[known], columns, new if inside.all() else new[:, inside])
 
 
 def rollups(

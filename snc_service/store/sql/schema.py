@@ -1,7 +1,8 @@
 """The tables. Every key starts with ``run_id``, the column by which a cluster would shard them.
 
-``{serial}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by the dialect. Numbers of
-runs are never used twice, so whatever is cached under one stays true.
+Rows with large blobs are not clustered by their key: as plain rows they waste 5 % of their pages
+instead of 15. ``{serial}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by the
+dialect. Numbers of runs are never used twice, so whatever is cached under one stays true.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ create table tile (
   run_id integer not null, attempt bigint not null, metric integer not null,
   level integer not null, block integer not null, step0 bigint not null,
   step1 bigint not null, n integer not null, enc integer not null, steps {blob}, v {blob} not null,
-  primary key (run_id, attempt, metric, level, block, step0)){clustered};
+  primary key (run_id, attempt, metric, level, block, step0));
 
 create table latest (
   run_id integer not null, table_id integer not null, metrics text not null,
