@@ -23,12 +23,14 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers are right-aligned, and names are text, whatever markup they hold."""
     try:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
     except ModuleNotFoundError:
         raise Failure("tables need rich: pip install 'snc[service]', or add --json") from None
-    table = Table(title=Text(clean(title)), title_justify="left", pad_edge=False)
+    heading = Text(clean(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]
     for index, name in enumerate(columns):
         numeric = any(cell[1] for row in cells for cell in [row[index]])
