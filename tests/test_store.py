@@ -246,6 +246,37 @@ def test_a_deletion_cut_short_is_finished_when_the_store_opens(url):
     again.close()
 
 
+def test_pruning_deletes_old_runs_that_are_over(store):
+    for run, state in (("old", "finished"), ("quiet", None), ("new", "failed"), ("alive", None)):
+        new_run(store, run, now=NOW + 100 if run in ("new", "alive") else NOW)
+        if state:
+            store.finish_run(run, state, NOW + 200 if run == "new" else NOW)
+    store.mark_silent(NOW + 50, NOW + 60)
+    assert store.prune(NOW - 1) == []
+    assert store.prune(NOW + 61) == ["old", "quiet"]
+    left = store.runs(project=None, state=None, limit=10, after=None).items
+    assert [run.run for run in left] == ["alive", "new"]
+
+
+def test_the_space_of_a_deleted_run_goes_back_to_the_file_system(store, tmp_path):
+    wide = table(*(f"l{i}" for i in range(3_000)))
+    rng = np.random.default_rng(0)
+    for run in ("r1", "r2"):
+        new_run(store, run)
+        store.put_layer_table(run, wide)
+        for seq in range(30):
+            steps = range(100 * seq, 100 * seq + 100)
+            one = batch(wide, seq, steps, {"sigma": rng.random((100, 3_000))})
+            stored(store, one, run=run)
+    store._database.checkpoint()
+    before = (tmp_path / "snc.db").stat().st_size
+    store.delete_run("r1")
+    store.fold(0, now=NOW)
+    store._database.checkpoint()
+    assert (tmp_path / "snc.db").stat().st_size < 0.7 * before
+    assert len(store.history("r2", "sigma", ["l7"], Window(points=3_000)).steps) == 3_000
+
+
 def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
     new_run(store)
     store.put_layer_table("r1", LAYERS)

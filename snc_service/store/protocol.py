@@ -271,6 +271,12 @@ class Store(Protocol):
     def delete_run(self, run: str) -> None:
         """Delete everything of a run. Raises `RunUnknown`."""
 
+    def prune(self, before: float) -> list[str]:
+        """Delete every run that is not active and was last heard of before ``before``.
+
+        Returns their ids. Keeps no more than one slice of rows locked at a time.
+        """
+
     # Ingest
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """Register a table; the same one again changes nothing. Raises `RunUnknown`."""

@@ -6,7 +6,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -83,7 +83,13 @@ class SqliteDatabase:
             (free,) = self._writer.execute("pragma freelist_count").fetchone()
             (pages,) = self._writer.execute("pragma page_count").fetchone()
             if free > max(RECLAIM_PAGES, pages // 8):
-                self._writer.execute(f"pragma incremental_vacuum({RECLAIM_PAGES})").fetchall()
+                # The pragma frees one page per step, and ``execute`` takes a single step.
+                self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_PAGES})")
+
+    def checkpoint(self) -> None:
+        """Write the log back into the file, beside the writer: commits need not wait for it."""
+        with self._named_errors(), closing(self._connect()) as connection:
+            connection.execute("pragma wal_checkpoint(passive)").fetchall()
 
     def size_bytes(self) -> int:
         """Return the size of the file and its log."""
@@ -105,6 +111,8 @@ class SqliteDatabase:
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
         connection.execute("pragma cache_size = -16000")
+        # `checkpoint` keeps the log short; a commit does it only where nobody else does.
+        connection.execute("pragma wal_autocheckpoint = 8000")
         return connection
 
     def _prepare(self) -> None:

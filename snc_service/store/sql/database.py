@@ -52,6 +52,9 @@ class Database(Protocol):
     def reclaim(self) -> None:
         """Give space that deletes left back to the file system, a bounded piece at a time."""
 
+    def checkpoint(self) -> None:
+        """Do what the engine would otherwise make some commit wait for."""
+
     def size_bytes(self) -> int:
         """Return the bytes at rest."""
 

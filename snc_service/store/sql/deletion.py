@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from snc_service.store.protocol import RunUnknown
 from snc_service.store.sql import runs
 from snc_service.store.sql.database import Connection, Database
 from snc_service.store.sql.schema import PIECES
@@ -21,6 +24,22 @@ def delete(database: Database, run: str) -> None:
         connection.execute("delete from run where run_id = ?", (run_id,))
         connection.execute("delete from run_name where run_id = ?", (run_id,))
     resume(database)
+
+
+def prune(database: Database, before: float) -> list[str]:
+    """Delete runs that are over, or silent, and were last heard of before ``before``."""
+    with database.read() as connection:
+        old = connection.execute(
+            "select run from run where state in ('finished', 'failed', 'silent') "
+            "and updated_at < ? order by updated_at",
+            (before,),
+        ).fetchall()
+    deleted = []
+    for (run,) in old:
+        with suppress(RunUnknown):  # somebody else was faster
+            delete(database, run)
+            deleted.append(str(run))
+    return deleted
 
 
 def resume(database: Database) -> None:

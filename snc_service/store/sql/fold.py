@@ -65,6 +65,7 @@ def fold(database: Database, book: LayerBook, budget_s: float, now: float) -> in
         num_values += fold_chunk(database, book, chunk)
         if time.monotonic() >= deadline:
             break
+    database.checkpoint()
     if not chunks:
         database.reclaim()
     return num_values

@@ -89,6 +89,10 @@ class SqlStore:
         """See `Store.delete_run`."""
         deletion.delete(self._database, run)
 
+    def prune(self, before: float) -> list[str]:
+        """See `Store.prune`."""
+        return deletion.prune(self._database, before)
+
     # Ingest
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """See `Store.put_layer_table`."""
