@@ -85,8 +85,41 @@ def test_the_ratio_of_a_run_without_thresholds_is_empty_of_values(api):
     assert heatmap(api, metric="ratio")["max"] == [[None]] * 5
 
 
+def test_the_ratio_after_is_what_a_rescale_left(api):
+    sigma = [[1, 4, 4, np.nan, 4], [6, 1, 3, 4, 4]]
+    scale = [[1, 0.5, ABSENT, 1, 1], [0.25, 1, ABSENT, 0.5, ABSENT]]
+    api.send(batch_of(TABLE, steps=(0, 1), sigma=sigma, threshold=[[2] * 5] * 2, scale=scale))
+    assert heatmap(api, metric="ratio_after")["max"] == [
+        [0.5, 0.75],
+        [1, 0.5],
+        [2, 1.5],  # never rescaled: observed only
+        [None, 1],
+        [2, 2],
+    ]
+
+
+def test_a_bucket_with_a_rescale_in_it_is_held_and_one_without_is_not(api):
+    steps = 100
+    sigma = np.tile([4, 4, 1, 4, 1], (steps, 1)).astype(float)
+    scale = np.ones((steps, 5))
+    sigma[::7, 2], scale[::7, 2] = 4, 0.5
+    scale[:, 3] = 0.25
+    api.send(
+        batch_of(
+            TABLE,
+            steps=tuple(range(steps)),
+            sigma=sigma.tolist(),
+            threshold=[[2] * 5] * steps,
+            scale=scale.tolist(),
+        )
+    )
+    told = heatmap(api, metric="ratio_after", points=10)
+    assert told["bucket_steps"] > 7
+    assert [set(row) for row in told["max"]] == [{2}, {2}, {1}, {0.5}, {0.5}]
+
+
 def test_a_run_without_a_batch_is_empty(api):
-    for metric in ("sigma", "ratio", "residual"):
+    for metric in ("sigma", "ratio", "ratio_after", "residual"):
         told = heatmap(api, metric=metric)
         assert (told["layers"], told["steps"], told["max"]) == ([], [], [])
 

@@ -125,6 +125,10 @@ def traces(page: Page, selector: str) -> list[dict]:
     )
 
 
+def marks(page: Page, selector: str) -> set[str]:
+    return {t["symbol"] for t in traces(page, selector) if "symbol" in t}
+
+
 def eventually(page: Page, expression: str, value: object) -> None:
     """Wait until the page computes ``value``. (wait_for_function needs what the policy forbids.)"""
     for _ in range(100):
@@ -412,6 +416,13 @@ def test_selected_runs_are_compared_side_by_side(opened, service, pair):
         )
         assert len(ranges) == 4
         assert len(set(ranges)) == 1
+        # What the model goes on with: the one run far above its threshold, the other held at it.
+        chosen = page.get_by_role("group", name="What the colors show")
+        expect(chosen.locator("[aria-pressed=true]")).to_have_text("after the action")
+        assert {"triangle-up"} == marks(page, ".picture:nth-child(1) .plot")
+        assert {"diamond"} == marks(page, ".picture:nth-child(2) .plot")
+        largest = page.locator(".versus tbody tr").filter(has_text="after the action")
+        expect(largest.locator("td")).to_have_text(["3.66", "1.00"])
         loss = [t for t in traces(page, ".area-loss .plot") if t["mode"] == "lines"]
         assert [t["y"][-1] for t in loss] == [pytest.approx(3.99), pytest.approx(1.005)]
         numbers = page.locator(".versus tbody tr")
@@ -421,6 +432,16 @@ def test_selected_runs_are_compared_side_by_side(opened, service, pair):
         )
         page.get_by_label("Layer", exact=True).select_option("key.weight")
         expect(page.locator(".area-layer .readout")).to_contain_text("held: 2.020")
+
+
+def test_a_comparison_waits_for_a_run_that_has_not_begun(opened, service):
+    Feed(service, "early", ["fc.weight"]).send([1, 2], sigma=1.0, scalars={"loss": 1.0})
+    with opened(service, "#/compare/early/late", complaints="404") as page:
+        wait_for_heatmap(page)
+        expect(page.locator(".picture").nth(1)).to_contain_text("This run is not here")
+        Feed(service, "late", ["fc.weight"]).send([1, 2], sigma=2.0, scalars={"loss": 0.5})
+        wait_for_heatmap(page, 2)
+        expect(page.locator(".area-loss .readout")).to_contain_text("early: 1.000 · late: 0.5000")
 
 
 # Live

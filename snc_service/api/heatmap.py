@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["history"])
 
 
 class HeatmapQuery(WindowQuery):
-    """Which metric (or `ratio`, sigma / threshold), and how finely."""
+    """Which metric (or `ratio`, sigma / threshold, or `ratio_after`), and how finely."""
 
     metric: MetricName = "sigma"
     points: int = Field(500, ge=1, le=1_000, description="The most columns.")
@@ -66,14 +66,16 @@ def get_heatmap(
     """Return the largest value of each layer and bucket of steps, to 7 digits.
 
     `metric=ratio` divides the largest sigma of a bucket by the smallest threshold in it: exact
-    where the threshold stands, never too small where it moves.
+    where the threshold stands, never too small where it moves. `metric=ratio_after` is what a
+    rescale left of it: exact for single steps; in a longer bucket, 1 at most if it was rescaled.
     """
     tag = etag(service.store.run(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     window = query.window(query.points)
-    if query.metric == "ratio":
-        found = ratio_heatmap(service.store, run, window, query.layers)
+    if query.metric in ("ratio", "ratio_after"):
+        after = query.metric == "ratio_after"
+        found = ratio_heatmap(service.store, run, window, query.layers, after=after)
     else:
         found = service.store.heatmap(run, query.metric, window, query.layers)
     content = {
@@ -88,8 +90,12 @@ def get_heatmap(
     return answer(request, content, tag=tag)
 
 
-def ratio_heatmap(store: Store, run: str, window: Window, most: int) -> Buckets:
+def ratio_heatmap(
+    store: Store, run: str, window: Window, most: int, *, after: bool = False
+) -> Buckets:
     """Return sigma / threshold of every layer; layers that share a row show their largest.
+
+    ``after`` the action of each step, else before it, as it was measured.
 
     Rows cannot be shared before dividing: the largest sigma and the smallest threshold of a row may
     belong to different layers. A model of very many layers gets fewer buckets instead.
@@ -101,6 +107,8 @@ def ratio_heatmap(store: Store, run: str, window: Window, most: int) -> Buckets:
     window = replace(window, points=max(1, min(window.points, MAX_CELLS // max(len(names), 1))))
     sigma = store.history(run, "sigma", names, window)
     ratio = _ratio(sigma, store.history(run, "threshold", names, window))
+    if after:
+        ratio = _rescaled(ratio, sigma, store.history(run, "scale", names, window))
     nonfinite = sigma.nonfinite
     rows = tuple(names)
     if len(names) > most:
@@ -127,3 +135,19 @@ def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:
         ratio = sigma.max / limit
     ratio[~np.isfinite(ratio)] = np.nan
     return ratio
+
+
+def _rescaled(ratio: Floats, sigma: Buckets, scale: Buckets) -> Floats:
+    """Return the ratios that the rescales of their steps left; no scale means untouched.
+
+    A bucket knows its largest sigma and its smallest scale, not whether they were of one step. But
+    a rescale leaves 1 at most, and steps beside it that needed none had no more.
+    """
+    low, high = np.ones_like(ratio), np.ones_like(ratio)
+    _, mine, theirs = np.intersect1d(sigma.steps, scale.steps, return_indices=True)
+    low[:, mine], high[:, mine] = scale.min[:, theirs], scale.max[:, theirs]
+    left = ratio * high
+    # A threshold that was met is not missed by the rounding of two float32 quotients.
+    met = (left < 1 + 1e-6) | (sigma.bucket_steps > 1)
+    left = np.where(met, np.minimum(left, 1), left)
+    return np.where(low < 1, left, ratio).astype(np.float32)

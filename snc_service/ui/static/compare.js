@@ -25,6 +25,7 @@ const FACTS = [
   ["Loss, newest", ({ loss }) => (loss ? valueAt(loss, null) : MISSING)],
   ["Loss, lowest", ({ loss }) => number(lowest(loss))],
   ["Worst \u03c3 / threshold, newest", ({ item }) => ratio(item.worst_ratio), ratioTone],
+  ["Largest after the action", ({ after }) => ratio(largest(after))],
   ["Worst layer", ({ item }) => item.worst_layer ?? MISSING],
   ["Breaches", ...counted("breaches")],
   ["Rescales", ...counted("rescales")],
@@ -128,13 +129,18 @@ export class CompareView {
   failed(problem) {
     if (this.ready && problem.status !== 404) return; // the bar says that the service is away
     this.ready = false;
-    this.element.replaceChildren(problemNote(problem, "One of these runs"));
+    this.element.replaceChildren(problemNote(problem, "What is to be compared"));
   }
 
   async load(signal) {
-    const items = await Promise.all(this.names.map((name) => get(runPath(name), {}, signal)));
+    const asked = this.names.map((name) => get(runPath(name), {}, signal));
+    // A run that is not there yet (or any more) leaves its place empty.
+    const items = await Promise.all(asked.map(known));
+    if (!items.some(Boolean)) await Promise.all(asked); // the problem as the service put it
     items.forEach((item, i) => {
-      if (item.version !== this.runs[i].item?.version) this.stale = true;
+      const before = this.runs[i].item;
+      if (item?.version !== before?.version) this.stale = true;
+      if (Boolean(item) !== Boolean(before)) this.chartsAt = -Infinity;
       this.runs[i].item = item;
     });
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
@@ -149,21 +155,26 @@ export class CompareView {
     const span = { from_step: this.from, to_step: this.to, points: POINTS };
     const ask = (run, path, parameters) =>
       known(get(runPath(run.name, path), { ...span, ...parameters }, signal));
-    await Promise.all(this.runs.map(async (run) => {
-      [run.loss, run.sigma, run.ratios] = await Promise.all([
+    await Promise.all(this.present().map(async (run) => {
+      [run.loss, run.sigma, run.before, run.after] = await Promise.all([
         ask(run, "/scalars/loss/history", {}),
         ask(run, "/heatmap", { metric: "sigma", layers: ROWS }),
         ask(run, "/heatmap", { metric: "ratio", layers: ROWS }),
+        ask(run, "/heatmap", { metric: "ratio_after", layers: ROWS }),
       ]);
     }));
     this.pickLayer();
-    await Promise.all(this.runs.map((run) => this.loadLayer(run, ask)));
+    await Promise.all(this.present().map((run) => this.loadLayer(run, ask)));
     this.ready = true;
     this.showNumbers();
     const asking = (performance.now() - begin) / 1000;
     await this.showCharts();
     const drawing = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
     this.chartsAt = performance.now() + 1000 * restAfter(asking, drawing);
+  }
+
+  present() {
+    return this.runs.filter((run) => run.item);
   }
 
   async loadLayer(run, ask) {
@@ -180,20 +191,21 @@ export class CompareView {
     const layers = [...new Set(this.runs.flatMap((run) => run.sigma?.layers ?? []))];
     const option = (layer) => h("option", { value: layer, text: layer });
     keyed(this.picker, layers, (layer) => layer, option, () => {});
-    const worst = this.runs.map((run) => run.item.worst_layer).find(Boolean);
+    const worst = this.present().map((run) => run.item.worst_layer).find(Boolean);
     const wishes = [this.query.get("layer"), this.picked, worst, layers[0]];
     this.picked = wishes.find((layer) => layer && layers.includes(layer)) ?? null;
     if (this.picked !== null) this.picker.value = this.picked;
   }
 
   async showCharts() {
-    const limited = this.runs.every((run) => hasValues(run.ratios));
-    const metric = metricToShow(this.query.get("metric"), limited);
-    this.metric.show(metric, limited ? [] : ["ratio"]);
+    const limited = this.runs.every((run) => !run.sigma || hasValues(run.before));
+    const acted = this.present().some((run) => run.item.rescales > 0);
+    const { metric, hidden } = metricToShow(this.query.get("metric"), limited, acted);
+    this.metric.show(metric, hidden);
     const log = this.query.get("scale") === "log";
     this.scale.show(log ? "log" : "linear");
     const steps = covered(this.runs.flatMap((run) => [run.loss, run.sigma])) ?? [0, 10];
-    const growing = this.runs.some((run) => run.item.state === "active");
+    const growing = this.runs.some((run) => run.item?.state === "active");
     const range = this.from === null ? stepRange(...steps, growing) : [this.from, this.to];
     this.steps.show(this.from, this.to, steps);
     this.point(null);
@@ -206,9 +218,10 @@ export class CompareView {
   async drawHeatmap(run, options) {
     const [heatmap, head] = [this.heatmaps[run.place], this.titles[run.place]];
     head.firstChild.style.backgroundColor = seriesColor(run.place);
-    setText(head.lastChild, title(run.item));
-    if (!run.sigma) heatmap.say("No \u03c3 has arrived yet.");
-    else await heatmap.draw(run.sigma, hasValues(run.ratios) ? run.ratios : null, options);
+    setText(head.lastChild, title(run));
+    if (!run.item) heatmap.say("This run is not here: it was deleted, or it has not begun.");
+    else if (!run.sigma) heatmap.say("No \u03c3 has arrived yet.");
+    else await heatmap.draw(run, options);
   }
 
   async drawLines(chart, axis, range, key) {
@@ -241,7 +254,7 @@ export class CompareView {
     const whole = step === null ? null : Math.floor(step);
     for (const part of this.parts()) part.chart.moveCursor(step);
     for (const [key, values] of [["loss", "loss"], ["layer", "history"]]) {
-      const said = this.runs.map((run) => `${title(run.item)}: ${valueAt(run[values], whole)}`);
+      const said = this.runs.map((run) => `${title(run)}: ${valueAt(run[values], whole)}`);
       const where = whole === null ? "newest" : `step ${count(whole)}`;
       setText(this.readouts[key], [where, ...said].join(" \u00b7 "));
     }
@@ -252,8 +265,8 @@ export class CompareView {
     keyed(this.head, heads, ({ name }) => name, runHead, (cell, run) => {
       if (run.name === null) return;
       cell.firstChild.style.backgroundColor = seriesColor(run.place);
-      setText(cell.querySelector("a"), title(run.item));
-      showState(cell.querySelector(".badge"), run.item.state);
+      setText(cell.querySelector("a"), title(run));
+      showState(cell.querySelector(".badge"), run.item?.state ?? "not here");
     });
     const row = ([label]) => h("tr", {},
       h("th", { scope: "row", text: label }),
@@ -261,8 +274,8 @@ export class CompareView {
     keyed(this.body, FACTS, ([label]) => label, row, (cells, [, value, tone]) => {
       this.runs.forEach((run, i) => {
         const cell = cells.children[i + 1];
-        setText(cell, value(run));
-        cell.dataset.tone = tone?.(run) ?? "";
+        setText(cell, run.item ? value(run) : MISSING);
+        cell.dataset.tone = (run.item && tone?.(run)) ?? "";
       });
     });
   }
@@ -281,8 +294,13 @@ function ratioTone({ item }) {
   return item.worst_ratio > 1 && !isHeld(item) ? "bad" : "";
 }
 
-function title(item) {
-  return item.name || item.run;
+function title({ name, item }) {
+  return item?.name || name;
+}
+
+function largest(heatmap) {
+  const values = (heatmap?.max ?? []).flat().filter((value) => value !== null);
+  return values.length ? values.reduce((high, value) => Math.max(high, value)) : null;
 }
 
 function lowest(history) {

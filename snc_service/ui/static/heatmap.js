@@ -3,7 +3,7 @@
 import { Chart, leftMargin, stepAxis } from "./chart.js";
 import { h, setText } from "./dom.js";
 import { count, number, plotlyText, ratio, shortName } from "./format.js";
-import { columnAt, columns, extent, growth, stretches } from "./matrix.js";
+import { aligned, columnAt, columns, extent, growth, stretches } from "./matrix.js";
 import { color } from "./theme.js";
 
 // Cividis (Nunez, Anderton, Renslow 2018): even in lightness, the same to color-blind eyes.
@@ -15,18 +15,25 @@ const CIVIDIS = [
 const BREACH = ["#f59331", "#d9480f", "#8f1d14"];
 // Marks stand on every color of the scales, in both themes.
 const [MARK, MARK_EDGE] = ["#ffffff", "#16181d"];
+const MARK_LINES = { diamond: "rgba(22, 24, 29, 0.6)" }; // held is yellow, where white is not seen
 const MOST_MARKS = 1500;
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 export const METRICS = {
   ratio: "\u03c3 / threshold",
+  after: "after the action",
   sigma: "\u03c3",
   growth: "\u03c3 / first \u03c3",
 };
 
-/** The metric asked for if it can be shown, else the best there is. */
-export function metricToShow(asked, limited) {
-  const best = limited ? "ratio" : "sigma";
-  return Object.hasOwn(METRICS, asked ?? "") && (limited || asked !== "ratio") ? asked : best;
+/**
+ * Which metric to show, {metric, hidden}: the one asked for if it can be, else the best there is.
+ * `limited`: there are thresholds; `acted`: something was rescaled to stay under them.
+ */
+export function metricToShow(asked, limited, acted) {
+  const hidden = limited ? (acted ? [] : ["after"]) : ["ratio", "after"];
+  const best = Object.keys(METRICS).find((name) => !hidden.includes(name));
+  const possible = Object.hasOwn(METRICS, asked ?? "") && !hidden.includes(asked);
+  return { metric: possible ? asked : acted && limited ? "after" : best, hidden };
 }
 
 /** `handlers`: those of `Chart`, and `select(layer)` at a click or Enter. */
@@ -56,20 +63,25 @@ export class Heatmap {
   }
 
   /**
-   * Draw `sigma`, an answer of the heatmap resource; `ratios` is that of sigma / threshold, null
-   * where no layer has a threshold. `limits` [low, high] replaces the span of the colors.
+   * Draw `sigma`, an answer of the heatmap resource; `before` and `after` are those of sigma /
+   * threshold before and after the steps' actions, null where no layer has a threshold.
+   * `limits` [low, high] replaces the span of the colors.
    */
-  draw(sigma, ratios, { metric, range, selected = [], limits = null }) {
+  draw({ sigma, before, after }, { metric, range, selected = [], limits = null }) {
     this.answer = sigma;
-    this.ratio = ratios?.max ?? sigma.max.map((row) => row.map(() => null));
-    this.shown = { ratio: this.ratio, sigma: sigma.max, growth: growth(sigma.max) }[metric];
+    this.ratio = aligned(sigma, before);
+    this.after = aligned(sigma, after);
+    const shown = { ratio: this.ratio, after: this.after, sigma: sigma.max };
+    this.metric = metric;
+    this.shown = shown[metric] ?? growth(sigma.max);
     this.grid = columns(sigma.steps, sigma.bucket_steps);
     this.selected = selected;
     if (!sigma.layers.length || !sigma.steps.length) {
       this.chart.say("No sigma has arrived yet.");
       return Promise.resolve();
     }
-    this.paint = metric === "ratio" ? ratioPaint() : spanPaint(limits ?? extent(this.shown));
+    const isRatio = metric === "ratio" || metric === "after";
+    this.paint = isRatio ? ratioPaint() : spanPaint(limits ?? extent(this.shown));
     this.scale.show(metric, this.paint);
     this.describe();
     return this.chart.draw((width) => this.figure(width, range));
@@ -128,10 +140,14 @@ export class Heatmap {
     const rows = this.answer.layers.length;
     // Lines would cover rows that are hardly higher than themselves.
     const mode = rowHeight < 6 ? "markers" : "lines+markers";
-    const over = (r, c) => source[c] >= 0 && (this.ratio[r][source[c]] ?? 0) > 1;
+    const above = (matrix, r, c) => source[c] >= 0 && (matrix[r][source[c]] ?? 0) > 1;
+    const left = this.metric === "after" ? this.after : this.ratio;
+    const over = (r, c) => above(left, r, c);
+    const held = (r, c) => above(this.ratio, r, c) && !above(left, r, c);
     const bad = (r, c) => source[c] >= 0 && this.nonfinite(r, source[c]);
     const size = rowHeight < 6 ? 6 : Math.min(8, rowHeight * 0.55);
     return [
+      this.markTrace(stretches(rows, source.length, held, MOST_MARKS), "diamond", mode, size),
       this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", mode, size),
       this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", mode, size),
     ].filter((trace) => trace.x.length);
@@ -147,7 +163,7 @@ export class Heatmap {
     }
     return {
       type: "scatter", mode, x, y, hoverinfo: "skip", connectgaps: false,
-      line: { color: MARK, width: 1 },
+      line: { color: MARK_LINES[symbol] ?? MARK, width: 1 },
       marker: { symbol, size: sizes, color: MARK, line: { color: MARK_EDGE, width: 1 } },
     };
   }
@@ -228,13 +244,14 @@ export class Heatmap {
 
   values(row, i) {
     const sigma = this.answer.max[row][i];
-    const over = this.ratio[row][i];
+    const [over, left] = [this.ratio[row][i], this.after[row][i]];
     const bad = this.nonfinite(row, i) ? "not finite" : null;
     if (sigma === null) return bad ?? "not measured";
     const parts = [`\u03c3 ${number(sigma)}`];
     // The ratio is sigma over the smallest threshold in the cell, so this is that threshold.
     if (over > 0) parts.push(`threshold ${number(sigma / over)}`, `ratio ${ratio(over)}`);
     if (over > 1) parts.push("breach");
+    if (left !== null && left < over) parts.push(`after the action ${ratio(left)}`);
     if (bad) parts.push(`some values ${bad}`);
     return parts.join(" \u00b7 ");
   }
@@ -253,6 +270,10 @@ class Scale {
     this.low = h("span");
     this.high = h("span");
     this.bar = h("span", { class: "scale-bar", "aria-hidden": "true" });
+    this.absent = h("span");
+    this.held = h("span", { class: "scale-part" },
+      h("span", { class: "mark-held", "aria-hidden": "true", text: "\u25c6\u2500" }),
+      "breach, rescaled");
     const breach = h("span", { class: "scale-breach", "aria-hidden": "true" });
     this.over = h("span", { class: "scale-over" }, breach, "\u2265 2");
     const part = (...children) => h("span", { class: "scale-part" }, ...children);
@@ -260,14 +281,18 @@ class Scale {
     this.element = h("p", { class: "scale" },
       part(this.low, this.bar, this.high, this.over),
       part(mark("breach", "\u25b2\u2500"), "breach"),
+      this.held,
       part(mark("nonfinite", "\u2715"), "not finite"),
-      part(mark("absent", ""), "not measured"));
+      part(mark("absent", ""), this.absent));
   }
 
   show(metric, paint) {
     setText(this.low, paint.low);
     setText(this.high, paint.high);
-    this.over.hidden = metric !== "ratio";
+    const isRatio = metric === "ratio" || metric === "after";
+    this.over.hidden = !isRatio;
+    this.held.hidden = metric !== "after";
+    setText(this.absent, isRatio ? "no threshold, or not measured" : "not measured");
   }
 }
 

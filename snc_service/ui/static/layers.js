@@ -84,12 +84,22 @@ export class LayerTable {
     row.classList.toggle("is-selected", ink !== undefined);
     row.classList.toggle("is-breach", (item.ratio ?? 0) > 1);
     setText(row.querySelector(".layer-kind"), describe(item));
-    showRatio(row.querySelector(".ratio"), item.ratio, { broken, held: item.scale !== null && item.scale < 1 });
+    showRatio(row.querySelector(".ratio"), item.ratio, { broken, left: leftOf(item) });
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
       setText(cell, item.nonfinite.includes(key) ? "not finite" : number(item[key]));
+      // A bound is measured more rarely than sigma; below it, it can only be an older one.
+      const old = key === "sigma_upper" && item[key] !== null && item[key] < item.sigma;
+      cell.classList.toggle("is-old", old);
+      cell.title = old ? "Of an earlier step than \u03c3" : "";
     }
   }
+}
+
+/** The ratio that a rescale left, null if there was none. */
+function leftOf({ ratio, scale }) {
+  if (ratio === null || scale === null || scale >= 1) return null;
+  return Number((ratio * scale).toFixed(6)); // a threshold that was met is not missed by rounding
 }
 
 function describe({ kind, shape: sizes, step }) {

@@ -35,6 +35,16 @@ export function columnAt(edges, step) {
   return low;
 }
 
+/** The values of `other`, an answer too, at the layers and steps of `answer`; null elsewhere. */
+export function aligned(answer, other) {
+  const rows = new Map((other?.layers ?? []).map((layer, i) => [layer, other.max[i]]));
+  const places = new Map((other?.steps ?? []).map((step, i) => [step, i]));
+  return answer.layers.map((layer) => {
+    const row = rows.get(layer) ?? [];
+    return answer.steps.map((step) => row[places.get(step)] ?? null);
+  });
+}
+
 /** sigma over the layer's first finite value. */
 export function growth(sigma) {
   return sigma.map((row) => {

@@ -26,8 +26,11 @@ export function ratioBar() {
     h("span", { class: "ratio-number" }));
 }
 
-/** `broken`: sigma is not finite. `held`: what is above 1 was rescaled at once. */
-export function showRatio(bar, value, { broken = false, held = false } = {}) {
+/**
+ * `broken`: sigma is not finite. `held`: what is above 1 was rescaled at once. `left`: the ratio
+ * that a rescale left.
+ */
+export function showRatio(bar, value, { broken = false, left = null, held = left !== null } = {}) {
   const known = value !== null && value !== undefined;
   const fill = bar.querySelector(".ratio-fill");
   fill.style.width = `${Math.min(Math.max((known ? value : 0) / FULL, 0), 1) * 100}%`;
@@ -35,7 +38,8 @@ export function showRatio(bar, value, { broken = false, held = false } = {}) {
   bar.classList.toggle("is-held", known && value > 1 && held);
   bar.classList.toggle("is-near", known && value > 0.9 && value <= 1);
   bar.classList.toggle("is-empty", !known);
-  const finite = `${known && value > 1 ? "\u25b2 " : ""}${ratio(value)}`;
+  const after = left === null ? "" : ` \u2192 ${ratio(left)}`;
+  const finite = `${known && value > 1 ? "\u25b2 " : ""}${ratio(value)}${after}`;
   setText(bar.querySelector(".ratio-number"), broken ? "\u2715 not finite" : finite);
   bar.classList.toggle("is-broken", broken);
 }

@@ -20,6 +20,7 @@ import { StepWindow } from "./steps.js";
 import { onTheme, seriesColor } from "./theme.js";
 
 const HISTORY = "History of the chosen layers and loss: arrow keys move along the steps";
+const BEFORE = "\u03c3 is measured before a step\u2019s action; a rescale then brings it down.";
 const MOST_CHOSEN = 8;
 const CHOSEN_AT_FIRST = 3;
 const LOSS_PLACE = 7; // among the colors of the series
@@ -63,6 +64,7 @@ export class RunView {
     this.scale = new Choice("Scale", ["linear", "log"], (scale) => this.amend({ scale }));
     this.legend = new Legend(select);
     const key = (event) => this.key(event);
+    this.hint = h("p", { class: "hint", hidden: true, text: BEFORE });
     this.lines = new Lines(HISTORY, { zoom, point, key });
     this.table = new LayerTable({ select, ask: () => this.refresh() });
     this.eventList = new EventList({ go: (event) => this.showEvent(event) });
@@ -72,7 +74,7 @@ export class RunView {
 
   arrange() {
     const tools = [this.metric.element, this.steps.element];
-    const history = [this.legend.element, h("div", {}, this.lines.element)];
+    const history = [this.legend.element, this.hint, h("div", {}, this.lines.element)];
     return [
       h("div", { class: "view-head" }, this.title, this.badge, this.sub),
       this.notice,
@@ -204,15 +206,18 @@ export class RunView {
     const layer = this.chosen;
     const ask = (path, parameters) =>
       known(get(runPath(this.run, path), { ...span, ...parameters }, signal));
-    const histories = (metric) => (layer.length ? ask("/history", { metric, layer }) : null);
-    const [sigma, ratios, history, thresholds, loss] = await Promise.all([
+    const along = (metric) => (layer.length ? ask("/history", { metric, layer }) : null);
+    const acted = this.item.rescales > 0;
+    const [sigma, before, after, history, thresholds, loss] = await Promise.all([
       ask("/heatmap", { metric: "sigma", layers: ROWS }),
       ask("/heatmap", { metric: "ratio", layers: ROWS }),
-      histories("sigma"),
-      histories("threshold"),
+      acted ? ask("/heatmap", { metric: "ratio_after", layers: ROWS }) : null,
+      along("sigma"),
+      along("threshold"),
       ask("/scalars/loss/history", {}),
     ]);
-    this.data = { sigma, ratios, history: byLayer(history), thresholds: byLayer(thresholds), loss };
+    const [histories, limits] = [byLayer(history), byLayer(thresholds)];
+    this.data = { sigma, before, after, history: histories, thresholds: limits, loss };
     this.policy.preview(sigma?.layers ?? []);
     const asking = (performance.now() - begin) / 1000;
     await this.showCharts();
@@ -221,10 +226,11 @@ export class RunView {
   }
 
   async showCharts() {
-    const { sigma, ratios, history, thresholds, loss } = this.data;
-    const limited = hasValues(ratios);
-    const metric = metricToShow(this.query.get("metric"), limited);
-    this.metric.show(metric, limited ? [] : ["ratio"]);
+    const { sigma, before, after, history, thresholds, loss } = this.data;
+    const asked = this.query.get("metric");
+    const { metric, hidden } = metricToShow(asked, hasValues(before), Boolean(after));
+    this.metric.show(metric, hidden);
+    this.hint.hidden = !after;
     const log = this.query.get("scale") === "log";
     this.scale.show(log ? "log" : "linear");
     const steps = covered([sigma, loss]) ?? [0, 10];
@@ -240,7 +246,7 @@ export class RunView {
     this.legend.show(selected);
     await this.drawLines(selected.filter((one) => one.history), loss, range, log);
     if (!sigma) this.heatmap.say("No \u03c3 has arrived yet.");
-    else await this.heatmap.draw(sigma, limited ? ratios : null, { metric, range, selected });
+    else await this.heatmap.draw({ sigma, before, after }, { metric, range, selected });
   }
 
   async drawLines(selected, loss, range, log) {
