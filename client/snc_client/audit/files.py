@@ -1,0 +1,100 @@
+"""From a path to its tensors: the format is told by content, an index leads to its shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snc_client.audit.checkpoint import LEGACY_MAGIC, ZIP_MAGIC, Mapped
+from snc_client.audit.safetensors import read_safetensors
+from snc_client.audit.stored import Stored, Unreadable, Weights, reason_of, shown, size_of
+
+MAX_INDEX_BYTES = 32 << 20
+
+
+def read_weights(path: Path) -> Weights:
+    """Return the tensors of a safetensors file, a torch checkpoint or an index of either's shards.
+
+    Of safetensors files only headers are read here. Raises `Unreadable`.
+    """
+    mapped, start = Mapped(), _start(path)
+    # The length of a safetensors header has bytes of zero, text has none.
+    if start.lstrip().startswith(b"{") and b"\0" not in start and path.suffix != ".safetensors":
+        return _shards(path, mapped)
+    return _one(path, start, mapped)
+
+
+def _one(path: Path, start: bytes, mapped: Mapped) -> Weights:
+    if start.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
+        return mapped.weights(path)
+    if b"\0" in start[:8] or path.suffix == ".safetensors":
+        return read_safetensors(path)
+    raise Unreadable(
+        f"{shown(path)} is neither a safetensors file, an index of shards nor a torch checkpoint"
+    )
+
+
+def _start(path: Path) -> bytes:
+    size_of(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LEGACY_MAGIC))
+    except OSError as error:
+        raise Unreadable(f"cannot read {shown(path)}: {reason_of(error)}") from None
+
+
+def _shards(path: Path, mapped: Mapped) -> Weights:
+    """Return the tensors that an index names, shard by shard.
+
+    A shard may hold more than the index names: a loader would not use it, so it is left out.
+    """
+    homes = _weight_map(path)
+    tensors: list[Stored] = []
+    left_out: list[str] = []
+    for shard in dict.fromkeys(homes.values()):
+        found = {tensor.name: tensor for tensor in _shard(path, shard, mapped).tensors}
+        named = {name for name, home in homes.items() if home == shard}
+        if missing := sorted(named - set(found)):
+            raise Unreadable(
+                f"{shown(path)} names {shown(missing[0])} in {shown(shard)}, which does not hold it"
+            )
+        tensors += [tensor for name, tensor in found.items() if name in named]
+        left_out += [
+            f"{name} (in {shard}, not in the index)" for name in found if name not in named
+        ]
+    count = len(set(homes.values()))
+    return Weights(f"index of {count} shard{'s'[: count > 1]}", tuple(tensors), tuple(left_out))
+
+
+def _shard(index: Path, name: str, mapped: Mapped) -> Weights:
+    # A plain file name is all that any writer puts there: anything else could lead elsewhere.
+    if not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
+        raise Unreadable(
+            f"{shown(index)} names the shard {shown(name)}: a shard must lie beside its index"
+        )
+    path = index.parent / name
+    return _one(path, _start(path), mapped)
+
+
+def _weight_map(path: Path) -> Mapping[str, str]:
+    size = size_of(path)
+    if size > MAX_INDEX_BYTES:
+        raise _bad(path, f"it takes {size} bytes, more than {MAX_INDEX_BYTES}")
+    try:
+        index: Any = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise Unreadable(f"cannot read {shown(path)}: {reason_of(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, f"it is not JSON ({shown(error)})") from None
+    homes = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(homes, dict) or not homes:
+        raise _bad(path, 'it must hold {"weight_map": {tensor: shard}}')
+    if not all(isinstance(home, str) for home in homes.values()):
+        raise _bad(path, "its weight_map must lead to file names")
+    return homes
+
+
+def _bad(path: Path, what: str) -> Unreadable:
+    return Unreadable(f"{shown(path)} is no index of shards: {what}")

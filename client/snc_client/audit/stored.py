@@ -1,0 +1,74 @@
+"""What a file of weights offers, whatever its format: names and shapes now, numbers one by one."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+
+class Unreadable(Exception):
+    """The file, or what was asked of it, cannot be used; the text is one sentence for stderr."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file. ``read(first, last)`` returns its slices first:last along dimension 0,
+    shape (last - first, *shape[1:]), and raises `Unreadable`; a scalar is never read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As torch calls it, without ``torch.``."""
+    read: Callable[[int, int], Tensor]
+    unreadable: str | None = None
+    """Why its numbers cannot be used, beyond what dtype and shape say."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All tensors of a file, in its order, and what else was in it and is not looked at."""
+
+    format: str
+    tensors: tuple[Stored, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def size_of(path: Path) -> int:
+    """Return the size in bytes of a regular file; refuse what would block or never end."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"cannot read {shown(path)}: {reason_of(error)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise Unreadable(
+            f"{shown(path)} is a folder: name a .safetensors, .index.json or torch file in it"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable(f"{shown(path)} must be a regular file: it is read in pieces")
+    return status.st_size
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system said, without the path that it repeats."""
+    return getattr(error, "strerror", None) or clean(str(error))
+
+
+def shown(value: object, most: int = 120) -> str:
+    """Return text for one line of a terminal: a name out of a file must neither drive nor flood it.
+
+    Long text loses its middle: both ends of a name say what it is.
+    """
+    text = str(value)
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[-most // 3 :]}"
+    return clean(text)
+
+
+def clean(text: str) -> str:
+    """Return ``text`` with every control character and lone surrogate replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
