@@ -327,20 +327,28 @@ class TestSender:
         assert arrived(ledger, out.run) == [(0, step) for step in range(1_000)]
         assert out.dropped_values == 0
 
-    def test_what_is_acknowledged_frees_the_disk_and_is_not_sent_again(self, ledger, tmp_path):
+    def test_what_is_acknowledged_is_not_sent_again(self, ledger, tmp_path):
+        out = sender(ledger.url, tmp_path, run="r")
+        put(out, range(10))
+        until(lambda: out.sent_values == 30)
+        ledger.before = lambda _: Reply(503, b"{}")
+        put(out, range(10, 20))
+        out.close(0.1)
+        assert rows_in_logs(tmp_path) == 20
+        ledger.before = lambda _: None
+        (done,) = replay(tmp_path, ledger.url)
+        assert done.sent_values == 30
+        assert arrived(ledger, "r") == [(0, step) for step in range(20)]
+
+    def test_what_is_acknowledged_frees_the_disk(self, ledger, tmp_path):
         out = sender(ledger.url, tmp_path, run="r", spool_bytes=20_000)
         for start in range(0, 1_000, 50):
             put(out, range(start, start + 50))
             until(lambda: out.sent_values == 3 * (start + 50))  # noqa: B023 # called at once
         assert out.dropped_values == 0
         until(lambda: rows_in_logs(tmp_path) < 150)
-        ledger.before = lambda _: Reply(503, b"{}")
-        put(out, range(1_000, 1_010))
-        out.close(0.1)
-        ledger.before = lambda _: None
-        (done,) = replay(tmp_path, ledger.url)
-        assert done.sent_values == 30
-        assert arrived(ledger, "r") == [(0, step) for step in range(1_010)]
+        out.close(30)
+        assert arrived(ledger, "r") == [(0, step) for step in range(1_000)]
 
     def test_a_job_that_ends_without_a_service_leaves_its_rows_for_replay(
         self, ledger, tmp_path, caplog
