@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.store.records import Command, Records
 from snc_service.wire import Batch, LayerSpec, LayerTable, Policy
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
@@ -60,6 +61,26 @@ class PolicyConflict(StoreError):
     def __init__(self, current: int) -> None:
         super().__init__(f"the policy in force is version {current}")
         self.current = current
+
+
+class TokenUnknown(StoreError):
+    """No such token."""
+
+
+class TokenExists(StoreError):
+    """The name is, or was, that of another token."""
+
+
+class QuotaExceeded(StoreError):
+    """The author has created as many runs as one may."""
+
+
+class RunClosed(StoreError):
+    """The run has ended."""
+
+
+class CommandsWaiting(StoreError):
+    """The run's job has not taken the commands that wait for it already."""
 
 
 class StoreUnavailable(StoreError):
@@ -189,22 +210,30 @@ Advance: TypeAlias = Callable[[bytes | None, Rows], tuple[bytes, list[Event]]]
 
 @dataclass(frozen=True)
 class Submission:
-    """A batch on its way into a run; ``crc`` is the CRC-32 of the bytes that identify it."""
+    """A batch on its way into a run; ``crc`` is the CRC-32 of the bytes that identify it.
+
+    ``commands_seen`` is the newest command that the sender says it has, 0 for none.
+    """
 
     run: str
     batch: Batch
     crc: int
     received_at: float
+    commands_seen: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a submission: stored, stored before, or refused with one of our errors."""
+    """What became of a submission: stored, stored before, or refused with one of our errors.
+
+    ``commands`` wait for the job, oldest first.
+    """
 
     duplicate: bool = False
     events: tuple[StoredEvent, ...] = ()
     policy_version: int = 0
     error: StoreError | None = None
+    commands: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,9 +255,10 @@ class EventQuery:
     from_step: int | None = None
     limit: int = 100
     after: tuple[Any, ...] | None = None
+    project: str | None = None
 
 
-class Store(Protocol):
+class Store(Records, Protocol):
     """One service's whole memory."""
 
     # Runs
@@ -242,11 +272,14 @@ class Store(Protocol):
         tags: Sequence[str],
         policy: Policy | None,
         now: float,
+        author: str = "client",
+        quota: int | None = None,
     ) -> tuple[Run, bool]:
         """Create a run (event ``run_started``), or return the one that exists; True if new.
 
         An existing run that was finished, failed or silent becomes active again. ``policy`` becomes
-        version 1 of the run's own policy if neither the run nor its project has one.
+        version 1 of the run's own policy if neither the run nor its project has one. Raises
+        `QuotaExceeded` if ``author`` has created ``quota`` runs that still exist.
         """
 
     def run(self, run: str) -> Run:
@@ -268,8 +301,8 @@ class Store(Protocol):
     def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
         """Turn active runs last heard of before ``before`` silent (event ``run_silent``, once)."""
 
-    def delete_run(self, run: str) -> None:
-        """Delete everything of a run. Raises `RunUnknown`."""
+    def delete_run(self, run: str, *, author: str = "", now: float | None = None) -> None:
+        """Delete everything of a run (audit ``run_deleted``). Raises `RunUnknown`."""
 
     def prune(self, before: float) -> list[str]:
         """Delete every run that is not active and was last heard of before ``before``.

@@ -16,7 +16,9 @@ from snc_service.store.sql import schema
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
 BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
 IDLE_READERS = 8
-RECLAIM_PAGES = 2_000
+RECLAIM_PAGES = 2_000  # per call: 16 MB
+LEAST_FREE_PAGES = 250  # new batches will soon fill fewer
+CHECKPOINT_BYTES = 4 * 2**20
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never hands out a number twice
     "blob": "blob",
@@ -36,6 +38,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._log = path.with_name(path.name + "-wal")
         self._lock = threading.Lock()
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(IDLE_READERS)
         self._closed = False
@@ -82,20 +85,23 @@ class SqliteDatabase:
                 return
             (free,) = self._writer.execute("pragma freelist_count").fetchone()
             (pages,) = self._writer.execute("pragma page_count").fetchone()
-            if free > max(RECLAIM_PAGES, pages // 8):
+            if free > max(LEAST_FREE_PAGES, pages // 16):
                 # The pragma frees one page per step, and ``execute`` takes a single step.
                 self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_PAGES})")
 
     def checkpoint(self) -> None:
         """Write the log back into the file, beside the writer: commits need not wait for it."""
+        with self._named_errors():
+            if not self._log.exists() or self._log.stat().st_size < CHECKPOINT_BYTES:
+                return
         with self._named_errors(), closing(self._connect()) as connection:
             connection.execute("pragma wal_checkpoint(passive)").fetchall()
 
     def size_bytes(self) -> int:
         """Return the size of the file and its log."""
-        files = (self.path, self.path.with_name(self.path.name + "-wal"))
         with self._named_errors():
-            return sum(file.stat().st_size for file in files if file.exists())
+            files = [file for file in (self.path, self._log) if file.exists()]
+            return sum(file.stat().st_size for file in files)
 
     def close(self) -> None:
         """Close all idle connections; readers still lent out close when they come back."""
@@ -143,9 +149,8 @@ class SqliteDatabase:
                 f"{self.path} has schema version {version}, this release knows up to "
                 f"{schema.VERSION}: upgrade snc"
             )
-        if version == 0:
-            for statement in schema.statements(**WORDS):
-                self._writer.execute(statement)
+        for statement in schema.statements(version, **WORDS):
+            self._writer.execute(statement)
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
         self._writer.execute(f"pragma user_version = {schema.VERSION}")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 from snc_service.store.protocol import RunUnknown
-from snc_service.store.sql import runs
+from snc_service.store.sql import audit, runs
 from snc_service.store.sql.database import Connection, Database
 from snc_service.store.sql.schema import PIECES
 
 SLICE_ROWS = 1_000
+RETENTION = "retention"  # the author of what is deleted for its age
 
 
-def delete(database: Database, run: str) -> None:
+def delete(database: Database, run: str, *, author: str, now: float) -> None:
     """Delete a run: unknown to everybody after one transaction, gone after the last.
 
     A crash in between leaves pieces that nobody can see; `resume` removes them.
@@ -23,6 +25,7 @@ def delete(database: Database, run: str) -> None:
         connection.execute("insert into deleted_run (run_id) values (?)", (run_id,))
         connection.execute("delete from run where run_id = ?", (run_id,))
         connection.execute("delete from run_name where run_id = ?", (run_id,))
+        audit.append(connection, "run_deleted", run, author=author, now=now)
     resume(database)
 
 
@@ -37,7 +40,7 @@ def prune(database: Database, before: float) -> list[str]:
     deleted = []
     for (run,) in old:
         with suppress(RunUnknown):  # somebody else was faster
-            delete(database, run)
+            delete(database, run, author=RETENTION, now=time.time())
             deleted.append(str(run))
     return deleted
 

@@ -92,6 +92,8 @@ def _filters(query: EventQuery, run_id: int | None) -> list[tuple[str, tuple[Any
     for column in ("rule", "severity", "layer"):
         if (value := getattr(query, column)) is not None:
             filters.append((f"event.{column} = ?", (value,)))
+    if query.project is not None:
+        filters.append(("run.project = ?", (query.project,)))
     if query.from_step is not None:
         filters.append(("event.step >= ?", (query.from_step,)))
     if query.after is not None and run_id is not None:

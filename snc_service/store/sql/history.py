@@ -19,7 +19,7 @@ from snc_service.wire import ABSENT
 
 # Values held at once while rows are read; bounds memory, not answers.
 SLICE_VALUES = 1_000_000
-LAYERS_AT_ONCE = 1_024
+LAYERS_AT_ONCE = 4_096
 
 
 def of_layers(

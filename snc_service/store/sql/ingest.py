@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from snc_service.store.protocol import (
     StoreError,
     Submission,
 )
-from snc_service.store.sql import events, newest, policies, runs, writers
+from snc_service.store.sql import commands, events, newest, policies, runs, writers
 from snc_service.store.sql.attempts import Attempts
 from snc_service.store.sql.database import Connection, savepoint
 from snc_service.store.sql.layers import Indexes, KnownTable, LayerBook
@@ -75,7 +76,27 @@ def ingest(
             at_work, outcomes[place] = _item(connection, book, at_work, items[place], advance)
         if at_work.changed:
             _save(connection, at_work)
+        _hand_over_commands(connection, run_id, {p: items[p] for p in groups[run_id]}, outcomes)
     return [outcomes[place] for place in range(len(items))]
+
+
+def _hand_over_commands(
+    connection: Connection,
+    run_id: int,
+    items: Mapping[int, Submission],
+    outcomes: dict[int, Outcome],
+) -> None:
+    """Put the commands that wait into the outcomes, less those that the job says it has."""
+    waiting = commands.waiting(connection, run_id)
+    if not waiting:
+        return
+    has = max(item.commands_seen for item in items.values())
+    if has >= waiting[0].id:
+        now = max(item.received_at for item in items.values())
+        commands.seen(connection, run_id, has, now)
+    left = tuple(command for command in waiting if command.id > has)
+    for place in items:
+        outcomes[place] = dataclasses.replace(outcomes[place], commands=left)
 
 
 def _item(

@@ -91,6 +91,7 @@ class LayerBook:
 
     def put(self, connection: Connection, run_id: int, table: LayerTable) -> None:
         """Register a table; layers the run does not know yet get the next indexes."""
+        self._tables.keep(table.hash, table, len(table.layers))
         if self._row(connection, run_id, table.hash) is not None:
             return
         rows = connection.execute("select name, layer from layer where run_id = ?", (run_id,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from snc_service.store.protocol import Event, PolicyConflict, StoredPolicy
-from snc_service.store.sql import events, runs
+from snc_service.store.sql import audit, events, runs
 from snc_service.store.sql.database import Connection, Row
 from snc_service.wire import Policy
 
@@ -77,6 +77,9 @@ def put_for_run(
         value=float(version),
     )
     events.append_to(connection, run_id, run, [event], now)
+    audit.append(
+        connection, "run_policy_changed", run, author=author, now=now, detail=f"version {version}"
+    )
     return StoredPolicy(policy, version, "run", author, now)
 
 
@@ -105,6 +108,14 @@ def put_for_project(
     connection.execute(
         "insert into project_policy (project, version, body, author, at) values (?, ?, ?, ?, ?)",
         (project, version, json.dumps(policy.as_dict()), author, now),
+    )
+    audit.append(
+        connection,
+        "project_policy_changed",
+        project,
+        author=author,
+        now=now,
+        detail=f"version {version}",
     )
     return StoredPolicy(policy, version, "project", author, now)
 

@@ -33,6 +33,14 @@ def number(connection: Connection, run: str) -> int:
     return int(row[0])
 
 
+def project(connection: Connection, run: str) -> str:
+    """Return the project of a run. Raises `RunUnknown`."""
+    row = connection.execute("select project from run where run = ?", (run,)).fetchone()
+    if row is None:
+        raise RunUnknown(f"there is no run {run!r}")
+    return str(row[0])
+
+
 def load(connection: Connection, run: str) -> Run:
     """Return one run. Raises `RunUnknown`."""
     run_id = number(connection, run)

@@ -7,7 +7,7 @@ dialect. Numbers of runs are never used twice, so whatever is cached under one s
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 create table run_name (run_id {serial}, run text not null unique);
@@ -95,11 +95,35 @@ create table project_policy (
   at {real} not null, primary key (project, version)){clustered};
 """
 
+# What each version added to the one before; a new database goes the same way.
+UPGRADES: dict[int, str] = {
+    1: TABLES,
+    2: """
+create table token (
+  id text primary key, name text not null unique, digest text not null, scopes text not null,
+  project text, author text not null, created_at {real} not null, expires_at {real},
+  revoked_at {real});
+
+create table run_author (run_id integer primary key, author text not null);
+create index run_author_by_name on run_author (author, run_id);
+
+create table command (
+  run_id integer not null, id bigint not null, action text not null, reason text not null,
+  author text not null, at {real} not null, seen_at {real}, primary key (run_id, id)){clustered};
+create index command_waiting on command (run_id, id) where seen_at is null;
+
+create table audit (
+  id {serial}, at {real} not null, author text not null, action text not null,
+  subject text not null, detail text not null);
+""",
+}
+
 # Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
 PIECES: tuple[tuple[str, str], ...] = (
     ("tail", "id"),
     ("tile", "attempt, metric, level, block, step0"),
     ("event", "id"),
+    ("command", "id"),
     ("event_count", "rule, severity"),
     ("latest", "table_id"),
     ("layout", "layout"),
@@ -110,10 +134,12 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("attempt", "attempt"),
     ("run_policy", "version"),
     ("rule_state", "run_id"),
+    ("run_author", "run_id"),
     ("run_config", "run_id"),
 )
 
 
-def statements(**words: str) -> list[str]:
-    """Return the statements that create the tables in a dialect."""
-    return [part.strip() for part in TABLES.format(**words).split(";") if part.strip()]
+def statements(since: int = 0, **words: str) -> list[str]:
+    """Return the statements that lead from version ``since`` (0: empty) to ours in a dialect."""
+    steps = "".join(UPGRADES[version] for version in range(since + 1, VERSION + 1))
+    return [part.strip() for part in steps.format(**words).split(";") if part.strip()]

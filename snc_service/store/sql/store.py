@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,18 @@ from snc_service.store.protocol import (
     Submission,
     Window,
 )
-from snc_service.store.sql import deletion, events, history, newest, policies, runs
+from snc_service.store.records import AuditAction, AuditEntry, Command, CommandAction, Token
+from snc_service.store.sql import (
+    audit,
+    commands,
+    deletion,
+    events,
+    history,
+    newest,
+    policies,
+    runs,
+    tokens,
+)
 from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
@@ -48,14 +60,18 @@ class SqlStore:
         tags: Sequence[str],
         policy: Policy | None,
         now: float,
+        author: str = "client",
+        quota: int | None = None,
     ) -> tuple[Run, bool]:
         """See `Store.create_run`."""
         with self._database.write() as connection:
             run_id, new = runs.create(
                 connection, run, name=name, project=project, config=config, tags=tags, now=now
             )
+            if new:
+                tokens.claim_run(connection, run_id, author, quota)
             if policy is not None:
-                policies.start_with(connection, run_id, policy, author="client", now=now)
+                policies.start_with(connection, run_id, policy, author=author, now=now)
             return runs.load(connection, run), new
 
     def run(self, run: str) -> Run:
@@ -78,6 +94,7 @@ class SqlStore:
     def finish_run(self, run: str, state: Literal["finished", "failed"], now: float) -> Run:
         """See `Store.finish_run`."""
         with self._database.write() as connection:
+            commands.void(connection, runs.number(connection, run), now)
             return runs.finish(connection, run, state, now)
 
     def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
@@ -85,9 +102,10 @@ class SqlStore:
         with self._database.write() as connection:
             return runs.mark_silent(connection, before, now)
 
-    def delete_run(self, run: str) -> None:
+    def delete_run(self, run: str, *, author: str = "", now: float | None = None) -> None:
         """See `Store.delete_run`."""
-        deletion.delete(self._database, run)
+        now = time.time() if now is None else now
+        deletion.delete(self._database, run, author=author, now=now)
 
     def prune(self, before: float) -> list[str]:
         """See `Store.prune`."""
@@ -197,6 +215,54 @@ class SqlStore:
         """See `Store.project_policy_versions`."""
         with self._database.read() as connection:
             return policies.versions_of_project(connection, project)
+
+    # People
+    def add_token(self, token: Token) -> None:
+        """See `Records.add_token`."""
+        with self._database.write() as connection:
+            tokens.add(connection, token)
+
+    def tokens(self) -> list[Token]:
+        """See `Records.tokens`."""
+        with self._database.read() as connection:
+            return tokens.every(connection)
+
+    def revoke_token(self, name: str, *, author: str, now: float) -> Token:
+        """See `Records.revoke_token`."""
+        with self._database.write() as connection:
+            return tokens.revoke(connection, name, author=author, now=now)
+
+    def project_of(self, run: str) -> str:
+        """See `Records.project_of`."""
+        with self._database.read() as connection:
+            return runs.project(connection, run)
+
+    def add_command(
+        self, run: str, action: CommandAction, reason: str, *, author: str, now: float
+    ) -> Command:
+        """See `Records.add_command`."""
+        with self._database.write() as connection:
+            return commands.add(connection, run, action, reason, author=author, now=now)
+
+    def commands(self, run: str) -> list[Command]:
+        """See `Records.commands`."""
+        with self._database.read() as connection:
+            return commands.every(connection, runs.number(connection, run))
+
+    def audit(
+        self,
+        *,
+        author: str | None = None,
+        action: AuditAction | None = None,
+        subject: str | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> tuple[list[AuditEntry], int | None]:
+        """See `Records.audit`."""
+        with self._database.read() as connection:
+            return audit.page(
+                connection, author=author, action=action, subject=subject, limit=limit, after=after
+            )
 
     # Itself
     def fold(self, budget_s: float, *, now: float) -> int:
