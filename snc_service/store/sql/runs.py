@@ -35,9 +35,9 @@ def number(connection: Connection, run: str) -> int:
 
 def project(connection: Connection, run: str) -> str:
     """Return the project of a run. Raises `RunUnknown`."""
-    row = connection.execute("select project from run where run = ?", (run,)).fetchone()
-    if row is None:
-        raise RunUnknown(f"there is no run {run!r}")
+    row = connection.execute(
+        "select project from run where run_id = ?", (number(connection, run),)
+    ).fetchone()
     return str(row[0])
 
 
