@@ -24,24 +24,35 @@ def test_every_layer_has_its_turn_within_every_measurements_and_none_spikes(num_
 
 def test_within_a_round_the_layer_nearest_to_its_threshold_comes_first():
     schedule = CertifySchedule(3, every=3)
-    schedule.saw(column(1.0, 1.0, 1.0), column(2.0, 1.1, np.nan))
+    schedule.saw(1, column(1.0, 1.0, 1.0), column(2.0, 1.1, np.nan))
     assert [schedule.due() for _ in range(3)] == [[1], [0], [2]]
 
 
 def test_a_layer_that_crosses_its_threshold_or_jumps_is_next_and_only_once():
-    schedule = CertifySchedule(4, every=400)
-    threshold = column(2, 2, 2, np.nan)
-    schedule.saw(column(1.00, 1.99, 1.0, 1.0), threshold)
+    schedule = CertifySchedule(5, every=500)
+    threshold = column(2, 2, 2, 9, np.nan)
+    schedule.saw(1, column(1.00, 1.99, 1.0, 1.0, 1.0), threshold)
     assert schedule.due() == []
-    schedule.saw(column(1.04, 2.01, 1.0, 1.1), threshold)  # 1 crosses, 3 jumps by 10 %
+    schedule.saw(2, column(1.04, 2.01, 1.0, 1.1, 1.1), threshold)  # 1 crosses, 3 jumps by 10 %
     assert [schedule.due(), schedule.due(), schedule.due()] == [[1], [3], []]
-    schedule.saw(column(1.04, 2.02, 1.0, 1.1), threshold)  # still above: it has crossed already
+    schedule.saw(
+        3, column(1.04, 2.02, 1.0, 1.1, 1.1), threshold
+    )  # still above: it has crossed already
     assert schedule.due() == []
+
+
+def test_what_moved_in_several_steps_without_a_measurement_is_no_jump():
+    schedule = CertifySchedule(2, every=400)
+    threshold = column(5, 5)
+    schedule.saw(1, column(1.0, 1.0), threshold)
+    schedule.saw(2, column(np.nan, np.nan), column(np.nan, np.nan))
+    schedule.saw(6, column(1.2, 1.3), threshold)  # 4 % and 6 % a step
+    assert [schedule.due(), schedule.due()] == [[1], []]
 
 
 def test_values_that_are_not_finite_disturb_nothing():
     schedule = CertifySchedule(2, every=2)
-    schedule.saw(column(np.nan, 0.0), column(np.nan, 0.0))
-    schedule.saw(column(np.inf, 0.0), column(1.0, np.inf))
-    schedule.saw(column(np.nan, 1.0), column(1.0, 2.0))
+    schedule.saw(1, column(np.nan, 0.0), column(np.nan, 0.0))
+    schedule.saw(2, column(np.inf, 0.0), column(1.0, np.inf))
+    schedule.saw(3, column(np.nan, 1.0), column(1.0, 2.0))
     assert sorted(i for _ in range(2) for i in schedule.due()) in ([0, 1], [0, 0, 1], [0, 1, 1])

@@ -216,7 +216,7 @@ class Watch:
         """Draw conclusions for the next steps from a row that has arrived."""
         sigma, threshold = latest.row("sigma"), latest.row("threshold")
         if self._schedule:
-            self._schedule.saw(sigma, threshold)
+            self._schedule.saw(latest.step, sigma, threshold)
         if latest.step > self._policy_step:
             self.cadence.saw(latest.step, sigma, threshold)
         lost = latest.row("sigma_upper") > LOST * sigma
