@@ -311,6 +311,15 @@ def test_a_service_that_never_answers_costs_the_loop_nothing_and_close_is_bounde
     assert max(norms(model).values()) <= 0.5
 
 
+def test_a_spool_keeps_the_rows_of_a_job_that_no_service_answered(dead_url, tmp_path):
+    callback = SNCallback(small_model(), url=dead_url, run="spooled", spool=tmp_path)
+    for _ in range(3):
+        callback.step(loss=0.5)
+    callback.close(timeout=0.5)
+    assert callback.dropped_values == 0
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > 0
+
+
 def test_without_a_service_nothing_is_sent_and_all_is_enforced(monkeypatch):
     monkeypatch.delenv("SNC_URL", raising=False)
     with SNCallback(small_model(), threshold=0.5) as callback:

@@ -39,20 +39,20 @@ class SNCallback:
             callback.step(loss=loss)
         callback.close()
 
-    ============== ===============================================================================
-    ``optimizer``  its step calls `step`, which then only reports: no line in the loop is needed
-    ``threshold``  a number, ``"3x init"``, ``"3x rms"`` or {glob: one of these}; None: observe only
-    ``action``     ``observe``, ``rescale``, ``cap`` or ``stop``, for layers with a threshold
-    ``policy``     both of them per layer, as on the wire; instead of ``threshold``
-    ``url``        the service; None: SNC_URL, and without it nothing leaves the process
-    ``token``, ``run``, ``project``  None: SNC_TOKEN, SNC_RUN, SNC_PROJECT
-    ``every``      measure and act at every so many steps; above 1, a layer may grow in between
-    ``certify_every``  certify each layer once in so many measurements (sigma_upper); None: never
-    ``strict``     certify each layer that is rescaled or capped at each measurement, before acting
-    ``max_overhead``  share of step time, such as 0.01: layers far from a threshold take turns
-    ``conv``       a convolution as its ``reshape``d kernel, or as the ``operator`` that it is
-    ``split``      cuts fused weights, {glob: "qkv"}: see `snc_client.layers.find_layers`
-    ============== ===============================================================================
+    * ``optimizer``: its step does what `step` does; no line in the loop is needed.
+    * ``threshold``: a number, ``"3x init"``, ``"3x rms"`` or {glob: one of these, or None}.
+    * ``action``: ``observe``, ``rescale``, ``cap`` or ``stop``, for the layers with a threshold.
+    * ``policy``: both of them per layer, as on the wire; instead of ``threshold``. With neither,
+      nothing is ever written, unless a policy comes from the service.
+    * ``url``: the service; None: SNC_URL, and without that nothing leaves the process. ``token``,
+      ``run``, ``project`` likewise: SNC_TOKEN, SNC_RUN, SNC_PROJECT.
+    * ``spool``: a local folder that keeps rows until the service has them, also past the job.
+    * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
+    * ``certify_every``: certify each layer once in so many measurements; None: never.
+    * ``strict``: certify every layer that is rescaled or capped at every measurement, before it is.
+    * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
+      layers far from a threshold in turns (their sigma may err by 1 % then), active ones always.
+    * ``conv``, ``split``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
     step 0. Nothing in `step` waits for the device or the network, and no exception but
@@ -60,10 +60,10 @@ class SNCallback:
     waits, what was measured at one step reaches the host (``latest``, the service, the ``stop``
     action) at the next call, or later where the device lags.
 
-    What is held: after an acted-on step a rescaled layer's spectral norm is at most its threshold
-    where sigma_upper was certified at that step (``strict``); otherwise as far as sigma, raised by
-    1e-3, is not below it, which is evidence and no proof. The model gets no attribute, hook, buffer
-    or state-dict entry.
+    What is held: after a measured step a rescaled layer's spectral norm is at most its threshold,
+    up to the rounding of the product, where sigma_upper was certified at that step (``strict``).
+    Elsewhere sigma with a margin, 1e-3 or (residual / sigma)^2 if that is more, takes the bound's
+    place: evidence, no proof. The model gets no attribute, hook, buffer or state-dict entry.
 
     Where torch.distributed runs, every rank measures and acts alike on its replica and rank 0
     reports; a policy from the service is not applied then, and ``max_overhead`` must stay None,
@@ -86,6 +86,7 @@ class SNCallback:
         project: str | None = None,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
+        spool: str | os.PathLike[str] | None = None,
         every: int = 1,
         certify_every: int | None = 100,
         strict: bool = False,
@@ -135,6 +136,7 @@ class SNCallback:
             project=project or os.environ.get("SNC_PROJECT"),
             name=name,
             config=config,
+            spool=spool,
             policy=chosen if chosen.entries else None,
         )
         self._optimizer = optimizer
