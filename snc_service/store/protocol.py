@@ -13,11 +13,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.store.incidents import AlertStore
+from snc_service.store.incidents import Severity as Severity
 from snc_service.store.records import Command, Records
 from snc_service.wire import Batch, LayerSpec, LayerTable, Policy
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
-Severity: TypeAlias = Literal["info", "warning", "critical"]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Steps: TypeAlias = npt.NDArray[np.int64]
 
@@ -81,6 +82,14 @@ class RunClosed(StoreError):
 
 class CommandsWaiting(StoreError):
     """The run's job has not taken the commands that wait for it already."""
+
+
+class AlertingConflict(StoreError):
+    """The routing of alerts changed since the version the caller has seen."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(f"the routing of alerts in force is version {current}")
+        self.current = current
 
 
 class StoreUnavailable(StoreError):
@@ -258,7 +267,7 @@ class EventQuery:
     project: str | None = None
 
 
-class Store(Records, Protocol):
+class Store(Records, AlertStore, Protocol):
     """One service's whole memory."""
 
     # Runs

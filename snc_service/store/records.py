@@ -18,6 +18,9 @@ AuditAction: TypeAlias = Literal[
     "token_revoked",
     "command_sent",
     "run_deleted",
+    "alerting_changed",
+    "silence_added",
+    "silence_deleted",
 ]
 MAX_WAITING_COMMANDS = 16  # of one run: each acknowledgement carries them all
 
@@ -71,7 +74,7 @@ class Records(Protocol):
         """Return every token there ever was, the oldest first."""
 
     def revoke_token(self, name: str, *, author: str, now: float) -> Token:
-        """Revoke a token (audit ``token_revoked``); again changes nothing. Raises `TokenUnknown`."""
+        """Revoke a token (audit ``token_revoked``), once. Raises `TokenUnknown`."""
 
     def project_of(self, run: str) -> str:
         """Return a run's project. Raises `RunUnknown`."""

@@ -1,4 +1,4 @@
-"""Events: appended with ids that grow by one per run, counted as they land, listed newest first."""
+"""Events: ids grow by one per run, counted and queued for alerts as they land, newest first."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ def append(
         "insert into event (run_id, id, at, step, rule, severity, layer, layers, value, "
         "limit_value, message) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_values(run_id, item) for item in stored],
+    )
+    connection.executemany(
+        "insert into alert_outbox (run_id, id) values (?, ?)",
+        [(run_id, item.id) for item in stored],
     )
     connection.executemany(
         "insert into event_count (run_id, rule, severity, n) values (?, ?, ?, ?) "

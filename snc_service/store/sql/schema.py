@@ -7,7 +7,7 @@ dialect. Numbers of runs are never used twice, so whatever is cached under one s
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 create table run_name (run_id {serial}, run text not null unique);
@@ -116,6 +116,36 @@ create table audit (
   id {serial}, at {real} not null, author text not null, action text not null,
   subject text not null, detail text not null);
 """,
+    3: """
+create table alerting (
+  version integer primary key, body text not null, author text not null, at {real} not null);
+
+create table alert_lock (id integer primary key, n bigint not null);
+insert into alert_lock (id, n) values (1, 0);
+
+create table alert_outbox (
+  run_id integer not null, id bigint not null, primary key (run_id, id)){clustered};
+
+create table incident (
+  id {serial}, run_id integer not null, state text not null, severity text not null,
+  body text not null, opened_at {real} not null, updated_at {real} not null,
+  revision bigint not null, omitted bigint not null, resolved_at {real}, acknowledged_at {real},
+  acknowledged_by text not null default '');
+create index incident_by_run on incident (run_id, id);
+create index incident_open on incident (run_id) where state = 'open';
+
+create table delivery (
+  run_id integer not null, incident bigint not null, receiver text not null, next_at {real},
+  told text not null default 'nothing', told_at {real}, told_severity text not null default 'info',
+  failures bigint not null default 0, failing_since {real}, error text not null default '',
+  silenced integer not null default 0, primary key (incident, receiver)){clustered};
+create index delivery_by_run on delivery (run_id);
+create index delivery_due on delivery (receiver, next_at) where next_at is not null;
+
+create table silence (
+  id {serial}, project text not null, run text not null, rule text not null, layer text not null,
+  until {real} not null, comment text not null, author text not null, at {real} not null);
+""",
 }
 
 # Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
@@ -123,6 +153,9 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("tail", "id"),
     ("tile", "attempt, metric, level, block, step0"),
     ("event", "id"),
+    ("alert_outbox", "id"),
+    ("delivery", "incident, receiver"),
+    ("incident", "id"),
     ("command", "id"),
     ("event_count", "rule, severity"),
     ("latest", "table_id"),

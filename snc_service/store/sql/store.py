@@ -34,6 +34,7 @@ from snc_service.store.sql import (
     runs,
     tokens,
 )
+from snc_service.store.sql.alert_store import SqlAlerts
 from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
@@ -41,7 +42,7 @@ from snc_service.store.sql.layers import LayerBook, metric_names
 from snc_service.wire import LayerTable, Policy
 
 
-class SqlStore:
+class SqlStore(SqlAlerts):
     """A `Store` whose statements run on the engine it is given, and which it closes."""
 
     def __init__(self, database: Database) -> None:
