@@ -11,12 +11,15 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from snc_service import __version__, errors, ui
 from snc_service.api import (
+    access,
+    audit,
     batches,
+    commands,
     docs,
     events,
     health,
@@ -27,10 +30,15 @@ from snc_service.api import (
     policy,
     prometheus,
     runs,
+    session,
     stream,
+    tokens,
 )
+from snc_service.api.access_log import AccessLog
 from snc_service.api.guard import Guard
+from snc_service.api.shares import Shares
 from snc_service.api.state import Budget, Limits, Service
+from snc_service.auth import Tokens
 from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
 from snc_service.ingest import GroupCommit
@@ -55,8 +63,12 @@ ROUTERS: Final = tuple(
         heatmap,
         events,
         policy,
+        commands,
         stream,
         prometheus,
+        tokens,
+        audit,
+        session,
         health,
         docs,
     )
@@ -75,7 +87,8 @@ def create_app(
 
     ``store`` replaces the one that the settings name; it stays the caller's to close. Nothing is
     opened before the app's lifespan starts, and two apps in one process share nothing. Raises
-    `SettingsError`; starting raises `StoreUnavailable`.
+    `SettingsError`; starting raises `StoreUnavailable`, and `SettingsError` where strangers could
+    reach a service without any token.
     """
     settings = Settings.from_env(os.environ) if settings is None else settings
 
@@ -83,8 +96,11 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = store if store is not None else await run_in_threadpool(open_store, settings.store)
         service = app.state.service = _join(settings, opened, clock)
-        chores = _chores(service, settings.silent_seconds)
+        chores: list[asyncio.Task[None]] = []
         try:
+            await service.tokens.refresh()
+            settings.check_exposure(service.tokens.required)
+            chores = _chores(service, settings.silent_seconds)
             yield
         finally:
             service.draining = True
@@ -106,10 +122,12 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
+    access.check_complete(ROUTERS)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(access.authorised)])
     ui.mount(app)
     app.add_middleware(Guard, hosts=_served_hosts(settings))
+    app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
     schema = cache(lambda: openapi.build(app, ROUTERS))
     app.openapi = schema  # type: ignore[method-assign]
     return app
@@ -136,8 +154,13 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
             settings.max_json_bytes,
             settings.max_inflight_bytes,
             settings.body_deadline_seconds,
+            settings.token_inflight_bytes,
+            settings.token_requests_per_second,
+            settings.token_runs,
         ),
         budget=Budget(settings.max_inflight_bytes),
+        tokens=Tokens(store.tokens, clock),
+        shares=Shares(settings.token_requests_per_second, settings.token_inflight_bytes),
         clock=clock,
         public_host=settings.public_host,
     )

@@ -17,15 +17,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from snc_service.store.protocol import (
+    CommandsWaiting,
     LayerTableMismatch,
     LayerTableUnknown,
     LayerUnknown,
     PolicyConflict,
+    QuotaExceeded,
+    RunClosed,
     RunUnknown,
     SequenceConflict,
     SequenceGap,
     StoreError,
     StoreUnavailable,
+    TokenExists,
+    TokenUnknown,
 )
 from snc_service.wire import WireError
 from snc_service.wire.checks import shown
@@ -51,6 +56,29 @@ KINDS: Mapping[str, Kind] = {
         "The body cannot be read",
         "Broken framing, broken gzip or broken JSON. Sending the same bytes again will not help.",
     ),
+    "token-missing": Kind(
+        401,
+        "A token is needed",
+        "Send `Authorization: Bearer <token>`. `snc token create` makes one; the page asks for it.",
+    ),
+    "token-invalid": Kind(
+        401, "The token does not count", "It is not one of ours, has expired, or was revoked."
+    ),
+    "scope-missing": Kind(
+        403,
+        "The token does not allow this",
+        "`scope` names what is missing: ingest, read or admin, which includes the others.",
+    ),
+    "project-refused": Kind(
+        403,
+        "The token is for another project",
+        "Runs of other projects are 404; what names another project, or speaks of all, is this.",
+    ),
+    "quota-exceeded": Kind(
+        403,
+        "The token has created as many runs as it may",
+        "Delete runs, or let an operator raise SNC_TOKEN_RUNS.",
+    ),
     "host-refused": Kind(
         403,
         "This host name is not served",
@@ -68,6 +96,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "layer-unknown": Kind(
         404, "The run has no such layer", "GET /api/v1/runs/{run}/layers lists them."
+    ),
+    "token-unknown": Kind(
+        404, "There is no such token", "GET /api/v1/tokens lists them, revoked ones too."
     ),
     "method-not-allowed": Kind(
         405, "The method is not allowed here", "The Allow header lists those that are."
@@ -90,6 +121,17 @@ KINDS: Mapping[str, Kind] = {
         "This sequence number was stored with other content",
         "Two processes use one writer, or a batch was altered: drop it.",
     ),
+    "token-exists": Kind(
+        409,
+        "The name is, or was, that of another token",
+        "Names are not used twice, so that the audit log speaks of one token: take another.",
+    ),
+    "run-closed": Kind(409, "The run has ended", "No job would get the command."),
+    "commands-waiting": Kind(
+        409,
+        "The job has not taken earlier commands yet",
+        "They ride in its next acknowledgement: wait for it, or see whether the run is silent.",
+    ),
     "precondition-failed": Kind(
         412,
         "The policy has changed since",
@@ -105,6 +147,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "invalid": Kind(
         422, "A value is not valid", "`field` names it, `detail` says what was expected."
+    ),
+    "rate-limited": Kind(
+        429,
+        "The token is over its share",
+        "Of requests per second or of bytes at once. Wait as long as Retry-After says.",
     ),
     "internal": Kind(500, "The service has a defect", "The service's log says more."),
     "overloaded": Kind(
@@ -137,7 +184,7 @@ class Problem(HTTPException):
         **members: Any,
     ) -> None:
         status = KINDS[kind].status
-        wait = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else {}
+        wait = {"Retry-After": RETRY_AFTER_SECONDS} if status in (429, 503) else {}
         super().__init__(status, detail, {**wait, **(headers or {})})
         self.kind = kind
         self.field = field
@@ -190,6 +237,11 @@ _STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
     (LayerTableUnknown, "layer-table-unknown"),
     (LayerTableMismatch, "invalid"),
     (SequenceConflict, "sequence-conflict"),
+    (TokenUnknown, "token-unknown"),
+    (TokenExists, "token-exists"),
+    (QuotaExceeded, "quota-exceeded"),
+    (RunClosed, "run-closed"),
+    (CommandsWaiting, "commands-waiting"),
     (StoreUnavailable, "store-unavailable"),
 )
 

@@ -28,13 +28,13 @@ class Settings:
     """SNC_STORE: where everything is kept, sqlite:///PATH; may hold a password, so never shown."""
 
     host: str = "127.0.0.1"
-    """SNC_HOST: the address to listen on. Another one than loopback needs SNC_INSECURE."""
+    """SNC_HOST: the address to listen on. Another one than loopback needs a token in the store."""
 
     port: int = 8470
     """SNC_PORT: 0 takes a free one."""
 
     insecure: bool = False
-    """SNC_INSECURE: serve everybody who reaches the port, without a token."""
+    """SNC_INSECURE: without any token, serve everybody who reaches the port, on any address."""
 
     allowed_hosts: tuple[str, ...] = ()
     """SNC_ALLOWED_HOSTS: names, separated by commas, that a browser may reach the service under
@@ -59,8 +59,20 @@ class Settings:
     max_inflight_bytes: int = 64 * MIB
     """SNC_MAX_INFLIGHT_BYTES: bodies held at once, all clients together; beyond it, 503."""
 
+    token_inflight_bytes: int = 16 * MIB
+    """SNC_TOKEN_INFLIGHT_BYTES: bodies held at once for one token; beyond it, 429."""
+
+    token_requests_per_second: float = 1_000.0
+    """SNC_TOKEN_REQUESTS_PER_SECOND: requests of one token, averaged over a second; then 429."""
+
+    token_runs: int = 1_000
+    """SNC_TOKEN_RUNS: runs that exist at once and that one token has created; then 403."""
+
     body_deadline_seconds: float = 30.0
     """SNC_BODY_DEADLINE_SECONDS: the longest that a body may take to arrive."""
+
+    access_log: bool = True
+    """SNC_ACCESS_LOG: a line of JSON on stderr per request."""
 
     def __post_init__(self) -> None:
         if "://" not in self.store:
@@ -74,12 +86,6 @@ class Settings:
                     f"{variable(setting)} must be from {least} to {most}, got {value}"
                 )
         self._check_hosts()
-        if not self.insecure and not is_loopback(self.host):
-            raise SettingsError(
-                f"SNC_HOST must be a loopback address while the service asks nobody for a token, "
-                f"got {self.host!r}: listen on 127.0.0.1 behind a reverse proxy that authenticates,"
-                f" or say --insecure (SNC_INSECURE=1)"
-            )
 
     def _check_hosts(self) -> None:
         for host in self.allowed_hosts:
@@ -87,6 +93,15 @@ class Settings:
                 raise SettingsError(f"SNC_ALLOWED_HOSTS must be host names, got {host!r}")
         if self.public_host is not None and not _HOST_AND_PORT.fullmatch(self.public_host):
             raise SettingsError("SNC_PUBLIC_HOST must be host or host:port, got a different text")
+
+    def check_exposure(self, has_tokens: bool) -> None:
+        """Raise `SettingsError` where strangers could reach a service that asks for no token."""
+        if not (has_tokens or self.insecure or is_loopback(self.host)):
+            raise SettingsError(
+                f"SNC_HOST must be a loopback address while the store holds no token, "
+                f"got {self.host!r}: make one with `snc token create NAME --scope admin --store "
+                f"...`, or say --insecure (SNC_INSECURE=1)"
+            )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Settings:
@@ -171,5 +186,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_body_bytes": (1_024, 1_024 * MIB),
     "max_json_bytes": (1_024, 1_024 * MIB),
     "max_inflight_bytes": (1_024, 64 * 1_024 * MIB),
+    "token_inflight_bytes": (1_024, 64 * 1_024 * MIB),
+    "token_requests_per_second": (0.1, 1_000_000),
+    "token_runs": (0, 1_000_000_000),
     "body_deadline_seconds": (0.1, 3_600),
 }

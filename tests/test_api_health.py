@@ -45,6 +45,11 @@ def test_the_service_tells_its_types_and_limits(api):
     assert told["limits"] == {
         "body_bytes": 8 * 1024 * 1024,
         "json_bytes": 4096,
+        "inflight_bytes": 64 * 1024 * 1024,
+        "body_deadline_seconds": 30,
+        "token_inflight_bytes": 16 * 1024 * 1024,
+        "token_requests_per_second": 1000,
+        "token_runs": 1000,
         "steps": 1024,
         "layers": 65_536,
         "metrics_and_scalars": 32,

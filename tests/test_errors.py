@@ -87,7 +87,7 @@ def test_a_defect_is_500_and_tells_nothing_of_itself():
 def test_what_is_to_be_tried_again_says_when():
     for kind, (status, _, _) in KINDS.items():
         headers = Problem(kind, "told").response().headers
-        assert ("Retry-After" in headers) is (status == 503), kind
+        assert ("Retry-After" in headers) is (status in (429, 503)), kind
 
 
 def test_a_detail_is_shortened_whatever_is_sent(api):

@@ -126,7 +126,7 @@ def walk(api, schema) -> dict[str, httpx.Response]:
     """Send every example of a body in a sensible order, then ask every GET about that run."""
     told = {}
     places = {"run": "gpt-small-1", "project": "default", "layer": "fc1.weight", "scalar": "loss",
-              "kind": "invalid"}  # fmt: skip
+              "kind": "invalid", "name": "grafana"}  # fmt: skip
 
     def send(name, **options):
         method, path, operation = next(
@@ -146,8 +146,12 @@ def walk(api, schema) -> dict[str, httpx.Response]:
         name = operation["operationId"]
         if method == "get" and name != "stream_run":
             send(name, params={"layer": "fc1.weight"} if name == "get_layers_history" else {})
-    for name in ("finish_run", "delete_run"):
+    for name in ("send_command", "finish_run", "delete_run", "open_session", "close_session"):
         send(name)
+    send("create_token")  # the first one: from here on everybody needs one
+    send(
+        "revoke_token", headers={"Authorization": f"Bearer {told['create_token'].json()['token']}"}
+    )
     return told
 
 

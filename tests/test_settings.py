@@ -30,7 +30,11 @@ def test_every_setting_is_read_from_its_variable():
         "SNC_MAX_BODY_BYTES": "4096",
         "SNC_MAX_JSON_BYTES": "2048",
         "SNC_MAX_INFLIGHT_BYTES": "8192",
+        "SNC_TOKEN_INFLIGHT_BYTES": "8192",
+        "SNC_TOKEN_REQUESTS_PER_SECOND": "2.5",
+        "SNC_TOKEN_RUNS": "7",
         "SNC_BODY_DEADLINE_SECONDS": "2",
+        "SNC_ACCESS_LOG": "0",
     }
     assert set(environ) == {variable(each.name) for each in fields(Settings)}
     settings = Settings.from_env(environ)
@@ -46,7 +50,11 @@ def test_every_setting_is_read_from_its_variable():
         max_body_bytes=4096,
         max_json_bytes=2048,
         max_inflight_bytes=8192,
+        token_inflight_bytes=8192,
+        token_requests_per_second=2.5,
+        token_runs=7,
         body_deadline_seconds=2.0,
+        access_log=False,
     )
 
 
@@ -55,9 +63,6 @@ def test_every_setting_is_read_from_its_variable():
     [
         ("SNC_STORE", "snc.db"),
         ("SNC_HOST", "two words"),
-        ("SNC_HOST", "0.0.0.0"),
-        ("SNC_HOST", "192.168.1.7"),
-        ("SNC_HOST", "::"),
         ("SNC_PORT", "eighty"),
         ("SNC_PORT", "-1"),
         ("SNC_PORT", "65536"),
@@ -74,7 +79,12 @@ def test_every_setting_is_read_from_its_variable():
         ("SNC_MAX_BODY_BYTES", "0"),
         ("SNC_MAX_JSON_BYTES", "1e6"),
         ("SNC_MAX_INFLIGHT_BYTES", "-5"),
+        ("SNC_TOKEN_INFLIGHT_BYTES", "0"),
+        ("SNC_TOKEN_REQUESTS_PER_SECOND", "0"),
+        ("SNC_TOKEN_REQUESTS_PER_SECOND", "nan"),
+        ("SNC_TOKEN_RUNS", "-1"),
         ("SNC_BODY_DEADLINE_SECONDS", "0"),
+        ("SNC_ACCESS_LOG", "loud"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_its_variable(name, text):
@@ -95,10 +105,14 @@ def test_options_of_the_command_line_win_over_the_environment():
     assert (settings.port, settings.store) == (9001, "sqlite:///a.db")
 
 
-def test_another_address_than_loopback_needs_insecure():
-    with pytest.raises(SettingsError, match=re.escape("--insecure")):
-        Settings(host="0.0.0.0")
-    assert Settings(host="0.0.0.0", insecure=True).host == "0.0.0.0"
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::"])
+def test_another_address_than_loopback_needs_a_token_or_insecure(host):
+    with pytest.raises(SettingsError, match=re.escape("--insecure")) as refused:
+        Settings(host=host).check_exposure(has_tokens=False)
+    assert "snc token create" in str(refused.value)
+    Settings(host=host).check_exposure(has_tokens=True)
+    Settings(host=host, insecure=True).check_exposure(has_tokens=False)
+    Settings().check_exposure(has_tokens=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])

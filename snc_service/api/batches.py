@@ -29,6 +29,7 @@ from snc_service.store.protocol import (
     StoreError,
     Submission,
 )
+from snc_service.store.records import CommandAction
 from snc_service.wire import (
     JSON_MEDIA_TYPE,
     MAX_STEP,
@@ -83,16 +84,35 @@ _BATCH_BODY = {
 }
 
 
+class AckCommand(BaseModel):
+    """What somebody asks of the job."""
+
+    id: int
+    action: CommandAction
+    reason: str
+
+
 class Ack(BaseModel):
-    """What became of a batch; ``policy`` is there if the client's version is older."""
+    """What became of a batch.
+
+    ``policy`` is there if the client's version is older, ``commands`` if any wait, the oldest
+    first; they come again until SNC-Commands-Seen names the last of them.
+    """
 
     accepted: int
     duplicate: bool
     policy_version: int
     policy: PolicyBody | None = None
+    commands: list[AckCommand] | None = None
 
 
-ACK_EXAMPLE = {"accepted": 12, "duplicate": False, "policy_version": 1, "policy": POLICY_EXAMPLE}
+ACK_EXAMPLE = {
+    "accepted": 12,
+    "duplicate": False,
+    "policy_version": 1,
+    "policy": POLICY_EXAMPLE,
+    "commands": [{"id": 1, "action": "checkpoint", "reason": "before the cluster goes down"}],
+}
 
 
 @router.put(
@@ -145,6 +165,9 @@ async def post_batch(
     snc_policy_version: Annotated[
         int, Header(ge=0, le=MAX_STEP, description="The version that the client obeys.")
     ] = 0,
+    snc_commands_seen: Annotated[
+        int, Header(ge=0, le=MAX_STEP, description="The newest command that the client has.")
+    ] = 0,
 ) -> Response:
     """Store a batch, once: the same (run, writer, seq) again is acknowledged and stored once.
 
@@ -158,11 +181,11 @@ async def post_batch(
     async with _observed(service) as seen, read_body(request, service, limit) as body:
         seen["num_bytes"] = len(body)
         batch, table, crc = await off_loop(len(body), _decode, body, is_json)
-        submission = Submission(run, batch, crc, service.clock())
+        submission = Submission(run, batch, crc, service.clock(), snc_commands_seen)
         outcome = await _commit(service, submission, table, len(body))
         seen["outcome"] = "duplicate" if outcome.duplicate else "accepted"
         seen["values"] = 0 if outcome.duplicate else batch.num_values
-    ack = {
+    ack: dict[str, Any] = {
         "accepted": batch.num_values,
         "duplicate": outcome.duplicate,
         "policy_version": outcome.policy_version,
@@ -170,6 +193,9 @@ async def post_batch(
     if outcome.policy_version > snc_policy_version:
         stored = await run_in_threadpool(service.store.policy, run)
         ack |= {"policy_version": stored.version, "policy": stored.policy.as_dict()}
+    if outcome.commands:
+        told = [{"id": c.id, "action": c.action, "reason": c.reason} for c in outcome.commands]
+        ack |= {"commands": told}
     return Response(to_json(ack), media_type="application/json")
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from snc_service.api.state import InService, Service
+from snc_service.api.shares import Share
+from snc_service.api.state import Budget, InService, Service, access_of
 from snc_service.errors import Problem, from_validation
 from snc_service.wire import JSON_MEDIA_TYPE
 
@@ -47,38 +48,66 @@ def media_type(request: Request, *accepted: str) -> str:
 async def read_body(request: Request, service: Service, limit: int) -> AsyncIterator[bytes]:
     """Lend the body, inflated, at most ``limit`` bytes before and after inflating.
 
-    Its bytes count against the budget of the whole service until the context ends. Raises `Problem`
-    400 (broken gzip), 408, 413, 415, 503.
+    Its bytes count against the budget of the whole service, and the token's share of it, until the
+    context ends. Raises `Problem` 400 (broken gzip), 408, 413, 415, 429, 503.
     """
     packed = _is_gzip(request)
-    taken = 0
+    loan = _Loan(service.budget, service.shares.of(access_of(request)))
     try:
-        declared = request.headers.get("content-length", "0")
-        if not _LENGTH.fullmatch(declared) or int(declared) > limit:
-            raise _too_large(limit, "declares more")
-        chunks: list[bytes] = []
-        try:
-            with anyio.fail_after(service.limits.body_deadline_seconds):
-                async for chunk in request.stream():
-                    service.budget.take(len(chunk))
-                    taken += len(chunk)
-                    if taken > limit:
-                        raise _too_large(limit, "is longer")
-                    chunks.append(chunk)
-        except ClientDisconnect:  # nobody reads the answer, but it is no defect of ours either
-            raise Problem("body-malformed", "the body must not end early", field="body") from None
-        except TimeoutError:
-            seconds = service.limits.body_deadline_seconds
-            raise Problem("body-slow", f"the body must arrive within {seconds:g} seconds") from None
-        body = b"".join(chunks)
+        body = await _received(request, loan, limit, service.limits.body_deadline_seconds)
         if packed:
             # Reserved before inflating: the bytes may turn out to be that many.
-            service.budget.take(limit)
-            taken += limit
+            loan.take(limit)
             body = await run_in_threadpool(inflate, body, limit)
         yield body
     finally:
-        service.budget.give_back(taken)
+        loan.give_back()
+
+
+class _Loan:
+    """Bytes charged to a token's share and to the whole service's budget."""
+
+    def __init__(self, budget: Budget, share: Share | None) -> None:
+        self._budget = budget
+        self._share = share
+        self.taken = 0
+
+    def take(self, num_bytes: int) -> None:
+        if self._share is not None:
+            self._share.take(num_bytes)
+        try:
+            self._budget.take(num_bytes)
+        except Problem:
+            if self._share is not None:
+                self._share.give_back(num_bytes)
+            raise
+        self.taken += num_bytes
+
+    def give_back(self) -> None:
+        self._budget.give_back(self.taken)
+        if self._share is not None:
+            self._share.give_back(self.taken)
+
+
+async def _received(request: Request, loan: _Loan, limit: int, deadline_seconds: float) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if not _LENGTH.fullmatch(declared) or int(declared) > limit:
+        raise _too_large(limit, "declares more")
+    chunks: list[bytes] = []
+    try:
+        with anyio.fail_after(deadline_seconds):
+            async for chunk in request.stream():
+                loan.take(len(chunk))
+                if loan.taken > limit:
+                    raise _too_large(limit, "is longer")
+                chunks.append(chunk)
+    except ClientDisconnect:  # nobody reads the answer, but it is no defect of ours either
+        raise Problem("body-malformed", "the body must not end early", field="body") from None
+    except TimeoutError:
+        raise Problem(
+            "body-slow", f"the body must arrive within {deadline_seconds:g} seconds"
+        ) from None
+    return b"".join(chunks)
 
 
 def inflate(data: bytes, limit: int) -> bytes:
@@ -97,16 +126,21 @@ def inflate(data: bytes, limit: int) -> bytes:
 
 
 class JsonBody(Generic[Model]):
-    """A dependency that reads a JSON body as ``model``, strictly; OpenAPI shows the example."""
+    """A dependency that reads a JSON body as ``model``, strictly; OpenAPI shows the example.
 
-    def __init__(self, model: type[Model], example: Any) -> None:
+    ``max_bytes``: less than the service's own limit, for who has not said yet who it is.
+    """
+
+    def __init__(self, model: type[Model], example: Any, *, max_bytes: int | None = None) -> None:
         self.model = model
         self.example = example
+        self.max_bytes = max_bytes
 
     async def __call__(self, request: Request, service: InService) -> Model:
-        """Return the body. Raises `Problem` 400, 408, 413, 415, 422, 503."""
+        """Return the body. Raises `Problem` 400, 408, 413, 415, 422, 429, 503."""
         media_type(request, JSON_MEDIA_TYPE)
-        async with read_body(request, service, service.limits.json_bytes) as body:
+        limit = min(service.limits.json_bytes, self.max_bytes or service.limits.json_bytes)
+        async with read_body(request, service, limit) as body:
             model: Model = await off_loop(len(body), parse_json, self.model, body)
             return model
 

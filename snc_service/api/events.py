@@ -11,7 +11,7 @@ from snc_service.api import cursors
 from snc_service.api.answers import answer, rfc3339
 from snc_service.api.openapi import responses
 from snc_service.api.queries import ListQuery, MetricName, Name, RunName, Step
-from snc_service.api.state import InService
+from snc_service.api.state import InAccess, InService
 from snc_service.store.protocol import EventQuery, StoredEvent
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
@@ -92,7 +92,7 @@ def list_run_events(
     request: Request, service: InService, run: RunName, query: Annotated[EventsQuery, Query()]
 ) -> Response:
     """List a run's events."""
-    return _list(request, service, query, run, cursors.load(query.cursor, int))
+    return _list(request, service, query, cursors.load(query.cursor, int), run=run)
 
 
 @router.get(
@@ -101,18 +101,24 @@ def list_run_events(
     responses=responses("invalid", "store-unavailable", example=PAGE_EXAMPLE),
 )
 def list_events(
-    request: Request, service: InService, query: Annotated[EventsQuery, Query()]
+    request: Request,
+    service: InService,
+    access: InAccess,
+    query: Annotated[EventsQuery, Query()],
 ) -> Response:
-    """List the events of all runs."""
-    return _list(request, service, query, None, cursors.load(query.cursor, float, int, int))
+    """List the events of all runs; a token for one project sees that one's."""
+    after = cursors.load(query.cursor, float, int, int)
+    return _list(request, service, query, after, project=access.project)
 
 
 def _list(
     request: Request,
     service: InService,
     query: EventsQuery,
-    run: str | None,
     after: tuple[Any, ...] | None,
+    *,
+    run: str | None = None,
+    project: str | None = None,
 ) -> Response:
     page = service.store.events(
         EventQuery(
@@ -123,6 +129,7 @@ def _list(
             from_step=query.from_step,
             limit=query.limit,
             after=after,
+            project=project,
         )
     )
     items = [as_item(stored) for stored in page.items]

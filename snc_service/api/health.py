@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -30,7 +31,7 @@ class About(BaseModel):
     version: str
     media_types: list[str]
     encodings: list[str]
-    limits: dict[str, int]
+    limits: dict[str, float]
     problems: dict[str, str]
 
 
@@ -66,8 +67,7 @@ _ABOUT_EXAMPLE: dict[str, Any] = {
 def get_about(request: Request, service: InService) -> Response:
     """Return the media types, limits and types of problem of this service."""
     limits = {
-        "body_bytes": service.limits.body_bytes,
-        "json_bytes": service.limits.json_bytes,
+        **dataclasses.asdict(service.limits),
         "steps": MAX_STEPS,
         "layers": MAX_LAYERS,
         "metrics_and_scalars": MAX_COLUMNS,

@@ -11,10 +11,21 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from snc_service.api import access
 from snc_service.api.body import JsonBody
 from snc_service.errors import KINDS, PROBLEM_MEDIA_TYPE, TYPE_PREFIX
 
 _SCHEMAS = "#/components/schemas/"
+# An empty alternative: a service without any token asks nobody.
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`snc token create` makes one."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "snc_session",
+        "description": "For the page: POST /api/v1/session sets it.",
+    },
+}
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -35,15 +46,15 @@ def responses(
     told: Responses = {}
     if example is not None:
         told[status] = {"content": {media_type: {"example": example}}}
-    for kind in (*kinds, "host-refused"):
-        _add(told, kind)
+    for kind in kinds:
+        _add(told, KINDS[kind].status, kind)
     return told
 
 
-def _add(told: Responses, kind: str) -> None:
+def _add(told: Responses, key: int | str, kind: str) -> None:
     status, title, meaning = KINDS[kind]
     known = told.setdefault(
-        status,
+        key,
         {
             "description": "",
             "content": {
@@ -51,6 +62,8 @@ def _add(told: Responses, kind: str) -> None:
             },
         },
     )
+    if kind in known["content"][PROBLEM_MEDIA_TYPE]["examples"]:
+        return
     known["description"] = " ".join(filter(None, (known["description"], f"`{kind}`: {title}.")))
     value = {"type": f"{TYPE_PREFIX}{kind}", "title": title, "status": status, "detail": meaning}
     known["content"][PROBLEM_MEDIA_TYPE]["examples"][kind] = {"value": value}
@@ -63,10 +76,12 @@ def build(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
     )
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     _define(components, ProblemAnswer)
+    schema["components"]["securitySchemes"] = SECURITY
     for route in _shown(routers):
         for method in route.methods or ():
             operation = schema["paths"][route.path_format][method.lower()]
             _restore_examples(operation, route)
+            _say_who_may(operation, route)
             for body in _bodies(route.dependant):
                 _define(components, body.model)
                 operation["requestBody"] = _request_body(body)
@@ -78,6 +93,19 @@ def _shown(routers: Sequence[APIRouter]) -> Iterator[APIRoute]:
         for route in router.routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
                 yield route
+
+
+def _say_who_may(operation: dict[str, Any], route: APIRoute) -> None:
+    """Describe what `access.NEEDS` says of a route, and how it refuses."""
+    for kind in access.refusals(route.name):
+        _add(operation["responses"], str(KINDS[kind].status), kind)
+    need = access.NEEDS[route.name]
+    if need is access.OPEN:
+        operation["security"] = []
+        return
+    operation["security"] = [{}, {"bearer": []}, {"session": []}]
+    scope = f"the scope `{need.scope}`" if need.scope else "any scope"
+    operation["description"] = f"{operation['description']} Needs a token with {scope}."
 
 
 def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:

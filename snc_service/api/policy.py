@@ -12,12 +12,10 @@ from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import Responses, responses
 from snc_service.api.queries import ProjectName, RunName
-from snc_service.api.state import InService
+from snc_service.api.state import InAccess, InService
 from snc_service.errors import Problem, from_wire
 from snc_service.store.protocol import StoredPolicy
 from snc_service.wire import Policy, WireError
-
-ANYBODY = "anonymous"  # the author while the service asks nobody for a token
 
 router = APIRouter(prefix="/api/v1", tags=["policy"])
 
@@ -72,7 +70,7 @@ ANSWER_EXAMPLE = {
     "policy": POLICY_EXAMPLE,
     "policy_version": 2,
     "scope": "run",
-    "author": ANYBODY,
+    "author": "anna",
     "at": "2026-03-01T09:30:00.000Z",
 }
 
@@ -126,13 +124,18 @@ def get_policy(request: Request, service: InService, run: RunName) -> Response:
     "/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown", *_CHANGING)
 )
 def put_policy(
-    request: Request, service: InService, run: RunName, body: NewPolicy, if_match: IfMatch = None
+    request: Request,
+    service: InService,
+    access: InAccess,
+    run: RunName,
+    body: NewPolicy,
+    if_match: IfMatch = None,
 ) -> Response:
     """Set a run's policy. Its job obeys a few steps later: the policy rides in the next answer."""
     stored = service.store.put_policy(
         run,
         as_policy(body),
-        author=ANYBODY,
+        author=access.name,
         now=service.clock(),
         if_version=_seen(if_match),
     )
@@ -159,6 +162,7 @@ def get_project_policy(request: Request, service: InService, project: ProjectNam
 def put_project_policy(
     request: Request,
     service: InService,
+    access: InAccess,
     project: ProjectName,
     body: NewPolicy,
     if_match: IfMatch = None,
@@ -167,7 +171,7 @@ def put_project_policy(
     stored = service.store.put_project_policy(
         project,
         as_policy(body),
-        author=ANYBODY,
+        author=access.name,
         now=service.clock(),
         if_version=_seen(if_match),
     )

@@ -11,16 +11,20 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from snc_service.api import cursors
+from snc_service.api.access import check_project
 from snc_service.api.answers import answer, etag, is_unchanged, rfc3339, unchanged
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import responses
 from snc_service.api.policy import PolicyBody, as_policy
 from snc_service.api.queries import ListQuery, RunName
-from snc_service.api.state import InService
-from snc_service.store.protocol import Run, RunState
+from snc_service.api.state import InAccess, InService, Service
+from snc_service.auth import Access
+from snc_service.errors import Problem
+from snc_service.store.protocol import Run, RunState, RunUnknown
 from snc_service.wire.checks import printable
 
 MAX_CONFIG_BYTES = 256 * 1024
+CLIENT = "client"  # the author of a first policy while the service asks nobody for a token
 ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
@@ -50,7 +54,7 @@ class RunRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     run: Annotated[str, Field(pattern=ID)] | None = None
     name: Label | None = None
-    project: Annotated[str, Field(pattern=ID)] = "default"
+    project: Annotated[str, Field(pattern=ID)] | None = None
     config: Annotated[dict[str, JsonValue], AfterValidator(_storable)] = Field(default_factory=dict)
     tags: list[Label] = Field(default_factory=list, max_length=64)
     policy: PolicyBody | None = None
@@ -179,6 +183,7 @@ def as_item(run: Run) -> dict[str, Any]:
         "body-slow",
         "body-too-large",
         "media-type",
+        "quota-exceeded",
         "invalid",
         "overloaded",
         "store-unavailable",
@@ -190,18 +195,27 @@ def as_item(run: Run) -> dict[str, Any]:
 def create_run(
     request: Request,
     service: InService,
+    access: InAccess,
     wanted: Annotated[RunRequest, Depends(JsonBody(RunRequest, REQUEST_EXAMPLE))],
 ) -> Response:
-    """Create a run, or resume the one of that id. Safe to repeat when an id is given."""
+    """Create a run, or resume the one of that id. Safe to repeat when an id is given.
+
+    Without a project it belongs to that of the token, else to `default`.
+    """
     name = wanted.run or secrets.token_hex(6)
+    project = wanted.project or access.project or "default"
+    _check_reach(service, access, name, project)
+    is_token = access.token is not None
     run, is_new = service.store.create_run(
         name,
         name=wanted.name or name,
-        project=wanted.project,
+        project=project,
         config=wanted.config,
         tags=wanted.tags,
         policy=as_policy(wanted.policy) if wanted.policy else None,
         now=service.clock(),
+        author=access.name if is_token else CLIENT,
+        quota=service.limits.token_runs if is_token else None,
     )
     stored = service.store.policy(name)
     content = {
@@ -216,6 +230,24 @@ def create_run(
     return told
 
 
+def _check_reach(service: Service, access: Access, run: str, project: str) -> None:
+    """Raise `Problem` (403) for another project than the token's, also that of an existing run.
+
+    Ids are one name space, so this is the one answer that tells a token of a foreign run.
+    """
+    check_project(access, project)
+    try:
+        owner = service.store.project_of(run)
+    except RunUnknown:
+        return
+    if not access.reaches(owner):
+        raise Problem(
+            "project-refused",
+            f"run must be an id that no other project uses, got {run!r}",
+            field="run",
+        )
+
+
 @router.get(
     "/runs",
     response_model=RunPage,
@@ -224,11 +256,16 @@ def create_run(
     ),
 )
 def list_runs(
-    request: Request, service: InService, query: Annotated[RunQuery, Query()]
+    request: Request,
+    service: InService,
+    access: InAccess,
+    query: Annotated[RunQuery, Query()],
 ) -> Response:
-    """List runs, the newest first."""
+    """List runs, the newest first; a token for one project sees that one's."""
+    if query.project is not None:
+        check_project(access, query.project)
     page = service.store.runs(
-        project=query.project,
+        project=query.project or access.project,
         state=query.state,
         limit=query.limit,
         after=cursors.load(query.cursor, int),
@@ -287,6 +324,6 @@ def finish_run(
     status_code=204,
     responses=responses("run-unknown", "invalid", "store-unavailable"),
 )
-def delete_run(service: InService, run: RunName) -> None:
+def delete_run(service: InService, access: InAccess, run: RunName) -> None:
     """Delete everything of a run. There is no way back."""
-    service.store.delete_run(run)
+    service.store.delete_run(run, author=access.name, now=service.clock())

@@ -8,10 +8,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from snc_service.api.shares import Shares
+from snc_service.auth import Access, Tokens
 from snc_service.errors import Problem
 from snc_service.exposition import Exposition
 from snc_service.ingest import GroupCommit
 from snc_service.store.protocol import Store
+
+ACCESS = "snc.access"  # where the ASGI scope of a request holds its `Access`
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Limits:
     json_bytes: int
     inflight_bytes: int
     body_deadline_seconds: float
+    token_inflight_bytes: int
+    token_requests_per_second: float
+    token_runs: int
 
 
 class Budget:
@@ -51,6 +58,8 @@ class Service:
     exposition: Exposition
     limits: Limits
     budget: Budget
+    tokens: Tokens
+    shares: Shares
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
     draining: bool = False
@@ -63,3 +72,16 @@ async def _service(request: Request) -> Service:
 
 
 InService = Annotated[Service, Depends(_service)]
+
+
+def access_of(request: Request) -> Access:
+    """Return who asks, as the guard found out; every route below it has one."""
+    access: Access = request.scope[ACCESS]
+    return access
+
+
+async def _access(request: Request) -> Access:
+    return access_of(request)
+
+
+InAccess = Annotated[Access, Depends(_access)]

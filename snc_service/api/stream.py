@@ -21,7 +21,8 @@ from starlette.concurrency import run_in_threadpool
 from snc_service.api import events, layers, runs
 from snc_service.api.openapi import responses
 from snc_service.api.queries import RunName
-from snc_service.api.state import InService, Service
+from snc_service.api.state import InAccess, InService, Service
+from snc_service.auth import Access
 from snc_service.errors import Problem
 from snc_service.store.protocol import EventQuery, Run, RunUnknown, StoreError
 
@@ -61,25 +62,25 @@ async def _existing(service: InService, run: RunName) -> Run:
     ),
 )
 async def stream_run(
-    service: InService, found: Annotated[Run, Depends(_existing)]
+    service: InService, access: InAccess, found: Annotated[Run, Depends(_existing)]
 ) -> StreamingResponse:
     """Follow a run: one `update` now, and one whenever it has changed, its `id` the run's version.
 
     An update has the run, its worst layers and the events since the update before. After a gap in
     the connection fetch what was missed: nothing is replayed. The stream ends with the run's
-    deletion and with the service.
+    deletion, with the service, and when the token does not count any more.
     """
     return StreamingResponse(
-        _updates(service, found.run), media_type="text/event-stream", headers=HEADERS
+        _updates(service, access, found.run), media_type="text/event-stream", headers=HEADERS
     )
 
 
-async def _updates(service: Service, run: str) -> AsyncIterator[bytes]:
+async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[bytes]:
     version, last_event = -1, None
     spoke = time.monotonic()
     service.streams += 1
     try:
-        while not service.draining:
+        while not service.draining and service.tokens.counts(access):
             found = await run_in_threadpool(service.store.run, run)
             if found.version != version:
                 update = await run_in_threadpool(_update, service, found, last_event)
@@ -93,6 +94,7 @@ async def _updates(service: Service, run: str) -> AsyncIterator[bytes]:
                 spoke = time.monotonic()
                 yield format_sse_event(comment="ping")
             await asyncio.sleep(PAUSE_SECONDS)
+            await service.tokens.refresh()
     except RunUnknown:
         yield format_sse_event(data_str="{}", event="deleted")
     except StoreError:

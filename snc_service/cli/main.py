@@ -82,6 +82,11 @@ def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
         action="store_true",
         help="listen on other addresses than loopback although there is no token",
     )
+    serve.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether settings, store and port are fit for it, and end",
+    )
     serve.set_defaults(command=_later("serve", "serve"))
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from argparse import Namespace
+from contextlib import closing
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,17 +26,21 @@ def serve(arguments: Namespace) -> int:
         import uvicorn
 
         from snc_service.app import create_app, drain
+        from snc_service.cli import logs
     except ModuleNotFoundError as error:
         raise Failure(
             f"snc serve needs {error.name}, which is not installed: pip install 'snc[service]'"
         ) from None
     settings = _settings(arguments)
+    if arguments.check:
+        return _check(settings)
     with _listening(settings.host, settings.port) as listener:
-        _check_store(settings.store)
+        _check_store(settings)
+        logs.start(access_log=settings.access_log)
         app = create_app(settings)
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -51,6 +56,19 @@ def serve(arguments: Namespace) -> int:
         print(f"snc {__version__} serves {_url(listener)} (Ctrl-C ends it)", flush=True)
         server.run(sockets=[listener])
     return 0 if server.started else FAILED_TO_START
+
+
+def _check(settings: Settings) -> int:
+    """Say of each thing that a start needs whether it is there; raise `Failure` at the first."""
+    print(f"settings: understood; the service would listen on {settings.host}:{settings.port}")
+    num_tokens = _check_store(settings)
+    asked = (
+        f"{num_tokens} tokens, everybody needs one" if num_tokens else "no token, nobody is asked"
+    )
+    print(f"store: reachable, its tables are those of this release; {asked}")
+    _listening(settings.host, settings.port).close()
+    print("port: free")
+    return 0
 
 
 def _settings(arguments: Namespace) -> Settings:
@@ -91,15 +109,24 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _check_store(url: str) -> None:
-    """Open and close the store: a wrong one is one sentence here, a traceback inside the server."""
+def _check_store(settings: Settings) -> int:
+    """Open the store, close it, and return how many tokens it holds.
+
+    A wrong one is one sentence here, a traceback inside the server.
+    """
+    from snc_service.settings import SettingsError
     from snc_service.store import open_store
     from snc_service.store.protocol import StoreError
 
     try:
-        open_store(url).close()
+        with closing(open_store(settings.store)) as store:
+            num_tokens = len(store.tokens())
+        settings.check_exposure(num_tokens > 0)
+    except SettingsError as error:
+        raise Failure(str(error)) from None
     except (StoreError, ValueError) as error:
         raise Failure(f"{error}; choose another store with --store or SNC_STORE") from None
+    return num_tokens
 
 
 def _url(listener: socket.socket) -> str:

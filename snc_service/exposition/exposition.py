@@ -53,6 +53,10 @@ class Exposition:
         """Count a batch: ``outcome`` is accepted, duplicate or refused, ``values`` were stored."""
         self._process.observe_batch(outcome, values, num_bytes, seconds)
 
+    def observe_request(self, route: str, method: str, status: int) -> None:
+        """Count a request; ``route`` is a template out of the app, never a path."""
+        self._process.observe_request(route, method, status)
+
     def metrics(self, collect: Collection[Part] = PARTS) -> Text:
         """Return the body and content type of ``/metrics``, or of some of its parts.
 

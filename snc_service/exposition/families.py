@@ -82,6 +82,11 @@ INGEST_BYTES = _process("snc_ingest_bytes_total", "Bytes of batch bodies receive
 INGEST_SECONDS = _process(
     "snc_ingest_seconds", "Time from a batch's arrival to its answer.", type="histogram"
 )
+HTTP_REQUESTS = _process(
+    "snc_http_requests_total",
+    "Requests by route template, method and status.",
+    ("route", "method", "code"),
+)
 STORE_BYTES = _process("snc_store_bytes", "Bytes at rest in the store.")
 BUILD_INFO = _process("snc_build_info", "Version of the service.", ("version", "python"))
 
@@ -109,6 +114,7 @@ PROCESS_FAMILIES: Final = (
     INGEST_VALUES,
     INGEST_BYTES,
     INGEST_SECONDS,
+    HTTP_REQUESTS,
     STORE_BYTES,
     BUILD_INFO,
 )

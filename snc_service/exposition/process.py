@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from snc_service import __version__
 from snc_service.exposition.families import (
     BUILD_INFO,
+    HTTP_REQUESTS,
     INGEST_BATCHES,
     INGEST_BYTES,
     INGEST_SECONDS,
@@ -38,6 +39,7 @@ class ProcessMetrics:
         self._values = Counter(*_named(INGEST_VALUES), registry=registry)
         self._bytes = Counter(*_named(INGEST_BYTES), registry=registry)
         self._seconds = Histogram(*_named(INGEST_SECONDS), buckets=BOUNDS, registry=registry)
+        self._requests = Counter(*_named(HTTP_REQUESTS), registry=registry)
         Gauge(*_named(STORE_BYTES), registry=registry).set_function(store_bytes)
         build = Gauge(*_named(BUILD_INFO), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
@@ -49,6 +51,10 @@ class ProcessMetrics:
         self._values.inc(values)
         self._bytes.inc(num_bytes)
         self._seconds.observe(seconds)
+
+    def observe_request(self, route: str, method: str, status: int) -> None:
+        """Count one answered request."""
+        self._requests.labels(route, method, str(status)).inc()
 
     def render(self) -> bytes:
         """Return the text of the whole registry."""

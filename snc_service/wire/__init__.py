@@ -6,6 +6,7 @@ bytes it is given.
 
 from snc_service.wire.batch import (
     ABSENT,
+    COMMANDS_SEEN_HEADER,
     JSON_MEDIA_TYPE,
     MEDIA_TYPE,
     POLICY_VERSION_HEADER,
@@ -21,6 +22,7 @@ from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Thresh
 __all__ = [
     "ABSENT",
     "ACTIONS",
+    "COMMANDS_SEEN_HEADER",
     "JSON_MEDIA_TYPE",
     "MAX_STEP",
     "MEDIA_TYPE",
