@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class Settings:
     access_log: bool = True
     """SNC_ACCESS_LOG: a line of JSON on stderr per request."""
 
+    alert_networks: tuple[str, ...] = ()
+    """SNC_ALERT_NETWORKS: networks, separated by commas, whose addresses receivers of alerts may
+    have although they are not public: 10.0.0.0/8, 127.0.0.1."""
+
     def __post_init__(self) -> None:
         if "://" not in self.store:
             raise SettingsError("SNC_STORE must be a URL such as sqlite:///snc.db")
@@ -93,6 +97,13 @@ class Settings:
                 raise SettingsError(f"SNC_ALLOWED_HOSTS must be host names, got {host!r}")
         if self.public_host is not None and not _HOST_AND_PORT.fullmatch(self.public_host):
             raise SettingsError("SNC_PUBLIC_HOST must be host or host:port, got a different text")
+        for network in self.alert_networks:
+            try:
+                ip_network(network, strict=False)
+            except ValueError:
+                raise SettingsError(
+                    f"SNC_ALERT_NETWORKS must be networks such as 10.0.0.0/8, got {network!r}"
+                ) from None
 
     def check_exposure(self, has_tokens: bool) -> None:
         """Raise `SettingsError` where strangers could reach a service that asks for no token."""

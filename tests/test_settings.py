@@ -34,6 +34,7 @@ def test_every_setting_is_read_from_its_variable():
         "SNC_TOKEN_REQUESTS_PER_SECOND": "2.5",
         "SNC_TOKEN_RUNS": "7",
         "SNC_BODY_DEADLINE_SECONDS": "2",
+        "SNC_ALERT_NETWORKS": "10.0.0.0/8, ::1",
         "SNC_ACCESS_LOG": "0",
     }
     assert set(environ) == {variable(each.name) for each in fields(Settings)}
@@ -54,6 +55,7 @@ def test_every_setting_is_read_from_its_variable():
         token_requests_per_second=2.5,
         token_runs=7,
         body_deadline_seconds=2.0,
+        alert_networks=("10.0.0.0/8", "::1"),
         access_log=False,
     )
 
@@ -63,6 +65,8 @@ def test_every_setting_is_read_from_its_variable():
     [
         ("SNC_STORE", "snc.db"),
         ("SNC_HOST", "two words"),
+        ("SNC_ALERT_NETWORKS", "intranet"),
+        ("SNC_ALERT_NETWORKS", "10.0.0.0/33"),
         ("SNC_PORT", "eighty"),
         ("SNC_PORT", "-1"),
         ("SNC_PORT", "65536"),

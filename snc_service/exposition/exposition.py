@@ -57,6 +57,10 @@ class Exposition:
         """Count a request; ``route`` is a template out of the app, never a path."""
         self._process.observe_request(route, method, status)
 
+    def observe_delivery(self, outcome: str) -> None:
+        """Count an attempt to deliver an alert: delivered, failed, refused or abandoned."""
+        self._process.observe_delivery(outcome)
+
     def metrics(self, collect: Collection[Part] = PARTS) -> Text:
         """Return the body and content type of ``/metrics``, or of some of its parts.
 

@@ -87,6 +87,9 @@ HTTP_REQUESTS = _process(
     "Requests by route template, method and status.",
     ("route", "method", "code"),
 )
+ALERT_DELIVERIES = _process(
+    "snc_alert_deliveries_total", "Attempts to tell a receiver of an incident.", ("outcome",)
+)
 STORE_BYTES = _process("snc_store_bytes", "Bytes at rest in the store.")
 BUILD_INFO = _process("snc_build_info", "Version of the service.", ("version", "python"))
 
@@ -115,6 +118,7 @@ PROCESS_FAMILIES: Final = (
     INGEST_BYTES,
     INGEST_SECONDS,
     HTTP_REQUESTS,
+    ALERT_DELIVERIES,
     STORE_BYTES,
     BUILD_INFO,
 )

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from snc_service import __version__
 from snc_service.exposition.families import (
+    ALERT_DELIVERIES,
     BUILD_INFO,
     HTTP_REQUESTS,
     INGEST_BATCHES,
@@ -22,6 +23,7 @@ from snc_service.exposition.families import (
 )
 
 OUTCOMES: Final = ("accepted", "duplicate", "refused")
+DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 # Seconds; the targets (20 ms for an acknowledgement) are bounds themselves.
 BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
@@ -40,6 +42,9 @@ class ProcessMetrics:
         self._bytes = Counter(*_named(INGEST_BYTES), registry=registry)
         self._seconds = Histogram(*_named(INGEST_SECONDS), buckets=BOUNDS, registry=registry)
         self._requests = Counter(*_named(HTTP_REQUESTS), registry=registry)
+        self._deliveries = Counter(*_named(ALERT_DELIVERIES), registry=registry)
+        for outcome in DELIVERY_OUTCOMES:
+            self._deliveries.labels(outcome)
         Gauge(*_named(STORE_BYTES), registry=registry).set_function(store_bytes)
         build = Gauge(*_named(BUILD_INFO), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
@@ -55,6 +60,10 @@ class ProcessMetrics:
     def observe_request(self, route: str, method: str, status: int) -> None:
         """Count one answered request."""
         self._requests.labels(route, method, str(status)).inc()
+
+    def observe_delivery(self, outcome: str) -> None:
+        """Count one attempt to tell a receiver of an incident."""
+        self._deliveries.labels(outcome).inc()
 
     def render(self) -> bytes:
         """Return the text of the whole registry."""
