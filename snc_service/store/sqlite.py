@@ -21,12 +21,20 @@ LEAST_FREE_PAGES = 250  # new batches will soon fill fewer
 CHECKPOINT_BYTES = 4 * 2**20
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never hands out a number twice
+    "text": "text",
     "blob": "blob",
     "real": "real",
     "clustered": " without rowid",
 }
 # Programming mistakes stay what they are; only what the disk and other processes do is mapped.
 _BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
+
+
+class _Connection(sqlite3.Connection):
+    """There is one writer, so that no row needs a lock."""
+
+    for_update = ""
+    skip_locked = ""
 
 
 class SqliteDatabase:
@@ -40,7 +48,7 @@ class SqliteDatabase:
         self.path = path
         self._log = path.with_name(path.name + "-wal")
         self._lock = threading.Lock()
-        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(IDLE_READERS)
+        self._idle: queue.LifoQueue[_Connection] = queue.LifoQueue(IDLE_READERS)
         self._closed = False
         with self._named_errors():
             self._writer = self._connect()
@@ -51,7 +59,7 @@ class SqliteDatabase:
                 raise
 
     @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[_Connection]:
         """Lend a connection inside a read transaction: one snapshot from its first statement."""
         with self._named_errors():
             connection = self._reader()
@@ -62,7 +70,7 @@ class SqliteDatabase:
                 self._give_back(connection)
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> Iterator[_Connection]:
         """Lend the writer inside ``begin immediate``; synced to disk when the context ends."""
         with self._lock, self._named_errors():
             if self._closed:
@@ -111,8 +119,8 @@ class SqliteDatabase:
                 self._idle.get_nowait().close()
             self._writer.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+    def _connect(self) -> _Connection:
+        connection = _Connection(
             self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
@@ -154,7 +162,7 @@ class SqliteDatabase:
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
         self._writer.execute(f"pragma user_version = {schema.VERSION}")
 
-    def _reader(self) -> sqlite3.Connection:
+    def _reader(self) -> _Connection:
         if self._closed:
             raise StoreUnavailable(f"store {self.path} is closed")
         try:
@@ -162,7 +170,7 @@ class SqliteDatabase:
         except queue.Empty:
             return self._connect()
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, connection: _Connection) -> None:
         if connection.in_transaction:
             connection.execute("rollback")
         if not self._closed:

@@ -33,6 +33,18 @@ class Cursor(Protocol):
 class Connection(Protocol):
     """One connection inside a transaction."""
 
+    @property
+    def for_update(self) -> str:
+        """Return what a select ends with that locks its rows until the end of the transaction.
+
+        The lock is waited for, and the row is read as it is then: whoever changes something of a
+        run locks the run's row first, of several runs in the order of their numbers.
+        """
+
+    @property
+    def skip_locked(self) -> str:
+        """Return the same for a select that leaves out the rows that others have locked."""
+
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
 
@@ -47,7 +59,11 @@ class Database(Protocol):
         """Open a transaction that sees one snapshot; many may run at once."""
 
     def write(self) -> AbstractContextManager[Connection]:
-        """Open the one writing transaction; durable when the context ends, undone by an error."""
+        """Open a writing transaction; durable when the context ends, undone by an error.
+
+        Each of its statements sees what was committed before it. Several may run at once, here or
+        in other processes.
+        """
 
     def reclaim(self) -> None:
         """Give space that deletes left back to the file system, a bounded piece at a time."""

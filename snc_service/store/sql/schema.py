@@ -1,8 +1,9 @@
 """The tables. Every key starts with ``run_id``, the column by which a cluster would shard them.
 
 Rows with large blobs are not clustered by their key: as plain rows they waste 5 % of their pages
-instead of 15. ``{serial}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by the
-dialect. Numbers of runs are never used twice, so whatever is cached under one stays true.
+instead of 15. ``{serial}``, ``{text}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by
+the dialect; text is sorted byte by byte everywhere. Numbers of runs are never used twice, so
+whatever is cached under one stays true.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 VERSION = 3
 
 TABLES = """
-create table run_name (run_id {serial}, run text not null unique);
+create table run_name (run_id {serial}, run {text} not null unique);
 
 create table run (
-  run_id integer primary key, run text not null, name text not null, project text not null,
-  state text not null, created_at {real} not null, updated_at {real} not null,
+  run_id integer primary key, run {text} not null, name {text} not null, project {text} not null,
+  state {text} not null, created_at {real} not null, updated_at {real} not null,
   last_step bigint, layers integer not null default 0, breaches bigint not null default 0,
   rescales bigint not null default 0, guard_vetoes bigint not null default 0,
-  dropped_values bigint not null default 0, worst_ratio {real}, worst_layer text,
+  dropped_values bigint not null default 0, worst_ratio {real}, worst_layer {text},
   nonfinite_layers integer not null default 0, overhead {real},
   attempt bigint not null default 0, version bigint not null default 1,
   next_event bigint not null default 1, next_tail bigint not null default 1,
@@ -25,31 +26,31 @@ create table run (
 create index run_by_project on run (project, run_id);
 create index run_by_state on run (state, updated_at);
 
-create table run_config (run_id integer primary key, config text not null, tags text not null);
+create table run_config (run_id integer primary key, config {text} not null, tags {text} not null);
 create table deleted_run (run_id integer primary key);
 
 create table layer (
-  run_id integer not null, layer integer not null, name text not null, kind text not null,
-  shape text not null, primary key (run_id, layer)){clustered};
+  run_id integer not null, layer integer not null, name {text} not null, kind {text} not null,
+  shape {text} not null, primary key (run_id, layer)){clustered};
 create unique index layer_by_name on layer (run_id, name);
 
 create table layer_table (
-  run_id integer not null, table_id integer not null, hash text not null, layers {blob} not null,
+  run_id integer not null, table_id integer not null, hash {text} not null, layers {blob} not null,
   body {blob} not null, primary key (run_id, table_id));
 create unique index layer_table_by_hash on layer_table (run_id, hash);
 
 create table layout (
   run_id integer not null, layout integer not null, table_id integer not null,
-  metrics text not null, scalars text not null, primary key (run_id, layout)){clustered};
+  metrics {text} not null, scalars {text} not null, primary key (run_id, layout)){clustered};
 create unique index layout_by_columns on layout (run_id, table_id, metrics, scalars);
 
 create table metric (
-  run_id integer not null, metric integer not null, kind text not null, name text not null,
+  run_id integer not null, metric integer not null, kind {text} not null, name {text} not null,
   primary key (run_id, metric)){clustered};
 create unique index metric_by_name on metric (run_id, kind, name);
 
 create table writer (
-  run_id integer not null, writer text not null, last_seq bigint not null,
+  run_id integer not null, writer {text} not null, last_seq bigint not null,
   last_step bigint not null, attempt bigint not null, crcs {blob} not null,
   primary key (run_id, writer)){clustered};
 
@@ -71,27 +72,27 @@ create table tile (
   primary key (run_id, attempt, metric, level, block, step0));
 
 create table latest (
-  run_id integer not null, table_id integer not null, metrics text not null,
+  run_id integer not null, table_id integer not null, metrics {text} not null,
   steps {blob} not null, v {blob} not null, primary key (run_id, table_id));
 
 create table rule_state (run_id integer primary key, v {blob} not null);
 
 create table event (
   run_id integer not null, id bigint not null, at {real} not null, step bigint not null,
-  rule text not null, severity text not null, layer text, layers integer not null, value {real},
-  limit_value {real}, message text not null, primary key (run_id, id)){clustered};
+  rule {text} not null, severity {text} not null, layer {text}, layers integer not null,
+  value {real}, limit_value {real}, message {text} not null, primary key (run_id, id)){clustered};
 create index event_by_time on event (at, run_id, id);
 
 create table event_count (
-  run_id integer not null, rule text not null, severity text not null, n bigint not null,
+  run_id integer not null, rule {text} not null, severity {text} not null, n bigint not null,
   primary key (run_id, rule, severity)){clustered};
 
 create table run_policy (
-  run_id integer not null, version integer not null, body text not null, author text not null,
+  run_id integer not null, version integer not null, body {text} not null, author {text} not null,
   at {real} not null, primary key (run_id, version)){clustered};
 
 create table project_policy (
-  project text not null, version integer not null, body text not null, author text not null,
+  project {text} not null, version integer not null, body {text} not null, author {text} not null,
   at {real} not null, primary key (project, version)){clustered};
 """
 
@@ -100,25 +101,25 @@ UPGRADES: dict[int, str] = {
     1: TABLES,
     2: """
 create table token (
-  id text primary key, name text not null unique, digest text not null, scopes text not null,
-  project text, author text not null, created_at {real} not null, expires_at {real},
-  revoked_at {real});
+  id {text} primary key, name {text} not null unique, digest {text} not null,
+  scopes {text} not null, project {text}, author {text} not null,
+  created_at {real} not null, expires_at {real}, revoked_at {real});
 
-create table run_author (run_id integer primary key, author text not null);
+create table run_author (run_id integer primary key, author {text} not null);
 create index run_author_by_name on run_author (author, run_id);
 
 create table command (
-  run_id integer not null, id bigint not null, action text not null, reason text not null,
-  author text not null, at {real} not null, seen_at {real}, primary key (run_id, id)){clustered};
+  run_id integer not null, id bigint not null, action {text} not null, reason {text} not null,
+  author {text} not null, at {real} not null, seen_at {real}, primary key (run_id, id)){clustered};
 create index command_waiting on command (run_id, id) where seen_at is null;
 
 create table audit (
-  id {serial}, at {real} not null, author text not null, action text not null,
-  subject text not null, detail text not null);
+  id {serial}, at {real} not null, author {text} not null, action {text} not null,
+  subject {text} not null, detail {text} not null);
 """,
     3: """
 create table alerting (
-  version integer primary key, body text not null, author text not null, at {real} not null);
+  version integer primary key, body {text} not null, author {text} not null, at {real} not null);
 
 create table alert_lock (id integer primary key, n bigint not null);
 insert into alert_lock (id, n) values (1, 0);
@@ -127,24 +128,26 @@ create table alert_outbox (
   run_id integer not null, id bigint not null, primary key (run_id, id)){clustered};
 
 create table incident (
-  id {serial}, run_id integer not null, state text not null, severity text not null,
-  body text not null, opened_at {real} not null, updated_at {real} not null,
+  id {serial}, run_id integer not null, state {text} not null, severity {text} not null,
+  body {text} not null, opened_at {real} not null, updated_at {real} not null,
   revision bigint not null, omitted bigint not null, resolved_at {real}, acknowledged_at {real},
-  acknowledged_by text not null default '');
+  acknowledged_by {text} not null default '');
 create index incident_by_run on incident (run_id, id);
 create index incident_open on incident (run_id) where state = 'open';
 
 create table delivery (
-  run_id integer not null, incident bigint not null, receiver text not null, next_at {real},
-  told text not null default 'nothing', told_at {real}, told_severity text not null default 'info',
-  failures bigint not null default 0, failing_since {real}, error text not null default '',
+  run_id integer not null, incident bigint not null, receiver {text} not null, next_at {real},
+  told {text} not null default 'nothing', told_at {real},
+  told_severity {text} not null default 'info',
+  failures bigint not null default 0, failing_since {real}, error {text} not null default '',
   silenced integer not null default 0, primary key (incident, receiver)){clustered};
 create index delivery_by_run on delivery (run_id);
 create index delivery_due on delivery (receiver, next_at) where next_at is not null;
 
 create table silence (
-  id {serial}, project text not null, run text not null, rule text not null, layer text not null,
-  until {real} not null, comment text not null, author text not null, at {real} not null);
+  id {serial}, project {text} not null, run {text} not null, rule {text} not null,
+  layer {text} not null, until {real} not null, comment {text} not null,
+  author {text} not null, at {real} not null);
 """,
 }
 
