@@ -119,8 +119,27 @@ def test_newest_values_equal_those_of_a_dictionary(tmp_path_factory, sends):
                 for layer in range(2):
                     if values[m, s, layer] in (1, 2, np.inf):
                         known[name, layer] = values[m, s, layer]
+                    elif name == "scale" and "sigma" in names:  # it holds at its sigma's step only
+                        if values[names.index("sigma"), s, layer] in (1, 2, np.inf):
+                            known[name, layer] = ABSENT
     now = store.latest("r1")
     for m, name in enumerate(now.metrics):
         wanted = np.array([known.get((name, layer), ABSENT) for layer in range(2)], np.float32)
         np.testing.assert_array_equal(bits(now.values[m]), bits(wanted))
     store.close()
+
+
+def test_a_threshold_does_not_outlive_its_policy(store):
+    held = {"sigma": [[1, 2]], "threshold": [[3, 3]], "scale": [[0.5, 1]], "residual": [[5, 6]]}
+    stored(store, batch(LAYERS, 0, [0], held))
+    freed = {"sigma": [[2, 2]], "threshold": [[ABSENT, 3]], "scale": [[ABSENT, 1]]}
+    stored(store, batch(LAYERS, 1, [1], freed | {"residual": [[ABSENT, ABSENT]]}))
+    assert newest(store, "threshold") == [None, 3]
+    assert newest(store, "scale") == [None, 1]
+    assert newest(store, "residual") == [5, 6]
+
+
+def test_a_threshold_that_ends_within_a_batch_is_gone_after_it(store):
+    rows = {"sigma": [[1, 2], [2, ABSENT]], "threshold": [[3, 3], [ABSENT, ABSENT]]}
+    stored(store, batch(LAYERS, 0, [0, 1], rows))
+    assert newest(store, "threshold") == [None, 3]

@@ -16,6 +16,8 @@ from snc_service.wire import ABSENT, Batch, absent
 
 Mask = npt.NDArray[np.bool_]
 UNMEASURED = -1
+# What holds at the step of a sigma and at no other: a threshold must not outlive its policy.
+BESIDE_SIGMA = ("threshold", "scale")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Newest:
     """Newest values of the layers of one table, or of a whole run: ``values`` [M, L].
 
     ``steps`` and ``attempts`` [L] say where each layer's newest values come from; a metric that was
-    not in them keeps its last value of the same attempt. Never changed in place.
+    not in them keeps its last value of the same attempt, except `BESIDE_SIGMA`. Never changed in
+    place.
     """
 
     attempts: Steps
@@ -62,7 +65,11 @@ class Newest:
         later = restart | (same & (newer.steps >= old_steps))
         block = values[:, at]
         block[:, restart] = ABSENT
-        fill = ~absent(newer.values) & (later | (same & absent(block[rows])))
+        there = ~absent(newer.values)
+        if "sigma" in newer.metrics:
+            tied = np.array([m in BESIDE_SIGMA for m in newer.metrics])
+            there |= tied[:, None] & there[newer.metrics.index("sigma")]
+        fill = there & (later | (same & absent(block[rows])))
         block[rows] = np.where(fill, newer.values, block[rows])
         values[:, at] = block
         attempts, steps = self.attempts.copy(), self.steps.copy()
@@ -80,6 +87,10 @@ def of_batch(batch: Batch, attempt: int) -> Newest:
         steps = np.full(num_layers, batch.steps[-1], np.int64)
         return Newest(attempts, steps, batch.metrics, batch.values[:, -1])
     last = len(batch.steps) - 1 - np.argmax(present[:, ::-1], axis=1)  # [M, L]
+    if "sigma" in batch.metrics:
+        tied = [i for i, metric in enumerate(batch.metrics) if metric in BESIDE_SIGMA]
+        ends = np.where(present.any(axis=1), last, 0)
+        last[tied] = np.maximum(ends[tied], ends[batch.metrics.index("sigma")])
     values = np.take_along_axis(batch.values, last[:, None], axis=1)[:, 0]
     measured = present.any(axis=1)
     reached = np.where(measured, np.array(batch.steps, np.int64)[last], UNMEASURED)
