@@ -46,7 +46,6 @@ def test_every_exported_name_is_importable(package):
     module = importlib.import_module(package)
     for name in module.__all__:
         assert getattr(module, name) is not None
-    assert list(module.__all__) == sorted(module.__all__)
 
 
 @pytest.fixture(scope="module")

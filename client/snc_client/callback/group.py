@@ -13,7 +13,7 @@ from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
 from snc_client.layers import Layer
-from snc_client.measure import bound
+from snc_client.measurement import bound
 from snc_client.operators import Operator
 from snc_client.policy import LayerPolicy
 

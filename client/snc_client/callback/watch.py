@@ -18,7 +18,7 @@ from snc_client.callback.reading import Latest
 from snc_client.callback.row import Row, Scalars, parcel
 from snc_client.callback.schedule import CertifySchedule
 from snc_client.layers import Layer
-from snc_client.measure import certifiable
+from snc_client.measurement import certifiable
 from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
