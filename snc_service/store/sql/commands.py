@@ -20,8 +20,7 @@ def add(
     now: float,
 ) -> Command:
     """Leave a command, with its event and its audit entry."""
-    run_id = runs.number(connection, run)
-    runs.touch(connection, run_id)  # first: whoever else adds one waits here
+    run_id = runs.lock(connection, run)
     found = runs.load(connection, run)
     if found.state in ("finished", "failed"):
         raise RunClosed(f"run {run} is {found.state}: no job would get the command")

@@ -12,16 +12,23 @@ from snc_service.store.sql.schema import PIECES
 
 SLICE_ROWS = 1_000
 RETENTION = "retention"  # the author of what is deleted for its age
+_OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
 
 
-def delete(database: Database, run: str, *, author: str, now: float) -> None:
+def delete(
+    database: Database, run: str, *, author: str, now: float, before: float | None = None
+) -> None:
     """Delete a run: unknown to everybody after one transaction, gone after the last.
 
-    A crash in between leaves pieces that nobody can see; `resume` removes them.
-    Raises `RunUnknown`.
+    A crash in between leaves pieces that nobody can see; `resume` removes them. With ``before``, a
+    run that is active, or was heard of since, counts as unknown. Raises `RunUnknown`.
     """
     with database.write() as connection:
-        run_id = runs.number(connection, run)
+        run_id = runs.lock_name(connection, run)
+        if run_id is None or not runs.lock_number(connection, run_id):
+            raise RunUnknown(f"there is no run {run!r}")
+        if before is not None and not _is_old(connection, run_id, before):
+            raise RunUnknown(f"run {run!r} is active again")
         connection.execute("insert into deleted_run (run_id) values (?)", (run_id,))
         connection.execute("delete from run where run_id = ?", (run_id,))
         connection.execute("delete from run_name where run_id = ?", (run_id,))
@@ -33,14 +40,13 @@ def prune(database: Database, before: float) -> list[str]:
     """Delete runs that are over, or silent, and were last heard of before ``before``."""
     with database.read() as connection:
         old = connection.execute(
-            "select run from run where state in ('finished', 'failed', 'silent') "
-            "and updated_at < ? order by updated_at",
+            f"select run from run where {_OLD} order by updated_at",
             (before,),
         ).fetchall()
     deleted = []
     for (run,) in old:
-        with suppress(RunUnknown):  # somebody else was faster
-            delete(database, run, author=RETENTION, now=time.time())
+        with suppress(RunUnknown):  # somebody else was faster, or it came back to life
+            delete(database, run, author=RETENTION, now=time.time(), before=before)
             deleted.append(str(run))
     return deleted
 
@@ -52,10 +58,27 @@ def resume(database: Database) -> None:
     for (run_id,) in left:
         while True:
             with database.write() as connection:
+                if not _lock(connection, run_id):  # another process has finished it
+                    break
                 if not _delete_slice(connection, run_id):
                     connection.execute("delete from deleted_run where run_id = ?", (run_id,))
                     break
             database.reclaim()
+
+
+def _is_old(connection: Connection, run_id: int, before: float) -> bool:
+    row = connection.execute(
+        f"select run_id from run where run_id = ? and {_OLD}", (run_id, before)
+    ).fetchone()
+    return row is not None
+
+
+def _lock(connection: Connection, run_id: int) -> bool:
+    """Lock a deletion that is under way: of several that go on with it, one at a time."""
+    row = connection.execute(
+        f"select run_id from deleted_run where run_id = ?{connection.for_update}", (run_id,)
+    ).fetchone()
+    return row is not None
 
 
 def _delete_slice(connection: Connection, run_id: int) -> bool:

@@ -1,8 +1,9 @@
 """Folding: batches of the tail become tiles and rollups, a chunk of steps at a time.
 
 A chunk is an aligned range of 1024 measuring intervals. It is read and encoded from a snapshot,
-then one short transaction removes exactly the batches that were read and writes the tiles. The
-run's ``epoch`` guards it: whoever folds a run second starts again from a new snapshot.
+then one short transaction removes exactly the batches that were read and writes the tiles. Where
+there are row locks, one process at a time folds a run, and ingest does not wait for it. The run's
+``epoch`` guards it everywhere: whoever folds a run second starts again from a new snapshot.
 """
 
 from __future__ import annotations
@@ -72,28 +73,42 @@ def fold(database: Database, book: LayerBook, budget_s: float, now: float) -> in
 
 
 def fold_chunk(database: Database, book: LayerBook, chunk: Chunk) -> int:
-    """Fold one chunk; 0 if another process changed the run meanwhile, or it is gone."""
+    """Fold one chunk; 0 if another process folds the run, or it is gone."""
     with database.read() as connection:
+        # Nobody else ever writes this row. It is locked until the tiles are written, because the
+        # reading transaction lasts so long; the run's own row would make ingest wait.
+        claimed = connection.execute(
+            f"select run_id from run_config where run_id = ?{connection.skip_locked}",
+            (chunk.run_id,),
+        ).fetchone()
         row = connection.execute(
             "select epoch from run where run_id = ? and coalesce(interval_shift, ?) = ?",
             (chunk.run_id, chunk.shift, chunk.shift),
         ).fetchone()
-        if row is None:
+        if claimed is None or row is None:
             return 0
         waiting = _waiting(connection, book, chunk)
         changes = Changes()
         for place, block_steps, values in _blocks(connection, chunk, waiting):
             _fold_block(connection, changes, chunk, place, block_steps, values)
-    with database.write() as connection:
-        claimed = connection.execute(
-            "update run set epoch = epoch + 1, interval_shift = ? where run_id = ? and epoch = ?",
-            (chunk.shift, chunk.run_id, row[0]),
-        ).rowcount
-        if not claimed:
+        if not _write(database, chunk, row[0], waiting, changes):
             return 0
-        _take_from_tail(connection, chunk, waiting)
-        changes.apply(connection)
     return sum(int(_inside(w.steps, chunk).sum()) * len(w.columns) for w in waiting)
+
+
+def _write(
+    database: Database, chunk: Chunk, epoch: int, waiting: Sequence[Waiting], changes: Changes
+) -> bool:
+    """Replace what was read by its tiles, unless the run was folded or deleted meanwhile."""
+    with database.write() as connection:
+        unchanged = connection.execute(
+            "update run set epoch = epoch + 1, interval_shift = ? where run_id = ? and epoch = ?",
+            (chunk.shift, chunk.run_id, epoch),
+        ).rowcount
+        if unchanged:
+            _take_from_tail(connection, chunk, waiting)
+            changes.apply(connection)
+    return unchanged > 0
 
 
 def _due_runs(connection: Connection, now: float) -> Iterator[list[Chunk]]:

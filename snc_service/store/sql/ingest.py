@@ -15,6 +15,7 @@ from snc_service.store.protocol import (
     LayerTableMismatch,
     Outcome,
     Rows,
+    RunUnknown,
     StoredEvent,
     StoreError,
     Submission,
@@ -60,18 +61,25 @@ def ingest(
 ) -> list[Outcome]:
     """Store ``items`` inside the caller's transaction; outcomes are in the order of the items.
 
-    Runs are worked on in the order of their numbers, so that two processes cannot wait for each
-    other in a circle.
+    Runs are locked in the order of their numbers, so that two processes cannot wait for each other
+    in a circle.
     """
     outcomes: dict[int, Outcome] = {}
-    groups: dict[int, list[int]] = {}
+    by_run: dict[str, list[int]] = {}
     for place, item in enumerate(items):
+        by_run.setdefault(item.run, []).append(place)
+    groups: dict[int, list[int]] = {}
+    for run, places in by_run.items():
         try:
-            groups.setdefault(runs.number(connection, item.run), []).append(place)
-        except StoreError as error:
-            outcomes[place] = Outcome(error=error)
+            groups[runs.number(connection, run)] = places
+        except RunUnknown as error:
+            outcomes |= dict.fromkeys(places, Outcome(error=error))
     for run_id in sorted(groups):
-        at_work = _load(connection, run_id)
+        try:
+            at_work = _load(connection, run_id)
+        except RunUnknown as error:
+            outcomes |= dict.fromkeys(groups[run_id], Outcome(error=error))
+            continue
         for place in groups[run_id]:
             at_work, outcomes[place] = _item(connection, book, at_work, items[place], advance)
         if at_work.changed:
@@ -253,11 +261,15 @@ def _renew(work: RunAtWork, table: KnownTable, batch: Batch, attempt: int) -> No
 
 
 def _load(connection: Connection, run_id: int) -> RunAtWork:
+    """Lock a run and read what its batches change. Raises `RunUnknown`."""
     row = connection.execute(
         "select run, state, updated_at, last_step, layers, breaches, rescales, guard_vetoes, "
-        "dropped_values, overhead, next_event, next_tail from run where run_id = ?",
+        "dropped_values, overhead, next_event, next_tail from run where run_id = ?"
+        f"{connection.for_update}",
         (run_id,),
     ).fetchone()
+    if row is None:
+        raise RunUnknown("the run was deleted")
     state = connection.execute("select v from rule_state where run_id = ?", (run_id,)).fetchone()
     fields = [
         run_id,

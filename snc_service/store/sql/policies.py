@@ -63,7 +63,7 @@ def put_for_run(
     if_version: int | None,
 ) -> StoredPolicy:
     """Store the next version of a run's own policy, with its event."""
-    run_id = runs.number(connection, run)
+    run_id = runs.lock(connection, run)
     version = _next(version_of_run(connection, run_id), if_version)
     connection.execute(
         "insert into run_policy (run_id, version, body, author, at) values (?, ?, ?, ?, ?)",
@@ -104,11 +104,14 @@ def put_for_project(
     if_version: int | None,
 ) -> StoredPolicy:
     """Store the next version of a project's policy."""
-    version = _next(of_project(connection, project).version, if_version)
-    connection.execute(
-        "insert into project_policy (project, version, body, author, at) values (?, ?, ?, ?, ?)",
-        (project, version, json.dumps(policy.as_dict()), author, now),
-    )
+    inserted = 0
+    while not inserted:  # again if another process took the same version
+        version = _next(of_project(connection, project).version, if_version)
+        inserted = connection.execute(
+            "insert into project_policy (project, version, body, author, at) "
+            "values (?, ?, ?, ?, ?) on conflict (project, version) do nothing",
+            (project, version, json.dumps(policy.as_dict()), author, now),
+        ).rowcount
     audit.append(
         connection,
         "project_policy_changed",

@@ -33,6 +33,33 @@ def number(connection: Connection, run: str) -> int:
     return int(row[0])
 
 
+def lock(connection: Connection, run: str) -> int:
+    """Return the number of a run, its row locked. Raises `RunUnknown`."""
+    run_id = number(connection, run)
+    if not lock_number(connection, run_id):
+        raise RunUnknown(f"there is no run {run!r}")
+    return run_id
+
+
+def lock_number(connection: Connection, run_id: int) -> bool:
+    """Lock the row of a run until the end of the transaction; False: it was deleted meanwhile."""
+    row = connection.execute(
+        f"select run_id from run where run_id = ?{connection.for_update}", (run_id,)
+    ).fetchone()
+    return row is not None
+
+
+def lock_name(connection: Connection, run: str) -> int | None:
+    """Return the number behind a name, None without one; nobody else creates or deletes it now.
+
+    Taken before the run's row, never after it.
+    """
+    row = connection.execute(
+        f"select run_id from run_name where run = ?{connection.for_update}", (run,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def project(connection: Connection, run: str) -> str:
     """Return the project of a run. Raises `RunUnknown`."""
     row = connection.execute(
@@ -43,8 +70,11 @@ def project(connection: Connection, run: str) -> str:
 
 def load(connection: Connection, run: str) -> Run:
     """Return one run. Raises `RunUnknown`."""
-    run_id = number(connection, run)
-    return _run(connection.execute(f"{_SELECT} where run.run_id = ?", (run_id,)).fetchone())
+    row = connection.execute(f"{_SELECT} where run.run_id = ?", (number(connection, run),))
+    found = row.fetchone()
+    if found is None:
+        raise RunUnknown(f"there is no run {run!r}")
+    return _run(found)
 
 
 def page(
@@ -83,14 +113,18 @@ def create(
     now: float,
 ) -> tuple[int, bool]:
     """Create a run or wake the one that exists; return its number and whether it is new."""
-    connection.execute("insert into run_name (run) values (?) on conflict (run) do nothing", (run,))
-    run_id = number(connection, run)
+    while (run_id := lock_name(connection, run)) is None:
+        # Whoever creates or deletes it at the same time is waited for here.
+        connection.execute(
+            "insert into run_name (run) values (?) on conflict (run) do nothing", (run,)
+        )
     inserted = connection.execute(
         "insert into run (run_id, run, name, project, state, created_at, updated_at) "
         "values (?, ?, ?, ?, 'active', ?, ?) on conflict (run_id) do nothing",
         (run_id, run, name, project, now, now),
     ).rowcount
     if not inserted:
+        lock_number(connection, run_id)
         _set_state(connection, run_id, "active", now, only_from=("silent", "finished", "failed"))
         return run_id, False
     connection.execute(
@@ -106,7 +140,7 @@ def finish(
     connection: Connection, run: str, state: Literal["finished", "failed"], now: float
 ) -> Run:
     """Close a run; closing a closed one changes nothing."""
-    run_id = number(connection, run)
+    run_id = lock(connection, run)
     if _set_state(connection, run_id, state, now, only_from=("active", "silent")):
         step = load(connection, run).last_step or 0
         failed = state == "failed"
@@ -122,13 +156,20 @@ def finish(
 
 def mark_silent(connection: Connection, before: float, now: float) -> list[StoredEvent]:
     """Turn active runs last heard of before ``before`` silent, with an event each."""
-    quiet = connection.execute(
-        "select run_id, run, updated_at, last_step from run "
-        "where state = 'active' and updated_at < ? order by run_id",
-        (before,),
+    quiet = "where state = 'active' and updated_at < ?"
+    numbers = connection.execute(
+        f"select run_id from run {quiet} order by run_id", (before,)
     ).fetchall()
     stored: list[StoredEvent] = []
-    for run_id, run, heard_at, last_step in quiet:
+    for (run_id,) in numbers:
+        row = connection.execute(
+            f"select run, updated_at, last_step from run {quiet} and run_id = ?"
+            f"{connection.for_update}",
+            (before, run_id),
+        ).fetchone()
+        if row is None:  # heard of meanwhile, or another process was faster
+            continue
+        run, heard_at, last_step = row
         _set_state(connection, run_id, "silent", now, only_from=("active",))
         event = Event(
             step=last_step or 0,
@@ -139,11 +180,6 @@ def mark_silent(connection: Connection, before: float, now: float) -> list[Store
         )
         stored += events.append_to(connection, run_id, run, [event], now)
     return stored
-
-
-def touch(connection: Connection, run_id: int) -> None:
-    """Let the run's version grow: something about it changed."""
-    connection.execute("update run set version = version + 1 where run_id = ?", (run_id,))
 
 
 def _set_state(

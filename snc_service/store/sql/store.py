@@ -95,7 +95,7 @@ class SqlStore(SqlAlerts):
     def finish_run(self, run: str, state: Literal["finished", "failed"], now: float) -> Run:
         """See `Store.finish_run`."""
         with self._database.write() as connection:
-            commands.void(connection, runs.number(connection, run), now)
+            commands.void(connection, runs.lock(connection, run), now)
             return runs.finish(connection, run, state, now)
 
     def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
@@ -116,7 +116,7 @@ class SqlStore(SqlAlerts):
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """See `Store.put_layer_table`."""
         with self._database.write() as connection:
-            self._book.put(connection, runs.number(connection, run), table)
+            self._book.put(connection, runs.lock(connection, run), table)
 
     def layer_table(self, run: str, table_hash: str) -> LayerTable | None:
         """See `Store.layer_table`."""

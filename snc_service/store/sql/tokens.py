@@ -58,7 +58,11 @@ def revoke(connection: Connection, name: str, *, author: str, now: float) -> Tok
     token = _token(row)
     if token.revoked_at is not None:
         return token
-    connection.execute("update token set revoked_at = ? where name = ?", (now, name))
+    revoked = connection.execute(
+        "update token set revoked_at = ? where name = ? and revoked_at is null", (now, name)
+    ).rowcount
+    if not revoked:  # another process was faster
+        return revoke(connection, name, author=author, now=now)
     audit.append(connection, "token_revoked", name, author=author, now=now)
     return dataclasses.replace(token, revoked_at=now)
 
@@ -66,6 +70,10 @@ def revoke(connection: Connection, name: str, *, author: str, now: float) -> Tok
 def claim_run(connection: Connection, run_id: int, author: str, quota: int | None) -> None:
     """Note who created a run. Raises `QuotaExceeded` past ``quota`` runs of that author."""
     if quota is not None:
+        # Of those who create runs under one token at the same time, one counts at a time.
+        connection.execute(
+            f"select id from token where name = ?{connection.for_update}", (author,)
+        ).fetchone()
         (runs,) = connection.execute(
             "select count(*) from run_author where author = ?", (author,)
         ).fetchone()
