@@ -1,0 +1,7 @@
+"""Alerts: events become incidents, and incidents are told to the receivers they are routed to."""
+
+from snc_service.alerts.document import Alerting
+from snc_service.alerts.post import NotDelivered
+from snc_service.alerts.worker import OUTCOMES, Alerts
+
+__all__ = ["OUTCOMES", "Alerting", "Alerts", "NotDelivered"]

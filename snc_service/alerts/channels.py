@@ -1,0 +1,128 @@
+"""How each type of receiver is told: the form of the message, and the way it takes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from snc_service.alerts.address import Network
+from snc_service.alerts.document import SEVERITIES, rank
+from snc_service.alerts.mail import send_mail
+from snc_service.alerts.message import Message, rfc3339
+from snc_service.alerts.post import post
+from snc_service.alerts.receivers import Alertmanager, Email, Receiver, Slack, Webhook
+
+SIGNATURE: Final = "X-Snc-Signature"
+TIMESTAMP: Final = "X-Snc-Timestamp"
+DELIVERY: Final = "X-Snc-Delivery"
+# An alert that we stop refreshing (the service is gone) ends by itself after this.
+STANDS_SECONDS: Final = 300.0
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+def tell(receiver: Receiver, message: Message, allowed: Sequence[Network]) -> None:
+    """Deliver a message. Raises `NotDelivered`; returns once the receiver has taken it."""
+    if isinstance(receiver, Email):
+        send_mail(receiver, message, allowed)
+        return
+    now = time.time()
+    if isinstance(receiver, Webhook):
+        body = _bytes(message.as_dict())
+        post(receiver.url, body, {**_JSON, **signed(receiver, message, body, now)}, allowed)
+    elif isinstance(receiver, Slack):
+        post(receiver.url, _bytes({"text": slack_text(message)}), _JSON, allowed)
+    else:
+        body = _bytes(alerts_of(message, now))
+        url = f"{receiver.url}/api/v2/alerts"
+        post(url, body, {**_JSON, **_basic(receiver)}, allowed)
+
+
+def signed(receiver: Webhook, message: Message, body: bytes, now: float) -> dict[str, str]:
+    """Return the headers by which a receiver knows us, and a message that it has seen before.
+
+    The signature covers the time too: what was recorded once cannot be replayed later.
+    """
+    timestamp = str(int(now))
+    return {
+        TIMESTAMP: timestamp,
+        SIGNATURE: f"sha256={signature(receiver.secret, timestamp, body)}",
+        DELIVERY: message.key,
+    }
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """Return hex HMAC-SHA256 of ``timestamp.body``, by the secret in UTF-8."""
+    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def slack_text(message: Message) -> str:
+    """Return text in which names are text: no mention, no link, no markup of theirs works."""
+    lines = [f"*{_plain(message.title)}*", *(f"- {_plain(line)}" for line in message.lines)]
+    if message.link is not None:
+        lines.append(f"<{message.link}|open the run>")
+    return "\n".join(lines)
+
+
+def alerts_of(message: Message, now: float) -> list[dict[str, Any]]:
+    """Return an incident as alerts of Alertmanager's API, version 2.
+
+    Labels say which alert it is, so they stay as they are while it lasts; an incident that became
+    worse is another alert, and the milder one ends.
+    """
+    incident = message.incident
+    ends = now + STANDS_SECONDS
+    if message.status == "resolved":
+        ends = min(now, incident.resolved_at or now)
+    worst = rank(incident.severity)
+    milder = sorted(
+        {rank(entry.severity) for entry in incident.entries if rank(entry.severity) < worst}
+    )
+    over = [_alert(message, SEVERITIES[each], now) for each in milder]
+    return [*over, _alert(message, incident.severity, ends)]
+
+
+def _alert(message: Message, severity: str, ends: float) -> dict[str, Any]:
+    incident, first = message.incident, message.incident.first
+    labels = {
+        "alertname": "Snc" + "".join(part.capitalize() for part in first.rule.split("_")),
+        "source": "snc",
+        "run": incident.run,
+        "project": incident.project,
+        "rule": first.rule,
+        "severity": severity,
+        "incident": str(incident.id),
+    }
+    if first.layer:
+        labels["layer"] = first.layer
+    told = {"summary": message.title, "description": "\n".join(message.lines)}
+    if incident.acknowledged_by:
+        told["acknowledged_by"] = incident.acknowledged_by
+    alert: dict[str, Any] = {
+        "labels": labels,
+        "annotations": told,
+        "startsAt": rfc3339(incident.opened_at),
+        "endsAt": rfc3339(max(ends, incident.opened_at)),
+    }
+    return alert if message.link is None else {**alert, "generatorURL": message.link}
+
+
+def _basic(receiver: Alertmanager) -> dict[str, str]:
+    if receiver.username is None:
+        return {}
+    login = f"{receiver.username}:{receiver.password}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
+
+
+def _plain(text: str) -> str:
+    # The zero-width space keeps "@channel" from calling a channel where names are not escaped.
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("@", "@\N{ZERO WIDTH SPACE}")
+
+
+def _bytes(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()

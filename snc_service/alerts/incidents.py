@@ -1,0 +1,140 @@
+"""What belongs together: events of a run within 50 steps are one incident, until it is quiet.
+
+Everything here is pure. An event marks where a rule *began* to fire; how long it went on is in
+detection's memory, so an incident that lasts is not taken for one that is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from snc_service.alerts.document import rank
+from snc_service.detect.memory import Quiet, quiet_steps
+from snc_service.store.incidents import Change, Entry, Incident, RunFacts
+
+QUIET_STEPS: Final = 50  # in which no rule of an incident fired: it is over
+CLOSED_SECONDS: Final = 300.0  # after a run has ended, its incidents are over
+SILENT_SECONDS: Final = 86_400.0  # after which nobody waits for a silent run
+MAX_ENTRIES: Final = 50  # listed in one incident; later ones are counted
+
+# Rules that speak of the run's job rather than of its steps: over as soon as it reports again.
+_OF_THE_JOB: Final = frozenset(("run_silent",))
+
+
+def gather(
+    facts: RunFacts,
+    incident: Incident | None,
+    entries: Sequence[Entry],
+    *,
+    told: Callable[[Incident], Sequence[str]],
+    now: float,
+) -> list[Change]:
+    """Return what becomes of a run's open incident with new ``entries``, in order.
+
+    ``told`` says who is to hear of an incident. Receivers look again where it became worse; what
+    merely joins is listed when they are told the next time.
+    """
+    quiet = quiet_steps(facts.rule_state)
+    changes: list[Change] = []
+    current, wake = incident, False
+    for entry in entries:
+        if entry.severity == "info":
+            changes += _notice(facts, entry, told)
+            continue
+        if current is not None and not _joins(current, entry, quiet):
+            changes.append(Change(resolved(current, now), told(current), wake=True))
+            current = None
+        if current is None:
+            current, wake = _opened(facts, entry, "open"), True
+        else:
+            worse = rank(entry.severity) > rank(current.severity)
+            current, wake = _joined(current, entry, now), wake or worse
+    if current is not None and current is not incident:
+        revision = 1 if incident is None or current.id == 0 else incident.revision + 1
+        changes.append(Change(replace(current, revision=revision), told(current), wake=wake))
+    return changes
+
+
+def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
+    """Return whether nothing of an incident goes on any more."""
+    if facts.state in ("finished", "failed"):
+        return now - facts.updated_at >= CLOSED_SECONDS
+    if facts.state == "silent":
+        return now - facts.updated_at >= SILENT_SECONDS
+    quiet = quiet_steps(facts.rule_state)
+    lasting = [entry for entry in incident.entries if entry.rule not in _OF_THE_JOB]
+    return all(_steps_ago(entry, quiet) >= QUIET_STEPS for entry in lasting)
+
+
+def resolved(incident: Incident, now: float) -> Incident:
+    """Return the incident as over."""
+    return replace(
+        incident,
+        state="resolved",
+        resolved_at=now,
+        updated_at=now,
+        revision=incident.revision + 1,
+    )
+
+
+def _notice(
+    facts: RunFacts, entry: Entry, told: Callable[[Incident], Sequence[str]]
+) -> list[Change]:
+    notice = _opened(facts, entry, "notice")
+    receivers = told(notice)
+    return [Change(notice, receivers)] if receivers else []
+
+
+def _opened(facts: RunFacts, entry: Entry, state: str) -> Incident:
+    return Incident(
+        id=0,
+        run=facts.run,
+        project=facts.project,
+        state="notice" if state == "notice" else "open",
+        severity=entry.severity,
+        entries=(entry,),
+        opened_at=entry.at,
+        updated_at=entry.at,
+    )
+
+
+def _joined(incident: Incident, entry: Entry, now: float) -> Incident:
+    worse = rank(entry.severity) > rank(incident.severity)
+    fits = len(incident.entries) < MAX_ENTRIES
+    return replace(
+        incident,
+        severity=entry.severity if worse else incident.severity,
+        entries=(*incident.entries, entry) if fits else incident.entries,
+        omitted=incident.omitted + (not fits),
+        updated_at=now,
+        # Whoever looks after a warning has not said anything about what is critical.
+        acknowledged_at=None if worse else incident.acknowledged_at,
+        acknowledged_by="" if worse else incident.acknowledged_by,
+    )
+
+
+def _joins(incident: Incident, entry: Entry, quiet: Quiet) -> bool:
+    """Return whether something of ``incident`` fired within 50 steps before ``entry``."""
+    if entry.step < incident.entries[-1].step:
+        return True  # steps went back: the same trouble, met again
+    if quiet.step is None:
+        return entry.step - incident.entries[-1].step <= QUIET_STEPS
+    newest = max(
+        # The rule that speaks now had been quiet, or it would not speak.
+        max(e.step, 0 if e.rule == entry.rule else quiet.step - _steps_ago(e, quiet))
+        for e in incident.entries
+    )
+    return entry.step - newest <= QUIET_STEPS
+
+
+def _steps_ago(entry: Entry, quiet: Quiet) -> int:
+    """Return how many steps ago a rule fired that began to at ``entry``."""
+    if quiet.step is None:  # only the job itself has spoken so far
+        return 0
+    if entry.rule in quiet.rules:
+        return min(quiet.rules[entry.rule], quiet.seen)
+    if entry.step <= quiet.step:
+        return min(quiet.step - entry.step, quiet.seen)
+    return quiet.seen  # steps went back since

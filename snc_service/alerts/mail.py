@@ -1,0 +1,140 @@
+"""Mail: one message to all mailboxes of a receiver, over a connection that is encrypted first."""
+
+from __future__ import annotations
+
+import contextlib
+import smtplib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from email.message import EmailMessage
+from email.utils import format_datetime
+
+from snc_service.alerts.address import AddressRefused, Network, checked
+from snc_service.alerts.message import Message
+from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered, trusted
+from snc_service.alerts.receivers import Email
+
+
+def send_mail(
+    receiver: Email,
+    message: Message,
+    allowed: Sequence[Network],
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> None:
+    """Hand a message to the receiver's server. Raises `NotDelivered`.
+
+    The server must offer TLS where that is asked for, with a certificate for its name: there is no
+    way back to clear text. One mailbox that takes it is enough.
+    """
+    place = f"{receiver.host}:{receiver.port}"
+    try:
+        with _connection(receiver, allowed, deadline_seconds) as client:
+            if receiver.security == "starttls":
+                client.starttls(context=trusted())
+            if receiver.username is not None and receiver.password is not None:
+                client.login(receiver.username, receiver.password)
+            client.send_message(mail(receiver, message))
+    except AddressRefused as error:
+        raise NotDelivered(str(error), outcome="refused") from None
+    except smtplib.SMTPResponseException as error:
+        raise _answered(place, error.smtp_code) from None
+    except smtplib.SMTPRecipientsRefused as error:
+        raise _answered(place, max(code for code, _ in error.recipients.values())) from None
+    except smtplib.SMTPNotSupportedError:
+        raise NotDelivered(f"{place} does not offer what is asked for", outcome="refused") from None
+    except TimeoutError:
+        raise NotDelivered(f"{place} did not answer within {deadline_seconds:g} seconds") from None
+    except (smtplib.SMTPException, ssl.SSLError, OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or type(error).__name__
+        raise NotDelivered(f"{place} cannot be talked to: {words}") from None
+
+
+def mail(receiver: Email, message: Message) -> EmailMessage:
+    """Return the mail. Its id is the message's: sent twice, it is one mail to most mailboxes."""
+    told = EmailMessage()
+    domain = receiver.from_.rpartition("@")[2]
+    told["Subject"] = f"[snc] {message.title}"[:300]
+    told["From"] = receiver.from_
+    told["To"] = ", ".join(receiver.to)
+    told["Date"] = format_datetime(datetime.now(timezone.utc))
+    told["Message-ID"] = f"<snc-{message.key}@{domain}>"
+    told["References"] = f"<snc-{message.incident.id}@{domain}>"  # one thread per incident
+    told["Auto-Submitted"] = "auto-generated"
+    lines = [message.title, "", *message.lines]
+    if message.link is not None:
+        lines += ["", message.link]
+    told.set_content("\n".join(lines) + "\n")
+    return told
+
+
+class _Client(smtplib.SMTP):
+    """Connects to an address that was checked; talks TLS from the start if ``context`` is given."""
+
+    def __init__(
+        self, receiver: Email, allowed: Sequence[Network], context: ssl.SSLContext | None
+    ) -> None:
+        self._allowed = allowed
+        self._context = context
+        name = socket.gethostname()
+        super().__init__(
+            receiver.host,
+            receiver.port,
+            # The default asks the resolver who we are, for as long as that takes.
+            local_hostname=name if "." in name and name.isascii() else "[127.0.0.1]",
+            timeout=DEADLINE_SECONDS,
+        )
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        failure: OSError | None = None
+        for address in checked(host, port, self._allowed):
+            try:
+                plain = socket.create_connection((address, port), timeout)
+            except OSError as error:
+                failure = error
+            else:
+                context = self._context
+                return (
+                    plain if context is None else context.wrap_socket(plain, server_hostname=host)
+                )
+        raise failure or OSError("no address")
+
+
+@contextlib.contextmanager
+def _connection(
+    receiver: Email, allowed: Sequence[Network], deadline_seconds: float
+) -> Iterator[smtplib.SMTP]:
+    """Lend a connection that is cut at the deadline: dripping bytes gain no time."""
+    cut = threading.Event()
+    context = trusted() if receiver.security == "tls" else None
+    opened: list[_Client] = []
+
+    def end() -> None:
+        cut.set()
+        for client in opened:
+            with contextlib.suppress(OSError, AttributeError):  # just closed by itself
+                client.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+    timer = threading.Timer(deadline_seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        client = _Client(receiver, allowed, context)
+        opened.append(client)
+        with client:
+            yield client
+    except (smtplib.SMTPServerDisconnected, OSError):
+        if cut.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _answered(place: str, code: int) -> NotDelivered:
+    for_good = 500 <= code < 600
+    return NotDelivered(
+        f"{place} answered {code}", outcome="refused" if for_good else "failed", outage=not for_good
+    )

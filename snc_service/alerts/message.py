@@ -1,0 +1,97 @@
+"""What an incident says: a title, a line per event, and the JSON that webhooks receive."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from snc_service.store.incidents import Entry, Incident
+
+Status: TypeAlias = Literal["firing", "resolved", "notice", "test"]
+VERSION = 1  # of the JSON form: fields are added, never renamed
+
+
+@dataclass(frozen=True)
+class Message:
+    """One incident on its way to one receiver. ``service_url`` is where people reach the page."""
+
+    status: Status
+    incident: Incident
+    service_url: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Return what tells this message from others; it stays the same when it is sent again."""
+        return f"{self.incident.id}-{self.incident.revision}-{self.status}"
+
+    @property
+    def title(self) -> str:
+        """Return one line: how bad, which run, which rule was first, in which layer."""
+        incident, first = self.incident, self.incident.first
+        word = incident.severity if self.status == "firing" else self.status
+        where = f" in {first.layer}" if first.layer else ""
+        more = len(incident.entries) + incident.omitted - 1
+        also = f", then {more} more" if more else ""
+        return f"[{word}] {incident.run}: {first.rule}{where} at step {first.step}{also}"
+
+    @property
+    def lines(self) -> list[str]:
+        """Return a line per event, in the order in which they came."""
+        told = [_line(entry) for entry in self.incident.entries]
+        if self.incident.omitted:
+            told.append(f"and {self.incident.omitted} more")
+        return told
+
+    @property
+    def link(self) -> str | None:
+        """Return the run's page."""
+        if self.service_url is None:
+            return None
+        return f"{self.service_url}/#/runs/{quote(self.incident.run, safe='')}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        incident = self.incident
+        return {
+            "version": VERSION,
+            "status": self.status,
+            "title": self.title,
+            "incident": incident.id,
+            "revision": incident.revision,
+            "run": incident.run,
+            "project": incident.project,
+            "severity": incident.severity,
+            "rule": incident.first.rule,
+            "layer": incident.first.layer,
+            "step": incident.first.step,
+            "opened_at": rfc3339(incident.opened_at),
+            "resolved_at": None if incident.resolved_at is None else rfc3339(incident.resolved_at),
+            "acknowledged_by": incident.acknowledged_by or None,
+            "events": [_event(entry) for entry in incident.entries],
+            "omitted": incident.omitted,
+            "link": self.link,
+        }
+
+
+def test_message(service_url: str | None, now: float) -> Message:
+    """Return what ``snc alerts test`` sends: it says of itself that nothing happened."""
+    text = "this is a test of the alerts of snc: nothing happened"
+    entry = Entry(id=0, at=now, step=0, rule="test", severity="info", message=text)
+    incident = Incident(0, "test", "test", "notice", "info", (entry,), now, now, revision=int(now))
+    return Message("test", incident, service_url)
+
+
+def rfc3339(seconds: float) -> str:
+    """Return Unix seconds as UTC with milliseconds."""
+    at = datetime.fromtimestamp(seconds, timezone.utc)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _line(entry: Entry) -> str:
+    return f"step {entry.step}, {entry.rule} ({entry.severity}): {entry.message}"
+
+
+def _event(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "at": rfc3339(entry.at)}

@@ -1,0 +1,143 @@
+"""When a receiver is told, and what: decided from what it was told before. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final, Literal, TypeAlias
+
+from snc_service.alerts.document import Alerting, rank
+from snc_service.alerts.receivers import Alertmanager
+from snc_service.store.incidents import Delivery, Entry, Incident, Silence
+
+# Alertmanager repeats and resolves by itself: it only wants to hear that an alert still stands.
+REFRESH_SECONDS: Final = 60.0
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 300.0
+MOST_RETRY_AFTER_SECONDS: Final = 3_600.0
+GIVE_UP_SECONDS: Final = 86_400.0
+
+Message: TypeAlias = Literal["firing", "resolved", "notice"]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Tell the receiver now; ``repeat_seconds`` after that it is told again (None: no more)."""
+
+    message: Message
+    repeat_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Look again at ``until`` (None: only if something happens)."""
+
+    until: float | None
+    silenced: bool = False
+
+
+def next_step(
+    delivery: Delivery,
+    incident: Incident,
+    alerting: Alerting,
+    silences: Sequence[Silence],
+    now: float,
+) -> Tell | Wait:
+    """Return what is to be done about one receiver and one incident.
+
+    Whoever is told that an incident is over has been told of it before; nobody is told of one that
+    was over, or looked after by somebody, before they could hear of it in spite of silences.
+    """
+    receiver = alerting.receivers.get(delivery.receiver)
+    terms = alerting.terms(delivery.receiver, incident)
+    if receiver is None or terms is None:
+        return Wait(None)
+    until = silenced_until(incident, silences)
+    if until is not None:
+        gone = incident.state == "resolved" and delivery.told == "nothing"
+        return Wait(None) if gone else Wait(until, silenced=True)
+    refreshed = isinstance(receiver, Alertmanager)
+    repeat = REFRESH_SECONDS if refreshed else terms.repeat_seconds
+    if incident.state == "notice":
+        return Tell("notice", None) if delivery.told == "nothing" else Wait(None)
+    if incident.state == "resolved":
+        return _ending(delivery, terms.resolved or refreshed)
+    if delivery.told == "nothing" or rank(incident.severity) > rank(delivery.told_severity):
+        return Wait(None) if _is_looked_after(delivery, incident) else Tell("firing", repeat)
+    if repeat is None or (incident.acknowledged_at is not None and not refreshed):
+        return Wait(None)
+    again = (delivery.told_at or now) + repeat
+    return Tell("firing", repeat) if again <= now else Wait(again)
+
+
+def _ending(delivery: Delivery, wanted: bool) -> Tell | Wait:
+    if delivery.told == "nothing":
+        return Tell("firing", 0.0)  # and then at once that it is over
+    return Tell("resolved", None) if wanted and delivery.told == "firing" else Wait(None)
+
+
+def _is_looked_after(delivery: Delivery, incident: Incident) -> bool:
+    return delivery.told == "nothing" and incident.acknowledged_at is not None
+
+
+def after_success(delivery: Delivery, incident: Incident, tell: Tell, now: float) -> Delivery:
+    """Return the delivery once its receiver has been told."""
+    return replace(
+        delivery,
+        told="firing" if tell.message == "firing" else "resolved",
+        told_at=now,
+        told_severity=incident.severity,
+        next_at=None if tell.repeat_seconds is None else now + tell.repeat_seconds,
+        failures=0,
+        failing_since=None,
+        error="",
+        silenced=False,
+    )
+
+
+def after_failure(
+    delivery: Delivery, error: str, retry_after: float | None, now: float, jitter: float
+) -> Delivery:
+    """Return the delivery once its receiver could not be told; ``next_at`` None: given up.
+
+    Waits double from 1 s to 5 min, shortened by up to half by ``jitter`` in [0, 1), and never fall
+    below what the receiver asked for with Retry-After (an hour at most).
+    """
+    since = delivery.failing_since or now
+    wait = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(delivery.failures, 30))
+    wait *= 1 - jitter / 2
+    if retry_after is not None:
+        wait = max(wait, min(retry_after, MOST_RETRY_AFTER_SECONDS))
+    given_up = now - since >= GIVE_UP_SECONDS
+    return replace(
+        delivery,
+        next_at=None if given_up else now + wait,
+        failures=delivery.failures + 1,
+        failing_since=since,
+        error=error,
+    )
+
+
+def jitter() -> float:
+    """Return a number in [0, 1): receivers that failed together are not asked again together."""
+    return random.random()
+
+
+def silenced_until(incident: Incident, silences: Sequence[Silence]) -> float | None:
+    """Return when the first silence ends if every event of the incident is silenced."""
+    ends = [_silent_until(entry, incident, silences) for entry in incident.entries]
+    return min((end for end in ends if end is not None), default=None) if all(ends) else None
+
+
+def _silent_until(entry: Entry, incident: Incident, silences: Sequence[Silence]) -> float | None:
+    return max((s.until for s in silences if _covers(s, entry, incident)), default=None)
+
+
+def _covers(silence: Silence, entry: Entry, incident: Incident) -> bool:
+    return (
+        fnmatchcase(incident.project, silence.project)
+        and fnmatchcase(incident.run, silence.run)
+        and fnmatchcase(entry.rule, silence.rule)
+        and fnmatchcase(entry.layer or "", silence.layer)
+    )

@@ -1,0 +1,198 @@
+"""`Alerts`: the threads that turn events into incidents, and tell receivers of them.
+
+One thread looks for work and never talks to anybody; each receiver has a lane of its own, so that
+one that hangs holds up no other, and none holds up ingest. What was told is stored after it was
+told: a crash in between tells again, none tells never.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from snc_service.alerts import incidents, plan
+from snc_service.alerts.address import Network
+from snc_service.alerts.channels import tell
+from snc_service.alerts.document import Alerting
+from snc_service.alerts.message import Message, test_message
+from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
+from snc_service.store.incidents import AlertStore, Change, Delivery, Incident
+from snc_service.store.protocol import StoreError
+
+PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds to a delivery
+SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over
+TROUBLE_SECONDS: Final = 5.0  # after the store could not be read or written
+LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # a claimed delivery is tried again after this
+CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
+EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
+OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
+
+log = logging.getLogger(__name__)
+
+
+class Alerts:
+    """Alerts of one service: `start` it, `close` it before its store.
+
+    ``allowed`` are networks that receivers may be in although they are not public; ``observe``
+    hears one of `OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one store share
+    the work.
+    """
+
+    def __init__(
+        self,
+        store: AlertStore,
+        *,
+        allowed: Sequence[Network] = (),
+        observe: Callable[[str], None] = lambda outcome: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._allowed = allowed
+        self._observe = observe
+        self._clock = clock
+        self._document = (0, Alerting({}))
+        self._routed = 0  # the version that open incidents were last routed by
+        self._next_sweep = 0.0
+        self._closing = threading.Event()
+        self._lanes: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(target=self._run, name="snc-alerts", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; a delivery that hangs is left to the next start, which makes it again."""
+        self._closing.set()
+        self._thread.join()
+        deadline = time.monotonic() + CLOSING_SECONDS
+        for lane in list(self._lanes.values()):
+            lane.join(max(0.0, deadline - time.monotonic()))
+
+    def test(self, receiver: str) -> None:
+        """Send a test message now. Raises `KeyError` (no such receiver), `NotDelivered`."""
+        alerting = self._alerting()
+        target = alerting.receivers[receiver]
+        try:
+            tell(target, test_message(alerting.service_url, self._clock()), self._allowed)
+        except NotDelivered as error:
+            self._observe(error.outcome)
+            raise
+        self._observe("delivered")
+
+    def _run(self) -> None:
+        pause = PAUSE_SECONDS
+        while not self._closing.wait(pause):
+            pause = PAUSE_SECONDS
+            try:
+                self._look()
+            except StoreError as error:
+                log.warning("alerts wait for the store: %s", error)
+                pause = TROUBLE_SECONDS
+            except Exception:  # a thread's top: one defect must not end all alerts
+                log.exception("alerts could not be seen to")
+                pause = TROUBLE_SECONDS
+
+    def _look(self) -> None:
+        now = self._clock()
+        work = self._store.alert_work(now)
+        alerting = self._alerting(work.version)
+        if work.outbox:
+            self._gather(alerting)
+        if time.monotonic() >= self._next_sweep or work.version != self._routed:
+            self._next_sweep = time.monotonic() + SWEEP_SECONDS
+            self._sweep(alerting, everything=work.version != self._routed)
+            self._routed = work.version
+        if work.outbox:  # what was gathered need not wait for the next look
+            work = self._store.alert_work(now)
+        for receiver in work.due:
+            self._open_lane(receiver)
+
+    def _alerting(self, version: int | None = None) -> Alerting:
+        if version is None or version != self._document[0]:
+            stored = self._store.alerting()
+            self._document = (stored.version, Alerting.parse(stored.body))
+        return self._document[1]
+
+    def _gather(self, alerting: Alerting) -> None:
+        taken = EVENTS_AT_ONCE
+        while taken == EVENTS_AT_ONCE and not self._closing.is_set():
+            now = self._clock()
+            decide = functools.partial(incidents.gather, told=alerting.told, now=now)
+            taken = self._store.gather_events(decide, now=now, limit=EVENTS_AT_ONCE)
+
+    def _sweep(self, alerting: Alerting, *, everything: bool) -> None:
+        """Resolve what is over; after a change of the routing, let others hear of what is open."""
+        now = self._clock()
+        for incident, facts in self._store.open_incidents():
+            over = incidents.is_over(incident, facts, now)
+            if over:
+                incident = incidents.resolved(incident, now)
+            if over or everything:
+                change = Change(incident, alerting.told(incident), wake=True)
+                self._store.change_incident(change, now=now)
+
+    def _open_lane(self, receiver: str) -> None:
+        lane = self._lanes.get(receiver)
+        if lane is None or not lane.is_alive():
+            lane = threading.Thread(
+                target=self._tell_all, args=(receiver,), name="snc-alert-lane", daemon=True
+            )
+            self._lanes[receiver] = lane
+            lane.start()
+
+    def _tell_all(self, receiver: str) -> None:
+        """Tell one receiver what is due, one message after the other."""
+        try:
+            while not self._closing.is_set():
+                now = self._clock()
+                found = self._store.due_delivery(receiver, now)
+                if found is None:
+                    return
+                if self._store.claim_delivery(found[0], now + LEASE_SECONDS):
+                    self._see_to(*found)
+        except StoreError as error:
+            log.warning("alerts to %s wait for the store: %s", receiver, error)
+            self._closing.wait(TROUBLE_SECONDS)
+        except Exception:  # a thread's top
+            log.exception("alerts to %s could not be seen to", receiver)
+            self._closing.wait(TROUBLE_SECONDS)
+
+    def _see_to(self, delivery: Delivery, incident: Incident) -> None:
+        now = self._clock()
+        alerting = self._alerting(self._store.alert_work(now).version)
+        step = plan.next_step(delivery, incident, alerting, self._store.silences(now), now)
+        if isinstance(step, plan.Wait):
+            after = replace(delivery, next_at=step.until, silenced=step.silenced)
+            self._store.save_delivery(after, revision=incident.revision, now=now)
+            return
+        message = Message(step.message, incident, alerting.service_url)
+        try:
+            tell(alerting.receivers[delivery.receiver], message, self._allowed)
+        except NotDelivered as error:
+            self._failed(delivery, incident, error)
+            return
+        now = self._clock()
+        self._observe("delivered")
+        if delivery.failures:
+            log.info("alerts to %s arrive again", delivery.receiver)
+        after = plan.after_success(delivery, incident, step, now)
+        self._store.save_delivery(after, revision=incident.revision, now=now)
+
+    def _failed(self, delivery: Delivery, incident: Incident, error: NotDelivered) -> None:
+        now = self._clock()
+        after = plan.after_failure(delivery, str(error), error.retry_after, now, plan.jitter())
+        given_up = after.next_at is None
+        self._observe("abandoned" if given_up else error.outcome)
+        if delivery.failures == 0 or given_up:
+            then = "given up" if given_up else "will be tried again"
+            log.warning(
+                "an alert to %s was not taken and is %s: %s", delivery.receiver, then, error
+            )
+        hold = after.next_at if error.outage else None
+        self._store.save_delivery(after, revision=incident.revision, now=now, hold_until=hold)
