@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -187,6 +188,26 @@ class Memory:
     def _keep(self, mask: npt.NDArray[np.bool_]) -> None:
         self.keys = self.keys[mask]
         self.columns = {name: column[mask] for name, column in self.columns.items()}
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """How long a run's rules have not fired, in steps."""
+
+    step: int | None  # of the newest row
+    seen: int  # steps that the run's newest attempt has shown so far
+    rules: Mapping[str, int]  # steps since each rule last fired, as far as it was ever judged
+
+
+def quiet_steps(state: bytes | None) -> Quiet:
+    """Return what a state says of quiet rules, without reading its layers."""
+    line, _, _ = (state or b"{}").partition(b"\n")
+    values: dict[str, Any] = json.loads(line)
+    if values.get("version") != VERSION:
+        return Quiet(None, 0, {})
+    gap = values["gap"] or 1
+    rules = {rule: quiet * gap for rule, (_, quiet) in values["firing"].items()}
+    return Quiet(values["step"], values["trained"] * gap, rules)
 
 
 @lru_cache(maxsize=8)  # a pure function of the names, which come again with every batch

@@ -29,9 +29,10 @@ _INCIDENT = (
     "incident.resolved_at, incident.acknowledged_at, incident.acknowledged_by "
     "from incident join run on run.run_id = incident.run_id"
 )
+# Detection's memory begins with a line about rules; the layers after it may be megabytes.
 _FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
-    "rule_state.v from run left join rule_state on rule_state.run_id = run.run_id"
+    "substr(rule_state.v, 1, 65536) from run left join rule_state on rule_state.run_id = run.run_id"
 )
 _DELIVERY = (
     "select incident, receiver, next_at, told, told_at, told_severity, failures, failing_since, "
@@ -92,10 +93,12 @@ def save(connection: Connection, run_id: int, change: Change, now: float) -> Non
         "on conflict (incident, receiver) do nothing",
         [(run_id, incident.id, receiver, now) for receiver in change.receivers],
     )
-    if change.wake:
-        connection.execute(
-            "update delivery set next_at = ?, silenced = 0 where incident = ?", (now, incident.id)
-        )
+    # What a silence holds back is looked at again with every change: it may not cover that.
+    whose = "" if change.wake else " and silenced = 1"
+    connection.execute(
+        f"update delivery set next_at = ?, silenced = 0 where incident = ?{whose}",
+        (now, incident.id),
+    )
 
 
 def change(connection: Connection, new: Change, now: float) -> bool:
