@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from snc_service.api.answers import answer, rfc3339
 from snc_service.api.body import JsonBody
-from snc_service.api.guard import COOKIE, unauthorised
+from snc_service.api.guard import COOKIE, identified, unauthorised
 from snc_service.api.openapi import responses
 from snc_service.api.state import InAccess, InService, Service
 from snc_service.auth import ANYBODY, Access, TokenRefused, access_of
@@ -53,12 +53,12 @@ REQUEST_EXAMPLE = {"token": "snc_5f0c41d9a2b7_" + 48 * "0"}
 @router.get(
     "/session",
     response_model=SessionAnswer,
-    responses=responses("token-missing", example=EXAMPLE),
+    responses=responses("token-missing", "token-invalid", example=EXAMPLE),
 )
 async def get_session(request: Request, service: InService, access: InAccess) -> Response:
     """Say who is asking, by header or cookie; 401 where a token is needed and there is none."""
-    if not access.scopes:
-        raise unauthorised("token-missing", "a token must be sent, or a session opened")
+    if service.tokens.required:
+        access = identified(request.headers, service)
     return answer(request, _as_answer(access, service))
 
 

@@ -148,6 +148,36 @@ def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     put.set_defaults(command=_later("policy", "put"))
 
 
+def _token(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = "make, list or revoke the tokens that the service asks for"
+    token = commands.add_parser(name, help=text, description=text)
+    verbs = token.add_subparsers(title="commands", metavar="create|list|revoke", required=True)
+    create = _reader(verbs, "create", "make a token; its secret is printed, once")
+    create.add_argument("name", metavar="NAME", help="who it is for: the author in the audit log")
+    create.add_argument(
+        "--scope",
+        action="append",
+        dest="scopes",
+        required=True,
+        choices=("ingest", "read", "admin"),
+        help="what it allows; may be repeated, admin includes the others",
+    )
+    create.add_argument("--project", help="only for this project")
+    create.add_argument("--expires", metavar="TIME", help="after 12h, 90d or 4w (default: never)")
+    create.set_defaults(command=_later("token", "create"))
+    listed = _reader(verbs, "list", "list all tokens, never their secrets")
+    listed.set_defaults(command=_later("token", "list_tokens"))
+    revoke = _reader(verbs, "revoke", "revoke a token: at once here, elsewhere within a second")
+    revoke.add_argument("name", metavar="NAME")
+    revoke.set_defaults(command=_later("token", "revoke"))
+    for verb in (create, listed, revoke):
+        verb.add_argument(
+            "--store",
+            metavar="URL",
+            help="do it in this store, such as sqlite:///snc.db, instead of asking a service",
+        )
+
+
 BUILT_IN = {
     "serve": _serve,
     "runs": _runs,
@@ -155,6 +185,7 @@ BUILT_IN = {
     "history": _history,
     "events": _events,
     "policy": _policy,
+    "token": _token,
 }
 
 

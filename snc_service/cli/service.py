@@ -56,6 +56,14 @@ class Service:
         """Return the answer to a PUT. Raises `Failure`."""
         return self._answer("PUT", path, {}, json=body, headers=headers)
 
+    def post(self, *path: str, body: object) -> Json:
+        """Return the answer to a POST. Raises `Failure`."""
+        return self._answer("POST", path, {}, json=body)
+
+    def delete(self, *path: str) -> None:
+        """Delete. Raises `Failure`."""
+        self._answer("DELETE", path, {})
+
     def items(self, *path: str, limit: int, **query: object) -> Iterator[Json]:
         """Yield the items of a list, page after page, at most ``limit``."""
         cursor = None
@@ -80,6 +88,8 @@ class Service:
                 f"no service answers at {self.url} ({error}): start one with `snc serve`, "
                 "or name it with --url or SNC_URL"
             ) from None
+        if response.status_code == 204:
+            return {}
         if response.is_success:
             return self._json(response)
         raise Failure(self._problem(response))

@@ -1,0 +1,370 @@
+"""Who may do what: every route x every kind of token, against one table; and tokens themselves."""
+
+import dataclasses
+import re
+
+import pytest
+from api_cases import START, Clock, assert_problem, batch_of, serving_app, settings_in, table_of
+
+from snc_service import auth
+from snc_service.api import access
+from snc_service.auth import SECRET, Tokens, digest, hide_secrets, make_token
+from snc_service.store.records import Token
+from snc_service.wire import MEDIA_TYPE, encode
+
+TABLE = table_of("fc1.weight")
+HOUR = 3600.0
+OWN, FOREIGN = "own", "foreign"
+
+# The documented answers. Scope: what a token must have; None: any token, "open": none at all.
+# For a token of another project, all scopes granted: "run" hides the run (404), "project" refuses
+# the name of another one (403), "all" refuses because the answer is about every project (403),
+# "list" shows its own part only, "-" does not care.
+TABLE_OF_ROUTES = {
+    ("GET", "/"): ("open", "-"),
+    ("GET", "/ui/{path:path}"): ("open", "-"),
+    ("GET", "/healthz"): ("open", "-"),
+    ("GET", "/readyz"): ("open", "-"),
+    ("GET", "/problems/{kind}"): ("open", "-"),
+    ("POST", "/api/v1/session"): ("open", "-"),
+    ("DELETE", "/api/v1/session"): ("open", "-"),
+    ("GET", "/api/v1/session"): (None, "-"),
+    ("GET", "/api/v1"): (None, "-"),
+    ("GET", "/docs"): (None, "-"),
+    ("GET", "/openapi.json"): (None, "-"),
+    ("POST", "/api/v1/runs"): ("ingest", "project"),
+    ("PUT", "/api/v1/runs/{run}/layer-tables/{table_hash}"): ("ingest", "run"),
+    ("POST", "/api/v1/runs/{run}/batches"): ("ingest", "run"),
+    ("POST", "/api/v1/runs/{run}/finish"): ("ingest", "run"),
+    ("GET", "/api/v1/runs"): ("read", "list"),
+    ("GET", "/api/v1/runs/{run}"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/layers"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/layers/{layer:path}/history"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/history"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/scalars/{scalar}/history"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/heatmap"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/events"): ("read", "run"),
+    ("GET", "/api/v1/events"): ("read", "list"),
+    ("GET", "/api/v1/runs/{run}/policy"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/policy/versions"): ("read", "run"),
+    ("GET", "/api/v1/projects/{project}/policy"): ("read", "project"),
+    ("GET", "/api/v1/projects/{project}/policy/versions"): ("read", "project"),
+    ("GET", "/api/v1/runs/{run}/commands"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/stream"): ("read", "run"),
+    ("GET", "/metrics"): ("read", "all"),
+    ("GET", "/metrics/runs/{run}"): ("read", "run"),
+    ("GET", "/prometheus/sd"): ("read", "all"),
+    ("PUT", "/api/v1/runs/{run}/policy"): ("admin", "run"),
+    ("PUT", "/api/v1/projects/{project}/policy"): ("admin", "project"),
+    ("DELETE", "/api/v1/runs/{run}"): ("admin", "run"),
+    ("POST", "/api/v1/runs/{run}/commands"): ("admin", "run"),
+    ("POST", "/api/v1/tokens"): ("admin", "all"),
+    ("GET", "/api/v1/tokens"): ("admin", "all"),
+    ("DELETE", "/api/v1/tokens/{name}"): ("admin", "all"),
+    ("GET", "/api/v1/audit"): ("admin", "all"),
+}
+BODIES = {
+    ("POST", "/api/v1/runs"): {"run": "r", "project": "own"},
+    ("POST", "/api/v1/runs/{run}/finish"): {"state": "finished"},
+    ("PUT", "/api/v1/runs/{run}/policy"): {"entries": []},
+    ("PUT", "/api/v1/projects/{project}/policy"): {"entries": []},
+    ("POST", "/api/v1/runs/{run}/commands"): {"action": "stop"},
+    ("POST", "/api/v1/session"): {"token": "snc_0"},
+}
+QUERIES = {("GET", "/api/v1/runs/{run}/history"): {"layer": "fc1.weight"}}
+# A right answer that is no success: the login of the table is given a token that is none.
+OTHER_SUCCESS = {("POST", "/api/v1/session"): 401, ("GET", "/ui/{path:path}"): 404}
+STREAM = ("GET", "/api/v1/runs/{run}/stream")
+
+
+class Door:
+    """A service with a run of project ``own``, and a token of every kind."""
+
+    def __init__(self, api, clock):
+        self.api, self.clock = api, clock
+        self.secrets = {
+            "root": self.token("root", "admin"),
+            "ingest": self.token("i", "ingest"),
+            "read": self.token("rd", "read"),
+            "admin": self.token("a", "admin"),
+            "own": self.token("o", "ingest", "read", "admin", project="own"),
+            "foreign": self.token("f", "ingest", "read", "admin", project="foreign"),
+            "expired": self.token("e", "admin", expires_at=START + HOUR),
+            "revoked": self.token("rv", "admin"),
+        }
+        api.service.store.revoke_token("rv", author="root", now=START)
+        clock.now += 2 * HOUR
+        api._portal.call(lambda: api.service.tokens.refresh(now=True))
+        self.names = iter(range(10_000))
+
+    def token(self, name, *scopes, project=None, expires_at=None):
+        given = {"project": project, "author": "test", "now": START, "expires_at": expires_at}
+        token, secret = make_token(name, scopes, **given)
+        self.api.service.store.add_token(token)
+        return secret
+
+    def prepare(self):
+        """Make again what an allowed request has taken away."""
+        store = self.api.service.store
+        given = {"config": {}, "tags": (), "policy": None, "now": START}
+        store.create_run("r", name="r", project="own", **given)
+        store.put_layer_table("r", TABLE)
+        store.add_token(make_token(f"t{next(self.names)}", ["read"], project=None, author="x",
+                                   now=START, expires_at=None)[0])  # fmt: skip
+
+    def ask(self, route, secret=None, *, headers=None):
+        self.prepare()
+        method, path = route
+        name = f"t{next(self.names) - 1}" if method == "DELETE" else ""
+        places = {"run": "r", "project": "own", "layer:path": "fc1.weight", "scalar": "loss",
+                  "kind": "invalid", "path:path": "x", "name": name,
+                  "table_hash": TABLE.hash}  # fmt: skip
+        path = re.sub(r"\{([^}]+)\}", lambda match: places[match[1]], path)
+        sent = dict(headers or {})
+        if secret is not None:
+            sent["Authorization"] = f"Bearer {secret}"
+        options = {"headers": sent, "params": QUERIES.get(route)}
+        if route in BODIES:
+            options["json"] = BODIES[route]
+        elif route == ("POST", "/api/v1/tokens"):
+            options["json"] = {"name": f"n{next(self.names)}", "scopes": ["read"]}
+        elif path.endswith("/batches"):
+            options["content"] = encode(batch_of(TABLE, sigma=[[1.0]]))
+            sent["Content-Type"] = MEDIA_TYPE
+        elif "layer-tables" in path:
+            options["content"] = TABLE.body
+            sent["Content-Type"] = "application/json"
+        return self.api.request(method, path, **options)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    clock = Clock()
+    settings = settings_in(tmp_path_factory.mktemp("door"), token_requests_per_second=1e6)
+    with serving_app(settings, clock=clock) as api:
+        yield Door(api, clock)
+
+
+def every_route(app):
+    """Yield (method, path) of whatever the app answers, however deep its router."""
+
+    def below(routes):
+        for route in routes:
+            inner = getattr(route, "original_router", None)
+            if inner is not None:
+                yield from below(inner.routes)
+            else:
+                yield from ((method, route.path) for method in route.methods - {"HEAD"})
+
+    return set(below(app.routes))
+
+
+def test_every_route_has_an_entry_in_the_table(door):
+    assert every_route(door.api.app) == set(TABLE_OF_ROUTES)
+
+
+def test_the_service_does_not_start_with_a_route_that_nobody_decided_about(monkeypatch, tmp_path):
+    needs = {name: need for name, need in access.NEEDS.items() if name != "get_heatmap"}
+    monkeypatch.setattr(access, "NEEDS", needs)
+    with pytest.raises(LookupError, match="get_heatmap"), serving_app(settings_in(tmp_path)):
+        pass
+
+
+ROUTES = sorted(TABLE_OF_ROUTES)
+ids = {"ids": lambda route: " ".join(route)}
+closed = pytest.mark.parametrize(
+    "route", [route for route in ROUTES if TABLE_OF_ROUTES[route][0] != "open"], **ids
+)
+
+
+def assert_allowed(route, told):
+    assert told.status_code == OTHER_SUCCESS.get(route, told.status_code)
+    if route not in OTHER_SUCCESS:
+        assert told.is_success, told.text
+
+
+@closed
+def test_without_a_token_it_is_401_with_a_challenge(door, route):
+    for headers in ({}, {"Authorization": "Basic cm9vdDpyb290"}, {"Authorization": "Bearer"},
+                    {"Authorization": ""}, {"Cookie": "other=1"}):  # fmt: skip
+        told = door.ask(route, headers=headers)
+        assert_problem(told, 401, "token-missing")
+        assert told.headers["WWW-Authenticate"] == 'Bearer realm="snc"'
+
+
+@closed
+def test_a_token_that_does_not_count_is_401(door, route):
+    ours = door.secrets["root"]
+    wrong_end = ours[:-1] + ("0" if ours[-1] != "0" else "1")
+    unknown = "snc_" + 12 * "0" + ours[16:]
+    for secret in (wrong_end, unknown, ours[:-1], ours + "0", ours.upper(), "x", digest(ours),
+                   door.secrets["expired"], door.secrets["revoked"]):  # fmt: skip
+        told = door.ask(route, secret)
+        assert_problem(told, 401, "token-invalid")
+        assert 'error="invalid_token"' in told.headers["WWW-Authenticate"]
+        assert secret not in told.text
+
+
+@closed
+def test_a_token_in_a_url_is_no_token(door, route):
+    root = door.secrets["root"]
+    for query in ({"token": root}, {"access_token": root}, {"Authorization": f"Bearer {root}"}):
+        assert door.api.request(route[0], "/api/v1/runs", params=query).status_code == 401
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != STREAM], **ids)
+@pytest.mark.parametrize("scope", ["ingest", "read", "admin"])
+def test_each_scope_reaches_what_it_is_for_and_admin_everything(door, route, scope):
+    wanted, _ = TABLE_OF_ROUTES[route]
+    told = door.ask(route, door.secrets[scope])
+    if wanted in ("open", None, scope) or scope == "admin":
+        assert_allowed(route, told)
+    else:
+        assert assert_problem(told, 403, "scope-missing")["scope"] == wanted
+        assert f'scope="{wanted}"' in told.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != STREAM], **ids)
+def test_a_token_of_another_project_sees_nothing_of_this_one(door, route):
+    _, bound = TABLE_OF_ROUTES[route]
+    told = door.ask(route, door.secrets["foreign"])
+    if bound == "run":
+        detail = assert_problem(told, 404, "run-unknown")["detail"]
+        assert detail == "there is no run 'r'"
+    elif bound in ("project", "all"):
+        assert_problem(told, 403, "project-refused")
+    else:
+        assert_allowed(route, told)
+    if bound == "list":
+        assert told.json()["items"] == []
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != STREAM], **ids)
+def test_a_token_of_the_project_reaches_it(door, route):
+    _, bound = TABLE_OF_ROUTES[route]
+    told = door.ask(route, door.secrets["own"])
+    if bound == "all":
+        assert_problem(told, 403, "project-refused")
+    else:
+        assert_allowed(route, told)
+    if bound == "list":
+        assert told.json()["items"]
+
+
+@pytest.mark.parametrize("secret", ["ingest", "foreign"])
+def test_a_stream_is_refused_like_any_other_read(door, secret):
+    told = door.ask(STREAM, door.secrets[secret])
+    assert told.status_code == {"ingest": 403, "foreign": 404}[secret]
+
+
+@pytest.mark.parametrize("route", sorted(r for r in ROUTES if r[0] in ("POST", "PUT")), **ids)
+@pytest.mark.parametrize("who", [None, "read", "foreign", "revoked"])
+def test_who_is_refused_is_refused_before_a_byte_of_the_body_is_read(door, route, who):
+    scope, _ = TABLE_OF_ROUTES[route]
+    if scope == "open" or (who == "foreign" and route == ("POST", "/api/v1/runs")):
+        return  # the project of a new run stands in the body
+    door.prepare()
+    path = route[1].format(run="r", project="own", table_hash=TABLE.hash)
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    if who is not None:
+        headers.append((b"authorization", f"Bearer {door.secrets[who]}".encode()))
+    told = []
+
+    async def never():
+        raise AssertionError("the body was read")
+
+    async def send(message):
+        told.append(message)
+
+    asgi = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http",
+            "method": route[0], "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "headers": headers, "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80)}  # fmt: skip
+    door.api._portal.call(door.api.app, asgi, never, send)
+    assert told[0]["status"] in (401, 403, 404)
+
+
+def test_an_open_door_stays_open_for_a_token_that_does_not_count(door):
+    headers = {"Authorization": "Bearer nonsense"}
+    for path in ("/healthz", "/readyz", "/", "/problems/invalid"):
+        assert door.api.get(path, headers=headers).status_code == 200
+
+
+def test_a_service_that_asks_for_tokens_may_be_reached_under_any_name(door):
+    headers = {"Host": "snc.example", "Authorization": f"Bearer {door.secrets['read']}"}
+    assert door.api.get("/api/v1/runs", headers=headers).status_code == 200
+
+
+def test_a_run_that_another_project_has_is_not_resumed(door):
+    door.prepare()
+    headers = {"Authorization": f"Bearer {door.secrets['foreign']}"}
+    told = door.api.post("/api/v1/runs", json={"run": "r"}, headers=headers)
+    assert_problem(told, 403, "project-refused", "run")
+    told = door.api.post("/api/v1/runs", json={"run": "mine"}, headers=headers)
+    assert told.status_code == 201
+    assert door.api.service.store.run("mine").project == "foreign"
+
+
+def test_whoever_changes_something_is_named(door):
+    door.prepare()
+    headers = {"Authorization": f"Bearer {door.secrets['own']}"}
+    told = door.api.put("/api/v1/runs/r/policy", json={"entries": []}, headers=headers)
+    assert told.json()["author"] == "o"
+
+
+# The tokens themselves
+
+
+def test_a_secret_is_192_random_bits_and_only_its_digest_is_kept():
+    given = {"project": None, "author": "root", "now": START, "expires_at": None}
+    made = [make_token("n", ["read"], **given) for _ in range(100)]
+    assert len({secret for _, secret in made}) == 100
+    for token, secret in made:
+        assert SECRET.fullmatch(secret)
+        assert token.digest == digest(secret)
+        assert secret[17:] not in str(dataclasses.asdict(token))
+        assert token.digest not in repr(token)
+
+
+def test_a_digest_is_sha_256():
+    assert digest("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_digests_are_compared_in_constant_time(monkeypatch, door):
+    seen = []
+    real = auth.hmac.compare_digest
+    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: seen.append((a, b)) or real(a, b))
+    door.api.service.tokens.find(door.secrets["root"])
+    assert seen == [(digest(door.secrets["root"]),) * 2]
+
+
+def test_no_secret_survives_in_a_log_line(door):
+    secret = door.secrets["root"]
+    hidden = hide_secrets(f"GET /x?token={secret}&b=1 {secret}")
+    assert secret[17:] not in hidden
+    assert hidden.count(secret[:16]) == 2
+
+
+@pytest.mark.anyio
+async def test_what_another_process_revoked_is_noticed_within_a_second(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now[0])
+    token, secret = make_token("n", ["read"], project=None, author="x", now=0.0, expires_at=None)
+    kept: list[Token] = [token]
+    tokens = Tokens(lambda: list(kept), lambda: 0.0)
+    await tokens.refresh()
+    assert tokens.find(secret) == token
+    kept[0] = dataclasses.replace(token, revoked_at=1.0)
+    now[0] += 0.5
+    await tokens.refresh()
+    assert tokens.find(secret) == token
+    now[0] += 0.6
+    await tokens.refresh()
+    with pytest.raises(auth.TokenRefused, match="revoked"):
+        tokens.find(secret)
+    assert tokens.required
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
