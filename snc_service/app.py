@@ -15,8 +15,11 @@ from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from snc_service import __version__, errors, ui
+from snc_service.alerts import Alerts
+from snc_service.alerts.address import networks
 from snc_service.api import (
     access,
+    alerts,
     audit,
     batches,
     commands,
@@ -25,6 +28,7 @@ from snc_service.api import (
     health,
     heatmap,
     history,
+    incidents,
     layers,
     openapi,
     policy,
@@ -64,6 +68,8 @@ ROUTERS: Final = tuple(
         events,
         policy,
         commands,
+        incidents,
+        alerts,
         stream,
         prometheus,
         tokens,
@@ -101,6 +107,7 @@ def create_app(
             await service.tokens.refresh()
             settings.check_exposure(service.tokens.required)
             chores = _chores(service, settings.silent_seconds)
+            service.alerts.start()
             yield
         finally:
             service.draining = True
@@ -108,6 +115,7 @@ def create_app(
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
             await run_in_threadpool(service.commits.close)
+            await run_in_threadpool(service.alerts.close)
             if store is None:
                 await run_in_threadpool(opened.close)
 
@@ -145,10 +153,17 @@ def drain(app: FastAPI) -> None:
 
 
 def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:
+    exposition = Exposition(store, max_series=settings.metrics_series, clock=clock)
     return Service(
         store=store,
         commits=GroupCommit(store, advance),
-        exposition=Exposition(store, max_series=settings.metrics_series, clock=clock),
+        exposition=exposition,
+        alerts=Alerts(
+            store,
+            allowed=networks(settings.alert_networks),
+            observe=exposition.observe_delivery,
+            clock=clock,
+        ),
         limits=Limits(
             settings.max_body_bytes,
             settings.max_json_bytes,

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from snc_service.store.protocol import (
+    AlertingConflict,
     CommandsWaiting,
     LayerTableMismatch,
     LayerTableUnknown,
@@ -97,6 +98,14 @@ KINDS: Mapping[str, Kind] = {
     "layer-unknown": Kind(
         404, "The run has no such layer", "GET /api/v1/runs/{run}/layers lists them."
     ),
+    "incident-unknown": Kind(
+        404,
+        "There is no such incident",
+        "GET /api/v1/incidents lists them; runs take theirs along.",
+    ),
+    "silence-unknown": Kind(
+        404, "There is no such silence", "GET /api/v1/silences lists those in force."
+    ),
     "token-unknown": Kind(
         404, "There is no such token", "GET /api/v1/tokens lists them, revoked ones too."
     ),
@@ -134,7 +143,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "precondition-failed": Kind(
         412,
-        "The policy has changed since",
+        "What was read has changed since",
         "If-Match names a version that is no longer in force: read it again, then decide.",
     ),
     "body-too-large": Kind(
@@ -221,7 +230,7 @@ def from_store(error: StoreError) -> Problem:
     """Return the problem of what the store refused."""
     if isinstance(error, SequenceGap):
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
-    if isinstance(error, PolicyConflict):
+    if isinstance(error, PolicyConflict | AlertingConflict):
         return Problem("precondition-failed", str(error), current=error.current)
     for of_store, kind in _STORE_KINDS:
         if isinstance(error, of_store):

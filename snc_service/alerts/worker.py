@@ -69,7 +69,8 @@ class Alerts:
     def close(self) -> None:
         """End; a delivery that hangs is left to the next start, which makes it again."""
         self._closing.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         deadline = time.monotonic() + CLOSING_SECONDS
         for lane in list(self._lanes.values()):
             lane.join(max(0.0, deadline - time.monotonic()))

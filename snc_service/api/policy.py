@@ -110,7 +110,7 @@ _VERSIONS_EXAMPLE = {"items": [ANSWER_EXAMPLE], "next": None}
 NewPolicy = Annotated[PolicyBody, Depends(JsonBody(PolicyBody, POLICY_EXAMPLE))]
 IfMatch = Annotated[
     str | None,
-    Header(max_length=256, description="The ETag of the policy that this one replaces."),
+    Header(max_length=256, description="The ETag of what this one replaces."),
 ]
 
 
@@ -137,7 +137,7 @@ def put_policy(
         as_policy(body),
         author=access.name,
         now=service.clock(),
-        if_version=_seen(if_match),
+        if_version=seen(if_match),
     )
     return _answer(request, stored)
 
@@ -173,7 +173,7 @@ def put_project_policy(
         as_policy(body),
         author=access.name,
         now=service.clock(),
-        if_version=_seen(if_match),
+        if_version=seen(if_match),
     )
     return _answer(request, stored)
 
@@ -201,7 +201,7 @@ def _versions(request: Request, stored: list[StoredPolicy]) -> Response:
     return answer(request, {"items": [as_answer(each) for each in stored], "next": None})
 
 
-def _seen(if_match: str | None) -> int | None:
+def seen(if_match: str | None) -> int | None:
     """Return the version that If-Match names, None if any will do."""
     if if_match is None or if_match.strip() == "*":
         return None
@@ -209,7 +209,7 @@ def _seen(if_match: str | None) -> int | None:
     if match is None:
         raise Problem(
             "precondition-failed",
-            f"If-Match must be the ETag of the policy in force, got {if_match[:80]!r}",
+            f"If-Match must be the ETag of what is in force, got {if_match[:80]!r}",
             field="If-Match",
         )
     return int(match[1])

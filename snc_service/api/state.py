@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from snc_service.alerts import Alerts
 from snc_service.api.shares import Shares
 from snc_service.auth import Access, Tokens
 from snc_service.errors import Problem
@@ -56,6 +57,7 @@ class Service:
     store: Store
     commits: GroupCommit
     exposition: Exposition
+    alerts: Alerts
     limits: Limits
     budget: Budget
     tokens: Tokens

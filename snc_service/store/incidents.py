@@ -197,8 +197,10 @@ class AlertStore(Protocol):
     ) -> tuple[list[Incident], int | None]:
         """Return incidents, newest first, and the id to continue ``after``, None at the end."""
 
-    def acknowledge(self, id_: int, *, author: str, now: float) -> Incident | None:
-        """Note that somebody looks after an incident: it is not repeated. Again changes nothing."""
+    def acknowledge(
+        self, id_: int, *, author: str, now: float, comment: str = ""
+    ) -> Incident | None:
+        """Note that somebody looks after an incident (audit ``incident_acknowledged``), once."""
 
     # Deliveries
     def due_delivery(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:

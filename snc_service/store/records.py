@@ -19,6 +19,7 @@ AuditAction: TypeAlias = Literal[
     "command_sent",
     "run_deleted",
     "alerting_changed",
+    "incident_acknowledged",
     "silence_added",
     "silence_deleted",
 ]

@@ -108,10 +108,12 @@ class SqlAlerts:
                 connection, run=run, project=project, state=state, limit=limit, after=after
             )
 
-    def acknowledge(self, id_: int, *, author: str, now: float) -> Incident | None:
+    def acknowledge(
+        self, id_: int, *, author: str, now: float, comment: str = ""
+    ) -> Incident | None:
         """See `AlertStore.acknowledge`."""
         with self._database.write() as connection:
-            return alerts.acknowledge(connection, id_, author, now)
+            return alerts.acknowledge(connection, id_, author, now, comment)
 
     def due_delivery(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
         """See `AlertStore.due_delivery`."""

@@ -21,6 +21,7 @@ from snc_service.store.incidents import (
     RunFacts,
     Work,
 )
+from snc_service.store.sql import audit
 from snc_service.store.sql.database import Connection, Row
 
 _INCIDENT = (
@@ -158,7 +159,9 @@ def page(
     return shown, shown[-1].id if len(rows) > limit else None
 
 
-def acknowledge(connection: Connection, id_: int, author: str, now: float) -> Incident | None:
+def acknowledge(
+    connection: Connection, id_: int, author: str, now: float, comment: str
+) -> Incident | None:
     """Note who looks after an incident; a second one does not replace the first."""
     lock(connection)
     incident = load(connection, id_)
@@ -168,6 +171,9 @@ def acknowledge(connection: Connection, id_: int, author: str, now: float) -> In
         incident, acknowledged_at=now, acknowledged_by=author, revision=incident.revision + 1
     )
     _update(connection, known)
+    audit.append(
+        connection, "incident_acknowledged", str(id_), author=author, now=now, detail=comment
+    )
     return known
 
 
