@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from urllib.parse import quote
 
 import httpx
@@ -122,6 +123,17 @@ def keys(value):
     return None
 
 
+def incident_of(api) -> int:
+    """Return the incident that a failed run makes, once it is there."""
+    api.post("/api/v1/runs", json={"run": "failed"})
+    api.post("/api/v1/runs/failed/finish", json={"state": "failed"})
+    deadline = time.monotonic() + 30
+    while not (found := api.get("/api/v1/incidents", params={"run": "failed"}).json()["items"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found[0]["incident"]
+
+
 def walk(api, schema) -> dict[str, httpx.Response]:
     """Send every example of a body in a sensible order, then ask every GET about that run."""
     told = {}
@@ -142,11 +154,23 @@ def walk(api, schema) -> dict[str, httpx.Response]:
     places["table_hash"] = LayerTable.parse(json.dumps(example).encode()).hash
     for name in ("put_layer_table", "post_batch", "put_policy", "put_project_policy"):
         send(name)
+    for name in ("put_alerting", "test_receiver", "add_silence"):
+        send(name)
+    places["silence"] = told["add_silence"].json()["silence"]
+    places["incident"] = incident_of(api)
     for method, _, operation in operations(schema):
         name = operation["operationId"]
         if method == "get" and name != "stream_run":
             send(name, params={"layer": "fc1.weight"} if name == "get_layers_history" else {})
-    for name in ("send_command", "finish_run", "delete_run", "open_session", "close_session"):
+    for name in (
+        "acknowledge_incident",
+        "delete_silence",
+        "send_command",
+        "finish_run",
+        "delete_run",
+        "open_session",
+        "close_session",
+    ):
         send(name)
     send("create_token")  # the first one: from here on everybody needs one
     send(
