@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -34,7 +35,7 @@ MODEL_KEYS = (
 )
 MAX_NESTING = 16
 # Pages of a mapped file stay in memory until the mapping goes: it goes after so many bytes.
-LET_GO_BYTES = 128 << 20
+LET_GO_BYTES = 64 << 20
 
 
 class Mapped:
@@ -44,6 +45,7 @@ class Mapped:
         self._path: Path | None = None
         self._tensors: dict[str, Tensor] = {}
         self._left_out: tuple[str, ...] = ()
+        self._legacy = False
         self._touched = 0
 
     def weights(self, path: Path) -> Weights:
@@ -51,7 +53,7 @@ class Mapped:
 
         A zip file is mapped; a legacy one is read whole, as torch offers nothing else.
         """
-        legacy = self._open(path)
+        self._open(path)
         tensors = tuple(
             Stored(
                 name,
@@ -62,18 +64,18 @@ class Mapped:
             )
             for name, tensor in self._tensors.items()
         )
-        return Weights("torch legacy" if legacy else "torch", tensors, self._left_out)
+        return Weights("torch legacy" if self._legacy else "torch", tensors, self._left_out)
 
-    def _open(self, path: Path) -> bool:
-        self._close()
-        legacy = _is_legacy(path)
-        self._tensors, self._left_out = _state(path, _load(path, mmap=not legacy))
-        self._path, self._legacy = path, legacy
-        return legacy
-
-    def _close(self) -> None:
-        self._path, self._tensors, self._touched = None, {}, 0
-        gc.collect()  # the unpickler leaves a cycle that holds the mapping
+    def _open(self, path: Path) -> None:
+        if self._path is not None:
+            self._path, self._tensors, self._touched = None, {}, 0
+            gc.collect()  # the unpickler leaves a cycle that holds the mapping
+        records = _records(path)
+        self._legacy = records is None
+        self._tensors, self._left_out = _state(path, _load(path, mmap=not self._legacy))
+        if records is not None:
+            _check_storages(path, self._tensors, records)
+        self._path = path
 
     def _read(self, path: Path, name: str, shape: tuple[int, ...], first: int, last: int) -> Tensor:
         if path != self._path or (self._touched > LET_GO_BYTES and not self._legacy):
@@ -86,19 +88,19 @@ class Mapped:
         return part
 
 
-def _is_legacy(path: Path) -> bool:
-    """Return whether a file is of the format before torch 1.6; refuse what torch must not see.
+def _records(path: Path) -> set[int] | None:
+    """Return the sizes of what a zip file holds, None for the format before torch 1.6.
 
-    TorchScript archives carry code by design and tar files take another path through torch.load,
-    which ran code before torch 2.6 in spite of weights_only (CVE-2025-32434). A compressed entry
-    could unpack to any size.
+    Refuses what torch must not see. TorchScript archives carry code by design, and tar files take
+    another path through torch.load: both ran code before torch 2.6 in spite of weights_only
+    (CVE-2025-32434). A compressed entry could unpack to any size.
     """
     size = size_of(path)
     if tarfile.is_tarfile(path):
         raise _bad(path, "it is also a tar file, which no torch since 0.1 writes")
     with path.open("rb") as file:
         if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
-            return True
+            return None
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -106,29 +108,39 @@ def _is_legacy(path: Path) -> bool:
         raise _bad(
             path, f"its zip directory cannot be read ({shown(error)}): is it cut off?"
         ) from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise _bad(path, "it is a TorchScript archive, which carries code: save a state_dict")
     for entry in entries:
         pickled = entry.filename.endswith(".pkl")
-        if entry.filename.endswith("/constants.pkl"):
-            raise _bad(path, "it is a TorchScript archive, which carries code: save a state_dict")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise _bad(path, f"{shown(entry.filename)} is compressed, which torch never does")
         if entry.file_size > (MAX_PICKLE_BYTES if pickled else size):
             raise _bad(path, f"{shown(entry.filename)} claims {entry.file_size} bytes")
-    return False
+    return {entry.file_size for entry in entries}
 
 
 def _load(path: Path, *, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file must not choose what is printed
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what hostile bytes make an unpickler raise has no end
-        named = re.search(r"GLOBAL ([^\s`']+)", str(error))
+        said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        named = re.search(r"unsupported (?:global: )?GLOBAL ([^\s`']+)", str(error), re.IGNORECASE)
         if named:
             raise Unreadable(
                 f"{shown(path)} is refused: besides tensors its pickle names {shown(named[1])}, "
                 "and loading that could run code; save model.state_dict() alone"
             ) from None
-        first = (str(error).splitlines() or [""])[0]
+        first = (said.strip().splitlines() or ["it does not say why"])[0]
         raise _bad(path, f"torch cannot load it ({type(error).__name__}: {shown(first)})") from None
+
+
+def _check_storages(path: Path, tensors: Mapping[str, Tensor], records: set[int]) -> None:
+    """Refuse a pickle that takes more than its record: a mapped tensor would read on behind it."""
+    for name, tensor in tensors.items():
+        if no_numbers(tensor) is None and tensor.untyped_storage().nbytes() not in records:
+            raise _bad(path, f"{shown(name)} claims other bytes than the file holds for it")
 
 
 def _state(path: Path, loaded: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:

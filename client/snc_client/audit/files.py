@@ -27,9 +27,12 @@ def read_weights(path: Path) -> Weights:
 
 
 def _one(path: Path, start: bytes, mapped: Mapped) -> Weights:
+    # Torch, too, goes by this one suffix.
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     if start.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
         return mapped.weights(path)
-    if b"\0" in start[:8] or path.suffix == ".safetensors":
+    if b"\0" in start[:8]:
         return read_safetensors(path)
     raise Unreadable(
         f"{shown(path)} is neither a safetensors file, an index of shards nor a torch checkpoint"

@@ -51,7 +51,7 @@ class Part:
 
 def reason(stored: Stored) -> str | None:
     """Return why a tensor is not measured, None if it is."""
-    if stored.dtype.startswith(("float8", "float6", "float4")):
+    if stored.dtype.startswith(("float8_", "float6_", "float4_")):
         return f"of dtype {stored.dtype}: its scales lie in another tensor; dequantise it first"
     if stored.dtype not in FLOATS:
         return f"of dtype {stored.dtype}: complex, integer and quantised weights are not supported"

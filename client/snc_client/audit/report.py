@@ -147,7 +147,7 @@ def _closing(
 ) -> list[str]:
     lines = []
     if num_shown < len(found.layers):
-        lines.append(f"{len(found.layers) - num_shown} more matrices not shown")
+        lines.append(f"not shown: {_matrices(len(found.layers) - num_shown)}")
     reasons: dict[str, list[str]] = {}
     for x in found.skipped:
         reasons.setdefault(x.reason, []).append(x.name)
@@ -157,12 +157,16 @@ def _closing(
     bound = (
         "sigma_upper is certified" if proof else "sigma is an estimate from below, not certified"
     )
-    said = f"{shown(file)} ({weights.format}): {len(found.layers)} matrices, {bound}"
+    said = f"{shown(file)} ({weights.format}): {_matrices(len(found.layers))}, {bound}"
     judged = [x for x in found.layers if x.verdict]
     if judged:
         counts = [f"{n} {v}" for v in ("within", "breach", "unproven") if (n := found.count(v))]
         said += f"; thresholds: {', '.join(counts)}"
     return [*lines, said]
+
+
+def _matrices(count: int) -> str:
+    return f"{count} {'matrix' if count == 1 else 'matrices'}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ _READ = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# Name as torch has it, and bits per number. What is not here has a size that cannot be checked.
+# Name as torch has it, and bits per number.
 _DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("float64", 64),
     "F32": ("float32", 32),
@@ -42,6 +42,8 @@ _DTYPES: dict[str, tuple[str, int]] = {
     "C64": ("complex64", 64),
     "F8_E4M3": ("float8_e4m3fn", 8),
     "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
     "F8_E8M0": ("float8_e8m0fnu", 8),
     "F6_E2M3": ("float6_e2m3", 6),
     "F6_E3M2": ("float6_e3m2", 6),
@@ -110,14 +112,15 @@ def _entry(path: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
             sound = False
     if not sound:
         raise _bad(path, f"its entry {shown(name)} must hold dtype, shape and two data_offsets")
-    if code in _DTYPES:
-        expected = -(-math.prod(shape) * _DTYPES[code][1] // 8)
-        if expected != last - first:
-            raise _bad(
-                path,
-                f"{shown(name)} has {last - first} bytes where {code} of shape "
-                f"{shown(list(shape))} has {shown(expected)}",
-            )
+    if code not in _DTYPES:
+        raise _bad(path, f"{shown(name)} is of dtype {shown(code, 30)}, which the format has not")
+    bits = math.prod(shape) * _DTYPES[code][1]
+    if bits != 8 * (last - first):
+        raise _bad(
+            path,
+            f"{shown(name)} has {8 * (last - first)} bits where {code} of shape "
+            f"{shown(list(shape))} has {shown(bits)}",
+        )
     return code, tuple(shape), first, last
 
 
@@ -145,8 +148,7 @@ def _check_layout(
 def _stored(
     path: Path, name: str, code: str, shape: tuple[int, ...], first: int, last: int, start: int
 ) -> Stored:
-    label = _DTYPES[code][0] if code in _DTYPES else shown(code, 30)
-    return Stored(name, shape, label, partial(_read, path, start + first, code, shape))
+    return Stored(name, shape, _DTYPES[code][0], partial(_read, path, start + first, code, shape))
 
 
 def _read(

@@ -19,7 +19,7 @@ from snc_client.operators import Matrix
 # Some singular value lies within residual^2 / 2 of sigma, relative, and on every spectrum tried the
 # error to the largest one was below the residual. Float32 leaves a floor of 6e-6.
 SETTLED = 1e-4
-MOST_ITERATIONS = 256  # what sixty singular values within 2 % take; a Gaussian takes some 40
+MOST_ITERATIONS = 256  # a Gaussian takes some 40; sixty values within 2 % are then right to 2e-5
 FIRST_RUNG = 1.0011  # a bound above it says that sigma is low by more than 1e-3
 ROUNDING = 2e-6  # sigma may exceed the spectral norm by so much, relative
 NEAR_ONE = 60  # entries within 2^+-60 have squares that fit float32, with room for their sum
