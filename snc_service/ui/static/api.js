@@ -61,6 +61,17 @@ export async function putPolicy(run, policy, etag) {
   return body(await reach(url(runPath(run, "/policy")), options));
 }
 
+/** Whose session this is (GET), a new one (POST with a token), or none any more (DELETE). */
+export async function session(method, content) {
+  const options = { method, cache: "no-store" };
+  if (content) {
+    options.headers = { "Content-Type": "application/json" };
+    options.body = JSON.stringify(content);
+  }
+  const response = await reach(url("session"), options);
+  return response.status === 204 ? null : body(response);
+}
+
 async function reach(address, options) {
   let response;
   try {
@@ -85,6 +96,7 @@ async function body(response) {
     throw new Problem(status, "Not an answer of this service", `Status ${status} without JSON.`);
   }
   if (response.ok) return data;
+  if (response.status === 401) dispatchEvent(new Event("unauthorised"));
   const title = typeof data.title === "string" ? data.title : `Status ${response.status}`;
   throw new Problem(response.status, title, typeof data.detail === "string" ? data.detail : "");
 }

@@ -2,6 +2,7 @@
 
 import { CompareView } from "./compare.js";
 import { h } from "./dom.js";
+import { Login } from "./login.js";
 import { stateNote } from "./parts.js";
 import { parse } from "./router.js";
 import { RunView } from "./run.js";
@@ -57,7 +58,7 @@ function key(event) {
   const field = event.target.closest?.("input, select, textarea");
   const typing = field && field.type !== "checkbox";
   if (event.key === "Escape" && typing) event.target.blur();
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "/") document.getElementById("filter")?.focus();
   else if (event.key === "?") help.showModal();
   else if (event.key === "g") location.hash = "#/";
@@ -78,6 +79,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the hash is ours
   main.focus();
 });
+new Login(document.getElementById("sign-out")).start();
 addEventListener("hashchange", show);
 addEventListener("keydown", key);
 show();

@@ -1,0 +1,66 @@
+// Who is looking: a field for a token where the service asks for one, and the way out.
+
+import { session } from "./api.js";
+import { h, setText } from "./dom.js";
+
+const HINT = "An operator makes one with \u201csnc token create NAME --scope read\u201d.";
+
+/** Show the field until a token counts; the page then starts afresh. */
+export class Login {
+  constructor(out) {
+    this.out = out;
+    this.field = h("input", {
+      type: "password", name: "token", id: "token", required: true, autocomplete: "off",
+      spellcheck: "false",
+    });
+    this.problem = h("p", { class: "form-problem", role: "alert" });
+    this.enter = h("button", { type: "submit", class: "primary", text: "Look" });
+    const form = h("form", { class: "login", method: "dialog" },
+      h("h2", { id: "login-title", text: "A token is needed" }),
+      h("label", { for: "token", text: "Token" }), this.field, this.enter, this.problem,
+      h("p", { class: "hint", text: HINT }));
+    this.dialog = h("dialog", { id: "login", "aria-labelledby": "login-title" }, form);
+    // Without a token there is nothing behind it to go back to.
+    this.dialog.addEventListener("cancel", (event) => event.preventDefault());
+    form.addEventListener("submit", (event) => this.submit(event));
+    out.addEventListener("click", () => this.leave());
+    document.body.append(this.dialog);
+    addEventListener("unauthorised", () => this.ask());
+  }
+
+  /** Find out whether the service asks for tokens, and whose session this is. */
+  async start() {
+    try {
+      const who = await session("GET");
+      this.out.hidden = !who.token_needed;
+      setText(this.out, `Sign out ${who.name}`);
+    } catch {
+      this.out.hidden = true; // the views say what is wrong; a 401 has asked already
+    }
+  }
+
+  ask() {
+    if (this.dialog.open) return;
+    this.dialog.showModal();
+    this.field.focus();
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    this.enter.disabled = true;
+    setText(this.problem, "");
+    try {
+      await session("POST", { token: this.field.value.trim() });
+      location.reload();
+    } catch (problem) {
+      setText(this.problem, problem.message);
+      this.enter.disabled = false;
+      this.field.select();
+    }
+  }
+
+  async leave() {
+    await session("DELETE");
+    location.reload();
+  }
+}

@@ -1,0 +1,60 @@
+"""The login of the page in a real Chromium, on a service that asks for tokens."""
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+from test_page import browser, opened, pytestmark  # noqa: F401
+
+from snc_client.demo.service import free_port, serving
+from snc_service.auth import make_token
+from snc_service.store import open_store
+
+REFUSED = "401"  # the browser says so of every answer of that status
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """Yield the URL of a service that has a token, and that token."""
+    path = tmp_path / "snc.db"
+    token, secret = make_token(
+        "anna", ["read", "ingest"], project=None, author="x", now=0.0, expires_at=None
+    )
+    store = open_store(f"sqlite:///{path}")
+    store.add_token(token)
+    store.close()
+    with serving(path, free_port(0)) as url:
+        headers = {"Authorization": f"Bearer {secret}"}
+        body = {"run": "r", "name": "planted run"}
+        httpx.post(f"{url}/api/v1/runs", json=body, headers=headers).raise_for_status()
+        yield url, secret
+
+
+def test_a_token_lets_in_and_signing_out_shuts_again(opened, closed):  # noqa: F811
+    url, secret = closed
+    with opened(url, "", complaints=REFUSED) as page:
+        field = page.get_by_label("Token", exact=True)
+        expect(field).to_be_focused()
+        assert "planted run" not in page.content()
+        page.keyboard.press("Escape")
+        expect(field).to_be_visible()
+        field.fill("snc_wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("not one of this service")
+        field.fill(f"  {secret} ")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("planted run")).to_be_visible()
+        expect(field).to_be_hidden()
+        assert page.evaluate("document.cookie") == ""
+        (cookie,) = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/")
+        assert secret not in page.content()
+        page.get_by_role("button", name="Sign out anna").click()
+        expect(page.get_by_label("Token", exact=True)).to_be_visible()
+        assert page.context.cookies() == []
+
+
+def test_without_any_token_in_the_service_nobody_is_asked(opened, service_url):  # noqa: F811
+    with opened(service_url, "") as page:
+        expect(page.locator("#connection")).to_have_text("live")
+        expect(page.locator("#login")).to_be_hidden()
+        expect(page.locator("#sign-out")).to_be_hidden()
