@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import time
 
 import pytest
 from api_cases import START, Clock, assert_problem, batch_of, serving_app, settings_in, table_of
@@ -9,6 +10,7 @@ from api_cases import START, Clock, assert_problem, batch_of, serving_app, setti
 from snc_service import auth
 from snc_service.api import access
 from snc_service.auth import SECRET, Tokens, digest, hide_secrets, make_token
+from snc_service.store.incidents import Silence
 from snc_service.store.records import Token
 from snc_service.wire import MEDIA_TYPE, encode
 
@@ -19,7 +21,7 @@ OWN, FOREIGN = "own", "foreign"
 # The documented answers. Scope: what a token must have; None: any token, "open": none at all.
 # For a token of another project, all scopes granted: "run" hides the run (404), "project" refuses
 # the name of another one (403), "all" refuses because the answer is about every project (403),
-# "list" shows its own part only, "-" does not care.
+# "list" shows its own part only, "record" hides what is of others (404), "-" does not care.
 TABLE_OF_ROUTES = {
     ("GET", "/"): ("open", "-"),
     ("GET", "/ui/{path:path}"): ("open", "-"),
@@ -58,6 +60,17 @@ TABLE_OF_ROUTES = {
     ("PUT", "/api/v1/projects/{project}/policy"): ("admin", "project"),
     ("DELETE", "/api/v1/runs/{run}"): ("admin", "run"),
     ("POST", "/api/v1/runs/{run}/commands"): ("admin", "run"),
+    ("GET", "/api/v1/alerting"): ("admin", "all"),
+    ("PUT", "/api/v1/alerting"): ("admin", "all"),
+    ("GET", "/api/v1/alerting/versions"): ("admin", "all"),
+    ("GET", "/api/v1/alerting/receivers"): ("admin", "all"),
+    ("POST", "/api/v1/alerting/test"): ("admin", "all"),
+    ("GET", "/api/v1/incidents"): ("read", "list"),
+    ("GET", "/api/v1/incidents/{incident}"): ("read", "record"),
+    ("POST", "/api/v1/incidents/{incident}/acknowledge"): ("admin", "record"),
+    ("GET", "/api/v1/silences"): ("read", "list"),
+    ("POST", "/api/v1/silences"): ("admin", "-"),
+    ("DELETE", "/api/v1/silences/{silence}"): ("admin", "record"),
     ("POST", "/api/v1/tokens"): ("admin", "all"),
     ("GET", "/api/v1/tokens"): ("admin", "all"),
     ("DELETE", "/api/v1/tokens/{name}"): ("admin", "all"),
@@ -70,10 +83,18 @@ BODIES = {
     ("PUT", "/api/v1/projects/{project}/policy"): {"entries": []},
     ("POST", "/api/v1/runs/{run}/commands"): {"action": "stop"},
     ("POST", "/api/v1/session"): {"token": "snc_0"},
+    ("PUT", "/api/v1/alerting"): {"receivers": {}, "routes": []},
+    ("POST", "/api/v1/incidents/{incident}/acknowledge"): {},
+    ("POST", "/api/v1/silences"): {"seconds": 60},
+    ("POST", "/api/v1/alerting/test"): {"receiver": "nobody"},
 }
 QUERIES = {("GET", "/api/v1/runs/{run}/history"): {"layer": "fc1.weight"}}
 # A right answer that is no success: the login of the table is given a token that is none.
-OTHER_SUCCESS = {("POST", "/api/v1/session"): 401, ("GET", "/ui/{path:path}"): 404}
+OTHER_SUCCESS = {
+    ("POST", "/api/v1/alerting/test"): 422,
+    ("POST", "/api/v1/session"): 401,
+    ("GET", "/ui/{path:path}"): 404,
+}
 STREAM = ("GET", "/api/v1/runs/{run}/stream")
 
 
@@ -96,12 +117,25 @@ class Door:
         clock.now += 2 * HOUR
         api._portal.call(lambda: api.service.tokens.refresh(now=True))
         self.names = iter(range(10_000))
+        self.incident = self.new_incident()
 
     def token(self, name, *scopes, project=None, expires_at=None):
         given = {"project": project, "author": "test", "now": START, "expires_at": expires_at}
         token, secret = make_token(name, scopes, **given)
         self.api.service.store.add_token(token)
         return secret
+
+    def new_incident(self):
+        """Return the incident of a failed run of project ``own``."""
+        store = self.api.service.store
+        given = {"config": {}, "tags": (), "policy": None, "now": START}
+        store.create_run("failed", name="failed", project="own", **given)
+        store.finish_run("failed", "failed", START)
+        deadline = time.monotonic() + 30
+        while not (found := store.incidents(run="failed")[0]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found[0].id
 
     def prepare(self):
         """Make again what an allowed request has taken away."""
@@ -111,6 +145,8 @@ class Door:
         store.put_layer_table("r", TABLE)
         store.add_token(make_token(f"t{next(self.names)}", ["read"], project=None, author="x",
                                    now=START, expires_at=None)[0])  # fmt: skip
+        silence = Silence(0, "own", "*", "*", "*", self.clock.now + HOUR, "", "test", START)
+        self.silence = store.add_silence(silence).id
 
     def ask(self, route, secret=None, *, headers=None):
         self.prepare()
@@ -118,6 +154,7 @@ class Door:
         name = f"t{next(self.names) - 1}" if method == "DELETE" else ""
         places = {"run": "r", "project": "own", "layer:path": "fc1.weight", "scalar": "loss",
                   "kind": "invalid", "path:path": "x", "name": name,
+                  "incident": str(self.incident), "silence": str(self.silence),
                   "table_hash": TABLE.hash}  # fmt: skip
         path = re.sub(r"\{([^}]+)\}", lambda match: places[match[1]], path)
         sent = dict(headers or {})
@@ -231,6 +268,8 @@ def test_a_token_of_another_project_sees_nothing_of_this_one(door, route):
     if bound == "run":
         detail = assert_problem(told, 404, "run-unknown")["detail"]
         assert detail == "there is no run 'r'"
+    elif bound == "record":
+        assert told.status_code == 404, told.text
     elif bound in ("project", "all"):
         assert_problem(told, 403, "project-refused")
     else:
@@ -261,10 +300,11 @@ def test_a_stream_is_refused_like_any_other_read(door, secret):
 @pytest.mark.parametrize("who", [None, "read", "foreign", "revoked"])
 def test_who_is_refused_is_refused_before_a_byte_of_the_body_is_read(door, route, who):
     scope, _ = TABLE_OF_ROUTES[route]
-    if scope == "open" or (who == "foreign" and route == ("POST", "/api/v1/runs")):
-        return  # the project of a new run stands in the body
+    in_body = (("POST", "/api/v1/runs"), ("POST", "/api/v1/silences"))
+    if scope == "open" or (who == "foreign" and route in in_body):
+        return  # the project stands in the body
     door.prepare()
-    path = route[1].format(run="r", project="own", table_hash=TABLE.hash)
+    path = route[1].format(run="r", project="own", table_hash=TABLE.hash, incident=door.incident)
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     if who is not None:
         headers.append((b"authorization", f"Bearer {door.secrets[who]}".encode()))

@@ -14,8 +14,7 @@ from snc_service.api.answers import answer, rfc3339
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import responses
 from snc_service.api.queries import ListQuery
-from snc_service.api.state import InAccess, InService, Service
-from snc_service.auth import Access
+from snc_service.api.state import InAccess, InService
 from snc_service.errors import Problem
 from snc_service.store.incidents import Incident, Silence
 from snc_service.wire.checks import printable, shown
@@ -210,6 +209,18 @@ def silence_item(silence: Silence) -> dict[str, Any]:
     }
 
 
+def _reached(service: InService, access: InAccess, incident: Number) -> Incident:
+    """Return an incident that the token reaches; others do not exist for it."""
+    found = service.store.incident(incident)
+    if found is None or not access.reaches(found.project):
+        raise _unknown(incident)
+    return found
+
+
+# Found before a body is read.
+Reached = Annotated[Incident, Depends(_reached)]
+
+
 @router.get(
     "/incidents",
     response_model=IncidentPage,
@@ -244,11 +255,9 @@ def list_incidents(
         "incident-unknown", "invalid", "store-unavailable", example=INCIDENT_EXAMPLE
     ),
 )
-def get_incident(
-    request: Request, service: InService, access: InAccess, incident: Number
-) -> Response:
+def get_incident(request: Request, found: Reached) -> Response:
     """Return one incident."""
-    return answer(request, as_item(_reached(service, access, incident)))
+    return answer(request, as_item(found))
 
 
 @router.post(
@@ -262,19 +271,18 @@ def acknowledge_incident(
     request: Request,
     service: InService,
     access: InAccess,
-    incident: Number,
+    found: Reached,
     said: Annotated[Acknowledgement, Depends(JsonBody(Acknowledgement, ACKNOWLEDGEMENT_EXAMPLE))],
 ) -> Response:
     """Say that you look after an incident: nobody is told of it again unless it becomes worse.
 
     Acknowledging what is acknowledged, or over, changes nothing.
     """
-    _reached(service, access, incident)
     known = service.store.acknowledge(
-        incident, author=access.name, now=service.clock(), comment=said.comment
+        found.id, author=access.name, now=service.clock(), comment=said.comment
     )
     if known is None:  # deleted with its run, just now
-        raise _unknown(incident)
+        raise _unknown(found.id)
     return answer(request, as_item(known))
 
 
@@ -342,14 +350,6 @@ def delete_silence(service: InService, access: InAccess, silence: Number) -> Res
     ):
         raise Problem("silence-unknown", f"there is no silence {silence} in force", field="silence")
     return Response(status_code=204)
-
-
-def _reached(service: Service, access: Access, number: int) -> Incident:
-    """Return an incident that the token reaches; others do not exist for it."""
-    incident = service.store.incident(number)
-    if incident is None or not access.reaches(incident.project):
-        raise _unknown(number)
-    return incident
 
 
 def _unknown(number: int) -> Problem:
