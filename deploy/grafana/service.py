@@ -16,7 +16,7 @@ def service() -> Dashboard:
     for panel in _numbers():
         made = made.with_panel(panel)
     made = with_row(made, "Ingest", _ingest())
-    return with_row(made, "Store, exposition and process", _process())
+    return with_row(made, "Requests, store and process", _process())
 
 
 def _numbers() -> list:
@@ -109,6 +109,19 @@ def _ingest() -> list:
 
 def _process() -> list:
     return [
+        lines(
+            "Requests",
+            {"{{code}}": f"sum by (code) (rate(snc_http_requests_total[{WINDOW}]))"},
+            "By status of the answer. 429 and 503 ask a client to come back; nothing is lost then.",
+            unit="reqps",
+            bars=True,
+        ),
+        lines(
+            "Deliveries of alerts",
+            {"{{outcome}}": f"sum by (outcome) (rate(snc_alert_deliveries_total[{WINDOW}]))"},
+            "Attempts to tell a receiver of an incident, by what became of them.",
+            bars=True,
+        ),
         lines(
             "Store",
             {"bytes": "max(snc_store_bytes)"},
