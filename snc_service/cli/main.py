@@ -178,6 +178,41 @@ def _token(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
         )
 
 
+def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = "who is told of what goes wrong, what does, and what is done about it"
+    alerts = commands.add_parser(name, help=text, description=text)
+    verbs = alerts.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(verb: str, text: str, function: str) -> argparse.ArgumentParser:
+        parser = _reader(verbs, verb, text)
+        parser.set_defaults(command=_later("alerts", function))
+        return parser
+
+    add("get", "show the routing in force; --json can be given to set", "get")
+    put = add("set", "set the routing: receivers, and routes that lead to them", "put")
+    put.add_argument("--file", required=True, metavar="PATH", help=".toml, or JSON; - reads stdin")
+    put.add_argument("--if-version", type=_step, help="change nothing unless this is in force")
+    test = add("test", "send receivers a message that says it is a test", "test")
+    test.add_argument("receivers", nargs="*", metavar="RECEIVER", help="default: all of them")
+    listed = add("list", "list incidents, newest first", "incidents")
+    listed.add_argument("--run")
+    listed.add_argument("--project")
+    listed.add_argument("--state", choices=("open", "resolved", "notice"))
+    listed.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    ack = add("ack", "look after an incident: nobody is told again unless it gets worse",
+              "acknowledge")  # fmt: skip
+    ack.add_argument("incident", type=_count, metavar="INCIDENT")
+    ack.add_argument("--comment", default="", help="for the audit log")
+    silence = add("silence", "keep what matches from telling anybody for a while", "silence")
+    silence.add_argument("--for", dest="duration", required=True, help="such as 90m, 2h or 1d")
+    for glob in ("project", "run", "rule", "layer"):
+        silence.add_argument(f"--{glob}", metavar="GLOB", help="default: any")
+    silence.add_argument("--comment", default="")
+    add("silences", "list the silences in force", "silences")
+    unsilence = add("unsilence", "end a silence", "unsilence")
+    unsilence.add_argument("silence", type=_count, metavar="SILENCE")
+
+
 BUILT_IN = {
     "serve": _serve,
     "runs": _runs,
@@ -185,6 +220,7 @@ BUILT_IN = {
     "history": _history,
     "events": _events,
     "policy": _policy,
+    "alerts": _alerts,
     "token": _token,
 }
 
