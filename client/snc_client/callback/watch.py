@@ -14,9 +14,11 @@ from torch import Tensor
 from snc_client.callback.cadence import Cadence, Mask
 from snc_client.callback.group import Group
 from snc_client.callback.readback import Readback
-from snc_client.callback.reading import Latest
+from snc_client.callback.reading import METRICS, Latest
 from snc_client.callback.row import Row, Scalars, parcel
 from snc_client.callback.schedule import CertifySchedule
+from snc_client.callback.signals import Signals
+from snc_client.estimator import LAG
 from snc_client.layers import Layer
 from snc_client.measurement import certifiable
 from snc_client.policy import LayerPolicy
@@ -35,6 +37,7 @@ class Measured(NamedTuple):
     device: torch.device
     indices: Sequence[int]
     rows: Tensor
+    certified: Sequence[int] = ()
 
 
 class Watch:
@@ -52,13 +55,19 @@ class Watch:
         certify_every: int | None,
         strict: bool,
         max_overhead: float | None,
+        signals: Signals,
     ) -> None:
         self.layers = tuple(layers)
-        self.latest = Latest([layer.name for layer in layers])
+        self._signals = signals
+        self.metrics = (*METRICS, *signals.metrics)
+        self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.lost_rows = 0  # measurements that found every buffer still in flight
         self._strict = strict
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._alone = not distributed or torch.distributed.get_world_size() == 1
         self._schedule = CertifySchedule(len(layers), certify_every) if certify_every else None
         self.cadence = Cadence(len(layers), max_overhead)
+        self._proofs = Cadence(len(layers), None)  # the same, of the bounds: strict goes by them
         self._scalars = Scalars()
         self._readbacks: dict[torch.device, Readback] = {}
         self._rows: deque[Row] = deque()
@@ -74,7 +83,7 @@ class Watch:
         """
         self._policies, self._policy_step = tuple(policies), step
         self._stops = np.array([p.action == "stop" for p in policies], np.bool_)
-        self.cadence.reset()
+        self._take_all_for_active()
         held = {i for i, p in enumerate(policies) if p.action in ("rescale", "cap")}
         if held != self._held:
             self._held = held
@@ -90,7 +99,8 @@ class Watch:
     @torch.no_grad()
     def register(self, step: int) -> None:
         """Measure every layer before the training moves it: its first sigma is its reference."""
-        values = [Measured(x.device, x.indices, x.register()) for x in self._groups]
+        self._signals.register([layer for group in self._groups for layer in group.layers])
+        values = [self._measured(x, x.indices, x.register()) for x in self._groups]
         self._ship(step, values, {})
 
     @torch.no_grad()
@@ -99,15 +109,17 @@ class Watch:
 
         Where a layer has moved to another device or is gone, the groups are formed anew, once.
         """
-        certify = self._to_certify()
+        certify = self._schedule.due() if self._schedule else []
         due = self.cadence.due(step)
         due[certify] = True
+        if self._strict:
+            due[sorted(self._held)] = True
         try:
-            values = self._step(due, certify)
+            values = self._step(step, due, certify)
         except (LookupError, RuntimeError):
             self._regroup(self._warm())
-            values = self._step(due, certify)
-        return self._ship(step, values, scalars)
+            values = self._step(step, due, certify)
+        return self._ship(step, values, {**self._signals.scalars, **scalars})
 
     def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
         """Add scalars to the row of ``step`` unless it has arrived; return whether it took them."""
@@ -128,7 +140,9 @@ class Watch:
         while self._rows and self._rows[0].ready():
             row = self._rows.popleft()
             values = row.take(len(self.layers))
-            self.latest = Latest(self.latest.names, row.step, values, row.scalars)
+            self.latest = Latest(
+                self.latest.names, row.step, values, row.scalars, self.metrics, row.certified
+            )
             self._learn(self.latest)
             yield row, self.latest
 
@@ -143,7 +157,7 @@ class Watch:
             row.take(len(self.layers))  # gives the buffers back
         self._rows.clear()
         self._policy_step = -1
-        self.cadence.reset()
+        self._take_all_for_active()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what is warm of each layer, by name, on the CPU. It waits for the devices."""
@@ -155,6 +169,10 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from ``state``; layers that it lacks start cold."""
         self._regroup(state)
+
+    def _take_all_for_active(self) -> None:
+        self.cadence.reset()
+        self._proofs.reset()
 
     def _warm(self) -> dict[str, dict[str, Any]]:
         return {
@@ -170,20 +188,35 @@ class Watch:
             group.set_policy([self._policies[i] for i in group.indices])
             group.load([state.get(layer.name) for layer in group.layers])
 
-    def _step(self, due: Mask, certify: Sequence[int]) -> list[Measured]:
+    def _step(self, step: int, due: Mask, certify: Sequence[int]) -> list[Measured]:
         values = []
+        pressing = self._proofs.urgent(step)
+        if not self._alone:
+            pressing[:] = True  # rows arrive at one step here, at another there: no guesses
         for device in {group.device for group in self._groups}:
             self._readback(device).start()
+        every = [i for group in self._groups for i in group.indices]
+        self._signals.begin([self.layers[i] for i in every if due[i]])
         for group in self._groups:
             places = range(len(group.indices))
             measured = [k for k in places if due[group.indices[k]]]
             certified = [k for k in measured if group.indices[k] in certify]
             capped = [k for k in measured if self.cadence.active[group.indices[k]]]
             if measured:
-                rows = group.step(measured, certify=certified, cap=capped)
+                pressed = [k for k in measured if pressing[group.indices[k]]]
+                rows, proven = group.step(measured, certify=certified, cap=capped, pressing=pressed)
                 indices = [group.indices[k] for k in measured]
-                values.append(Measured(group.device, indices, rows))
+                found = [group.indices[k] for k in proven]
+                values.append(self._measured(group, indices, rows, found))
         return values
+
+    def _measured(
+        self, group: Group, indices: Sequence[int], rows: Tensor, certified: Sequence[int] = ()
+    ) -> Measured:
+        """Put the signals of these layers below what the group found of them."""
+        layers = [self.layers[i] for i in indices]
+        signals = self._signals.rows(layers, group.device, rows[0])
+        return Measured(group.device, indices, torch.cat([rows, signals]), certified)
 
     def _ship(
         self, step: int, values: Sequence[Measured], scalars: Mapping[str, Any]
@@ -204,13 +237,11 @@ class Watch:
             )
             for device, here in by_device.items()
         ]
-        row = Row(step, self._stops, numbers, parcels)
+        certified = np.zeros(len(self.layers), np.bool_)
+        certified[[i for measured in values for i in measured.certified]] = True
+        row = Row(step, self._stops, numbers, parcels, certified, self.metrics)
         self._rows.append(row)
         return row
-
-    def _to_certify(self) -> list[int]:
-        due = self._schedule.due() if self._schedule else []
-        return sorted(self._held.union(due)) if self._strict else due
 
     def _learn(self, latest: Latest) -> None:
         """Draw conclusions for the next steps from a row that has arrived."""
@@ -219,10 +250,16 @@ class Watch:
             self._schedule.saw(latest.step, sigma, threshold)
         if latest.step > self._policy_step:
             self.cadence.saw(latest.step, sigma, threshold)
-        lost = latest.row("sigma_upper") > LOST * sigma
+            self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
+        lost = latest.certified & (latest.row("sigma_upper") > LOST * sigma)
         if lost.any():
             for group in self._groups:
                 group.refill([bool(lost[i]) for i in group.indices])
+        late = latest.row("residual") > LAG * sigma
+        # Rows arrive when they do: ranks that heeded them at different steps would drift apart.
+        if late.any() and self._alone:
+            for group in self._groups:
+                group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
 
     def _readback(self, device: torch.device) -> Readback:
         if device not in self._readbacks:
@@ -238,6 +275,12 @@ class Watch:
             except LookupError as error:
                 log.warning("snc: not measured any more: %s", error)
         return [
-            Group([self.layers[i] for i in indices], indices, device, block=block)
+            Group(
+                [self.layers[i] for i in indices],
+                indices,
+                device,
+                block=block,
+                strict=self._strict,
+            )
             for (device, block), indices in places.items()
         ]
