@@ -47,7 +47,7 @@ def add(connection: Connection, token: Token) -> None:
 
 def every(connection: Connection) -> list[Token]:
     """Return every token, the oldest first."""
-    return [_token(row) for row in connection.execute(f"{_SELECT} order by created_at, id")]
+    return [_token(row) for row in connection.execute(f"{_SELECT} order by created_at, name")]
 
 
 def revoke(connection: Connection, name: str, *, author: str, now: float) -> Token:
