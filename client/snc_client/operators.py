@@ -106,6 +106,11 @@ class LowRank:
         """Return the product of the two largest absolute entries: the scale of an entry of B A."""
         return self._left.amax() * self._right.amax()
 
+    def frobenius(self) -> Tensor:
+        """Return the Frobenius norm of B A, 0-d: its square is the trace of (B'B)(A A')."""
+        b, a = self._left.weight.float(), self._right.weight.float()
+        return ((b.mT @ b) * (a @ a.mT)).sum().clamp(min=0).sqrt()
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -10,6 +10,10 @@ from torch import Tensor
 from snc_client.operators import Operator
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One measured matrix: a weight, or the slice of a weight that holds one head, gate or expert.
@@ -37,6 +41,8 @@ class Layer:
     """Whether `weight` *is* the measured matrix (2-d), so that its singular values can be set."""
     _weight: Callable[[], Tensor] = field(kw_only=True, repr=False)
     _operator: Callable[[], Operator] = field(kw_only=True, repr=False)
+    _parameter: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
+    _part: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False, default=_same)
 
     def weight(self) -> Tensor:
         """Return the view to multiply in place: by f, and sigma becomes f times what it was.
@@ -49,6 +55,17 @@ class Layer:
     def operator(self) -> Operator:
         """Return the linear map whose sigma is this layer's. Cheap, except for computed weights."""
         return self._operator()
+
+    def parameter(self) -> Tensor | None:
+        """Return the parameter that stores the matrix, itself; None where the matrix is computed.
+
+        Raises LookupError as `weight` does.
+        """
+        return self._parameter() if self._parameter else None
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return this layer's share of anything shaped like `parameter`: its gradient, a moment."""
+        return self._part(tensor)
 
 
 @dataclass(frozen=True)

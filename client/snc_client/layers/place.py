@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,13 @@ def layer(place: Place, view: View) -> Layer:
         cappable=source.direct and view.cappable and not place.frozen,
         _weight=weight or read,
         _operator=operator,
+        _parameter=place.reader(_kept(source.key), place.value.shape) if source.direct else None,
+        _part=view.part,
     )
+
+
+def _kept(key: str) -> Read:
+    return lambda module: cast(Tensor, module._parameters[key])
 
 
 def _written(place: Place, view: View) -> Callable[[], Tensor] | None:

@@ -1,0 +1,113 @@
+"""How far an optimizer's last step moved each parameter, from what it keeps: no copy of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Of these the step is known to the last term; a subclass may do something else.
+SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+CHUNK = 2**24  # numbers that are worked on at a time: what the temporaries may hold
+
+
+class Move(NamedTuple):
+    """The last step of one parameter is ``factor * direction``, up to its sign."""
+
+    parameter: Tensor
+    direction: Tensor
+    factor: float | Tensor
+
+
+def supported(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Return whether `moves` knows this optimizer."""
+    return type(optimizer) in SUPPORTED
+
+
+@torch.no_grad()
+def moves(optimizer: torch.optim.Optimizer, wanted: set[int]) -> Iterator[Move]:
+    """Yield the last step of the parameters with these ids that had a gradient.
+
+    To be called right after the step: gradients and learning rates must be those of the step. Exact
+    up to rounding for SGD (momentum, Nesterov, dampening, weight decay), Adam and AdamW (amsgrad
+    too); weights may not have been written since. Temporaries hold at most about three times 2^24
+    numbers or one parameter, whichever is more.
+    """
+    for group in optimizer.param_groups:
+        stepped = [p for p in group["params"] if id(p) in wanted and p.grad is not None]
+        for parameters in _chunks(stepped):
+            if isinstance(optimizer, torch.optim.SGD):
+                yield from _sgd(parameters, group, optimizer.state)
+            else:
+                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
+                    "decoupled_weight_decay", False
+                )
+                yield from _adam(parameters, group, optimizer.state, decoupled)
+
+
+def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    chunk: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if chunk and size + parameter.numel() > CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(parameter)
+        size += parameter.numel()
+    if chunk:
+        yield chunk
+
+
+def _sgd(
+    parameters: Sequence[Tensor], group: Mapping[str, Any], state: Mapping[Tensor, Any]
+) -> Iterator[Move]:
+    lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+    buffers = [state[p].get("momentum_buffer") for p in parameters] if momentum else []
+    if momentum and not group["nesterov"]:  # the buffer is the step, decay and all
+        yield from (Move(p, buffer, lr) for p, buffer in zip(parameters, buffers, strict=True))
+        return
+    sign = -1.0 if group["maximize"] else 1.0
+    for i, p in enumerate(parameters):
+        assert p.grad is not None
+        direction = p.grad.detach()
+        if momentum:
+            direction = torch.add(direction, buffers[i], alpha=sign * momentum)
+        if decay:  # of the old weight, which is the new one plus the step
+            direction = torch.add(direction, p, alpha=sign * decay)
+        yield Move(p, direction, lr / (1 - lr * decay))
+
+
+def _adam(
+    parameters: Sequence[Tensor],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+    decoupled: bool,
+) -> Iterator[Move]:
+    lr, decay = group["lr"], group["weight_decay"] if decoupled else 0.0
+    beta_1, beta_2 = group["betas"]
+    states = [state[p] for p in parameters]
+    square = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    steps = torch.stack([torch.as_tensor(s["step"]) for s in states]).float()
+    bias_1, bias_2 = _bias(beta_1, steps), _bias(beta_2, steps).sqrt()
+    size = torch._foreach_sqrt([s[square] for s in states])
+    torch._foreach_div_(size, _each(bias_2))
+    torch._foreach_add_(size, group["eps"])
+    direction = torch._foreach_div([s["exp_avg"] for s in states], size)
+    torch._foreach_div_(direction, _each(bias_1))
+    if decay:  # of the old weight, as above
+        torch._foreach_add_(direction, [p.detach() for p in parameters], alpha=decay)
+    factor = lr / (1 - lr * decay)
+    yield from (Move(p, d, factor) for p, d in zip(parameters, direction, strict=True))
+
+
+def _bias(beta: float | Tensor, steps: Tensor) -> Tensor:
+    """Return 1 - beta^step without the cancellation of a large beta."""
+    log = torch.as_tensor(beta, dtype=torch.float32, device=steps.device).log()
+    return -torch.expm1(steps * log)
+
+
+def _each(values: Tensor) -> Any:
+    """Return one factor per parameter: numbers if they are the host's, else tensors, not read."""
+    return values.tolist() if values.device.type == "cpu" else list(values.unbind())
