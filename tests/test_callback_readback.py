@@ -26,7 +26,7 @@ def test_groups_of_layers_and_scalars_come_back_in_their_places():
     scalars = {"loss": torch.tensor([0.5])}
     first = parcel(readback, [values_of(2), values_of(0, 3)], [2, 0, 3], scalars)
     second = parcel(readback, [], [], {"accuracy": torch.tensor([0.25])})
-    row = Row(7, np.zeros(4, np.bool_), {"lr": 0.1}, [first, second])
+    row = Row(7, np.zeros(4, np.bool_), {"lr": 0.1}, [first, second], np.zeros(4, np.bool_))
     assert row.ready()
     values = row.take(num_layers=4)
     expected = values_of(0, 1, 2, 3).numpy()

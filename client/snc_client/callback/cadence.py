@@ -48,7 +48,12 @@ class Cadence:
         if self.interval == 1:
             return np.ones(len(self.active), np.bool_)
         turn: Mask = (self._turn + step) % self.interval == 0
-        return turn | self.active | (step >= self._deadline)
+        return turn | self.urgent(step)
+
+    def urgent(self, step: int) -> Mask:
+        """Return which layers may be active at ``step``, whoever's turn it is, [L] bool."""
+        urgent: Mask = self.active | (step >= self._deadline)
+        return urgent
 
     def reset(self) -> None:
         """Take every layer for active until its next row: policy or weights have changed."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from snc_client.callback.carried import CarriedBounds
 from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
@@ -30,6 +31,13 @@ REGISTER_CALLS = 8
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
 
 
+class Stepped(NamedTuple):
+    """What a step gave: [M, l] for the layers measured, and which layers were certified."""
+
+    rows: Tensor
+    certified: Collection[int]
+
+
 class Group:
     """L layers on one device, and what lives between their measurements.
 
@@ -38,7 +46,13 @@ class Group:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], indices: Sequence[int], device: torch.device, *, block: int
+        self,
+        layers: Sequence[Layer],
+        indices: Sequence[int],
+        device: torch.device,
+        *,
+        block: int,
+        strict: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.indices = list(indices)
@@ -46,6 +60,7 @@ class Group:
         shapes = [layer.operator().shape for layer in layers]
         self.power = BlockPower(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
+        self._carried = CarriedBounds(len(layers), device) if strict else None
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
         self._calls = 0
@@ -67,11 +82,17 @@ class Group:
         return torch.stack([estimates.sigma, inf, nan, estimates.residual, nan])
 
     def step(
-        self, measured: Sequence[int], *, certify: Collection[int], cap: Collection[int]
-    ) -> Tensor:
+        self,
+        measured: Sequence[int],
+        *,
+        certify: Collection[int],
+        cap: Collection[int],
+        pressing: Collection[int] = (),
+    ) -> Stepped:
         """Measure these layers, certify and cap some of them, act; return [M, len(measured)].
 
-        The rows are those of `METRICS`. ``certify`` and ``cap`` are among ``measured``.
+        The rows are those of `METRICS`. The other layers are among ``measured``. ``pressing`` are
+        those whose carried bound may pass the threshold at this step, as far as the host can know.
         """
         operators = {i: self.layers[i].operator() for i in measured}
         self._catch_up(operators, certify)
@@ -79,14 +100,53 @@ class Group:
         sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)
-        for i in certify:
-            upper[i].copy_(bound(operators[i], sigma[i]))
+        self._certify(operators, certify, sigma, upper)
+        if self._carried is not None:
+            certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
         divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
         scale = self._act([i for i in self._held if i in operators], divisor, cap)
         rows = torch.stack([sigma, self.thresholds.value, scale, residual, upper])
-        if len(measured) == len(self.layers):
-            return rows
-        return rows[:, sent(measured, self.device, torch.int64)]
+        if len(measured) != len(self.layers):
+            rows = rows[:, sent(measured, self.device, torch.int64)]
+        return Stepped(rows, certify)
+
+    def _certify(
+        self,
+        operators: Mapping[int, Operator],
+        certify: Collection[int],
+        sigma: Tensor,
+        upper: Tensor,
+    ) -> None:
+        for i in certify:
+            upper[i].copy_(bound(operators[i], sigma[i]))
+            if self._carried is not None and i in self._held:
+                self._carried.certified(i, operators[i], upper[i])
+
+    def _prove(
+        self,
+        operators: Mapping[int, Operator],
+        certified: Collection[int],
+        pressing: Collection[int],
+        sigma: Tensor,
+        upper: Tensor,
+    ) -> list[int]:
+        """Give ``upper`` a bound for every held layer; return which were certified for that.
+
+        Where the carried bound proves that the threshold holds, a certificate would say no more.
+        The host knows that at once where reading is free, else it has guessed (``pressing``). A
+        guess that fails costs no proof: the carried bound is divided by then, which shrinks more.
+        """
+        assert self._carried is not None
+        rest = [i for i in self._held if i in operators and i not in certified]
+        carried = self._carried.bounds({i: operators[i] for i in rest})
+        if reading_is_free(self.device):
+            proven = (carried <= self.thresholds.value).tolist()
+            late = [i for i in rest if not proven[i]]
+        else:
+            late = [i for i in rest if i in pressing]
+        upper.copy_(torch.where(upper.isnan(), carried, upper))
+        self._certify(operators, late, sigma, upper)
+        return late
 
     def _catch_up(self, operators: Mapping[int, Operator], certify: Collection[int]) -> None:
         """Iterate more where a weight to certify has moved for several calls unmeasured."""

@@ -13,6 +13,9 @@ from snc_service.wire import ABSENT, absent
 
 # The rows of a measurement, in the order in which the device writes them.
 METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
+# They may follow, in this order. On the device -1 says "not measured": NaN would be a measurement.
+EXTRA_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm", "guard")
+NOT_MEASURED: Final = -1.0
 
 
 class ThresholdBreached(RuntimeError):
@@ -37,7 +40,8 @@ class Reading(TypedDict):
     """One layer at one step. None: not measured, not certified, or no threshold.
 
     ``sigma`` and ``sigma_upper`` are from before the action, ``scale`` is what the action did;
-    ``ratio`` is sigma / threshold.
+    ``ratio`` is sigma / threshold. ``frobenius`` to ``update_norm``: see `Signals`; ``guard``: how
+    far the step went of what the guard allows, 1 being its limit.
     """
 
     sigma: float | None
@@ -46,13 +50,20 @@ class Reading(TypedDict):
     residual: float | None
     sigma_upper: float | None
     ratio: float | None
+    frobenius: float | None
+    stable_rank: float | None
+    grad_norm: float | None
+    update_norm: float | None
+    guard: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Latest(Mapping[str, Reading]):
     """The newest measurement that has arrived on the host: layer name -> `Reading`.
 
-    ``step`` is -1 before the first one; ``columns`` is float32 [M, L], rows as in `METRICS`.
+    ``step`` is -1 before the first one; ``columns`` is float32 [M, L], rows as in ``metrics``.
+    ``certified`` is bool [L]: sigma_upper was certified at this very step. A sigma_upper without
+    that is carried from an earlier certificate (``strict``): a bound too, but a looser one.
     """
 
     names: Sequence[str] = ()
@@ -61,24 +72,32 @@ class Latest(Mapping[str, Reading]):
         default_factory=lambda: np.empty((len(METRICS), 0), np.float32)
     )
     scalars: Mapping[str, float] = field(default_factory=dict)
+    metrics: Sequence[str] = METRICS
+    certified: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
     def __getitem__(self, layer: str) -> Reading:
         try:
             column = self.columns[:, self.names.index(layer)]
         except ValueError:
             raise KeyError(layer) from None
-        sigma, threshold, scale, residual, upper = (
-            None if gone else float(value)
-            for value, gone in zip(column, absent(column), strict=True)
-        )
+        gone = absent(column)
+        values = {
+            name: None if gone[m] else float(column[m]) for m, name in enumerate(self.metrics)
+        }
+        sigma, threshold = values["sigma"], values["threshold"]
         ratio = None if sigma is None or threshold is None else sigma / threshold
         return Reading(
             sigma=sigma,
             threshold=threshold,
-            scale=scale,
-            residual=residual,
-            sigma_upper=upper,
+            scale=values["scale"],
+            residual=values["residual"],
+            sigma_upper=values["sigma_upper"],
             ratio=ratio,
+            frobenius=values.get("frobenius"),
+            stable_rank=values.get("stable_rank"),
+            grad_norm=values.get("grad_norm"),
+            update_norm=values.get("update_norm"),
+            guard=values.get("guard"),
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -89,14 +108,16 @@ class Latest(Mapping[str, Reading]):
 
     def row(self, metric: str) -> npt.NDArray[np.float32]:
         """Return one metric of every layer, float32 [L]."""
-        row: npt.NDArray[np.float32] = self.columns[METRICS.index(metric)]
+        row: npt.NDArray[np.float32] = self.columns[self.metrics.index(metric)]
         return row
 
 
 def mark_absent(values: npt.NDArray[np.float32]) -> None:
-    """Write ABSENT where the device says "none": an infinite threshold, a NaN scale or bound."""
+    """Write ABSENT where the device says "none": an infinite threshold, a NaN bound, a -1."""
     threshold = values[METRICS.index("threshold")]
     threshold[np.isinf(threshold)] = ABSENT
     for metric in ("scale", "sigma_upper"):
         row = values[METRICS.index(metric)]
         row[np.isnan(row)] = ABSENT
+    extra = values[len(METRICS) :]
+    extra[extra < 0] = ABSENT

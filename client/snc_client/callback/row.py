@@ -41,7 +41,9 @@ class Row:
     stops: Mask  # [L]: a breach of these layers ends the training
     scalars: dict[str, float]
     parcels: list[Parcel]
+    certified: Mask  # [L]: sigma_upper comes from a certificate of this step
     time: float = field(default_factory=time.time)
+    metrics: Sequence[str] = METRICS
     host_seconds: float = 0.0
     device_seconds: float = 0.0  # 0 where the device has no clock of its own
 
@@ -51,13 +53,16 @@ class Row:
 
     def take(self, num_layers: int) -> Floats:
         """Return the values, float32 [M, L] with ABSENT marked; ``scalars`` are complete then."""
-        values = np.full((len(METRICS), num_layers), ABSENT, np.float32)
+        num_metrics = len(self.metrics)
+        values = np.full((num_metrics, num_layers), ABSENT, np.float32)
         for parcel in self.parcels:
             self.device_seconds = max(self.device_seconds, parcel.flight.device_seconds())
             flat = parcel.flight.take()
-            size = len(METRICS) * len(parcel.indices)
-            values[:, parcel.indices] = flat[:size].reshape(len(METRICS), -1)
+            size = num_metrics * len(parcel.indices)
+            values[:, parcel.indices] = flat[:size].reshape(num_metrics, -1)
             self.scalars.update(zip(parcel.names, flat[size:].tolist(), strict=True))
+        if self.scalars.get("grad_norm", 0.0) < 0:
+            del self.scalars["grad_norm"]  # the device's word for "not measured"
         mark_absent(values)
         return values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.overhead import Overhead
-from snc_client.callback.reading import METRICS, Latest, ThresholdBreached
+from snc_client.callback.reading import Latest, ThresholdBreached
+from snc_client.callback.signals import DEFAULT_SIGNALS, Signals
 from snc_client.callback.watch import Watch
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
@@ -49,9 +50,12 @@ class SNCallback:
     * ``spool``: a local folder that keeps rows until the service has them, also past the job.
     * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
     * ``certify_every``: certify each layer once in so many measurements; None: never.
-    * ``strict``: certify every layer that is rescaled or capped at every measurement, before it is.
+    * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
+      certificate, or by an earlier one plus what the weight has moved since (Weyl) as long as that
+      is at most the threshold. Keeps a copy of these weights.
     * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
       layers far from a threshold in turns (their sigma may err by 1 % then), active ones always.
+    * ``signals``: what else is measured and reported, see `snc_client.callback.signals.Signals`.
     * ``conv``, ``split``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
@@ -61,7 +65,7 @@ class SNCallback:
     action) at the next call, or later where the device lags.
 
     What is held: after a measured step a rescaled layer's spectral norm is at most its threshold,
-    up to the rounding of the product, where sigma_upper was certified at that step (``strict``).
+    up to the rounding of the product, where there was a sigma_upper at that step (``strict``).
     Elsewhere sigma with a margin, 1e-3 or (residual / sigma)^2 if that is more, takes the bound's
     place: evidence, no proof. The model gets no attribute, hook, buffer or state-dict entry.
 
@@ -94,6 +98,7 @@ class SNCallback:
         split: Mapping[str, str | Mapping[str, int]] | None = None,
         guard: bool = False,
         max_overhead: float | None = None,
+        signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
         _check(every=every, certify_every=certify_every, guard=guard, max_overhead=max_overhead)
         if not isinstance(optimizer, torch.optim.Optimizer | None):
@@ -116,12 +121,14 @@ class SNCallback:
         self._rank, self._num_ranks = ranks()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
+        self._signals = Signals(signals, model, optimizer)
         self._watch = Watch(
             self.layers.layers,
             resolved.layers,
             certify_every=certify_every,
             strict=strict,
             max_overhead=max_overhead,
+            signals=self._signals,
         )
         if strict and (names := self._watch.uncertifiable()):
             raise ValueError(
@@ -186,7 +193,7 @@ class SNCallback:
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost on the way, for want of memory or of a service."""
-        lost = self._watch.lost_rows * len(METRICS) * len(self.layers.layers)
+        lost = self._watch.lost_rows * len(self._watch.metrics) * len(self.layers.layers)
         return lost + (self._sender.dropped_values if self._sender else 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,6 +267,7 @@ class SNCallback:
         self._take_policy()
         if scalars.get("lr") is None and self._optimizer is not None:
             scalars["lr"] = learning_rate(self._optimizer)
+        scalars = self._signals.wanted(scalars)
         scalars["step_seconds"] = self._overhead.step_seconds()
         row = self._watch.measure(self._step, scalars)
         if row is not None:
@@ -275,7 +283,8 @@ class SNCallback:
             if "step_seconds" in row.scalars:
                 self._watch.cadence.paid(seconds / self._every, row.scalars["step_seconds"])
             if self._sender is not None:
-                self._sender.put(row.step, latest.columns, row.scalars, row.time)
+                scalars = self._signals.wanted(row.scalars)
+                self._sender.put(row.step, latest.columns, scalars, row.time)
             breach = breach or row.breach(latest)
         return breach
 
@@ -329,7 +338,7 @@ class SNCallback:
         if not url or self._rank != 0:
             return None
         specs = tuple(LayerSpec(x.name, x.kind, x.shape) for x in self.layers.layers)
-        return Sender(url, table=LayerTable(specs), metrics=METRICS, **keywords)
+        return Sender(url, table=LayerTable(specs), metrics=self._watch.metrics, **keywords)
 
     def _destination(self) -> str:
         if self._rank != 0:

@@ -141,7 +141,12 @@ class Watch:
             row = self._rows.popleft()
             values = row.take(len(self.layers))
             self.latest = Latest(
-                self.latest.names, row.step, values, row.scalars, self.metrics, row.certified
+                self.latest.names,
+                row.step,
+                values,
+                row.scalars,
+                metrics=self.metrics,
+                certified=row.certified,
             )
             self._learn(self.latest)
             yield row, self.latest
@@ -239,7 +244,7 @@ class Watch:
         ]
         certified = np.zeros(len(self.layers), np.bool_)
         certified[[i for measured in values for i in measured.certified]] = True
-        row = Row(step, self._stops, numbers, parcels, certified, self.metrics)
+        row = Row(step, self._stops, numbers, parcels, certified, metrics=self.metrics)
         self._rows.append(row)
         return row
 
