@@ -178,6 +178,7 @@ class MailServer:
     commands: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     silent: bool = False
+    encrypted_at_once: bool = False
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -190,6 +191,8 @@ class _MailHandler(socketserver.StreamRequestHandler):
             if mail.silent:
                 mail.released.wait(60)
                 return
+            if mail.encrypted_at_once:
+                self.encrypt(mail)
             self.say("220 test")
             while line := self.rfile.readline().decode().strip():
                 if not self.obey(mail, line):
@@ -200,6 +203,12 @@ class _MailHandler(socketserver.StreamRequestHandler):
             if self.encrypted:  # the server closes only the socket that it handed out
                 for part in (self.rfile, self.wfile, self.connection):
                     part.close()
+
+    def encrypt(self, mail: MailServer) -> None:
+        self.connection = mail.context.wrap_socket(self.connection, server_side=True)
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb", buffering=0)
+        self.encrypted = True
 
     def say(self, line: str) -> None:
         self.wfile.write(f"{line}\r\n".encode())
@@ -218,10 +227,7 @@ class _MailHandler(socketserver.StreamRequestHandler):
             self.say("250 8BITMIME")
         elif verb == "STARTTLS":
             self.say("220 go ahead")
-            self.connection = mail.context.wrap_socket(self.connection, server_side=True)
-            self.rfile = self.connection.makefile("rb")
-            self.wfile = self.connection.makefile("wb", buffering=0)
-            self.encrypted = True
+            self.encrypt(mail)
         elif verb == "AUTH":
             mail.logins.append(line)
             self.say("235 welcome")

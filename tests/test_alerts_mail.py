@@ -76,6 +76,12 @@ def test_with_starttls_everything_of_value_is_said_after_it(tls):
     assert before == ["EHLO", "STARTTLS"]
 
 
+def test_tls_from_the_start_is_a_way_too(tls):
+    with taking_mail(tls, encrypted_at_once=True) as server:
+        send_mail(receiver(server.port, security="tls", login=True), TOLD, ALLOWED)
+    assert (len(server.mails), len(server.logins)) == (1, 1)
+
+
 def test_a_server_without_tls_gets_neither_password_nor_mail():
     with taking_mail() as server:
         error = refused(receiver(server.port, security="starttls", login=True))

@@ -33,7 +33,7 @@ def send_mail(
     try:
         with _connection(receiver, allowed, deadline_seconds) as client:
             if receiver.security == "starttls":
-                client.starttls(context=trusted())
+                client.encrypt()
             if receiver.username is not None and receiver.password is not None:
                 client.login(receiver.username, receiver.password)
             client.send_message(mail(receiver, message))
@@ -71,13 +71,17 @@ def mail(receiver: Email, message: Message) -> EmailMessage:
 
 
 class _Client(smtplib.SMTP):
-    """Connects to an address that was checked; talks TLS from the start if ``context`` is given."""
+    """Connects to an address that was checked; talks TLS from the start where that is asked for.
+
+    ``sockets`` gets every socket as soon as it is connected: before the server has said a word.
+    """
 
     def __init__(
-        self, receiver: Email, allowed: Sequence[Network], context: ssl.SSLContext | None
+        self, receiver: Email, allowed: Sequence[Network], sockets: list[socket.socket]
     ) -> None:
         self._allowed = allowed
-        self._context = context
+        self._context = trusted() if receiver.security == "tls" else None
+        self._sockets = sockets
         name = socket.gethostname()
         super().__init__(
             receiver.host,
@@ -95,35 +99,43 @@ class _Client(smtplib.SMTP):
             except OSError as error:
                 failure = error
             else:
-                context = self._context
-                return (
-                    plain if context is None else context.wrap_socket(plain, server_hostname=host)
-                )
+                return self._kept(plain, host)
         raise failure or OSError("no address")
+
+    def _kept(self, plain: socket.socket, host: str) -> socket.socket:
+        self._sockets.append(plain)
+        if self._context is None:
+            return plain
+        secure = self._context.wrap_socket(plain, server_hostname=host)
+        self._sockets.append(secure)
+        return secure
+
+    def encrypt(self) -> None:
+        """Go on encrypted."""
+        self.starttls(context=trusted())
+        if self.sock is not None:
+            self._sockets.append(self.sock)
 
 
 @contextlib.contextmanager
 def _connection(
     receiver: Email, allowed: Sequence[Network], deadline_seconds: float
-) -> Iterator[smtplib.SMTP]:
+) -> Iterator[_Client]:
     """Lend a connection that is cut at the deadline: dripping bytes gain no time."""
     cut = threading.Event()
-    context = trusted() if receiver.security == "tls" else None
-    opened: list[_Client] = []
+    sockets: list[socket.socket] = []
 
     def end() -> None:
         cut.set()
-        for client in opened:
-            with contextlib.suppress(OSError, AttributeError):  # just closed by itself
-                client.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        for each in sockets:
+            with contextlib.suppress(OSError):  # closed, or wrapped by the next
+                each.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(deadline_seconds, end)
     timer.daemon = True
     timer.start()
     try:
-        client = _Client(receiver, allowed, context)
-        opened.append(client)
-        with client:
+        with _Client(receiver, allowed, sockets) as client:
             yield client
     except (smtplib.SMTPServerDisconnected, OSError):
         if cut.is_set():
