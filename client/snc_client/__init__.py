@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snc_client.callback import SNCallback, ThresholdBreached
+    from snc_client.callback import SNCallback, ThresholdBreached, warm_up
     from snc_client.certificate import certify
     from snc_client.measurement import measure
 
-__all__ = ["SNCallback", "ThresholdBreached", "certify", "measure"]
+__all__ = ["SNCallback", "ThresholdBreached", "certify", "measure", "warm_up"]
 
 # Loaded at first use: what needs no torch (the sender, a replay) must neither wait for its import
 # nor fail where there is none.
@@ -17,6 +17,7 @@ _HOMES = {
     "ThresholdBreached": "callback",
     "certify": "certificate",
     "measure": "measurement",
+    "warm_up": "callback",
 }
 
 

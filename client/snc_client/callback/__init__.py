@@ -2,5 +2,6 @@
 
 from snc_client.callback.reading import Latest, Reading, ThresholdBreached
 from snc_client.callback.sn_callback import SNCallback
+from snc_client.callback.warmup import warm_up
 
-__all__ = ["Latest", "Reading", "SNCallback", "ThresholdBreached"]
+__all__ = ["Latest", "Reading", "SNCallback", "ThresholdBreached", "warm_up"]

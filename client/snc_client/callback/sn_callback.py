@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from snc_client.callback.overhead import Overhead
 from snc_client.callback.reading import Latest, ThresholdBreached
 from snc_client.callback.signals import DEFAULT_SIGNALS, Signals
+from snc_client.callback.warmup import Schedule, ThresholdFactor
 from snc_client.callback.watch import Watch
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
@@ -48,6 +49,8 @@ class SNCallback:
     * ``url``: the service; None: SNC_URL, and without that nothing leaves the process. ``token``,
       ``run``, ``project`` likewise: SNC_TOKEN, SNC_RUN, SNC_PROJECT.
     * ``spool``: a local folder that keeps rows until the service has them, also past the job.
+    * ``schedule``: step -> factor on all thresholds, such as ``warm_up(1000, start=3.0)``; also on
+      those of a policy from the service.
     * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
     * ``certify_every``: certify each layer once in so many measurements; None: never.
     * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
@@ -91,6 +94,7 @@ class SNCallback:
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         spool: str | os.PathLike[str] | None = None,
+        schedule: Schedule | None = None,
         every: int = 1,
         certify_every: int | None = 100,
         strict: bool = False,
@@ -116,6 +120,7 @@ class SNCallback:
         self.errors = 0
         self._step = 0
         self._every = every
+        self._factor = ThresholdFactor(schedule)
         self._strict = strict
         self._closed = False
         self._rank, self._num_ranks = ranks()
@@ -265,6 +270,7 @@ class SNCallback:
 
     def _measure(self, scalars: dict[str, Any]) -> None:
         self._take_policy()
+        self._watch.stretch(self._factor.at(self._step), step=self._step - 1)
         if scalars.get("lr") is None and self._optimizer is not None:
             scalars["lr"] = learning_rate(self._optimizer)
         scalars = self._signals.wanted(scalars)

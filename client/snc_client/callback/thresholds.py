@@ -13,7 +13,7 @@ ZERO_INIT_SIGMA = 1e-3
 
 
 class Thresholds:
-    """factor * unit per layer, where a unit may be the layer's first finite sigma.
+    """factor * unit per layer, where a unit may be the layer's first finite sigma, times a stretch.
 
     ``value`` is float32 [L]; inf where there is no threshold, and where the unit is not known yet.
     ``reference`` is float32 [L], the sigma registered for each layer, NaN before that. A layer
@@ -24,6 +24,7 @@ class Thresholds:
     def __init__(self, rms: Sequence[float], device: torch.device) -> None:
         self._rms = sent(rms, device, torch.float32)
         self.reference = torch.full_like(self._rms, math.nan)
+        self._stretch = torch.ones_like(self._rms[:1])
         self.set([math.inf] * len(rms), ["absolute"] * len(rms))
 
     @torch.no_grad()
@@ -40,6 +41,15 @@ class Thresholds:
         self._refresh()
 
     @torch.no_grad()
+    def stretch(self, factor: float) -> None:
+        """Multiply every threshold by ``factor`` (inf: none is in force) from now on.
+
+        The factors of two calls don't multiply. One number is copied, without a wait.
+        """
+        self._stretch = sent([factor], self._rms.device, torch.float32)
+        self._refresh()
+
+    @torch.no_grad()
     def register(self, sigma: Tensor) -> None:
         """Remember ``sigma`` (float32 [L]) as the reference of every layer that has none yet."""
         known = torch.isfinite(self.reference)
@@ -53,7 +63,7 @@ class Thresholds:
 
     def _refresh(self) -> None:
         reference = torch.where(self.reference < ZERO_INIT_SIGMA, self._rms, self.reference)
-        value = self._factor * torch.where(self._init, reference, self._unit)
+        value = self._stretch * self._factor * torch.where(self._init, reference, self._unit)
         self.value = torch.nan_to_num(value, nan=math.inf, posinf=math.inf)
 
 

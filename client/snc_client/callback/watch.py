@@ -29,6 +29,9 @@ log = logging.getLogger("snc")
 HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # Beyond this a certificate needed its last resort: the block has lost the top direction.
 LOST = 1.011
+# Half of what lies between an active layer and its threshold: a fall of all thresholds by more than
+# that makes every layer count as active until it was measured again.
+FALL = 0.95
 
 
 class Measured(NamedTuple):
@@ -72,6 +75,7 @@ class Watch:
         self._readbacks: dict[torch.device, Readback] = {}
         self._rows: deque[Row] = deque()
         self._held: set[int] = set()
+        self._stretch = self._known_stretch = 1.0
         self._groups = self._grouped()
         self.set_policy(policies, step=0)  # the registered row has no thresholds yet
 
@@ -90,6 +94,18 @@ class Watch:
             self._regroup(self._warm())
         for group in self._groups:
             group.set_policy([self._policies[i] for i in group.indices])
+
+    def stretch(self, factor: float, step: int) -> None:
+        """Multiply all thresholds by ``factor`` after the measurement of ``step``; no wait."""
+        if factor == self._stretch:
+            return
+        self._stretch = factor
+        for group in self._groups:
+            group.thresholds.stretch(factor)
+        if factor < FALL * self._known_stretch:
+            self._policy_step = step
+            self._take_all_for_active()
+        self._known_stretch = max(factor, self._known_stretch)
 
     def uncertifiable(self) -> list[str]:
         """Return the names of held layers whose bound nothing certifies yet."""
@@ -176,6 +192,7 @@ class Watch:
         self._regroup(state)
 
     def _take_all_for_active(self) -> None:
+        self._known_stretch = self._stretch
         self.cadence.reset()
         self._proofs.reset()
 
@@ -191,6 +208,7 @@ class Watch:
         self._groups = self._grouped()
         for group in self._groups:
             group.set_policy([self._policies[i] for i in group.indices])
+            group.thresholds.stretch(self._stretch)
             group.load([state.get(layer.name) for layer in group.layers])
 
     def _step(self, step: int, due: Mask, certify: Sequence[int]) -> list[Measured]:
