@@ -1,13 +1,17 @@
-"""Fixtures that several tests need: a real service process."""
+"""Fixtures that several tests need: a service process, a PostgreSQL, stores of both engines."""
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer, running_postgres
 from sandbox import ROOT, Sandbox, Stage
 
 from snc_client.demo.service import free_port, serving
+from snc_service.store import open_store
+from snc_service.store.protocol import Store
 
 
 @pytest.fixture
@@ -15,6 +19,42 @@ def service_url(tmp_path) -> Iterator[str]:
     """Yield the URL of a real ``snc serve`` process with an empty store."""
     with serving(tmp_path / "snc.db", free_port(0)) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Yield a PostgreSQL that all tests share; each takes a database of its own."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def engine(request) -> str:
+    """Return the name of an engine; whoever asks for it runs once per engine."""
+    return request.param
+
+
+@pytest.fixture
+def store_url(engine, request, tmp_path) -> Iterator[str]:
+    """Yield the URL of a new store."""
+    if engine == "sqlite":
+        yield f"sqlite:///{tmp_path}/snc.db"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.new_url()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def shared_store(engine, request, tmp_path_factory) -> Iterator[Store]:
+    """Yield a store for many short stories, each about a run of its own: see `new_name`."""
+    if engine == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('shared')}/snc.db"
+    else:
+        url = request.getfixturevalue("postgres").new_url()
+    with closing(open_store(url)) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -11,6 +12,12 @@ from snc_service.store.protocol import Buckets, Event, Outcome, Store, Submissio
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, absent, encode
 
 NOW = 1_763_800_000.0
+_numbers = count()
+
+
+def new_name() -> str:
+    """Return a name that no run has had."""
+    return f"run{next(_numbers)}"
 
 
 def table(*names: str) -> LayerTable:

@@ -1,6 +1,6 @@
 """The store as a whole: opening it, runs, deletion, many threads."""
 
-import sqlite3
+import re
 import threading
 
 import numpy as np
@@ -15,14 +15,13 @@ from snc_service.wire import Policy
 LAYERS = table("a", "b")
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/snc.db"
+def schema_text() -> str:
+    return "".join(schema.UPGRADES.values())
 
 
 @pytest.fixture
-def store(url):
-    store = open_store(url)
+def store(store_url):
+    store = open_store(store_url)
     yield store
     store.close()
 
@@ -33,62 +32,20 @@ def test_an_unknown_url_is_a_value_error_that_says_what_is_expected(url):
         open_store(url)
 
 
-def test_a_relative_url_is_relative_to_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    open_store("sqlite:///here.db").close()
-    assert (tmp_path / "here.db").exists()
+def test_an_unknown_url_is_not_repeated_it_may_hold_a_password():
+    with pytest.raises(ValueError, match=r"got 'postgres'$") as raised:
+        open_store("postgres://ann:secret@db/snc")
+    assert "secret" not in str(raised.value)
 
 
-def test_a_directory_that_is_missing_gets_one_sentence(tmp_path):
-    with pytest.raises(StoreUnavailable, match="cannot be used"):
-        open_store(f"sqlite:///{tmp_path}/no/such/snc.db")
-
-
-def test_a_directory_in_place_of_the_file_gets_one_sentence(tmp_path):
-    with pytest.raises(StoreUnavailable, match="cannot be used"):
-        open_store(f"sqlite:///{tmp_path}")
-
-
-def test_a_file_of_noise_is_no_store(tmp_path):
-    (tmp_path / "noise.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreUnavailable, match="not a database"):
-        open_store(f"sqlite:///{tmp_path}/noise.db")
-
-
-def test_another_programs_database_is_left_alone(tmp_path):
-    other = sqlite3.connect(tmp_path / "other.db")
-    other.execute("create table run (id)")
-    other.commit()
-    other.close()
-    before = (tmp_path / "other.db").read_bytes()
-    with pytest.raises(StoreUnavailable, match="not a store of snc"):
-        open_store(f"sqlite:///{tmp_path}/other.db")
-    assert (tmp_path / "other.db").read_bytes() == before
-
-
-def test_a_store_of_a_newer_release_asks_for_an_upgrade(url, tmp_path):
-    open_store(url).close()
-    file = sqlite3.connect(tmp_path / "snc.db")
-    file.execute(f"pragma user_version = {schema.VERSION + 1}")
-    file.close()
-    with pytest.raises(StoreUnavailable, match="upgrade snc"):
-        open_store(url)
-
-
-def test_every_commit_is_synced_and_logged_ahead(store, tmp_path):
-    with store._database.write() as connection:
-        assert connection.execute("pragma synchronous").fetchone() == (2,)
-        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
-
-
-def test_what_was_stored_is_there_after_reopening(url):
-    first = open_store(url)
+def test_what_was_stored_is_there_after_reopening(store_url):
+    first = open_store(store_url)
     new_run(first, config={"lr": 0.1, "name": "Zoë"}, tags=("x", "y"))
     first.put_layer_table("r1", LAYERS)
     stored(first, batch(LAYERS, 0, [3], {"sigma": [[1, 2]]}))
     run = first.run("r1")
     first.close()
-    second = open_store(url)
+    second = open_store(store_url)
     assert second.run("r1") == run
     assert run.config == {"lr": 0.1, "name": "Zoë"}
     assert run.tags == ("x", "y")
@@ -96,8 +53,8 @@ def test_what_was_stored_is_there_after_reopening(url):
     second.close()
 
 
-def test_a_closed_store_says_so(url):
-    store = open_store(url)
+def test_a_closed_store_says_so(store_url):
+    store = open_store(store_url)
     store.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         store.ping()
@@ -209,12 +166,9 @@ def test_nothing_of_a_deleted_run_is_left(store, monkeypatch):
         store.run("r1")
     assert store.run("r2").last_step == 9
     with store._database.read() as connection:
-        tables = connection.execute(
-            "select m.name from sqlite_master m join pragma_table_info(m.name) c "
-            "where m.type = 'table' and c.name = 'run_id'"
-        ).fetchall()
+        tables = re.findall(r"create table (\w+) \((?=[^;]*\brun_id\b)", schema_text())
         assert len(tables) > 15
-        for (name,) in tables:
+        for name in tables:
             rows = connection.execute(f"select distinct run_id from {name}").fetchall()
             assert rows in ([], [(2,)]), name
 
@@ -231,15 +185,15 @@ def test_a_deleted_runs_number_and_history_never_come_back(store):
         assert connection.execute("select run_id from run").fetchall() == [(2,)]
 
 
-def test_a_deletion_cut_short_is_finished_when_the_store_opens(url):
-    store = open_store(url)
+def test_a_deletion_cut_short_is_finished_when_the_store_opens(store_url):
+    store = open_store(store_url)
     new_run(store)
     with store._database.write() as connection:
         connection.execute("insert into deleted_run (run_id) values (1)")
         connection.execute("delete from run")
         connection.execute("delete from run_name")
     store.close()
-    again = open_store(url)
+    again = open_store(store_url)
     with again._database.read() as connection:
         for name in ("event", "run_config", "deleted_run"):
             assert connection.execute(f"select count(*) from {name}").fetchone() == (0,)
@@ -256,41 +210,6 @@ def test_pruning_deletes_old_runs_that_are_over(store):
     assert store.prune(NOW + 61) == ["old", "quiet"]
     left = store.runs(project=None, state=None, limit=10, after=None).items
     assert [run.run for run in left] == ["alive", "new"]
-
-
-def test_the_space_of_a_deleted_run_goes_back_to_the_file_system(store, tmp_path):
-    wide = table(*(f"l{i}" for i in range(3_000)))
-    rng = np.random.default_rng(0)
-    for run in ("r1", "r2"):
-        new_run(store, run)
-        store.put_layer_table(run, wide)
-        for seq in range(30):
-            steps = range(100 * seq, 100 * seq + 100)
-            one = batch(wide, seq, steps, {"sigma": rng.random((100, 3_000))})
-            stored(store, one, run=run)
-    store._database.checkpoint()
-    before = (tmp_path / "snc.db").stat().st_size
-    store.delete_run("r1")
-    store.fold(0, now=NOW)
-    store._database.checkpoint()
-    assert (tmp_path / "snc.db").stat().st_size < 0.7 * before
-    assert len(store.history("r2", "sigma", ["l7"], Window(points=3_000)).steps) == 3_000
-
-
-def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
-    new_run(store)
-    store.put_layer_table("r1", LAYERS)
-    stored(store, batch(LAYERS, 0, [0], {"sigma": [[1, 2]]}))
-    with store._database.write() as connection:
-        (pages,) = connection.execute("pragma page_count").fetchone()
-    store._database._writer.execute(f"pragma max_page_count = {pages}")
-    wide = table(*(f"l{i}" for i in range(3_000)))
-    with pytest.raises(StoreUnavailable, match="full"):
-        store.put_layer_table("r1", wide)
-    store._database._writer.execute("pragma max_page_count = 1000000")
-    stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))
-    assert store.run("r1").layers == 2
-    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
 
 
 def test_readers_and_writers_run_at_once_and_see_whole_batches(store):
@@ -328,8 +247,8 @@ def test_readers_and_writers_run_at_once_and_see_whole_batches(store):
     assert len(store.history("r1", "sigma", ["a"], Window()).steps) == 240
 
 
-def test_two_stores_over_one_file_act_as_one(url):
-    one, two = open_store(url), open_store(url)
+def test_two_stores_over_one_file_act_as_one(store_url):
+    one, two = open_store(store_url), open_store(store_url)
     new_run(one)
     two.put_layer_table("r1", LAYERS)
     first = batch(LAYERS, 0, [0], {"sigma": [[1, 2]]})

@@ -12,8 +12,8 @@ RULES = [("breach", "warning", "a"), ("nonfinite", "critical", "b"), ("breach", 
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/snc.db")
+def store(store_url):
+    store = open_store(store_url)
     for i, run in enumerate(("r1", "r2")):
         new_run(store, run)
         store.put_layer_table(run, LAYERS)

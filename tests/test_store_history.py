@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_cases import NOW, Oracle, assert_same, batch, bits, new_run, stored, table
+from store_cases import NOW, Oracle, assert_same, batch, bits, new_name, new_run, stored, table
 
 from snc_service.store import open_store, tiles
 from snc_service.store.protocol import LayerUnknown, Window
@@ -22,8 +22,8 @@ SPECIAL = (np.float32(np.nan), np.float32(np.inf), np.float32(-np.inf), ABSENT, 
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/snc.db")
+def store(store_url):
+    store = open_store(store_url)
     new_run(store)
     store.put_layer_table("r1", LAYERS)
     yield store
@@ -211,9 +211,10 @@ class Story:
         self.loss = Oracle()
         self.firsts: dict[int, int] = {}
         self.writers: dict[str, tuple[int, int, int]] = {}
-        new_run(store, "story")
+        self.run = new_name()
+        new_run(store, self.run)
         for one in TABLES:
-            store.put_layer_table("story", one)
+            store.put_layer_table(self.run, one)
 
     def send(self, sent: Sent) -> None:
         layers = TABLES[sent.table]
@@ -247,7 +248,7 @@ class Story:
             writer=writer,
             attempt=sent.attempt,
         )
-        stored(self.store, one, run="story")
+        stored(self.store, one, run=self.run)
         if sent.with_loss:
             self.loss.add(attempt, steps, {"loss": losses})
         for name, column in zip(layers.names, values.T, strict=True):
@@ -266,22 +267,20 @@ class Story:
 
     def check(self, window: Window) -> None:
         for names in (["l0"], ["l3", "l1", "l2"], ["l19", "l2"]):
-            got = self.store.history("story", "sigma", names, window)
+            got = self.store.history(self.run, "sigma", names, window)
             assert_same(got, self.oracle(names).answer(names, window))
         self.loss.firsts = dict(self.firsts)
-        loss = self.store.scalar_history("story", "loss", window)
+        loss = self.store.scalar_history(self.run, "loss", window)
         assert_same(loss, self.loss.answer(["loss"], window))
 
 
 @settings(deadline=None, max_examples=60)
 @given(sends=st.lists(SENT, min_size=1, max_size=8), window=WINDOWS)
-def test_any_history_equals_the_oracles(tmp_path_factory, sends, window):
-    store = open_store(f"sqlite:///{tmp_path_factory.mktemp('s')}/snc.db")
-    story = Story(store)
+def test_any_history_equals_the_oracles(shared_store, sends, window):
+    story = Story(shared_store)
     for sent in sends:
         story.send(sent)
     story.check(window)
-    store.close()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -289,15 +288,13 @@ def test_any_history_equals_the_oracles(tmp_path_factory, sends, window):
     sends=st.lists(st.tuples(SENT, st.sampled_from([True, False])), min_size=1, max_size=10),
     windows=st.lists(WINDOWS, min_size=1, max_size=3),
 )
-def test_any_history_stays_the_oracles_while_it_is_folded(tmp_path_factory, sends, windows):
+def test_any_history_stays_the_oracles_while_it_is_folded(shared_store, sends, windows):
     with small_tiles():
-        store = open_store(f"sqlite:///{tmp_path_factory.mktemp('s')}/snc.db")
-        story = Story(store)
+        story = Story(shared_store)
         for sent, fold in sends:
             story.send(sent)
             if fold:
-                assert store.fold(60, now=NOW + 3600) > 0
-                assert in_tail(store) == 0
+                assert shared_store.fold(60, now=NOW + 3600) > 0
+                assert in_tail(shared_store) == 0
             for window in windows:
                 story.check(window)
-        store.close()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import NOW, batch, breach_once, new_run, stored, submit, table
+from store_cases import NOW, batch, breach_once, new_name, new_run, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.protocol import (
@@ -23,8 +23,8 @@ LAYERS = table("a", "b")
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/snc.db")
+def store(store_url):
+    store = open_store(store_url)
     new_run(store)
     store.put_layer_table("r1", LAYERS)
     yield store
@@ -120,7 +120,7 @@ def test_a_rule_that_breaks_refuses_its_batch_only(store):
     stored(store, sigma(1, 1))
 
 
-def test_rules_see_each_batch_once_and_their_state_is_kept(store, tmp_path):
+def test_rules_see_each_batch_once_and_their_state_is_kept(store):
     (first, second) = stored(store, sigma(0, 0), sigma(1, 1), advance=breach_once)
     assert [e.event.rule for e in first.events] == ["breach"]
     assert second.events == ()
@@ -275,13 +275,13 @@ def test_the_clock_may_jump_back(store):
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=30))
-def test_any_order_of_sends_stores_a_prefix_without_holes(tmp_path_factory, sends):
-    store = open_store(f"sqlite:///{tmp_path_factory.mktemp('s')}/snc.db")
-    new_run(store)
-    store.put_layer_table("r1", LAYERS)
+def test_any_order_of_sends_stores_a_prefix_without_holes(shared_store, sends):
+    run = new_name()
+    new_run(shared_store, run)
+    shared_store.put_layer_table(run, LAYERS)
     last = -1
     for seq, skipped in sends:
-        (outcome,) = submit(store, [sigma(seq, seq, skipped=skipped)])
+        (outcome,) = submit(shared_store, [sigma(seq, seq, skipped=skipped)], run)
         if seq <= last:
             assert outcome.duplicate or isinstance(outcome.error, SequenceConflict)
         elif seq - skipped <= last + 1:
@@ -290,5 +290,4 @@ def test_any_order_of_sends_stores_a_prefix_without_holes(tmp_path_factory, send
             last = seq
         else:
             assert outcome.error.expected == last + 1
-    assert store.run("r1").last_step == (None if last < 0 else last)
-    store.close()
+    assert shared_store.run(run).last_step == (None if last < 0 else last)

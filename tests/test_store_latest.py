@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import batch, bits, new_run, stored, table
+from store_cases import batch, bits, new_name, new_run, stored, table
 
 from snc_service.store import open_store
 from snc_service.wire import ABSENT
@@ -13,8 +13,8 @@ LAYERS = table("a", "b")
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/snc.db")
+def store(store_url):
+    store = open_store(store_url)
     new_run(store)
     store.put_layer_table("r1", LAYERS)
     yield store
@@ -101,10 +101,10 @@ def test_the_worst_ratio_is_over_finite_numbers_and_real_thresholds(store):
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 2**32), st.integers(1, 4)), min_size=1, max_size=6))
-def test_newest_values_equal_those_of_a_dictionary(tmp_path_factory, sends):
-    store = open_store(f"sqlite:///{tmp_path_factory.mktemp('s')}/snc.db")
-    new_run(store)
-    store.put_layer_table("r1", LAYERS)
+def test_newest_values_equal_those_of_a_dictionary(shared_store, sends):
+    store, run = shared_store, new_name()
+    new_run(store, run)
+    store.put_layer_table(run, LAYERS)
     known: dict[tuple[str, int], np.float32] = {}
     step = 0
     for seq, (seed, n) in enumerate(sends):
@@ -113,7 +113,8 @@ def test_newest_values_equal_those_of_a_dictionary(tmp_path_factory, sends):
         values = rng.choice(np.array([1, 2, np.inf, ABSENT], np.float32), (len(names), n, 2))
         steps = range(step, step + n)
         step += n
-        stored(store, batch(LAYERS, seq, steps, dict(zip(names, values, strict=True))))
+        sent = batch(LAYERS, seq, steps, dict(zip(names, values, strict=True)))
+        stored(store, sent, run=run)
         for m, name in enumerate(names):
             for s in range(n):
                 for layer in range(2):
@@ -122,11 +123,10 @@ def test_newest_values_equal_those_of_a_dictionary(tmp_path_factory, sends):
                     elif name == "scale" and "sigma" in names:  # it holds at its sigma's step only
                         if values[names.index("sigma"), s, layer] in (1, 2, np.inf):
                             known[name, layer] = ABSENT
-    now = store.latest("r1")
+    now = store.latest(run)
     for m, name in enumerate(now.metrics):
         wanted = np.array([known.get((name, layer), ABSENT) for layer in range(2)], np.float32)
         np.testing.assert_array_equal(bits(now.values[m]), bits(wanted))
-    store.close()
 
 
 def test_a_threshold_does_not_outlive_its_policy(store):

@@ -13,8 +13,8 @@ LOOSE = Policy((PolicyEntry("head.*", None, "observe"), PolicyEntry("*", "3x ini
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/snc.db")
+def store(store_url):
+    store = open_store(store_url)
     new_run(store)
     store.put_layer_table("r1", LAYERS)
     yield store

@@ -20,7 +20,8 @@ def delete(
 ) -> None:
     """Delete a run: unknown to everybody after one transaction, gone after the last.
 
-    A crash in between leaves pieces that nobody can see; `resume` removes them. With ``before``, a
+    A crash in between leaves pieces that nobody can see; `resume` removes them, and so it does
+    where the run was just being folded. With ``before``, a
     run that is active, or was heard of since, counts as unknown. Raises `RunUnknown`.
     """
     with database.write() as connection:
@@ -58,7 +59,7 @@ def resume(database: Database) -> None:
     for (run_id,) in left:
         while True:
             with database.write() as connection:
-                if not _lock(connection, run_id):  # another process has finished it
+                if not _lock(connection, run_id):
                     break
                 if not _delete_slice(connection, run_id):
                     connection.execute("delete from deleted_run where run_id = ?", (run_id,))
@@ -74,11 +75,17 @@ def _is_old(connection: Connection, run_id: int, before: float) -> bool:
 
 
 def _lock(connection: Connection, run_id: int) -> bool:
-    """Lock a deletion that is under way: of several that go on with it, one at a time."""
-    row = connection.execute(
+    """Lock a deletion, so that of several processes one at a time goes on with it.
+
+    False: another one has finished it, or is folding the run at the moment and must see it whole.
+    """
+    deletion = connection.execute(
         f"select run_id from deleted_run where run_id = ?{connection.for_update}", (run_id,)
     ).fetchone()
-    return row is not None
+    claim = "select run_id from run_config where run_id = ?"
+    there = connection.execute(claim, (run_id,)).fetchone()
+    free = connection.execute(f"{claim}{connection.skip_locked}", (run_id,)).fetchone()
+    return deletion is not None and free == there
 
 
 def _delete_slice(connection: Connection, run_id: int) -> bool:

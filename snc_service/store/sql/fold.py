@@ -17,7 +17,7 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.protocol import Floats, Steps
-from snc_service.store.sql import rollups
+from snc_service.store.sql import deletion, rollups
 from snc_service.store.sql.database import Connection, Database
 from snc_service.store.sql.layers import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.rollups import Changes, Place
@@ -59,6 +59,7 @@ class Waiting:
 def fold(database: Database, book: LayerBook, budget_s: float, now: float) -> int:
     """Fold what is due until the time is up, at least one chunk; return the values folded."""
     deadline = time.monotonic() + budget_s
+    deletion.resume(database)
     with database.read() as connection:
         chunks = [chunk for due in _due_runs(connection, now) for chunk in due]
     num_values = 0

@@ -8,6 +8,8 @@ whatever is cached under one stays true.
 
 from __future__ import annotations
 
+import re
+
 VERSION = 3
 
 TABLES = """
@@ -173,6 +175,11 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("run_author", "run_id"),
     ("run_config", "run_id"),
 )
+
+
+def table_names() -> frozenset[str]:
+    """Return the names of all tables."""
+    return frozenset(re.findall(r"create table (\w+)", "".join(UPGRADES.values())))
 
 
 def statements(since: int = 0, **words: str) -> list[str]:

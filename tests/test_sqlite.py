@@ -1,0 +1,108 @@
+"""The embedded engine: its file, its settings, its full disk."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+from store_cases import NOW, batch, new_run, stored, table
+
+from snc_service.store import open_store
+from snc_service.store.protocol import StoreUnavailable, Window
+from snc_service.store.sql import schema
+
+LAYERS = table("a", "b")
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/snc.db"
+
+
+@pytest.fixture
+def store(url):
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+def test_a_relative_url_is_relative_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_store("sqlite:///here.db").close()
+    assert (tmp_path / "here.db").exists()
+
+
+def test_a_directory_that_is_missing_gets_one_sentence(tmp_path):
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}/no/such/snc.db")
+
+
+def test_a_directory_in_place_of_the_file_gets_one_sentence(tmp_path):
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_of_noise_is_no_store(tmp_path):
+    (tmp_path / "noise.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        open_store(f"sqlite:///{tmp_path}/noise.db")
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("create table run (id)")
+    other.commit()
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(StoreUnavailable, match="not a store of snc"):
+        open_store(f"sqlite:///{tmp_path}/other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_a_store_of_a_newer_release_asks_for_an_upgrade(url, tmp_path):
+    open_store(url).close()
+    file = sqlite3.connect(tmp_path / "snc.db")
+    file.execute(f"pragma user_version = {schema.VERSION + 1}")
+    file.close()
+    with pytest.raises(StoreUnavailable, match="upgrade snc"):
+        open_store(url)
+
+
+def test_every_commit_is_synced_and_logged_ahead(store, tmp_path):
+    with store._database.write() as connection:
+        assert connection.execute("pragma synchronous").fetchone() == (2,)
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_the_space_of_a_deleted_run_goes_back_to_the_file_system(store, tmp_path):
+    wide = table(*(f"l{i}" for i in range(3_000)))
+    rng = np.random.default_rng(0)
+    for run in ("r1", "r2"):
+        new_run(store, run)
+        store.put_layer_table(run, wide)
+        for seq in range(30):
+            steps = range(100 * seq, 100 * seq + 100)
+            one = batch(wide, seq, steps, {"sigma": rng.random((100, 3_000))})
+            stored(store, one, run=run)
+    store._database.checkpoint()
+    before = (tmp_path / "snc.db").stat().st_size
+    store.delete_run("r1")
+    store.fold(0, now=NOW)
+    store._database.checkpoint()
+    assert (tmp_path / "snc.db").stat().st_size < 0.7 * before
+    assert len(store.history("r2", "sigma", ["l7"], Window(points=3_000)).steps) == 3_000
+
+
+def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
+    new_run(store)
+    store.put_layer_table("r1", LAYERS)
+    stored(store, batch(LAYERS, 0, [0], {"sigma": [[1, 2]]}))
+    with store._database.write() as connection:
+        (pages,) = connection.execute("pragma page_count").fetchone()
+    store._database._writer.execute(f"pragma max_page_count = {pages}")
+    wide = table(*(f"l{i}" for i in range(3_000)))
+    with pytest.raises(StoreUnavailable, match="full"):
+        store.put_layer_table("r1", wide)
+    store._database._writer.execute("pragma max_page_count = 1000000")
+    stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))
+    assert store.run("r1").layers == 2
+    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
