@@ -34,6 +34,8 @@ MODEL_KEYS = (
     "params",
 )
 MAX_NESTING = 16
+# How torch 2.4 and later ones say that a pickle names more than tensors.
+REFUSED = r"unsupported (?:global: GLOBAL|GLOBAL|class) ([^\s`']+)"
 # Pages of a mapped file stay in memory until the mapping goes: it goes after so many bytes.
 LET_GO_BYTES = 64 << 20
 
@@ -126,7 +128,7 @@ def _load(path: Path, *, mmap: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what hostile bytes make an unpickler raise has no end
         said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-        named = re.search(r"unsupported (?:global: )?GLOBAL ([^\s`']+)", str(error), re.IGNORECASE)
+        named = re.search(REFUSED, str(error), re.IGNORECASE)
         if named:
             raise Unreadable(
                 f"{shown(path)} is refused: besides tensors its pickle names {shown(named[1])}, "
