@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import anyio
+from anyio import to_thread
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +24,7 @@ from snc_service.api.state import Budget, InService, Service, access_of
 from snc_service.errors import Problem, from_validation
 from snc_service.wire import JSON_MEDIA_TYPE
 
+PIECE_BYTES = 64 * 1024  # of what is inflated at a time
 OFF_LOOP_BYTES = 64 * 1024  # decoding more than this would hold up other requests
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
@@ -58,7 +60,7 @@ async def read_body(request: Request, service: Service, limit: int) -> AsyncIter
         if packed:
             # Reserved before inflating: the bytes may turn out to be that many.
             loan.take(limit)
-            body = await run_in_threadpool(inflate, body, limit)
+            body = await to_thread.run_sync(inflate, body, limit, limiter=service.inflating)
         yield body
     finally:
         loan.give_back()
@@ -113,16 +115,30 @@ async def _received(request: Request, loan: _Loan, limit: int, deadline_seconds:
 def inflate(data: bytes, limit: int) -> bytes:
     """Return one gzip member's content, never allocating more than ``limit`` bytes for it."""
     inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    # In small pieces: zlib would hold all it makes twice, and copy all it has not read each time.
+    content = bytearray()
     try:
-        content = inflater.decompress(data, limit + 1)
+        for start in range(0, len(data), PIECE_BYTES):
+            rest = data[start : start + PIECE_BYTES]
+            while rest and not inflater.eof and len(content) <= limit:
+                content += inflater.decompress(rest, PIECE_BYTES)
+                rest = inflater.unconsumed_tail
+            if rest and inflater.eof or inflater.unused_data:
+                raise _not_one_member("goes on after its end")
+            if len(content) > limit:
+                raise _too_large(limit, "inflates to more")
+        content += inflater.flush()
     except zlib.error as error:
         raise Problem("body-malformed", f"body must be gzip: {error}", field="body") from None
+    if not inflater.eof:
+        raise _not_one_member("is cut short")
     if len(content) > limit:
         raise _too_large(limit, "inflates to more")
-    if not inflater.eof or inflater.unused_data:
-        what = "is cut short" if not inflater.eof else "goes on after its end"
-        raise Problem("body-malformed", f"body must be one gzip member, it {what}", field="body")
-    return content
+    return bytes(content)
+
+
+def _not_one_member(how: str) -> Problem:
+    return Problem("body-malformed", f"body must be one gzip member, it {how}", field="body")
 
 
 class JsonBody(Generic[Model]):

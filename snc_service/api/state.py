@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from snc_service.alerts import Alerts
@@ -16,6 +17,7 @@ from snc_service.exposition import Exposition
 from snc_service.ingest import GroupCommit
 from snc_service.store.protocol import Store
 
+INFLATING = 2
 ACCESS = "snc.access"  # where the ASGI scope of a request holds its `Access`
 
 
@@ -64,6 +66,8 @@ class Service:
     shares: Shares
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
+    # Bodies that are inflated at once: cores are few, and what is not started holds no memory.
+    inflating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(INFLATING))
     draining: bool = False
     streams: int = 0
 

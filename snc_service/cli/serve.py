@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 5  # an open event stream would keep the process alive for ever
 FAILED_TO_START = 1
+MAX_CONNECTIONS = 1_000  # beyond it 503: each costs a descriptor, and systems allow 1,024 or more
 
 
 def serve(arguments: Namespace) -> int:
@@ -27,6 +28,7 @@ def serve(arguments: Namespace) -> int:
 
         from snc_service.app import create_app, drain
         from snc_service.cli import logs
+        from snc_service.cli.connection import BoundedConnection
     except ModuleNotFoundError as error:
         raise Failure(
             f"snc serve needs {error.name}, which is not installed: pip install 'snc[service]'"
@@ -40,6 +42,9 @@ def serve(arguments: Namespace) -> int:
         app = create_app(settings)
         config = uvicorn.Config(
             app,
+            http=BoundedConnection,
+            ws="none",
+            limit_concurrency=MAX_CONNECTIONS,
             log_config=None,
             access_log=False,
             server_header=False,
