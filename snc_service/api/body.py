@@ -123,7 +123,7 @@ def inflate(data: bytes, limit: int) -> bytes:
             while rest and not inflater.eof and len(content) <= limit:
                 content += inflater.decompress(rest, PIECE_BYTES)
                 rest = inflater.unconsumed_tail
-            if rest and inflater.eof or inflater.unused_data:
+            if (rest and inflater.eof) or inflater.unused_data:
                 raise _not_one_member("goes on after its end")
             if len(content) > limit:
                 raise _too_large(limit, "inflates to more")
