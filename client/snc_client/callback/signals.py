@@ -59,6 +59,7 @@ class Signals:
         self._said: set[str] = set()
         self._ranked: dict[str, bool] = {}  # layer -> whether F and sigma are of the same matrix
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
+        self.known: Mapping[str, Mapping[str, Tensor]] = {}  # the same, of this step, by others
         self.scalars: dict[str, Tensor] = {}  # what `begin` found of the run as a whole
         if "update_norm" in self._wanted and not guarded and not supported(optimizer):
             kind = "none" if optimizer is None else type(optimizer).__name__
@@ -81,15 +82,10 @@ class Signals:
             self._found["frobenius"] = self._frobenius(layers)
 
     @torch.no_grad()
-    def begin(
-        self, layers: Sequence[Layer], update_norms: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Look at the step that has just been made, before the action.
-
-        ``update_norms``: those that somebody knows already, by layer, 0-d float32.
-        """
+    def begin(self, layers: Sequence[Layer]) -> None:
+        """Look at the step that has just been made, before the action."""
         self.register(layers)
-        self._found["update_norm"] = dict(update_norms or {})
+        self._found["update_norm"] = dict(self.known.get("update_norm", {}))
         # A gradient scaler that leaves its work to a fused step: gradients are scaled, the step may
         # have been left out, and only the device knows.
         if getattr(self._optimizer, "found_inf", None) is not None:
@@ -114,9 +110,12 @@ class Signals:
         return torch.stack([named[name] for name in self.metrics])
 
     def _frobenius(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        known = self.known.get("frobenius", {})
+        found = {layer.name: known[layer.name] for layer in layers if layer.name in known}
         stored: dict[str, Tensor] = {}
         for layer in layers:
+            if layer.name in found:
+                continue
             parameter = layer.parameter()
             if parameter is not None:
                 stored[layer.name] = layer.part(parameter.detach())
