@@ -21,7 +21,8 @@ from snc_client.sender.delivery import Delivery, State
 from snc_client.sender.job import check_token, described
 from snc_client.sender.lifetime import CLOSE_SECONDS, Lifetime
 from snc_client.sender.patience import EndState, Pace, Patience
-from snc_client.sender.rows import QUEUE_BYTES, SPOOL_BYTES, Floats, Row, RowQueue
+from snc_client.sender.row import Floats, Row
+from snc_client.sender.rows import QUEUE_BYTES, SPOOL_BYTES, RowQueue
 from snc_service.wire import MAX_STEP, LayerTable, Policy
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from snc_client.sender.connection import READ_SECONDS, Answer, Connection
 from snc_client.sender.job import Job
 from snc_client.sender.packing import MAX_STEPS, Frame, Packer
 from snc_client.sender.patience import EndState, Pace, Patience
-from snc_client.sender.rows import Row
+from snc_client.sender.row import Row
 from snc_service.wire import MEDIA_TYPE, POLICY_VERSION_HEADER, Policy, WireError
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]

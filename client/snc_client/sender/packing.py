@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snc_client.sender.rows import Floats, Row
+from snc_client.sender.row import Floats, Row
 from snc_service.wire import ABSENT, METRIC_NAME, Batch, encode
 
 MAX_COLUMNS = 32  # metrics + scalars of one batch: the wire's limit

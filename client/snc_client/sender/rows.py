@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
+from snc_client.sender.packing import Frame, Packer
 from snc_client.sender.patience import EndState
-
-if TYPE_CHECKING:
-    from snc_client.sender.packing import Frame, Packer
-
-Floats: TypeAlias = npt.NDArray[np.float32]
+from snc_client.sender.row import Row
 
 # Of one process. In steps of 1,000 layers x 5 metrics: 3,000 in memory, 50,000 in a spool.
 QUEUE_BYTES = 64 * 2**20
 SPOOL_BYTES = 2**30
-
-
-class Row(NamedTuple):
-    """What was measured at one step: ``values`` float32 [M, L], Unix seconds in ``time``."""
-
-    step: int
-    values: Floats
-    scalars: Mapping[str, float]
-    time: float
-
-    @property
-    def num_values(self) -> int:
-        """Return M*L + K."""
-        return self.values.size + len(self.scalars)
-
-    @property
-    def num_bytes(self) -> int:
-        """Return what the row costs on the wire and, nearly, in memory."""
-        return 4 * self.num_values
 
 
 class RowQueue:

@@ -20,7 +20,8 @@ import numpy as np
 from snc_client.sender import folders
 from snc_client.sender.packing import Frame, Packer
 from snc_client.sender.patience import EndState
-from snc_client.sender.rows import Row, RowQueue
+from snc_client.sender.row import Row
+from snc_client.sender.rows import RowQueue
 from snc_client.spool import Spool
 
 _log = logging.getLogger("snc")
