@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -288,9 +288,11 @@ def install(app: FastAPI) -> None:
         detail = error.detail
         if detail == "Not Found":
             detail = f"there is nothing at {request.url.path[:200]!r}: see /docs"
-        elif detail == "Method Not Allowed":
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_allowed(app.routes, request.url.path)))
             detail = f"{request.method[:20]} is not allowed here: see the Allow header"
-        return Problem(kind, detail, headers=error.headers).response()
+        return Problem(kind, detail, headers=headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def validation(request: Request, error: RequestValidationError) -> Response:
@@ -303,6 +305,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def internal(request: Request, error: Exception) -> Response:
         return Problem("internal", KINDS["internal"].meaning).response()
+
+
+def _allowed(routes: Iterable[Any], path: str) -> set[str]:
+    """Return the methods of every route at ``path``; the framework names those of the first."""
+    methods: set[str] = set()
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            methods |= _allowed(inner.routes, path)
+        elif route.path_regex.match(path):
+            methods |= route.methods
+    return methods
 
 
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 400: "invalid"}
