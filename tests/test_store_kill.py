@@ -77,10 +77,10 @@ def check(store, stored: dict[str, int]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_nothing_acknowledged_is_lost_torn_or_doubled(tmp_path, monkeypatch):
+def test_nothing_acknowledged_is_lost_torn_or_doubled(store_url, tmp_path, monkeypatch):
     monkeypatch.setattr(tiles, "TILE_STEPS", 64)
     monkeypatch.setattr(tiles, "FANOUT", 8)
-    url, acks = f"sqlite:///{tmp_path}/snc.db", tmp_path / "acks"
+    url, acks = store_url, tmp_path / "acks"
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     folded = 0
     for _ in range(ROUNDS):
@@ -95,7 +95,8 @@ def test_nothing_acknowledged_is_lost_torn_or_doubled(tmp_path, monkeypatch):
         check(store, stored)
         with store._database.read() as connection:
             (folded,) = connection.execute("select count(*) from tile").fetchone()
-            assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+            if url.startswith("sqlite"):
+                assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
         store.close()
     assert folded > 0
     assert min(stored.values()) > 20

@@ -1,6 +1,7 @@
 """Incidents, deliveries and silences as rows. Events come through an outbox that `events` fills.
 
-Whoever writes here takes the row of ``alert_lock`` first: of several replicas, one at a time.
+Whoever writes here takes the row of ``alert_lock`` first: of several replicas, one at a time. The
+rows of runs come after it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from snc_service.store.incidents import (
     RunFacts,
     Work,
 )
-from snc_service.store.sql import audit
+from snc_service.store.sql import audit, runs
 from snc_service.store.sql.database import Connection, Row
 
 _INCIDENT = (
@@ -66,6 +67,7 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
         "event.message, event.layer, event.layers, event.value, event.limit_value "
         "from alert_outbox join event "
         "on event.run_id = alert_outbox.run_id and event.id = alert_outbox.id "
+        "join run on run.run_id = event.run_id "
         "order by event.run_id, event.id limit ?",
         (limit,),
     ).fetchall()
@@ -73,6 +75,8 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
     for run_id, *fields in rows:
         by_run.setdefault(run_id, []).append(Entry(*fields))
     for run_id, entries in by_run.items():
+        if not runs.lock_number(connection, run_id):  # being deleted, and its outbox with it
+            continue
         facts = _facts(connection.execute(f"{_FACTS} where run.run_id = ?", (run_id,)).fetchone())
         for change in decide(facts, _open(connection, run_id), entries):
             save(connection, run_id, change, now)
@@ -109,6 +113,8 @@ def change(connection: Connection, new: Change, now: float) -> bool:
         "select run_id, revision from incident where id = ?", (new.incident.id,)
     ).fetchone()
     if row is None or row[1] not in (new.incident.revision, new.incident.revision - 1):
+        return False
+    if not runs.lock_number(connection, row[0]):
         return False
     save(connection, row[0], new, now)
     return True
