@@ -54,6 +54,15 @@ def test_a_rule_that_speaks_again_had_been_quiet():
     assert (anew.incident.id, anew.incident.entries[0].step) == (0, 200)
 
 
+def test_two_incidents_that_come_by_late_are_still_two():
+    """Both rules fired at 10 and again at 122, and nobody looked until step 180."""
+    run = facts(rule_state=memory(180, {"breach": 58, "sigma_jump": 58}))
+    events = [entry(step, rule) for step in (10, 122) for rule in ("breach", "sigma_jump")]
+    first, second = gather(run, None, *events)
+    assert [each.step for each in first.incident.entries] == [10, 10]
+    assert [each.step for each in second.incident.entries] == [122, 122]
+
+
 def test_what_joins_wakes_nobody_unless_it_is_worse():
     run = facts(rule_state=memory(20, {"breach": 0, "sigma_growth": 0, "sigma_jump": 0}))
     began = incident(entry(10, "breach"))

@@ -6,7 +6,7 @@ detection's memory, so an incident that lasts is not taken for one that is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -39,11 +39,12 @@ def gather(
     quiet = quiet_steps(facts.rule_state)
     changes: list[Change] = []
     current, wake = incident, False
-    for entry in entries:
+    for place, entry in enumerate(entries):
         if entry.severity == "info":
             changes += _notice(facts, entry, told)
             continue
-        if current is not None and not _joins(current, entry, quiet):
+        anew = {each.rule for each in entries[place:]}
+        if current is not None and not _joins(current, entry, quiet, anew):
             changes.append(Change(resolved(current, now), told(current), wake=True))
             current = None
         if current is None:
@@ -115,15 +116,18 @@ def _joined(incident: Incident, entry: Entry, now: float) -> Incident:
     )
 
 
-def _joins(incident: Incident, entry: Entry, quiet: Quiet) -> bool:
-    """Return whether something of ``incident`` fired within 50 steps before ``entry``."""
+def _joins(incident: Incident, entry: Entry, quiet: Quiet, anew: Collection[str]) -> bool:
+    """Return whether something of ``incident`` fired within 50 steps before ``entry``.
+
+    Rules that speak ``anew``, now or later, had been quiet before, or they would not speak: that
+    they fire today says nothing of how long they did then.
+    """
     if entry.step < incident.entries[-1].step:
         return True  # steps went back: the same trouble, met again
     if quiet.step is None:
         return entry.step - incident.entries[-1].step <= QUIET_STEPS
     newest = max(
-        # The rule that speaks now had been quiet, or it would not speak.
-        max(e.step, 0 if e.rule == entry.rule else quiet.step - _steps_ago(e, quiet))
+        max(e.step, 0 if e.rule in anew else quiet.step - _steps_ago(e, quiet))
         for e in incident.entries
     )
     return entry.step - newest <= QUIET_STEPS

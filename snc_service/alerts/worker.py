@@ -179,21 +179,19 @@ class Alerts:
             self._failed(delivery, incident, error)
             return
         now = self._clock()
+        after = plan.after_success(delivery, incident, step, now)
+        self._store.save_delivery(after, revision=incident.revision, now=now)
         self._observe("delivered")
         if delivery.failures:
             log.info("alerts to %s arrive again", delivery.receiver)
-        after = plan.after_success(delivery, incident, step, now)
-        self._store.save_delivery(after, revision=incident.revision, now=now)
 
     def _failed(self, delivery: Delivery, incident: Incident, error: NotDelivered) -> None:
         now = self._clock()
         after = plan.after_failure(delivery, str(error), error.retry_after, now, plan.jitter())
         given_up = after.next_at is None
-        self._observe("abandoned" if given_up else error.outcome)
         if delivery.failures == 0 or given_up:
-            then = "given up" if given_up else "will be tried again"
-            log.warning(
-                "an alert to %s was not taken and is %s: %s", delivery.receiver, then, error
-            )
+            then = "it is given up" if given_up else "it will be tried again"
+            log.warning("%s did not take an alert, %s: %s", delivery.receiver, then, error)
         hold = after.next_at if error.outage else None
         self._store.save_delivery(after, revision=incident.revision, now=now, hold_until=hold)
+        self._observe("abandoned" if given_up else error.outcome)
