@@ -182,8 +182,9 @@ def test_a_random_walk_over_ten_steps_is_no_jump():
     assert "sigma_jump" not in {event.rule for event in train(change, every=10)}
 
 
-def test_the_table_holds_the_nine_rules_and_the_threshold():
+def test_the_table_holds_the_nine_rules_the_threshold_and_the_guard():
     assert {rule.name for rule in RULES} == {
         *("breach", "nonfinite", "lr_jump", "update_ratio", "sigma_jump", "sigma_growth"),
         *("sigma_vs_init", "grad_spike", "grad_vanish", "loss_divergence"),
+        *("guard", "guard_rollback"),
     }

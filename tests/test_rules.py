@@ -228,3 +228,29 @@ def test_events_do_not_depend_on_how_rows_are_cut_into_batches(data):
         piecewise += found
     assert piecewise == events
     assert memory == state
+
+
+def test_a_step_that_the_guard_undid_names_the_layer_that_went_furthest():
+    (event,) = events_of(
+        rows(
+            {"guard": [[ABSENT] * 3, [0.2, 31.0, 1.5], [0.2, 0.1, 0.1]]},
+            {"guard_vetoes": [ABSENT, 1, 0], "guard_rollbacks": [ABSENT, 0, 0]},
+            steps=[40, 41, 42],
+        )
+    )
+    assert (event.rule, event.severity, event.step) == ("guard", "warning", 41)
+    assert (event.layer, event.layers, event.value) == ("fc2.weight", 2, 1)
+    assert event.message == (
+        "the guard undid step 41: fc2.weight went 31.0 times as far as it may (2 layers)"
+    )
+
+
+def test_a_roll_back_of_the_guard_is_critical_and_says_so_without_a_metric_too():
+    (event,) = events_of(rows(scalars={"guard_rollbacks": [0, 1]}, steps=[7, 8], layers=()))
+    assert (event.rule, event.severity, event.layer) == ("guard_rollback", "critical", None)
+    assert event.message == "the guard rolled the weights back after step 8"
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, -3.0, np.nan, ABSENT])
+def test_a_count_of_vetoes_that_is_no_count_raises_nothing(value):
+    assert events_of(rows(scalars={"guard_vetoes": [value]}, layers=())) == []

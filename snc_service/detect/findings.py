@@ -258,6 +258,35 @@ def lr_jump(seen: Seen) -> Finding | None:
     return Finding(ratios, seen.trends.judged & ~np.isnan(ratios), tell)
 
 
+def guard(seen: Seen) -> Finding | None:
+    """Count steps that the client's guard undid."""
+    return _undone(seen, "guard_vetoes", "the guard undid")
+
+
+def guard_rollback(seen: Seen) -> Finding | None:
+    """Count returns of the client's guard to an older copy of the weights."""
+    return _undone(seen, "guard_rollbacks", "the guard rolled the weights back after")
+
+
+def _undone(seen: Seen, name: str, word: str) -> Finding | None:
+    column = seen.signals.scalar(name)
+    if column is None:
+        return None
+    counts = np.where(column.measured & np.isfinite(column.values), column.values, 0.0)
+    strain = seen.signals.metric("guard")
+
+    def tell(row: int, limit: float) -> Told:
+        said, value = f"{word} step {seen.signals.rows.batch.steps[row]}", float(counts[row])
+        if strain is None or np.isnan(strain.values[row]).all():
+            return Told(said, value=value, limit=limit)
+        worst, layers = int(np.nanargmax(strain.values[row])), int((strain.values[row] > 1).sum())
+        layer, far = seen.signals.layers[worst], float(strain.values[row, worst])
+        text = f"{layer} went {_number(far)} times as far as it may{_count(layers)}"
+        return Told(f"{said}: {text}", layer, layers, value, limit)
+
+    return Finding(counts.astype(np.float64), _all(seen), tell)
+
+
 def _largest(
     seen: Seen, columns: Columns | None, say: Callable[[float, float], str]
 ) -> Finding | None:

@@ -42,6 +42,8 @@ class Rule:
 RULES: Final[tuple[Rule, ...]] = (
     Rule("nonfinite", "critical", findings.nonfinite, limit=0),
     Rule("breach", "warning", findings.breach, limit=0),
+    Rule("guard", "warning", findings.guard, limit=0),
+    Rule("guard_rollback", "critical", findings.guard_rollback, limit=0),
     Rule("lr_jump", "warning", findings.lr_jump, limit=5.0, armed=4),
     Rule("update_ratio", "warning", findings.update_ratio, limit=0.06, hold=2, armed=10),
     Rule("sigma_jump", "critical", findings.sigma_jump, limit=0.10, armed=10),
