@@ -1,5 +1,6 @@
 """The whole walk in real processes: weights to REST and metrics, and a policy back again."""
 
+import os
 import re
 import shlex
 import signal
@@ -122,7 +123,6 @@ def demo() -> Iterator[subprocess.Popen]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=None,
     )
     yield process
     if process.poll() is None:
@@ -148,7 +148,7 @@ def test_the_demo_serves_what_it_prints_until_it_is_interrupted(demo):
     runs = httpx.get(f"{url}/api/v1/runs").json()["items"]
     assert {run["state"] for run in runs} == {"finished"}
     demo.send_signal(signal.SIGINT)
-    assert demo.wait(timeout=30) == 0
+    assert demo.wait(timeout=60) == 0
 
 
 def test_the_smallest_example_is_small_and_runs(service_url, tmp_path):
@@ -159,8 +159,8 @@ def test_the_smallest_example_is_small_and_runs(service_url, tmp_path):
         [sys.executable, str(source)],
         capture_output=True,
         text=True,
-        timeout=60,
-        env={"SNC_URL": service_url, "SNC_RUN": "example", "PATH": "/usr/bin:/bin"},
+        timeout=110,
+        env=os.environ | {"SNC_URL": service_url, "SNC_RUN": "example"},
     )
     assert done.returncode == 0, done.stderr
     assert "0.weight" in done.stdout

@@ -142,8 +142,9 @@ def _curl(url: str, run: str) -> str:
 
 
 def _serve_until_interrupted(console: Console, url: str) -> None:
-    console.print(f"\nserving at {url} until Ctrl-C; metrics for Prometheus at {url}/metrics")
     try:
+        console.print(f"\nmetrics for Prometheus: {url}/metrics", soft_wrap=True)
+        console.print("serving until Ctrl-C")
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("\nstopped")
