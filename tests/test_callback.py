@@ -171,7 +171,6 @@ def test_a_mapping_gives_each_layer_its_own_threshold_and_none_observes():
         ({"threshold": 1.0, "action": "shrink"}, "shrink"),
         ({"every": 0}, "every"),
         ({"certify_every": 0.5}, "certify_every"),
-        ({"guard": True}, "not available yet"),
         ({"max_overhead": 0}, "max_overhead"),
         ({"max_overhead": 1.5}, "max_overhead"),
         ({"url": "nowhere"}, "url"),
