@@ -213,6 +213,20 @@ def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     unsilence.add_argument("silence", type=_count, metavar="SILENCE")
 
 
+def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = "upgrade or back up a store"
+    db = commands.add_parser(name, help=text, description=text)
+    verbs = db.add_subparsers(title="commands", metavar="upgrade|backup", required=True)
+    upgrade = verbs.add_parser("upgrade", help="lead a store of an earlier release to this one's")
+    upgrade.set_defaults(command=_later("db", "upgrade"))
+    backup = verbs.add_parser("backup", help="copy an embedded store to a file while it is used")
+    backup.add_argument("file", metavar="FILE", help="a new file")
+    backup.set_defaults(command=_later("db", "backup"))
+    for verb in (upgrade, backup):
+        verb.add_argument("--store", metavar="URL", help="store (default: SNC_STORE)")
+        verb.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
+
+
 BUILT_IN = {
     "serve": _serve,
     "runs": _runs,
@@ -222,6 +236,7 @@ BUILT_IN = {
     "policy": _policy,
     "alerts": _alerts,
     "token": _token,
+    "db": _db,
 }
 
 

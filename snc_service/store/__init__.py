@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from snc_service.store.protocol import Store, StoreUnavailable
-from snc_service.store.sql import SqlStore
+from snc_service.store.sql import SqlStore, schema
 from snc_service.store.sql.database import Database
-from snc_service.store.sqlite import SqliteDatabase
+from snc_service.store.sqlite import SqliteDatabase, back_up
 
-__all__ = ["open_store"]
+__all__ = ["back_up_store", "open_store", "upgrade_store"]
 
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
 
@@ -25,9 +26,31 @@ def open_store(url: str) -> Store:
     return SqlStore(_database(url))
 
 
+def upgrade_store(url: str) -> tuple[int, int]:
+    """Open and close a store; return the version of its tables before (0: none) and after.
+
+    Opening a store upgrades it. Raises what `open_store` raises.
+    """
+    with closing(_database(url)) as database:
+        return database.found_version, schema.VERSION
+
+
+def back_up_store(url: str, target: Path) -> None:
+    """Copy an embedded store to a new file while it is used.
+
+    Raises `ValueError` for a PostgreSQL store, which has tools of its own, and `StoreUnavailable`
+    if the file exists or cannot be written.
+    """
+    if url.startswith(_POSTGRES):
+        raise ValueError(
+            "a PostgreSQL store is backed up by PostgreSQL: pg_dump --format=custom --compress=0 "
+            f"--file={target} and the store's URL (history is compressed already), and "
+            "pg_restore --dbname with an empty database brings it back"
+        )
+    back_up(_path(url), target)
+
+
 def _database(url: str) -> Database:
-    if url.startswith(_SQLITE) and url != _SQLITE:
-        return SqliteDatabase(Path(url.removeprefix(_SQLITE)))
     if url.startswith(_POSTGRES):
         try:
             from snc_service.store.postgres import PostgresDatabase
@@ -36,6 +59,12 @@ def _database(url: str) -> Database:
                 f"PostgreSQL needs its driver ({error}): pip install 'snc[postgres]'"
             ) from None
         return PostgresDatabase(url)
+    return SqliteDatabase(_path(url))
+
+
+def _path(url: str) -> Path:
+    if url.startswith(_SQLITE) and url != _SQLITE:
+        return Path(url.removeprefix(_SQLITE))
     # The rest of what was given may be a password.
     got = url.partition("://")[0][:40]
     raise ValueError(f"store must be sqlite:///PATH or {_POSTGRES}..., got {got!r}")

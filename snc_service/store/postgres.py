@@ -168,7 +168,7 @@ class PostgresDatabase:
         """Create the tables or lead them from an earlier version to ours, one process at a time."""
         connection.execute("select pg_advisory_xact_lock(?)", (PREPARING,))
         self._check_server(connection)
-        version = self._version(connection)
+        self.found_version = version = self._version(connection)
         if version > schema.VERSION:
             raise StoreUnavailable(
                 f"{self.shown} has schema version {version}, this release knows up to "

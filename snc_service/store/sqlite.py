@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -19,6 +20,7 @@ IDLE_READERS = 8
 RECLAIM_PAGES = 2_000  # per call: 16 MB
 LEAST_FREE_PAGES = 250  # new batches will soon fill fewer
 CHECKPOINT_BYTES = 4 * 2**20
+BACKUP_PAGES = 4_096  # at once: 32 MB, between which Ctrl-C is heard
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never hands out a number twice
     "text": "text",
@@ -35,6 +37,34 @@ class _Connection(sqlite3.Connection):
 
     for_update = ""
     skip_locked = ""
+
+
+def back_up(source: Path, target: Path) -> None:
+    """Copy a store as it is at this moment to the new file ``target``, and sync it.
+
+    Ingest goes on meanwhile, and nothing of it is in the copy; the log of ``source`` grows until
+    the copy is complete. ``target`` appears when it is. Raises `StoreUnavailable`.
+    """
+    if target.exists():
+        raise StoreUnavailable(f"{target} exists already: back up to a new file")
+    part = target.with_name(target.name + ".part")
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as store,
+            closing(sqlite3.connect(part)) as copy,
+        ):
+            store.execute("begin")  # within it, what others commit does not restart the copy
+            if store.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
+                raise StoreUnavailable(f"{source} is not a store of snc")
+            store.execute("select count(*) from sqlite_master").fetchone()
+            store.backup(copy, pages=BACKUP_PAGES)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreUnavailable(f"{source} cannot be copied to {target}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class SqliteDatabase:
@@ -152,6 +182,7 @@ class SqliteDatabase:
     def _upgrade(self) -> None:
         # Read inside the transaction: another process may have created the tables meanwhile.
         (version,) = self._writer.execute("pragma user_version").fetchone()
+        self.found_version: int = version
         if version > schema.VERSION:
             raise StoreUnavailable(
                 f"{self.path} has schema version {version}, this release knows up to "

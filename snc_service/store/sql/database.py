@@ -53,7 +53,13 @@ class Connection(Protocol):
 
 
 class Database(Protocol):
-    """An engine. Its contexts turn the driver's errors into `StoreUnavailable`."""
+    """An engine. Its contexts turn the driver's errors into `StoreUnavailable`.
+
+    Opening it creates the tables, or leads them to our version; ``found_version`` is the version
+    that was there, 0 for none.
+    """
+
+    found_version: int
 
     def read(self) -> AbstractContextManager[Connection]:
         """Open a transaction that sees one snapshot; many may run at once."""

@@ -1,0 +1,196 @@
+"""``snc db``: every earlier schema becomes ours, and a copy taken during ingest is whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from store_cases import NOW, new_run, quiet
+from store_victim import LAYERS, next_seq, submission
+from test_store_kill import check
+
+from snc_service.cli.main import main
+from snc_service.store import open_store
+from snc_service.store.postgres import WORDS
+from snc_service.store.protocol import EventQuery, Window
+from snc_service.store.sql import schema
+
+FIRST = (Path(__file__).parent / "store_v1.sql").read_text()
+
+
+def in_sqlite(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript(FIRST)
+    return f"sqlite:///{path}"
+
+
+def in_postgres(url: str) -> str:
+    """Lay out what the fixture holds as this engine would have at version 1."""
+    rows = re.findall(r"^insert into .*;$", FIRST, re.M)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in schema.UPGRADES[1].format(**WORDS).split(";")[:-1]:
+            connection.execute(statement)
+        for row in rows:
+            connection.execute(re.sub(r"X'([0-9A-F]*)'", r"'\\x\1'", row))
+        connection.execute("select setval(pg_get_serial_sequence('run_name', 'run_id'), 2)")
+        connection.execute("create table schema_version (version integer not null)")
+        connection.execute("insert into schema_version (version) values (1)")
+    return url
+
+
+@pytest.fixture
+def first(engine, store_url, tmp_path):
+    """Return the URL of a store at schema version 1."""
+    return in_sqlite(tmp_path / "snc.db") if engine == "sqlite" else in_postgres(store_url)
+
+
+def tables_of(url: str) -> list[tuple[str, str]]:
+    """Return every column of every table, however they came to be."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
+            return file.execute(
+                'select m.name, c.name, c.type, c."notnull", c.pk, c.dflt_value '
+                "from sqlite_master m join pragma_table_info(m.name) c order by 1, 2"
+            ).fetchall()
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "select c.table_name, column_name, data_type, is_nullable, column_default, "
+            "collation_name, attstorage from information_schema.columns c join pg_attribute a "
+            "on a.attrelid = c.table_name::regclass and a.attname = c.column_name "
+            "where table_schema = 'public' order by 1, 2"
+        ).fetchall()
+
+
+def test_a_store_of_the_first_version_is_upgraded_with_all_that_it_holds(first, capsys):
+    assert main(["db", "upgrade", "--store", first]) == 0
+    assert f"at version 1 and is at version {schema.VERSION} now" in capsys.readouterr().out
+    with closing(open_store(first)) as store:
+        run = store.run("old")
+        assert (run.name, run.config, run.last_step, run.breaches) == (
+            "the old one", {"lr": 0.1}, 8, 4
+        )  # fmt: skip
+        for _ in range(2):
+            got = store.history("old", "sigma", ["fc1.weight", "fc2.weight"], Window())
+            assert got.max.tolist() == [[k / 4 for k in range(9)], [k / 2 for k in range(9)]]
+            loss = store.scalar_history("old", "loss", Window())
+            np.testing.assert_array_equal(loss.max[0], (1 / np.arange(1, 10)).astype(np.float32))
+            store.fold(60, now=NOW + 3_600)
+        assert [e.event.rule for e in store.events(EventQuery(run="old")).items] == [
+            "breach", "run_started"
+        ]  # fmt: skip
+        assert store.policy("old").policy.entries[0].threshold == 2.0
+        assert store.project_policy("p").version == 1
+        assert store.run("gone").state == "failed"
+        new_run(store, "new")
+        assert store.tokens() == []
+        assert store.open_incidents() == []
+
+
+def test_an_upgraded_store_has_the_tables_of_a_new_one(engine, first, tmp_path, postgres):
+    open_store(first).close()
+    new = f"sqlite:///{tmp_path}/new.db" if engine == "sqlite" else postgres.new_url()
+    open_store(new).close()
+    assert tables_of(first) == tables_of(new)
+
+
+def test_every_version_is_a_step_from_the_one_before():
+    assert sorted(schema.UPGRADES) == list(range(1, schema.VERSION + 1))
+
+
+def test_an_upgrade_that_fails_leaves_the_store_as_it_was(first, monkeypatch, capsys):
+    before = tables_of(first)
+    broken = {**schema.UPGRADES, schema.VERSION: "create table half (a integer); create nonsense;"}
+    monkeypatch.setattr(schema, "UPGRADES", broken)
+    with pytest.raises(Exception, match="nonsense"):
+        open_store(first).close()
+    assert tables_of(first) == before
+
+
+def test_upgrading_says_what_there_was_to_do(store_url, capsys):
+    assert main(["db", "upgrade", "--store", store_url]) == 0
+    assert "an empty one is there now" in capsys.readouterr().out
+    assert main(["db", "upgrade", "--store", store_url]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["db", "upgrade", "--store", store_url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"before": schema.VERSION, "now": schema.VERSION}
+
+
+def test_a_newer_store_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "snc.db"
+    open_store(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute(f"pragma user_version = {schema.VERSION + 1}")
+    assert main(["db", "upgrade", "--store", f"sqlite:///{path}"]) == 1
+    said = capsys.readouterr().err
+    assert "upgrade snc" in said
+    assert said.count("\n") == 1
+
+
+def test_a_backup_taken_during_ingest_is_a_whole_store(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("snc_service.store.sqlite.BACKUP_PAGES", 5)
+    url = f"sqlite:///{tmp_path}/snc.db"
+    stop = threading.Event()
+    with closing(open_store(url)) as store:
+        new_run(store)
+        store.put_layer_table("r1", LAYERS)
+        enough = threading.Event()
+
+        def write() -> None:
+            seq = 0
+            while not stop.is_set():
+                store.ingest([submission("one", seq)], quiet)
+                seq += 1
+                if seq == 50:
+                    enough.set()
+                if seq % 20 == 0:
+                    store.fold(0.01, now=NOW + 3_600)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert enough.wait(60)
+        assert main(["db", "backup", str(tmp_path / "copy.db"), "--store", url, "--json"]) == 0
+        stop.set()
+        writer.join()
+        told = json.loads(capsys.readouterr().out)
+        assert told["bytes"] == (tmp_path / "copy.db").stat().st_size
+        whole = next_seq(store, "one")
+    with closing(open_store(f"sqlite:///{tmp_path}/copy.db")) as copy:
+        last = next_seq(copy, "one") - 1
+        assert 49 <= last <= whole
+        check(copy, {"one": last, "two": -1})
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_backup_replaces_nothing(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path}/snc.db"
+    open_store(url).close()
+    (tmp_path / "precious").write_text("mine")
+    assert main(["db", "backup", str(tmp_path / "precious"), "--store", url]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["missing", "noise"])
+def test_a_backup_of_no_store_is_one_sentence_and_makes_no_file(tmp_path, capsys, what):
+    if what == "noise":
+        (tmp_path / "snc.db").write_bytes(b"noise" * 1_000)
+    url = f"sqlite:///{tmp_path}/snc.db"
+    assert main(["db", "backup", str(tmp_path / "copy.db"), "--store", url]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == (["snc.db"] if what == "noise" else [])
+
+
+def test_a_postgresql_store_is_left_to_pg_dump(capsys):
+    url = "postgresql://ann:secret@db/snc"
+    assert main(["db", "backup", "copy.dump", "--store", url]) == 1
+    said = capsys.readouterr().err
+    assert "pg_dump --format=custom --compress=0 --file=copy.dump" in said
+    assert "secret" not in said
