@@ -43,6 +43,12 @@ class Cadence:
         self._rows = 0
         self._said = False
 
+    def wider(self, more: int) -> Cadence:
+        """Return one of so many more layers that takes all of them for active; the pace stays."""
+        cadence = Cadence(len(self.active) + more, self._max)
+        cadence.interval, cadence._said = self.interval, self._said
+        return cadence
+
     def due(self, step: int) -> Mask:
         """Return which layers to measure at ``step``, [L] bool."""
         if self.interval == 1:

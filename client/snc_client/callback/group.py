@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snc_client.callback.carried import CarriedBounds
+from snc_client.callback.masters import Masters, cast_down, lowered
 from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
@@ -52,6 +53,7 @@ class Group:
         device: torch.device,
         *,
         block: int,
+        masters: Masters,
         strict: bool = False,
     ) -> None:
         self.layers = tuple(layers)
@@ -60,6 +62,7 @@ class Group:
         shapes = [layer.operator().shape for layer in layers]
         self.power = BlockPower(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
+        self._masters = masters
         self._carried = CarriedBounds(len(layers), device) if strict else None
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
@@ -193,7 +196,15 @@ class Group:
                 block[: len(theirs)] = theirs[: len(block)]
                 ours["steps"][k] = int(state["iterations"])
         self.power.load_state_dict(ours)
+        self._settle([k for k, state in enumerate(states) if state is None])
         self.thresholds.restore(torch.stack(reference))
+
+    def _settle(self, cold: Sequence[int]) -> None:
+        """Iterate until the sigma of these layers may be their reference, as `register` does."""
+        if cold:
+            operators = [self.layers[i].operator() for i in cold]
+            for _ in range(REGISTER_CALLS):
+                self.power.step_(operators, cold)
 
     def _act(self, held: Sequence[int], bound: Tensor, cap: Collection[int]) -> Tensor:
         """Hold layers under their thresholds; return the factor of each largest singular value.
@@ -206,16 +217,24 @@ class Group:
             # A weight that is not written is time saved: a quarter of what a measurement costs.
             breached = (bound > threshold).tolist()
             held = [i for i in held if breached[i]]
+        stored = {i: self.layers[i].weight() for i in held}
+        found = {i: self._masters.of(self.layers[i]) for i in held}
+        masters = {i: master for i, master in found.items() if master is not None}
+        bound, threshold = lowered(bound, threshold, {i: stored[i].dtype for i in masters})
+        written = {**stored, **masters}
         capped = [i for i in held if i in self._capped and i in cap]
-        scale = self._rescale([i for i in held if i not in capped], bound, threshold)
+        rest = {i: weight for i, weight in written.items() if i not in capped}
+        scale = self._rescale(rest, bound, threshold)
         for i in capped:
-            scale[i].copy_(cap_(self.layers[i].weight(), bound[i], threshold[i]))
+            scale[i].copy_(cap_(written[i], bound[i], threshold[i]))
+        for i, master in masters.items():
+            cast_down(stored[i], master, scale[i])
         return scale
 
-    def _rescale(self, layers: Sequence[int], bound: Tensor, threshold: Tensor) -> Tensor:
+    def _rescale(self, written: Mapping[int, Tensor], bound: Tensor, threshold: Tensor) -> Tensor:
+        layers, weights = list(written), list(written.values())
         if not layers:
             return torch.ones_like(bound)
-        weights = [self.layers[i].weight() for i in layers]
         if len(layers) == len(self.layers):
             return rescale_(weights, bound, threshold)
         places = sent(layers, self.device, torch.int64)

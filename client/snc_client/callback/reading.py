@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypedDict
 
 import numpy as np
@@ -105,6 +105,16 @@ class Latest(Mapping[str, Reading]):
 
     def __len__(self) -> int:
         return int(self.columns.shape[1])
+
+    def wider(self, names: Sequence[str]) -> Latest:
+        """Return this measurement with layers that follow in ``names``, of which it knows nothing.
+
+        Before the first measurement there is nothing to widen but the names.
+        """
+        more = len(names) - self.columns.shape[1] if self.columns.shape[1] else 0
+        columns = np.pad(self.columns, ((0, 0), (0, more)), constant_values=ABSENT)
+        certified = np.pad(self.certified, (0, more))
+        return replace(self, names=list(names), columns=columns, certified=certified)
 
     def row(self, metric: str) -> npt.NDArray[np.float32]:
         """Return one metric of every layer, float32 [L]."""

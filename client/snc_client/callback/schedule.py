@@ -21,6 +21,7 @@ class CertifySchedule:
     """
 
     def __init__(self, num_layers: int, every: int) -> None:
+        self._every = every
         self._rate = num_layers / every
         self._credit = 0.0
         self._queue: deque[int] = deque()
@@ -28,6 +29,10 @@ class CertifySchedule:
         self._sigma = np.full(num_layers, np.nan, np.float32)
         self._seen = np.zeros(num_layers, np.int64)  # step of that sigma
         self._urgent: deque[int] = deque(maxlen=num_layers)
+
+    def wider(self, more: int) -> CertifySchedule:
+        """Return one of so many more layers, at the beginning of a round."""
+        return CertifySchedule(len(self._ratio) + more, self._every)
 
     def saw(self, step: int, sigma: Floats, threshold: Floats) -> None:
         """Take in a measurement that has arrived, float32 [L] each; NaN where there is none."""

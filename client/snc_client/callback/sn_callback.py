@@ -7,14 +7,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.guard import Guard, GuardSettings, GuardStopped, furthest
+from snc_client.callback.masters import Masters
 from snc_client.callback.overhead import Overhead
 from snc_client.callback.reading import Latest, ThresholdBreached
+from snc_client.callback.roll import called, weights
 from snc_client.callback.signals import DEFAULT_SIGNALS, Signals
 from snc_client.callback.warmup import Schedule, ThresholdFactor
 from snc_client.callback.watch import Watch
@@ -26,6 +30,7 @@ from snc_service.wire import LayerSpec, LayerTable, Policy
 log = logging.getLogger("snc")
 
 CLOSE_SECONDS = 5.0
+LOOK_EVERY = 100  # measurements between two looks for weights that came or were frozen
 STATE_VERSION = 1
 
 
@@ -51,6 +56,9 @@ class SNCallback:
     * ``spool``: a local folder that keeps rows until the service has them, also past the job.
     * ``schedule``: step -> factor on all thresholds, such as ``warm_up(1000, start=3.0)``; also on
       those of a policy from the service.
+    * ``masters``: {parameter or its name: the tensor that the optimizer steps and that is cast to
+      it}, for mixed precision. The master is what is written then, and cast again; at a measurement
+      it also takes the parameter's place before. Some are found in ``optimizer``: see `Masters`.
     * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
     * ``certify_every``: certify each layer once in so many measurements; None: never.
     * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
@@ -58,14 +66,17 @@ class SNCallback:
       is at most the threshold. Keeps a copy of these weights.
     * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
       layers far from a threshold in turns (their sigma may err by 1 % then), active ones always.
+    * ``guard``: undo a step that would ruin the training, see `snc_client.callback.guard.Guard`;
+      True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
     * ``signals``: what else is measured and reported, see `snc_client.callback.signals.Signals`.
     * ``conv``, ``split``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
     step 0. Nothing in `step` waits for the device or the network, and no exception but
-    `ThresholdBreached` leaves it: others are counted in ``errors`` and logged once. Because nothing
-    waits, what was measured at one step reaches the host (``latest``, the service, the ``stop``
-    action) at the next call, or later where the device lags.
+    `ThresholdBreached` and, with ``guard``, `GuardStopped` leaves it: others are counted in
+    ``errors`` and logged once. Because nothing waits, what was measured at one step reaches the
+    host (``latest``, the service, the ``stop`` action) at the next call, or later where the device
+    lags.
 
     What is held: after a measured step a rescaled layer's spectral norm is at most its threshold,
     up to the rounding of the product, where there was a sigma_upper at that step (``strict``).
@@ -95,15 +106,18 @@ class SNCallback:
         config: Mapping[str, Any] | None = None,
         spool: str | os.PathLike[str] | None = None,
         schedule: Schedule | None = None,
+        masters: Mapping[str | Tensor, Tensor] | None = None,
         every: int = 1,
         certify_every: int | None = 100,
         strict: bool = False,
         conv: Literal["reshape", "operator"] = "reshape",
         split: Mapping[str, str | Mapping[str, int]] | None = None,
-        guard: bool = False,
+        guard: bool | GuardSettings = False,
         max_overhead: float | None = None,
         signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
+        if guard and masters:
+            raise ValueError("masters must be None with guard, got some: it judges the model's own")
         _check(every=every, certify_every=certify_every, guard=guard, max_overhead=max_overhead)
         if not isinstance(optimizer, torch.optim.Optimizer | None):
             raise ValueError(
@@ -113,7 +127,9 @@ class SNCallback:
         if max_overhead is not None and ranks()[1] > 1:
             raise ValueError("max_overhead must be None in a job of several ranks: clocks differ")
         self.layers: Coverage = find_layers(model, conv=conv, split=split)
-        chosen = make_policy(threshold, action, policy)
+        self._model, self._conv, self._split = model, conv, dict(split or {})
+        self._weights, self._looked = weights(model), 0
+        self._policy = chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
         resolved.require_matched()
         self.attempt = 0
@@ -126,7 +142,11 @@ class SNCallback:
         self._rank, self._num_ranks = ranks()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
-        self._signals = Signals(signals, model, optimizer)
+        self._guard: Guard | None = None
+        if guard:
+            limits = GuardSettings() if guard is True else guard
+            self._guard = Guard(model, self.layers.layers, optimizer, limits)
+        self._signals = Signals(signals, model, optimizer, guarded=self._guard is not None)
         self._watch = Watch(
             self.layers.layers,
             resolved.layers,
@@ -134,12 +154,16 @@ class SNCallback:
             strict=strict,
             max_overhead=max_overhead,
             signals=self._signals,
+            guard=self._guard,
+            masters=Masters(model, masters, optimizer),
         )
         if strict and (names := self._watch.uncertifiable()):
             raise ValueError(
                 f"strict must be False where a layer to be held has no certificate, got True with "
                 f"{', '.join(names)}: give these the action observe"
             )
+        self._num_reported = len(self.layers.layers)  # the columns of a row that the service takes
+        self._known_missing = self._watch.missing
         self._watch.register(step=0)
         self._sender = self._connected(
             url or os.environ.get("SNC_URL"),
@@ -198,8 +222,30 @@ class SNCallback:
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost on the way, for want of memory or of a service."""
-        lost = self._watch.lost_rows * len(self._watch.metrics) * len(self.layers.layers)
+        lost = self._watch.lost_rows * len(self._watch.metrics) * self._num_reported
         return lost + (self._sender.dropped_values if self._sender else 0)
+
+    def rescan(self) -> Coverage:
+        """Look which layers the model has now; return ``layers``, and say what has changed.
+
+        A layer that is gone, or of another shape, is listed with the reason and measured no more. A
+        new one is measured, and held where the policy speaks of it; the service hears of it only
+        when the job starts again, because a run's rows hold the layers it began with. One that was
+        frozen or is computed from others now is not written any more.
+
+        A layer that cannot be found makes the next step do this, and so does, within 100
+        measurements, any parameter that came, went or was frozen. Raises ValueError for a model
+        without a matrix.
+        """
+        found = find_layers(self._model, conv=self._conv, split=self._split_of_now())
+        roll = called(self._watch.layers, found, self._step)
+        self.layers, self._weights = roll.coverage, weights(self._model)
+        resolved = resolve(self._policy, roll.layers)
+        with torch.no_grad():
+            self._watch.relist(roll.layers, resolved.layers, step=self._step)
+        for remark in roll.remarks:
+            log.warning("snc: %s", remark)
+        return self.layers
 
     def state_dict(self) -> dict[str, Any]:
         """Return what makes a resumed job continue: step, attempt, reference sigmas, warm blocks.
@@ -226,6 +272,8 @@ class SNCallback:
                 f"version of the state must be {STATE_VERSION}, got {state.get('version')!r}"
             )
         self._watch.forget()
+        if self._guard is not None:
+            self._guard.reset()
         self._watch.load_state_dict(state["layers"])
         step, attempt = int(state["step"]), int(state["attempt"])
         self.attempt = max(self.attempt, attempt) + 1 if step < self._step else attempt
@@ -269,6 +317,7 @@ class SNCallback:
                 raise breach
 
     def _measure(self, scalars: dict[str, Any]) -> None:
+        self._follow_model()
         self._take_policy()
         self._watch.stretch(self._factor.at(self._step), step=self._step - 1)
         if scalars.get("lr") is None and self._optimizer is not None:
@@ -279,10 +328,13 @@ class SNCallback:
         if row is not None:
             row.host_seconds = self._overhead.inside()
 
-    def _collect(self) -> ThresholdBreached | None:
+    def _collect(self) -> ThresholdBreached | GuardStopped | None:
         """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
-        breach = None
+        breach: ThresholdBreached | GuardStopped | None = None
         for row, latest in self._watch.arrived():
+            if self._guard is not None:
+                stopped = self._guard.arrived(row.step, row.scalars, furthest(latest))
+                breach = breach or stopped
             seconds = max(row.host_seconds, row.device_seconds)
             self._overhead.spent(seconds - row.host_seconds)
             row.scalars["callback_seconds"] = seconds / self._every
@@ -290,9 +342,28 @@ class SNCallback:
                 self._watch.cadence.paid(seconds / self._every, row.scalars["step_seconds"])
             if self._sender is not None:
                 scalars = self._signals.wanted(row.scalars)
-                self._sender.put(row.step, latest.columns, scalars, row.time)
+                reported = latest.columns[:, : self._num_reported]
+                self._sender.put(row.step, reported, scalars, row.time)
             breach = breach or row.breach(latest)
         return breach
+
+    def _follow_model(self) -> None:
+        """Rescan where a layer has been missed, or a look at the weights says that one is new."""
+        missed = self._watch.missing - self._known_missing
+        self._looked += 1
+        if not missed and (self._looked % LOOK_EVERY or weights(self._model) == self._weights):
+            return
+        self._known_missing = self._watch.missing
+        self._weights = weights(self._model)
+        try:
+            self.rescan()
+        except ValueError as error:
+            log.warning("snc: the model is not followed any more: %s", error)
+
+    def _split_of_now(self) -> dict[str, str | Mapping[str, int]]:
+        """Return the entries of ``split`` that still speak of something."""
+        names = [name for name, _ in self._model.named_parameters(remove_duplicate=False)]
+        return {k: v for k, v in self._split.items() if any(fnmatchcase(n, k) for n in names)}
 
     def _take_policy(self) -> None:
         taken = self._sender.take_policy() if self._sender else None
@@ -303,7 +374,8 @@ class SNCallback:
             # The others have no sender: one rank alone would scale its replica away from theirs.
             log.warning("snc: policy version %d is not applied: the job has several ranks", version)
             return
-        resolved = resolve(policy, self.layers.layers)
+        self._policy = policy
+        resolved = resolve(policy, self._watch.layers)
         self._watch.set_policy(resolved.layers, step=self._step - 1)
         log.info("snc: policy version %d is in force from step %d", version, self._step)
         if self._strict and (names := self._watch.uncertifiable()):
@@ -316,7 +388,7 @@ class SNCallback:
         """Let nothing of ours reach the training but a breach."""
         try:
             yield
-        except ThresholdBreached:
+        except (ThresholdBreached, GuardStopped):
             raise
         except Exception:
             self.errors += 1
@@ -377,14 +449,19 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:
 
 
 def _check(
-    *, every: int, certify_every: int | None, guard: bool, max_overhead: float | None
+    *, every: int, certify_every: int | None, guard: object, max_overhead: float | None
 ) -> None:
     for what, value in (("every", every), ("certify_every", certify_every)):
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
             raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
-    if guard:
-        raise ValueError("guard must be False, got True: the guard is not available yet")
+    if not isinstance(guard, bool | GuardSettings):
+        raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
+    if guard and (every != 1 or max_overhead is not None):
+        raise ValueError(
+            f"every must be 1 and max_overhead None with guard, got {every} and {max_overhead}: it "
+            "judges every step by every layer"
+        )
     if max_overhead is not None and not 0 < max_overhead < 1:
         raise ValueError(f"max_overhead must be a share of step time in (0, 1), got {max_overhead}")

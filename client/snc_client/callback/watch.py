@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from snc_client.callback.cadence import Cadence, Mask
 from snc_client.callback.group import Group
+from snc_client.callback.guard import Guard
+from snc_client.callback.masters import Masters
 from snc_client.callback.readback import Readback
-from snc_client.callback.reading import METRICS, Latest
+from snc_client.callback.reading import METRICS, NOT_MEASURED, Latest
 from snc_client.callback.row import Row, Scalars, parcel
 from snc_client.callback.schedule import CertifySchedule
 from snc_client.callback.signals import Signals
+from snc_client.callback.thresholds import sent
 from snc_client.estimator import LAG
 from snc_client.layers import Layer
 from snc_client.measurement import certifiable
@@ -59,10 +63,14 @@ class Watch:
         strict: bool,
         max_overhead: float | None,
         signals: Signals,
+        masters: Masters,
+        guard: Guard | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self._signals = signals
-        self.metrics = (*METRICS, *signals.metrics)
+        self._guard = guard
+        self._masters = masters
+        self.metrics = (*METRICS, *signals.metrics, *(["guard"] if guard else []))
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.lost_rows = 0  # measurements that found every buffer still in flight
         self._strict = strict
@@ -75,6 +83,7 @@ class Watch:
         self._readbacks: dict[torch.device, Readback] = {}
         self._rows: deque[Row] = deque()
         self._held: set[int] = set()
+        self.missing: frozenset[int] = frozenset()  # places of layers that could not be looked up
         self._stretch = self._known_stretch = 1.0
         self._groups = self._grouped()
         self.set_policy(policies, step=0)  # the registered row has no thresholds yet
@@ -107,9 +116,27 @@ class Watch:
             self._take_all_for_active()
         self._known_stretch = max(factor, self._known_stretch)
 
+    def relist(self, layers: Sequence[Layer], policies: Sequence[LayerPolicy], step: int) -> None:
+        """Go on with ``layers`` (those known so far at their places, then new ones) after ``step``.
+
+        What is warm stays warm. New layers are measured until their sigma is a reference.
+        """
+        more = len(layers) - len(self.layers)
+        warm = self._warm()
+        self.layers = tuple(layers)
+        self.latest = self.latest.wider([layer.name for layer in layers])
+        for row in self._rows:
+            row.stops, row.certified = (np.pad(x, (0, more)) for x in (row.stops, row.certified))
+        if more:
+            self.cadence, self._proofs = self.cadence.wider(more), self._proofs.wider(more)
+            if self._schedule:
+                self._schedule = self._schedule.wider(more)
+        self.set_policy(policies, step)
+        self._regroup(warm)
+
     def uncertifiable(self) -> list[str]:
         """Return the names of held layers whose bound nothing certifies yet."""
-        held = (self.layers[i] for i in sorted(self._held))
+        held = (x for i, x in enumerate(self.layers) if i in self._held and i not in self.missing)
         return [layer.name for layer in held if not certifiable(layer.operator())]
 
     @torch.no_grad()
@@ -117,6 +144,8 @@ class Watch:
         """Measure every layer before the training moves it: its first sigma is its reference."""
         self._signals.register([layer for group in self._groups for layer in group.layers])
         values = [self._measured(x, x.indices, x.register()) for x in self._groups]
+        if self._guard is not None:
+            values = [_below(x, torch.full_like(x.rows[0], NOT_MEASURED)) for x in values]
         self._ship(step, values, {})
 
     @torch.no_grad()
@@ -130,12 +159,16 @@ class Watch:
         due[certify] = True
         if self._strict:
             due[sorted(self._held)] = True
+        self._signals.known = self._guard.look() if self._guard is not None else {}
         try:
             values = self._step(step, due, certify)
         except (LookupError, RuntimeError):
             self._regroup(self._warm())
             values = self._step(step, due, certify)
-        return self._ship(step, values, {**self._signals.scalars, **scalars})
+        told: dict[str, Any] = {}
+        if self._guard is not None:
+            values, told = self._guarded(self._guard, values)
+        return self._ship(step, values, {**self._signals.scalars, **scalars, **told})
 
     def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
         """Add scalars to the row of ``step`` unless it has arrived; return whether it took them."""
@@ -219,6 +252,7 @@ class Watch:
         for device in {group.device for group in self._groups}:
             self._readback(device).start()
         every = [i for group in self._groups for i in group.indices]
+        self._masters.refresh(self.layers[i] for i in every if i in self._held)
         self._signals.begin([self.layers[i] for i in every if due[i]])
         for group in self._groups:
             places = range(len(group.indices))
@@ -240,6 +274,22 @@ class Watch:
         layers = [self.layers[i] for i in indices]
         signals = self._signals.rows(layers, group.device, rows[0])
         return Measured(group.device, indices, torch.cat([rows, signals]), certified)
+
+    def _guarded(
+        self, guard: Guard, values: Sequence[Measured]
+    ) -> tuple[list[Measured], dict[str, Any]]:
+        """Let the guard judge the step, and put its metric below what was measured."""
+        columns = torch.full((4, len(self.layers)), math.nan, device=guard.device)
+        for measured in values:
+            places = sent(measured.indices, measured.device, torch.int64)
+            columns[:3].index_copy_(1, places, measured.rows[:3])
+        for group in self._groups:
+            places = sent(group.indices, group.device, torch.int64)
+            columns[3].index_copy_(0, places, group.thresholds.reference)
+        sigma, threshold, scale, reference = columns.unbind()
+        strain, told = guard.settle(sigma, threshold, scale, reference, sorted(self._held))
+        at = [sent(x.indices, x.device, torch.int64) for x in values]
+        return [_below(x, strain[places]) for x, places in zip(values, at, strict=True)], told
 
     def _ship(
         self, step: int, values: Sequence[Measured], scalars: Mapping[str, Any]
@@ -291,19 +341,32 @@ class Watch:
 
     def _grouped(self) -> list[Group]:
         places: dict[tuple[torch.device, int], list[int]] = {}
+        missing: set[int] = set()
         for i, layer in enumerate(self.layers):
             block = HELD_BLOCK if i in self._held else WATCHED_BLOCK
             try:
-                places.setdefault((layer.weight().device, block), []).append(i)
+                device = layer.weight().device
+                if device.type == "meta":
+                    raise LookupError(f"layer {layer.name!r} must hold numbers, it is on meta")
+                places.setdefault((device, block), []).append(i)
             except LookupError as error:
-                log.warning("snc: not measured any more: %s", error)
+                missing.add(i)
+                if i not in self.missing:
+                    log.warning("snc: not measured any more: %s", error)
+        self.missing = frozenset(missing)
         return [
             Group(
                 [self.layers[i] for i in indices],
                 indices,
                 device,
                 block=block,
+                masters=self._masters,
                 strict=self._strict,
             )
             for (device, block), indices in places.items()
         ]
+
+
+def _below(measured: Measured, row: Tensor) -> Measured:
+    """Return it with one more row, [l]."""
+    return measured._replace(rows=torch.cat([measured.rows, row.unsqueeze(0)]))

@@ -46,7 +46,8 @@ def sources(module: nn.Module) -> Iterator[Source]:
 
 
 def _stored(key: str) -> Callable[[nn.Module], Tensor]:
-    return lambda module: cast(Tensor, getattr(module, key)).detach()
+    # As an attribute it would also be found after it has become a computed weight.
+    return lambda module: cast(Tensor, module._parameters[key]).detach()
 
 
 def _parametrized(module: nn.Module) -> Iterator[Source]:
