@@ -10,6 +10,7 @@ from listeners import LOOPBACK, hangs, listening, nobody, says, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from snc_service.alerts import worker
+from snc_service.settings import Settings
 from snc_service.store.protocol import StoreUnavailable
 
 TABLE = table_of("fc1.weight", "fc2.weight")
@@ -351,9 +352,9 @@ def test_a_store_that_fails_for_a_while_costs_no_alert(watched, monkeypatch):
         there.wait_for(1)
 
 
-def test_two_services_on_one_store_tell_once(tmp_path, monkeypatch):
+def test_two_services_on_one_store_tell_once(store_url, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
-    settings = settings_in(tmp_path, alert_networks=LOOPBACK)
+    settings = Settings(store=store_url, alert_networks=LOOPBACK)
     with listening() as there, ExitStack() as stack:
         first, _ = (stack.enter_context(serving_app(settings)) for _ in range(2))
         watched = Watched(first, first.service.clock)

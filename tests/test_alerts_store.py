@@ -17,8 +17,8 @@ DOCUMENT = {"receivers": {}, "routes": []}
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
+def store(store_url):
+    opened = open_store(store_url)
     yield opened
     opened.close()
 
