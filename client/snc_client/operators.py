@@ -1,8 +1,9 @@
 """Linear maps as the estimator sees them: a weight, multiplied with a block of vectors.
 
 Every operator has ``shape`` (m, n), ``matmul`` (n, b) -> (m, b), ``rmatmul`` (m, b) -> (n, b), both
-in float32 whatever the weight's dtype, and ``amax``, a 0-d float32 on the weight's device, whose
-exponent tells the estimator how to scale. Nothing here waits for the device, draws a random number
+in float32 whatever the weight's dtype, ``amax``, a 0-d float32 on the weight's device, whose
+exponent tells the estimator how to scale, and ``tensors``, what its products read: a recorded graph
+is good while these keep their addresses. Nothing here waits for the device, draws a random number
 or records a gradient.
 """
 
@@ -38,6 +39,11 @@ class Matrix:
         self.weight = _plain(weight)
         self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (self.weight,)
+
     def matmul(self, v: Tensor) -> Tensor:
         """Return W v for a block v (n, b)."""
         # Transposed, because the CPU's library is 1.5 (b = 16) to 4 times (b = 8) slower with the
@@ -67,6 +73,11 @@ class BlockDiagonal:
         g, m, n = weight.shape
         self.shape: tuple[int, int] = (g * m, g * n)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (self.weight,)
+
     def matmul(self, v: Tensor) -> Tensor:
         """Return W v for a block v (g*n, b)."""
         g, _, n = self.weight.shape
@@ -93,6 +104,11 @@ class LowRank:
                 f"{tuple(right.shape)}"
             )
         self.shape: tuple[int, int] = (left.shape[0], right.shape[1])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (*self._left.tensors, *self._right.tensors)
 
     def matmul(self, v: Tensor) -> Tensor:
         """Return B (A v) for a block v (n, b)."""
@@ -170,6 +186,11 @@ class Convolution:
         self._unread = [h - (o - 1) * s - d * (k - 1) - 1 for h, o, k, s, d in axes]
         self.shape: tuple[int, int] = (math.prod(self._outputs), math.prod(self._inputs))
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (self._weight,)
+
     def matmul(self, v: Tensor) -> Tensor:
         """Return the convolution of the b inputs in the columns of v (in*grid, b)."""
         x = self._pad(v.t().reshape(-1, *self._inputs))
@@ -211,6 +232,11 @@ class Adjoint:
     def __init__(self, operator: Convolution) -> None:
         self._operator = operator
         self.shape: tuple[int, int] = (operator.shape[1], operator.shape[0])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return self._operator.tensors
 
     def matmul(self, v: Tensor) -> Tensor:
         """Return the operator's ``rmatmul``."""

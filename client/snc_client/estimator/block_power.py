@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
+from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
 
 COLD_ITERATIONS = 16  # a Gaussian 3072 x 768 to 5e-3; 8 leave 2.4e-2
 # One iteration follows a training that goes its way; in the first 25 steps, and after any leap, it
 # errs by up to 2e-2. The residual says so: sigma errs by about its square. Above LAG a layer gets
-# up to 4 iterations in a call, which leave 6e-4; then 2 to 3 % of calls cost more than one.
-LAG, MOST_ITERATIONS = 0.02, 4
+# up to 4 iterations in a call, which leave 5e-4; later a layer takes 1.02 to 1.06 in the mean.
+LAG, MOST_ITERATIONS = 0.0175, 4
 # Where the host may not look, a layer's first 32 calls (8 of them before the training) do the same.
 YOUNG = COLD_ITERATIONS + 32 * MOST_ITERATIONS
 EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can grow
-SPARE_NOISE = 1 << 16  # where windows of the noise may start
+SPARE_NOISE = 1 << 18  # where windows of the noise may start, at every 16th number:
+ALIGNED = 16  # 64 bytes, because the last bits of a CPU's products depend on where operands lie
 TINY = torch.finfo(torch.float32).tiny
 LONG = 100_000  # rows longer than this are summed in float64
 
@@ -113,13 +115,14 @@ class BlockPower:
         sizes = [min(block, *shape) * min(shape) for shape in self._shapes]
         self._noise = _normal(max(sizes, default=0) + SPARE_NOISE, seed).to(self._device)
         self._blocks = [self._random_rows(i) for i in range(len(self._shapes))]
+        solvers(self._noise.device)  # compiles and checks where that takes time: here, in no step
 
     @torch.no_grad()
     def step_(self, operators: Sequence[Operator], which: Sequence[int] | None = None) -> Estimates:
         """Advance all layers, or only those at the indexes ``which``, by one iteration or more.
 
         ``operators`` matches the layers (or ``which``) one to one; the result has their order. The
-        first call on a layer makes 16 iterations. A layer whose residual is above 0.02 sigma, as
+        first call on a layer makes 16 iterations. A layer whose residual is above 0.0175 sigma, as
         after an abrupt step, gets up to 4. On a CPU this call sees that by itself. On any other
         device the host never waits to look: there a layer's first 32 calls make 4 iterations, and
         later those of which the host was told (`hurry`).
@@ -156,7 +159,7 @@ class BlockPower:
             for i, block in enumerate(self._blocks):
                 rows = torch.cat([block[:1], self._random_rows(i)[1:]]).unsqueeze(0)
                 fresh = (orthonormalizer(_gram(rows)) @ rows)[0]
-                self._blocks[i] = torch.where(failed[i], fresh, block)
+                self._store(i, torch.where(failed[i], fresh, block))
 
     def state_dict(self) -> dict[str, Any]:
         """Return shapes, steps and blocks: plain containers and tensors, no code to unpickle."""
@@ -254,14 +257,14 @@ class BlockPower:
         """Count a step of a layer and return its block, every 8 steps with a new weakest vector."""
         step, v_BN = self._steps[layer], self._blocks[layer]
         self._steps[layer] = step + 1
-        b, n = v_BN.shape
-        if (step + layer) % EXPLORE_STEPS or step == 0 or b == n:  # b == n: nothing left to find
+        if not self._explores(layer, step):
             return v_BN
-        kept, new = v_BN[:-1], self._window(n, layer, step)
-        # Twice: once leaves enough of the kept directions to make sigma dip at every restart.
-        for _ in range(2):
-            new = new - (kept @ new) @ kept
-        return torch.cat([kept, (new / torch.linalg.vector_norm(new)).unsqueeze(0)])
+        new = self._window(v_BN.shape[1], layer, step)
+        return torch.cat([v_BN[:-1], _explorer(v_BN[:-1], new)])
+
+    def _explores(self, layer: int, step: int) -> bool:
+        b, n = self._blocks[layer].shape
+        return step > 0 and b < n and (step + layer) % EXPLORE_STEPS == 0  # b == n has all there is
 
     def _keep(self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor]) -> None:
         """Store the next block of every layer: orthonormal rows, best first."""
@@ -274,7 +277,10 @@ class BlockPower:
             groups, unit, torch.split(turns, [len(g) for g in groups]), strict=True
         ):
             for item, block in zip(group, (turn @ y).unbind(), strict=True):
-                self._blocks[item.layer] = block
+                self._store(item.layer, block)
+
+    def _store(self, layer: int, block_BN: Tensor) -> None:
+        self._blocks[layer] = block_BN
 
     def _random_rows(self, layer: int) -> Tensor:
         """Return b random vectors of about unit length, nearly orthogonal if n is large."""
@@ -287,8 +293,21 @@ class BlockPower:
 
         A window into numbers drawn once: no generator runs in the training step.
         """
-        start = crc32(f"{self._seed}/{layer}/{step}".encode()) % (self._noise.numel() - size + 1)
+        start = self._start(size, layer, step)
         return self._noise[start : start + size]
+
+    def _start(self, size: int, layer: int, step: int) -> int:
+        places = (self._noise.numel() - size) // ALIGNED + 1
+        return crc32(f"{self._seed}/{layer}/{step}".encode()) % places * ALIGNED
+
+
+def _explorer(kept_BN: Tensor, new_N: Tensor) -> Tensor:
+    """Return a unit vector orthogonal to those kept, as a block of one row."""
+    # Twice: once leaves enough of the kept directions to make sigma dip at every restart.
+    for _ in range(2):
+        new_N = new_N - (kept_BN @ new_N) @ kept_BN
+    unit: Tensor = new_N / torch.linalg.vector_norm(new_N)
+    return unit.unsqueeze(0)
 
 
 def reading_is_free(device: torch.device) -> bool:

@@ -5,15 +5,13 @@ Shapes: K layers, B vectors per block, N their length. Blocks are kept as rows (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from snc_client.estimator import jacobi
-
-Eigh: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # eigenvalues ascending, columns
+from snc_client.estimator.solvers import Eigh, solvers
 
 SHIFT = 1e-5  # of unit rows: bounds the condition number that Cholesky sees; rows only get shorter
 DEAD = 1e-12  # squared norm relative to the largest row: below it a row is rounding noise
@@ -37,15 +35,14 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
     """Rotate to the eigenvectors of G = XX', X = UW; R = UU' is the Gram matrix of U.
 
     Ranked by G and not by R: half a step of power further, so a new direction comes up earlier.
-    ``eigh`` is LAPACK's in float64 on the CPU, where it costs nothing at this size, and `jacobi`
-    elsewhere.
+    ``eigh`` is the device's own if None (`solvers`): on the CPU LAPACK's in float64, which costs
+    nothing at this size.
     """
     finite = (r_KBB.isfinite() & g_KBB.isfinite()).flatten(1).all(1)
     r, g = (torch.where(finite[:, None, None], gram, 0.0) for gram in (r_KBB, g_KBB))
     if g.device.type == "cpu":
         r, g = r.double(), g.double()
-    solve = eigh or (torch.linalg.eigh if g.device.type == "cpu" else jacobi.eigh)
-    values, vectors = solve(g)
+    values, vectors = (eigh or solvers(g.device).eigh)(g)
     z = vectors.mT.flip(-2)
     reach = (z[:, :1] @ r @ z[:, :1].mT)[:, 0, 0]
     return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), finite)
@@ -64,11 +61,8 @@ def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:
 def orthonormalizer(c_KBB: Tensor) -> Tensor:
     """Return T with (T Y)(T Y)' <= I up to rounding, for the Gram matrix C = YY' of unit rows.
 
-    Shifted CholeskyQR (arXiv 1809.11085). Where the factor fails or is not finite (CUDA reports
-    info = 0 for a NaN matrix, pytorch#64818), T is the identity and Y stays as it is.
+    Shifted CholeskyQR (arXiv 1809.11085). Where the factor fails or is not finite, T is the
+    identity and Y stays as it is.
     """
     eye = torch.eye(c_KBB.shape[-1], dtype=c_KBB.dtype, device=c_KBB.device)
-    factor, info = torch.linalg.cholesky_ex(c_KBB + SHIFT * eye, check_errors=False)
-    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    sound = (info == 0) & inverse.isfinite().flatten(1).all(1)
-    return torch.where(sound[:, None, None], inverse, eye)
+    return solvers(c_KBB.device).inverse_factor(c_KBB + SHIFT * eye)
