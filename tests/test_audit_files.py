@@ -313,9 +313,9 @@ class Trap:
         return os.mkdir, (str(self.mark),)
 
 
-def tar_trap(path: Path, trap: Trap) -> None:
-    with tarfile.open(path, "w:") as archive:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
+def tar_trap(path: Path, trap: Trap, first: str = "sys_info") -> None:
+    with tarfile.open(path, "w:", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        for name in (first, "pickle", "tensors", "storages"):
             raw = pickle.dumps(trap, 2)
             info = tarfile.TarInfo(name)
             info.size = len(raw)
@@ -340,6 +340,13 @@ def test_code_in_a_pickle_never_runs(tmp_path, monkeypatch, kind: str) -> None:
         assert "posix.mkdir" in said or "nt.mkdir" in said
         torch.load(path, weights_only=False)
         assert trap.mark.exists()  # the trap does work
+
+
+@pytest.mark.parametrize("magic", [checkpoint.ZIP_MAGIC, checkpoint.LEGACY_MAGIC])
+def test_a_tar_file_that_begins_like_a_checkpoint_never_reaches_torch(tmp_path, magic) -> None:
+    tar_trap(tmp_path / "w.pt", Trap(tmp_path / "sprung"), first=magic.decode("latin-1"))
+    assert (tmp_path / "w.pt").read_bytes().startswith(magic)
+    assert "also a tar file" in refusal(tmp_path / "w.pt")
 
 
 def test_a_pickled_module_is_refused_with_the_cure(tmp_path) -> None:

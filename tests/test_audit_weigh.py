@@ -62,6 +62,12 @@ def test_a_scale_whose_squares_fit_nowhere_changes_nothing(scale: float, dtype) 
     )
 
 
+def test_a_bound_is_rounded_up_where_float64_itself_has_one_digit() -> None:
+    least = 5e-324
+    found = weigh(torch.full((2, 1), least, dtype=torch.float64))
+    assert found.sigma_upper >= 2 * least  # the norm is 1.41 of them
+
+
 def test_a_bound_that_shows_sigma_to_be_low_is_followed_by_a_second_search() -> None:
     w = planted(torch.cat([torch.tensor([1.003]), torch.ones(799)])).float()
     found, true = weigh(w), norm(w)
