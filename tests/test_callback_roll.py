@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from small_loops import grow, norms, sigmas, small_model, spectral_norm
+from small_loops import grow, norms, sigmas, small_model, spectral_norm, train_step
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -222,3 +222,22 @@ def test_what_a_look_compares_is_names_shapes_and_frozenness():
     model[0].weight.requires_grad_(False)
     assert weights(model) != first
     assert weights(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_signals_and_guard_go_on_with_the_layers_of_now():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    callback = SNCallback(model, optimizer=optimizer, threshold="2x init", guard=True)
+    for _ in range(3):
+        train_step(model, optimizer)
+    model.append(nn.Linear(6, 8))
+    optimizer.add_param_group({"params": model[3].parameters()})
+    callback.rescan()
+    for _ in range(15):
+        train_step(model, optimizer)
+    exact = {name: float(w.grad.norm()) for name, w in model.named_parameters() if w.ndim == 2}
+    callback.close()
+    assert callback.errors == 0
+    for name, norm in exact.items():
+        assert callback.latest[name]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert callback.latest[name]["guard"] is not None

@@ -174,6 +174,11 @@ class Guard:
         self._floor: Floor | None = None
         self._look: Look | None = None
 
+    def relist(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        """Go on with these layers (those known so far at their places) and a new copy."""
+        self._slots, self._layers = Slots(model), tuple(layers)
+        self.reset()
+
     @torch.no_grad()
     def look(self) -> dict[str, dict[str, Tensor]]:
         """Compare the weights with those of the last accepted step, before the action.

@@ -74,6 +74,11 @@ class Signals:
         """Return the scalars without those that the job switched off."""
         return {k: v for k, v in scalars.items() if k in self._wanted or k not in RUN_SIGNALS}
 
+    def relist(self, model: nn.Module) -> None:
+        """Look for the parameters anew: the model holds others now."""
+        self._slots = Slots(model)
+        self._ranked.clear()
+
     @torch.no_grad()
     def register(self, layers: Sequence[Layer]) -> None:
         """Look at weights that have not been trained yet."""

@@ -241,6 +241,9 @@ class SNCallback:
         roll = called(self._watch.layers, found, self._step)
         self.layers, self._weights = roll.coverage, weights(self._model)
         resolved = resolve(self._policy, roll.layers)
+        self._signals.relist(self._model)
+        if self._guard is not None:
+            self._guard.relist(self._model, roll.layers)
         with torch.no_grad():
             self._watch.relist(roll.layers, resolved.layers, step=self._step)
         for remark in roll.remarks:
