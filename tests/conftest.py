@@ -6,11 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sharding
 from postgres_server import PostgresServer, running_postgres
 from sandbox import ROOT, Sandbox, Stage
 
 from snc_client.demo.service import free_port, serving
 from snc_service.store import open_store
+from snc_service.store import postgres as engine_module
 from snc_service.store.protocol import Store
 
 
@@ -23,9 +25,27 @@ def service_url(tmp_path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """Yield a PostgreSQL that all tests share; each takes a database of its own."""
-    with running_postgres() as server:
-        yield server
+    """Yield a PostgreSQL that all tests share; each takes a database of its own.
+
+    What any of them asks it is looked at by `fit_for_shards`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "translated", sharding.recorded)
+        with running_postgres() as server:
+            yield server
+
+
+_looked_at: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def fit_for_shards() -> Iterator[None]:
+    """Fail after a test whose store asks PostgreSQL what a cluster sharded by run cannot route."""
+    yield
+    new = sharding.asked - _looked_at
+    _looked_at.update(new)
+    found = {sql: table for sql in new if (table := sharding.misfit(sql)) is not None}
+    assert not found, "bind run_id for the table, or give a reason in CROSS_SHARD"
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])

@@ -43,6 +43,14 @@ def backup(arguments: Namespace) -> int:
     return 0
 
 
+def citus(arguments: Namespace) -> int:
+    """Print the statements that distribute the tables over a Citus cluster."""
+    from snc_service.store.sql import citus
+
+    print("\n".join(f"{statement};" for statement in citus.statements()))
+    return 0
+
+
 def _url(arguments: Namespace) -> str:
     return Settings.from_env(os.environ, store=arguments.store).store
 
