@@ -10,7 +10,9 @@ from spectra import gaussian, norm, planted
 
 from snc_client.certificate import certify, sigma_upper
 from snc_client.constraint import cap_, rescale_
-from snc_client.estimator import BlockPower
+from snc_client.estimator import BlockPower, jacobi
+from snc_client.estimator.graph import GraphPower
+from snc_client.estimator.solvers import PLAIN, agrees, solvers
 from snc_client.operators import Matrix
 
 pytestmark = [
@@ -61,3 +63,39 @@ def test_sigma_and_certificates_are_those_of_the_cpu() -> None:
     assert true <= float(sigma_upper(on_device, sigma[0])) <= true * (1 + 1.1e-3)
     assert certify(on_device, true * (1 + 1e-5))
     assert not certify(on_device, true * (1 - 1e-5))
+
+
+def test_jacobi_agrees_with_lapack_on_the_device() -> None:
+    assert agrees(PLAIN._replace(eigh=jacobi.eigh), torch.device("cuda"))
+
+
+def test_tritons_kernels_are_compiled_checked_and_used() -> None:
+    assert solvers(torch.zeros((), device="cuda").device).one_launch
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+def test_the_graph_replays_the_plain_way_without_a_wait() -> None:
+    device = torch.device("cuda")
+    weights = [gaussian(*shape, seed=i).to(device) for i, shape in enumerate(SHAPES)]
+    plain, graph = (kind(SHAPES, device=device) for kind in (BlockPower, GraphPower))
+    for step in range(50):
+        for w in weights:
+            w.mul_(1.01)
+        if step == 44:
+            torch.cuda.set_sync_debug_mode("default")
+            weights[1] = weights[1].clone()  # another address
+        operators = [Matrix(w) for w in weights]
+        expected, found = plain.step_(operators).sigma, graph.step_(operators).sigma
+        assert graph.recordings == (0 if step == 0 else 1 if step < 44 else 2)
+        torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+        torch.cuda.set_sync_debug_mode("error" if 1 < step < 43 else "default")
+
+
+def test_a_nan_weight_is_bounded_by_infinity_where_cholesky_reports_no_failure() -> None:
+    poisoned = torch.full((64, 64), torch.nan, device="cuda")
+    assert sigma_upper(poisoned, torch.ones((), device="cuda")).isposinf()
+    assert not certify(poisoned, 1e30)
+    one = gaussian(64, 64).cuda()
+    one[3, 5] = torch.nan
+    assert sigma_upper(one, torch.ones((), device="cuda")).isposinf()
