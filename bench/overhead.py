@@ -131,7 +131,10 @@ def variants() -> dict[str, Variant]:
         "SNCallback, observe": with_callback(model()),
         "SNCallback, observe, every=10": with_callback(model(), every=10),
         "SNCallback, rescale at 1.1x init": with_callback(model(), threshold="1.1x init"),
-        "SNCallback, rescale, strict": with_callback(model(), threshold="1.1x init", strict=True),
+        "SNCallback, strict at 3x init": with_callback(model(), threshold="3x init", strict=True),
+        "SNCallback, strict at 1.1x init": with_callback(
+            model(), threshold="1.1x init", strict=True
+        ),
         "torch parametrizations.spectral_norm": with_parametrization(model()),
     }
 
