@@ -332,3 +332,26 @@ def test_arguments_that_the_guard_cannot_serve_are_refused(keywords, message):
 def test_settings_that_make_no_sense_are_refused(keywords, message):
     with pytest.raises(ValueError, match=message):
         GuardSettings(**keywords)
+
+
+def test_after_a_resume_the_guard_is_back_within_a_few_steps():
+    training = Training(optimizer="SGD")
+    training.run(20)
+    training.callback.load_state_dict(training.callback.state_dict())
+    training.run(4)
+    weights = training.weights()
+    training.step(spoil=huge_gradients)
+    assert training.vetoes == 1
+    assert same(training.weights(), weights)
+
+
+def test_parameters_that_are_no_real_numbers_do_no_harm():
+    model = nn.Linear(8, 8)
+    model.phase = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    model.codes = nn.Parameter(torch.ones(4, dtype=torch.uint8), requires_grad=False)
+    (model(torch.ones(2, 8)).sum() + (model.phase.abs() ** 2).sum()).backward()
+    with SNCallback(model, guard=True) as callback:
+        callback.step()
+        callback.step()
+    assert callback.errors == 0
+    assert callback.latest.scalars["grad_norm"] > 0

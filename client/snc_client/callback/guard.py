@@ -252,7 +252,7 @@ class Guard:
                 state = self._optimizer.state.get(p, {}) if self._optimizer is not None else {}
                 masters = [state[key] for key in KEYS if isinstance(state.get(key), Tensor)]
                 found.update((id(x), x) for x in [p, *masters] if x.device == self.device)
-        return list(found.values())
+        return [p for p in found.values() if p.is_floating_point()]
 
     def _values(self) -> list[Tensor]:
         """Return what is kept: parameters first, then buffers.

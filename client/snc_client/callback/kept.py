@@ -13,6 +13,7 @@ from snc_client.callback.masters import KEYS
 
 log = logging.getLogger("snc")
 
+FIRST = 3  # looks that show what is usual, whenever copies start anew
 HABIT, SPAN = 3, 50  # so many unexpected writes in so many steps are what this training does
 
 
@@ -121,6 +122,7 @@ class Versions:
     def changed(self, parameters: Sequence[Tensor], *, learn: bool) -> bool:
         """Return whether more than a step happened to the parameters since `note`."""
         self._looks += 1
+        learn = learn or self._looks <= FIRST
         if len(self._last) != len(parameters):
             self._usual = [0] * len(parameters)
             return False

@@ -206,6 +206,7 @@ class Signals:
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the Frobenius norm of each tensor, 0-d float32, in few launches."""
+    tensors = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
     found: dict[int, Tensor] = {}
     for dtype in {tensor.dtype for tensor in tensors}:
         places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
