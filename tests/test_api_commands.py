@@ -104,3 +104,11 @@ def test_a_job_that_takes_none_gets_no_more(api):
     assert len(acknowledged(api, 0)) == MAX_WAITING_COMMANDS
     acknowledged(api, 1, seen=MAX_WAITING_COMMANDS)
     assert api.post(COMMANDS, json={"action": "stop"}).status_code == 201
+
+
+def test_a_job_that_starts_is_told_at_once_what_waits_for_it(api):
+    api.post(COMMANDS, json={"action": "stop", "reason": "why"})
+    told = api.post("/api/v1/runs", json={"run": "r"}).json()
+    assert told["commands"] == [{"id": 1, "action": "stop", "reason": "why"}]
+    acknowledged(api, 0, seen=1)
+    assert api.post("/api/v1/runs", json={"run": "r"}).json()["commands"] == []

@@ -37,6 +37,7 @@ def test_creating_a_run_answers_with_what_its_job_needs(api):
         "policy_version": 1,
         "attempt": 0,
         "last_step": None,
+        "commands": [],
     }
 
 

@@ -20,6 +20,7 @@ from snc_service.api.json_batch import JSON_EXAMPLE, JsonBatch, decode_json
 from snc_service.api.openapi import responses
 from snc_service.api.policy import POLICY_EXAMPLE, PolicyBody
 from snc_service.api.queries import RunName
+from snc_service.api.runs import AckCommand, as_ack
 from snc_service.api.state import InService, Service
 from snc_service.errors import Problem, from_wire
 from snc_service.ingest import Closed, QueueFull
@@ -29,7 +30,6 @@ from snc_service.store.protocol import (
     StoreError,
     Submission,
 )
-from snc_service.store.records import CommandAction
 from snc_service.wire import (
     JSON_MEDIA_TYPE,
     MAX_STEP,
@@ -82,14 +82,6 @@ _BATCH_BODY = {
         MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
     },
 }
-
-
-class AckCommand(BaseModel):
-    """What somebody asks of the job."""
-
-    id: int
-    action: CommandAction
-    reason: str
 
 
 class Ack(BaseModel):
@@ -194,8 +186,7 @@ async def post_batch(
         stored = await run_in_threadpool(service.store.policy, run)
         ack |= {"policy_version": stored.version, "policy": stored.policy.as_dict()}
     if outcome.commands:
-        told = [{"id": c.id, "action": c.action, "reason": c.reason} for c in outcome.commands]
-        ack |= {"commands": told}
+        ack |= {"commands": [as_ack(command) for command in outcome.commands]}
     return Response(to_json(ack), media_type="application/json")
 
 

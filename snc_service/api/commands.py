@@ -16,7 +16,8 @@ from snc_service.api.body import JsonBody
 from snc_service.api.openapi import responses
 from snc_service.api.queries import RunName
 from snc_service.api.state import InAccess, InService
-from snc_service.store.records import Command, CommandAction
+from snc_service.store.records import StoredCommand
+from snc_service.wire import CommandAction
 from snc_service.wire.checks import printable
 
 router = APIRouter(prefix="/api/v1", tags=["commands"])
@@ -62,7 +63,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
 }
 
 
-def as_item(command: Command) -> dict[str, Any]:
+def as_item(command: StoredCommand) -> dict[str, Any]:
     """Return the JSON form of a command."""
     return {
         "id": command.id,

@@ -21,6 +21,8 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.auth import Access
 from snc_service.errors import Problem
 from snc_service.store.protocol import Run, RunState, RunUnknown
+from snc_service.store.records import StoredCommand
+from snc_service.wire import CommandAction
 from snc_service.wire.checks import printable
 
 MAX_CONFIG_BYTES = 256 * 1024
@@ -60,14 +62,23 @@ class RunRequest(BaseModel):
     policy: PolicyBody | None = None
 
 
+class AckCommand(BaseModel):
+    """What somebody asks of the job."""
+
+    id: int
+    action: CommandAction
+    reason: str
+
+
 class RunCreated(BaseModel):
-    """What a client needs to start or to go on."""
+    """What a client needs to start or to go on; ``commands`` wait for it, the oldest first."""
 
     run: str
     policy: PolicyBody
     policy_version: int
     attempt: int
     last_step: int | None
+    commands: list[AckCommand]
 
 
 class RunItem(BaseModel):
@@ -162,6 +173,7 @@ CREATED_EXAMPLE = {
     "policy_version": 1,
     "attempt": 0,
     "last_step": None,
+    "commands": [{"id": 1, "action": "checkpoint", "reason": "before the cluster goes down"}],
 }
 
 
@@ -224,10 +236,21 @@ def create_run(
         "policy_version": stored.version,
         "attempt": run.attempt,
         "last_step": run.last_step,
+        "commands": _waiting(service, name) if not is_new else [],
     }
     told = answer(request, content, status_code=201 if is_new else 200)
     told.headers["Location"] = f"/api/v1/runs/{name}"
     return told
+
+
+def _waiting(service: Service, run: str) -> list[dict[str, Any]]:
+    commands = reversed(service.store.commands(run))
+    return [as_ack(command) for command in commands if command.seen_at is None]
+
+
+def as_ack(command: StoredCommand) -> dict[str, Any]:
+    """Return a command as its job gets it."""
+    return {"id": command.id, "action": command.action, "reason": command.reason}
 
 
 def _check_reach(service: Service, access: Access, run: str, project: str) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from snc_service.store.incidents import AlertStore
 from snc_service.store.incidents import Severity as Severity
-from snc_service.store.records import Command, Records
+from snc_service.store.records import Records, StoredCommand
 from snc_service.wire import Batch, LayerSpec, LayerTable, Policy
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
@@ -242,7 +242,7 @@ class Outcome:
     events: tuple[StoredEvent, ...] = ()
     policy_version: int = 0
     error: StoreError | None = None
-    commands: tuple[Command, ...] = ()
+    commands: tuple[StoredCommand, ...] = ()
 
 
 @dataclass(frozen=True)

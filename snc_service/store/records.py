@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from snc_service.wire import CommandAction
+
 Scope: TypeAlias = Literal["ingest", "read", "admin"]
-CommandAction: TypeAlias = Literal["checkpoint", "pause", "resume", "stop"]
 AuditAction: TypeAlias = Literal[
     "run_policy_changed",
     "project_policy_changed",
@@ -42,7 +43,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Command:
+class StoredCommand:
     """What somebody asks of a run's job; ``seen_at`` is None until the job has it."""
 
     id: int  # grows by one per run
@@ -82,13 +83,13 @@ class Records(Protocol):
 
     def add_command(
         self, run: str, action: CommandAction, reason: str, *, author: str, now: float
-    ) -> Command:
+    ) -> StoredCommand:
         """Leave a command for a run's job (event ``command``, audit ``command_sent``).
 
         Raises `RunUnknown`, `RunClosed`, and `CommandsWaiting` past `MAX_WAITING_COMMANDS`.
         """
 
-    def commands(self, run: str) -> list[Command]:
+    def commands(self, run: str) -> list[StoredCommand]:
         """Return every command of a run, newest first. Raises `RunUnknown`."""
 
     def audit(

@@ -6,7 +6,6 @@ bytes it is given.
 
 from snc_service.wire.batch import (
     ABSENT,
-    COMMANDS_SEEN_HEADER,
     JSON_MEDIA_TYPE,
     MEDIA_TYPE,
     POLICY_VERSION_HEADER,
@@ -16,6 +15,12 @@ from snc_service.wire.batch import (
     encode,
 )
 from snc_service.wire.checks import MAX_STEP, METRIC_NAME, RUN_NAME, WireError
+from snc_service.wire.command import (
+    COMMAND_ACTIONS,
+    COMMANDS_SEEN_HEADER,
+    Command,
+    CommandAction,
+)
 from snc_service.wire.layer_table import LayerSpec, LayerTable
 from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
 
@@ -23,6 +28,7 @@ __all__ = [
     "ABSENT",
     "ACTIONS",
     "COMMANDS_SEEN_HEADER",
+    "COMMAND_ACTIONS",
     "JSON_MEDIA_TYPE",
     "MAX_STEP",
     "MEDIA_TYPE",
@@ -31,6 +37,8 @@ __all__ = [
     "RUN_NAME",
     "Action",
     "Batch",
+    "Command",
+    "CommandAction",
     "LayerSpec",
     "LayerTable",
     "Policy",

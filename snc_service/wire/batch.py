@@ -41,7 +41,6 @@ from snc_service.wire.checks import (
 MEDIA_TYPE = "application/vnd.snc.batch.v1"
 JSON_MEDIA_TYPE = "application/json"
 # Differs between tries of one batch, so it is not part of the frame.
-COMMANDS_SEEN_HEADER = "SNC-Commands-Seen"  # the newest command that the client has
 POLICY_VERSION_HEADER = "SNC-Policy-Version"
 
 MAGIC = b"SNC1"

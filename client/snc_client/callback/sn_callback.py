@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.commands import Commands, OnCommand
 from snc_client.callback.guard import Guard, GuardSettings, GuardStopped, furthest
 from snc_client.callback.masters import Masters
 from snc_client.callback.overhead import Overhead
@@ -25,7 +26,7 @@ from snc_client.callback.watch import Watch
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
 from snc_client.sender import Sender
-from snc_service.wire import LayerSpec, LayerTable, Policy
+from snc_service.wire import Command, LayerSpec, LayerTable, Policy
 
 log = logging.getLogger("snc")
 
@@ -59,6 +60,9 @@ class SNCallback:
     * ``masters``: {parameter or its name: the tensor that the optimizer steps and that is cast to
       it}, for mixed precision. The master is what is written then, and cast again; at a measurement
       it also takes the parameter's place before. Some are found in ``optimizer``: see `Masters`.
+    * ``on_command``: called at a step boundary with each command from the service: ``action``
+      (``checkpoint``, ``pause``, ``resume``, ``stop``) and ``reason``. The loop waits for it, and
+      what it raises reaches the loop. None: commands are only logged.
     * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
     * ``certify_every``: certify each layer once in so many measurements; None: never.
     * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
@@ -106,6 +110,7 @@ class SNCallback:
         config: Mapping[str, Any] | None = None,
         spool: str | os.PathLike[str] | None = None,
         schedule: Schedule | None = None,
+        on_command: OnCommand | None = None,
         masters: Mapping[str | Tensor, Tensor] | None = None,
         every: int = 1,
         certify_every: int | None = 100,
@@ -132,6 +137,7 @@ class SNCallback:
         self._policy = chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
         resolved.require_matched()
+        self._commands = Commands(on_command)
         self.attempt = 0
         self.errors = 0
         self._step = 0
@@ -195,6 +201,16 @@ class SNCallback:
                 self._advance(given)
             elif not self._watch.report(self._step, given):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
+        if self._hook is None:
+            self._commands.obey(self._sender)
+
+    def take_commands(self) -> list[Command]:
+        """Return the commands that wait, oldest first; ``on_command`` is not called for them.
+
+        What a pause may do: ``while "resume" not in [c.action for c in callback.take_commands()]:
+        sleep(1)``.
+        """
+        return self._commands.take(self._sender)
 
     @property
     def latest(self) -> Latest:
@@ -305,6 +321,7 @@ class SNCallback:
         early, self._early = self._early, {}
         with self._outer_edge():
             self._advance({"lr": learning_rate(optimizer), **early})
+        self._commands.obey(self._sender)
 
     def _advance(self, scalars: dict[str, Any]) -> None:
         self._overhead.enter()

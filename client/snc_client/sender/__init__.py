@@ -23,7 +23,7 @@ from snc_client.sender.lifetime import CLOSE_SECONDS, Lifetime
 from snc_client.sender.patience import EndState, Pace, Patience
 from snc_client.sender.row import Floats, Row
 from snc_client.sender.rows import QUEUE_BYTES, SPOOL_BYTES, RowQueue
-from snc_service.wire import MAX_STEP, LayerTable, Policy
+from snc_service.wire import MAX_STEP, Command, LayerTable, Policy
 
 if TYPE_CHECKING:
     import httpx
@@ -43,8 +43,8 @@ class Sender:
     and what the service has not acknowledged when the process ends, however it ends, is sent by the
     next job with the same folder, or by `snc_client.sender.spooling.replay`.
 
-    In a forked child every method does nothing. `put`, `take_policy` and `close` are for one thread
-    at a time. Raises `ValueError` for what could never be sent.
+    In a forked child every method does nothing. `put`, `take_policy`, `take_commands` and `close`
+    are for one thread at a time. Raises `ValueError` for what could never be sent.
     """
 
     def __init__(
@@ -121,6 +121,14 @@ class Sender:
     def take_policy(self) -> tuple[int, Policy] | None:
         """Return (version, policy) of the newest policy the service sent, once; else None."""
         return self._delivery.take_policy()
+
+    def take_commands(self) -> list[Command]:
+        """Return the commands that came since the last call, oldest first.
+
+        The service sends a command until it hears that it was taken, so none is lost on the way.
+        After a ``pause`` the service is asked for more although no rows are sent.
+        """
+        return [] if os.getpid() != self._pid else self._delivery.take_commands()
 
     @property
     def sent_values(self) -> int:

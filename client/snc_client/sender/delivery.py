@@ -18,7 +18,14 @@ from snc_client.sender.job import Job
 from snc_client.sender.packing import MAX_STEPS, Frame, Packer
 from snc_client.sender.patience import EndState, Pace, Patience
 from snc_client.sender.row import Row
-from snc_service.wire import MEDIA_TYPE, POLICY_VERSION_HEADER, Policy, WireError
+from snc_service.wire import (
+    COMMANDS_SEEN_HEADER,
+    MEDIA_TYPE,
+    POLICY_VERSION_HEADER,
+    Command,
+    Policy,
+    WireError,
+)
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
 
@@ -91,6 +98,10 @@ class Delivery:
         self._connect = connect
         self._until_empty = until_empty
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
+        self._commands: deque[Command] = deque()
+        self._newest_command = 0  # of those received
+        self._taken_command = 0  # the newest that the job has taken: the service is told
+        self._paused = False
         self._said: set[str] = set()
         self._connection: Connection | None = None
         self._packer: Packer | None = None
@@ -117,6 +128,17 @@ class Delivery:
             return self._policies.pop()
         except IndexError:
             return None
+
+    def take_commands(self) -> list[Command]:
+        """Return the commands received and not yet taken, oldest first."""
+        taken = []
+        while self._commands:
+            taken.append(self._commands.popleft())
+        if taken:
+            self._taken_command = taken[-1].id
+            self._paused = taken[-1].action == "pause"
+            self._patience.ring()
+        return taken
 
     @property
     def dropped_values(self) -> int:
@@ -181,7 +203,15 @@ class Delivery:
         while not self._due():
             if self._ending or self._patience.gave_up:
                 return False
-            self._patience.wait(self._linger_left() if len(self._rows) else None)
+            if len(self._rows):
+                self._patience.wait(self._linger_left())
+            elif self._paused:
+                # No rows, no acknowledgements: the command to go on must be asked for.
+                self._patience.wait(self._pace.paused_seconds)
+                if not len(self._rows) and not self._ending:
+                    self._create_run()
+            else:
+                self._patience.wait(None)
         return True
 
     def _due(self) -> bool:
@@ -245,9 +275,13 @@ class Delivery:
             self._packer = Packer(self._job.writer, self._job.table.hash, self._job.metrics)
             self._frame = self._rows.resume(self._packer)
             self._packer.resume(attempt, last_step)
+        if answer.status == 201:  # a run of this id that was deleted counted its own
+            self._newest_command = self._taken_command = 0
+        if not self._created:
+            self._policy_version = 0
         self._created = True
-        self._policy_version = 0
         self._take_over_policy(answer.body)
+        self._take_over_commands(answer.body)
         self._recovered()
 
     def _put_layer_table(self) -> None:
@@ -263,7 +297,11 @@ class Delivery:
         """Try the batch once and do what the answer asks for."""
         self._last_send = time.monotonic()
         frame.tries += 1
-        headers = {"Content-Type": MEDIA_TYPE, POLICY_VERSION_HEADER: str(self._policy_version)}
+        headers = {
+            "Content-Type": MEDIA_TYPE,
+            POLICY_VERSION_HEADER: str(self._policy_version),
+            COMMANDS_SEEN_HEADER: str(self._taken_command),
+        }
         path = f"/runs/{self._job.run}/batches"
         answer = self._request("POST", path, frame.data, headers)
         if self.state == "closed":
@@ -281,6 +319,7 @@ class Delivery:
         self._rows.settled()
         self._frame = None
         self._take_over_policy(answer.body)
+        self._take_over_commands(answer.body)
         self._recovered()
 
     def _refused(self, frame: Frame, answer: Answer) -> None:
@@ -383,6 +422,18 @@ class Delivery:
             self._policy_version = version
         except WireError as error:
             self._trouble("policy", "the service sent a policy that is none: %s", error)
+
+    def _take_over_commands(self, body: Mapping[str, Any]) -> None:
+        """Keep the commands that came with an answer, each once, if they are any."""
+        try:
+            commands = Command.parse_all(body.get("commands") or [])
+        except WireError as error:
+            self._trouble("commands", "the service sent commands that are none: %s", error)
+            return
+        for command in commands:
+            if command.id > self._newest_command:
+                self._newest_command = command.id
+                self._commands.append(command)
 
 
 def _whole(value: object) -> TypeGuard[int]:

@@ -20,6 +20,7 @@ class Pace:
     batch_bytes: int = 4 * 2**20  # the wire takes 8 MiB; halved whenever a service says 413
     first_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
+    paused_seconds: float = 2.0  # between two questions whether a paused job may go on
     slow_retry_seconds: float = 30.0  # after a refusal that only a person can lift
 
 

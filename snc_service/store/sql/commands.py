@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from snc_service.store.protocol import CommandsWaiting, Event, RunClosed
-from snc_service.store.records import MAX_WAITING_COMMANDS, Command, CommandAction
+from snc_service.store.records import MAX_WAITING_COMMANDS, StoredCommand
 from snc_service.store.sql import audit, events, runs
 from snc_service.store.sql.database import Connection
+from snc_service.wire import CommandAction
 
 _COLUMNS = "id, action, reason, author, at, seen_at"
 
@@ -18,7 +19,7 @@ def add(
     *,
     author: str,
     now: float,
-) -> Command:
+) -> StoredCommand:
     """Leave a command, with its event and its audit entry."""
     run_id = runs.lock(connection, run)
     found = runs.load(connection, run)
@@ -32,7 +33,7 @@ def add(
     (last,) = connection.execute(
         "select coalesce(max(id), 0) from command where run_id = ?", (run_id,)
     ).fetchone()
-    command = Command(int(last) + 1, action, reason, author, now)
+    command = StoredCommand(int(last) + 1, action, reason, author, now)
     connection.execute(
         "insert into command (run_id, id, action, reason, author, at) values (?, ?, ?, ?, ?, ?)",
         (run_id, command.id, action, reason, author, now),
@@ -46,21 +47,21 @@ def add(
     return command
 
 
-def every(connection: Connection, run_id: int) -> list[Command]:
+def every(connection: Connection, run_id: int) -> list[StoredCommand]:
     """Return every command of a run, newest first."""
     rows = connection.execute(
         f"select {_COLUMNS} from command where run_id = ? order by id desc", (run_id,)
     )
-    return [Command(*row) for row in rows]
+    return [StoredCommand(*row) for row in rows]
 
 
-def waiting(connection: Connection, run_id: int) -> tuple[Command, ...]:
+def waiting(connection: Connection, run_id: int) -> tuple[StoredCommand, ...]:
     """Return the commands that the job has not acknowledged, oldest first."""
     rows = connection.execute(
         f"select {_COLUMNS} from command where run_id = ? and seen_at is null order by id",
         (run_id,),
     )
-    return tuple(Command(*row) for row in rows)
+    return tuple(StoredCommand(*row) for row in rows)
 
 
 def seen(connection: Connection, run_id: int, last: int, now: float) -> None:

@@ -22,7 +22,7 @@ from snc_service.store.protocol import (
     Submission,
     Window,
 )
-from snc_service.store.records import AuditAction, AuditEntry, Command, CommandAction, Token
+from snc_service.store.records import AuditAction, AuditEntry, StoredCommand, Token
 from snc_service.store.sql import (
     audit,
     commands,
@@ -39,7 +39,7 @@ from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
-from snc_service.wire import LayerTable, Policy
+from snc_service.wire import CommandAction, LayerTable, Policy
 
 
 class SqlStore(SqlAlerts):
@@ -240,12 +240,12 @@ class SqlStore(SqlAlerts):
 
     def add_command(
         self, run: str, action: CommandAction, reason: str, *, author: str, now: float
-    ) -> Command:
+    ) -> StoredCommand:
         """See `Records.add_command`."""
         with self._database.write() as connection:
             return commands.add(connection, run, action, reason, author=author, now=now)
 
-    def commands(self, run: str) -> list[Command]:
+    def commands(self, run: str) -> list[StoredCommand]:
         """See `Records.commands`."""
         with self._database.read() as connection:
             return commands.every(connection, runs.number(connection, run))
