@@ -142,10 +142,32 @@ def test_the_open_incident_is_there_when_more_events_come(store):
 def test_only_one_of_two_who_claim_a_delivery_has_it(store):
     with_incident(store, "chat")
     delivery, _ = store.due_delivery("chat", NOW)
-    assert store.claim_delivery(delivery, NOW + 15)
-    assert not store.claim_delivery(delivery, NOW + 15)
+    assert store.claim_delivery(delivery, now=NOW, until=NOW + 15)
+    assert not store.claim_delivery(delivery, now=NOW, until=NOW + 15)
     assert store.due_delivery("chat", NOW) is None
+    assert store.alert_work(NOW).due == ()
     assert store.due_delivery("chat", NOW + 15) is not None  # the first died on the way
+
+
+def test_a_change_does_not_break_a_claim_and_is_due_once_that_is_over(store):
+    made = with_incident(store, "chat")
+    delivery, _ = store.due_delivery("chat", NOW)
+    store.claim_delivery(delivery, now=NOW, until=NOW + 15)
+    worse = replace(made, severity="critical", revision=made.revision + 1)
+    store.change_incidents([Change(worse, wake=True)], now=NOW + 1)
+    assert store.due_delivery("chat", NOW + 1) is None
+    after = replace(delivery, told="firing", told_at=NOW, next_at=NOW + 600)
+    store.save_delivery(after, revision=made.revision, now=NOW + 2)
+    assert store.due_delivery("chat", NOW + 2) is not None
+
+
+def test_who_read_a_delivery_before_somebody_else_made_it_cannot_claim_it(store):
+    made = with_incident(store, "chat")
+    read, _ = store.due_delivery("chat", NOW)
+    store.claim_delivery(read, now=NOW, until=NOW + 15)
+    after = replace(read, told="firing", told_at=NOW, next_at=NOW + 600)
+    store.save_delivery(after, revision=made.revision, now=NOW)
+    assert not store.claim_delivery(read, now=NOW, until=NOW + 15)
 
 
 def test_what_became_of_a_delivery_is_kept(store):
@@ -159,7 +181,7 @@ def test_what_became_of_a_delivery_is_kept(store):
 def test_what_changed_while_it_was_told_is_told_again(store):
     made = with_incident(store, "chat")
     worse = replace(made, severity="critical", revision=made.revision + 1)
-    assert store.change_incident(Change(worse, wake=True), now=NOW + 1)
+    assert store.change_incidents([Change(worse, wake=True)], now=NOW + 1) == 1
     after = Delivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
     store.save_delivery(after, revision=made.revision, now=NOW + 2)
     delivery, found = store.due_delivery("chat", NOW + 2)
@@ -169,10 +191,11 @@ def test_what_changed_while_it_was_told_is_told_again(store):
 def test_a_change_of_what_has_changed_since_is_refused(store):
     made = with_incident(store)
     newer = replace(made, revision=made.revision + 1)
-    assert store.change_incident(Change(newer), now=NOW)
-    assert store.change_incident(Change(replace(newer, revision=newer.revision + 1)), now=NOW)
-    assert not store.change_incident(Change(newer), now=NOW)
-    assert not store.change_incident(Change(replace(made, id=99)), now=NOW)
+    assert store.change_incidents([Change(newer)], now=NOW) == 1
+    newest = replace(newer, revision=newer.revision + 1)
+    ghost = replace(made, id=99)
+    assert store.change_incidents([Change(newest), Change(newer), Change(ghost)], now=NOW) == 1
+    assert store.incident(made.id) == newest
 
 
 def test_an_outage_puts_off_everything_else_that_is_due_to_its_receiver(store):
@@ -242,7 +265,7 @@ def test_every_change_lets_a_silenced_delivery_be_looked_at_again(store):
     told = Delivery(made.id, "pager", NOW + 60, "firing", NOW, "warning")
     store.save_delivery(told, revision=made.revision, now=NOW)
     joined = replace(made, entries=(*made.entries, entry(9)), revision=made.revision + 1)
-    store.change_incident(Change(joined), now=NOW + 1)
+    store.change_incidents([Change(joined)], now=NOW + 1)
     assert store.alert_work(NOW + 1).due == ("chat",)
 
 

@@ -30,6 +30,7 @@ TROUBLE_SECONDS: Final = 5.0  # after the store could not be read or written
 LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # a claimed delivery is tried again after this
 CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
 EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
+CHANGES_AT_ONCE: Final = 100
 OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 
 log = logging.getLogger(__name__)
@@ -130,13 +131,15 @@ class Alerts:
     def _sweep(self, alerting: Alerting, *, everything: bool) -> None:
         """Resolve what is over; after a change of the routing, let others hear of what is open."""
         now = self._clock()
+        changes = []
         for incident, facts in self._store.open_incidents():
             over = incidents.is_over(incident, facts, now)
             if over:
                 incident = incidents.resolved(incident, now)
             if over or everything:
-                change = Change(incident, alerting.told(incident), wake=True)
-                self._store.change_incident(change, now=now)
+                changes.append(Change(incident, alerting.told(incident), wake=True))
+        for start in range(0, len(changes), CHANGES_AT_ONCE):
+            self._store.change_incidents(changes[start : start + CHANGES_AT_ONCE], now=now)
 
     def _open_lane(self, receiver: str) -> None:
         lane = self._lanes.get(receiver)
@@ -155,7 +158,7 @@ class Alerts:
                 found = self._store.due_delivery(receiver, now)
                 if found is None:
                     return
-                if self._store.claim_delivery(found[0], now + LEASE_SECONDS):
+                if self._store.claim_delivery(found[0], now=now, until=now + LEASE_SECONDS):
                     self._see_to(*found)
         except StoreError as error:
             log.warning("alerts to %s wait for the store: %s", receiver, error)

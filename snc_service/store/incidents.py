@@ -177,10 +177,11 @@ class AlertStore(Protocol):
     def open_incidents(self) -> list[tuple[Incident, RunFacts]]:
         """Return open incidents with their runs, the oldest first."""
 
-    def change_incident(self, change: Change, *, now: float) -> bool:
-        """Store an incident that was read before; False, and nothing stored, if it changed since.
+    def change_incidents(self, changes: Sequence[Change], *, now: float) -> int:
+        """Store incidents that were read before, in one transaction; return how many.
 
-        ``revision`` must be one above the one read, or the same to add receivers only.
+        Those that changed since are left out. ``revision`` must be one above the one read, or the
+        same to add receivers only.
         """
 
     def incident(self, id_: int) -> Incident | None:
@@ -206,8 +207,8 @@ class AlertStore(Protocol):
     def due_delivery(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
         """Return the receiver's delivery that has been due for longest."""
 
-    def claim_delivery(self, delivery: Delivery, until: float) -> bool:
-        """Keep others off a delivery until then; False if somebody else has it."""
+    def claim_delivery(self, delivery: Delivery, *, now: float, until: float) -> bool:
+        """Keep others off a delivery until it is saved, or until then; False: it is not as read."""
 
     def save_delivery(
         self, delivery: Delivery, *, revision: int, now: float, hold_until: float | None = None

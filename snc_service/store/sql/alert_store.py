@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,10 +83,11 @@ class SqlAlerts:
         with self._database.read() as connection:
             return alerts.opened(connection)
 
-    def change_incident(self, change: Change, *, now: float) -> bool:
-        """See `AlertStore.change_incident`."""
+    def change_incidents(self, changes: Sequence[Change], *, now: float) -> int:
+        """See `AlertStore.change_incidents`."""
         with self._database.write() as connection:
-            return alerts.change(connection, change, now)
+            alerts.lock(connection)
+            return sum([alerts.change(connection, each, now) for each in changes])
 
     def incident(self, id_: int) -> Incident | None:
         """See `AlertStore.incident`."""
@@ -120,10 +121,10 @@ class SqlAlerts:
         with self._database.read() as connection:
             return alerts.due(connection, receiver, now)
 
-    def claim_delivery(self, delivery: Delivery, until: float) -> bool:
+    def claim_delivery(self, delivery: Delivery, *, now: float, until: float) -> bool:
         """See `AlertStore.claim_delivery`."""
         with self._database.write() as connection:
-            return alerts.claim(connection, delivery, until)
+            return alerts.claim(connection, delivery, now, until)
 
     def save_delivery(
         self, delivery: Delivery, *, revision: int, now: float, hold_until: float | None = None

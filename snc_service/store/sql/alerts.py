@@ -36,6 +36,8 @@ _FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
     "substr(rule_state.v, 1, 65536) from run left join rule_state on rule_state.run_id = run.run_id"
 )
+# Somebody who tells a receiver has claimed the delivery; who died on the way loses the claim.
+_FREE = "(claimed_until is null or claimed_until <= ?)"
 _DELIVERY = (
     "select incident, receiver, next_at, told, told_at, told_severity, failures, failing_since, "
     "error, silenced from delivery"
@@ -54,7 +56,8 @@ def work(connection: Connection, now: float) -> Work:
     ).fetchone()
     outbox = connection.execute("select 1 from alert_outbox limit 1").fetchone() is not None
     due = connection.execute(
-        "select distinct receiver from delivery where next_at <= ? order by receiver", (now,)
+        f"select distinct receiver from delivery where next_at <= ? and {_FREE} order by receiver",
+        (now, now),
     ).fetchall()
     return Work(int(version), outbox, tuple(receiver for (receiver,) in due))
 
@@ -108,7 +111,6 @@ def save(connection: Connection, run_id: int, change: Change, now: float) -> Non
 
 def change(connection: Connection, new: Change, now: float) -> bool:
     """Store an incident unless somebody else has changed it."""
-    lock(connection)
     row = connection.execute(
         "select run_id, revision from incident where id = ?", (new.incident.id,)
     ).fetchone()
@@ -186,21 +188,22 @@ def acknowledge(
 def due(connection: Connection, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
     """Return a receiver's delivery that has been due for longest."""
     row = connection.execute(
-        f"{_DELIVERY} where receiver = ? and next_at <= ? and exists "
+        f"{_DELIVERY} where receiver = ? and next_at <= ? and {_FREE} and exists "
         "(select 1 from run where run.run_id = delivery.run_id) "
         "order by next_at, incident limit 1",
-        (receiver, now),
+        (receiver, now, now),
     ).fetchone()
     incident = None if row is None else load(connection, row[0])
     return None if incident is None else (_delivery(row), incident)
 
 
-def claim(connection: Connection, delivery: Delivery, until: float) -> bool:
-    """Put a delivery off while it is being made; the caller has it if it was as it was read."""
+def claim(connection: Connection, delivery: Delivery, now: float, until: float) -> bool:
+    """Keep others off a delivery; the caller has it if it is as it was read and nobody else's."""
     lock(connection)
     changed = connection.execute(
-        "update delivery set next_at = ? where incident = ? and receiver = ? and next_at = ?",
-        (until, delivery.incident, delivery.receiver, delivery.next_at),
+        "update delivery set claimed_until = ? where incident = ? and receiver = ? "
+        f"and next_at = ? and {_FREE}",
+        (until, delivery.incident, delivery.receiver, delivery.next_at, now),
     )
     return changed.rowcount > 0
 
@@ -216,7 +219,8 @@ def save_delivery(
     stale = row is not None and row[0] != revision and delivery.failures == 0
     connection.execute(
         "update delivery set next_at = ?, told = ?, told_at = ?, told_severity = ?, failures = ?, "
-        "failing_since = ?, error = ?, silenced = ? where incident = ? and receiver = ?",
+        "failing_since = ?, error = ?, silenced = ?, claimed_until = null "
+        "where incident = ? and receiver = ?",
         (
             now if stale else delivery.next_at,
             delivery.told,

@@ -142,7 +142,8 @@ create table delivery (
   told {text} not null default 'nothing', told_at {real},
   told_severity {text} not null default 'info',
   failures bigint not null default 0, failing_since {real}, error {text} not null default '',
-  silenced integer not null default 0, primary key (incident, receiver)){clustered};
+  silenced integer not null default 0, claimed_until {real},
+  primary key (incident, receiver)){clustered};
 create index delivery_by_run on delivery (run_id);
 create index delivery_due on delivery (receiver, next_at) where next_at is not null;
 
