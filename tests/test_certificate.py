@@ -260,3 +260,12 @@ def test_carrying_over_nothing_costs_next_to_nothing() -> None:
     carried = carry(upper, scale=torch.ones(3), frobenius=torch.full((3,), 20.0))
     assert torch.all(carried >= upper)
     assert torch.all(carried[:2] <= upper[:2] * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("n", [2, 7, 64, 300])
+def test_the_last_resort_pays_for_its_own_rounding_where_all_eigenvalues_are_equal(n: int) -> None:
+    """There the spread is a difference of equal sums: rounding alone decides what is left of it."""
+    for scale in (1.0, 1 / 3, 0.7, 1e-9):
+        g = scale * torch.eye(n, dtype=torch.float64)
+        bound = float(gram_bound(g)) / scale**0.5
+        assert 1 + 1e-6 - 1e-12 <= bound <= 1 + 5e-6
