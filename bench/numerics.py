@@ -5,7 +5,7 @@
 Trains a small character transformer on the source of Python's standard library, with AdamW and with
 a Muon-like optimizer, watched only, held by sigma, and held by certificates; checks every weight at
 every step. Then the adversarial list, new directions, and the soundness of certificates over random
-matrices. Prints a table of targets at the end. One thread, about five minutes.
+matrices. Prints a table of targets at the end. One thread, five to fifteen minutes.
 """
 
 from __future__ import annotations
