@@ -55,6 +55,7 @@ SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
 # Folding takes a fifth of one core while there is something to fold.
 FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
+KEEP_PAUSE_SECONDS = 300.0  # between looks at what is too old or too much
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -106,7 +107,7 @@ def create_app(
         try:
             await service.tokens.refresh()
             settings.check_exposure(service.tokens.required)
-            chores = _chores(service, settings.silent_seconds)
+            chores = _chores(service, settings)
             service.alerts.start()
             yield
         finally:
@@ -187,8 +188,9 @@ def _served_hosts(settings: Settings) -> tuple[str, ...]:
     return (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)
 
 
-def _chores(service: Service, silent_seconds: float) -> list[asyncio.Task[None]]:
-    """Start what goes on beside the requests: looking for silent runs, and folding history."""
+def _chores(service: Service, settings: Settings) -> list[asyncio.Task[None]]:
+    """Start what goes on beside the requests: silent runs, folding, and what need not be kept."""
+    silent_seconds = settings.silent_seconds
 
     def sweep() -> None:
         now = service.clock()
@@ -197,10 +199,20 @@ def _chores(service: Service, silent_seconds: float) -> list[asyncio.Task[None]]
     def fold() -> None:
         service.store.fold(FOLD_SECONDS, now=service.clock())
 
+    def keep() -> None:
+        deleted = []
+        if settings.keep_days:
+            deleted += service.store.prune(service.clock() - settings.keep_days * 86_400)
+        if settings.keep_bytes:
+            deleted += service.store.shrink(settings.keep_bytes)
+        for run in deleted:
+            log.info("run %r was deleted: SNC_KEEP_DAYS and SNC_KEEP_BYTES say so", run)
+
     pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
     return [
         asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
         asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
+        asyncio.create_task(_repeat(keep, KEEP_PAUSE_SECONDS, "old runs could not be deleted")),
     ]
 
 

@@ -28,6 +28,7 @@ MAX_WAITING = 1_024  # submissions; their bytes are bounded by the budget of tho
 
 log = logging.getLogger(__name__)
 
+
 class QueueFull(Exception):
     """Too many submissions wait already."""
 

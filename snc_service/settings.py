@@ -25,7 +25,8 @@ class Settings:
     """The service's settings. Raises `SettingsError`, one sentence naming the variable."""
 
     store: str = field(default="sqlite:///snc.db", repr=False)
-    """SNC_STORE: where everything is kept, sqlite:///PATH; may hold a password, so never shown."""
+    """SNC_STORE: where everything is kept, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME;
+    may hold a password, so never shown."""
 
     host: str = "127.0.0.1"
     """SNC_HOST: the address to listen on. Another one than loopback needs a token in the store."""
@@ -49,6 +50,14 @@ class Settings:
 
     silent_seconds: float = 300.0
     """SNC_SILENT_SECONDS: without a batch for so long, an active run is silent."""
+
+    keep_days: float = 0
+    """SNC_KEEP_DAYS: runs that are over or silent are deleted so long after their last batch; 0:
+    never."""
+
+    keep_bytes: int = 0
+    """SNC_KEEP_BYTES: the most bytes of history; beyond it, runs that are over or silent are
+    deleted, the oldest first. The database needs a tenth more. 0: as many as there are."""
 
     max_body_bytes: int = 8 * MIB
     """SNC_MAX_BODY_BYTES: the largest body, on the wire and inflated."""
@@ -194,6 +203,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "metrics_series": (0, 10_000_000),
     "silent_seconds": (1, 30 * 86_400),
+    "keep_days": (0, 36_500),
+    "keep_bytes": (0, 2**53),
     "max_body_bytes": (1_024, 1_024 * MIB),
     "max_json_bytes": (1_024, 1_024 * MIB),
     "max_inflight_bytes": (1_024, 64 * 1_024 * MIB),

@@ -16,7 +16,8 @@ from snc_service.store.sql import citus
 # the background. A pattern is found at the start of a statement; the reason is for the reader.
 CROSS_SHARD: dict[str, str] = {
     r"select run\.run, run\.name, .* from run join run_config": "lists runs, page by page",
-    r"select run from run where state in": "looks for runs that are old enough to be deleted",
+    r"select run_id, sum\(\w+(\(v\))?\) from (tile|tail) group by": "adds up the size of each run",
+    r"select run(, run_id)? from run where state in": "looks for runs old enough to delete",
     r"select run_id from run where state = 'active'": "looks for runs that have gone silent",
     r"select run\.run, event\.run_id, event\.id": "lists events of all runs, page by page",
     r"select run\.run, event_count\.rule": "counts events for /metrics, one row per run and rule",

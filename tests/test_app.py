@@ -21,6 +21,7 @@ from api_cases import (
     table_of,
 )
 
+from snc_service import app as app_module
 from snc_service.app import create_app
 from snc_service.settings import Settings, SettingsError
 from snc_service.store import open_store
@@ -111,6 +112,26 @@ def test_a_run_that_is_not_heard_of_becomes_silent_once_and_wakes_with_its_next_
         assert rules == ["run_silent", "run_started"]
         api.send(batch_of(TABLE, sigma=[[1]]))
         assert api.get(RUN).json()["state"] == "active"
+
+
+@pytest.mark.parametrize("setting", [{"keep_days": 2}, {"keep_bytes": 1}])
+def test_runs_that_are_over_are_kept_as_long_and_as_large_as_the_settings_say(
+    tmp_path, setting, monkeypatch
+):
+    monkeypatch.setattr(app_module, "KEEP_PAUSE_SECONDS", 0.05)
+    clock = Clock()
+    clock.now = time.time() - 86_400
+    with serving_app(settings_in(tmp_path, **setting), clock=clock) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+        time.sleep(0.2)  # several looks
+        assert api.get(RUN).status_code == 200
+        api.post(f"{RUN}/finish", json={"state": "finished"})
+        if "keep_days" in setting:
+            time.sleep(0.2)
+            assert api.get(RUN).status_code == 200
+            clock.now += 2.5 * 86_400
+        wait_until(lambda: api.get(RUN).status_code == 404)
 
 
 def test_a_sweep_that_fails_is_logged_and_tried_again(tmp_path, caplog):

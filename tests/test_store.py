@@ -212,6 +212,25 @@ def test_pruning_deletes_old_runs_that_are_over(store):
     assert [run.run for run in left] == ["alive", "new"]
 
 
+def test_shrinking_deletes_the_oldest_runs_that_are_over_until_the_rest_fits(store):
+    for age, run in enumerate(("alive", "oldest", "older", "old")):
+        new_run(store, run, now=NOW + age)
+        store.put_layer_table(run, LAYERS)
+        rows = np.random.default_rng(age).random((1_000, 2))
+        stored(store, batch(LAYERS, 0, range(1_000), {"sigma": rows}), run=run, at=NOW + age)
+        if run != "alive":
+            store.finish_run(run, "finished", NOW + age)
+        if run == "older":
+            store.fold(60, now=NOW + 3_600)
+    assert store.shrink(40_000) == []
+    assert store.shrink(3 * 8_000) == ["oldest"]
+    assert store.shrink(0) == ["older", "old"]
+    assert store.shrink(0) == []
+    assert store.run("alive").last_step == 999
+    (entry,), _ = store.audit(subject="oldest")
+    assert (entry.action, entry.author) == ("run_deleted", "retention")
+
+
 def test_readers_and_writers_run_at_once_and_see_whole_batches(store):
     new_run(store)
     store.put_layer_table("r1", LAYERS)

@@ -319,6 +319,12 @@ class Store(Records, AlertStore, Protocol):
         Returns their ids. Keeps no more than one slice of rows locked at a time.
         """
 
+    def shrink(self, most_bytes: int) -> list[str]:
+        """Delete runs that are not active, oldest first, until history has so many bytes at most.
+
+        Returns their ids. Active runs may leave it larger. Looks at the length of every tile.
+        """
+
     # Ingest
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """Register a table; the same one again changes nothing. Raises `RunUnknown`."""

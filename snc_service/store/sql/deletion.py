@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 
 from snc_service.store.protocol import RunUnknown
@@ -49,6 +50,35 @@ def prune(database: Database, before: float) -> list[str]:
         with suppress(RunUnknown):  # somebody else was faster, or it came back to life
             delete(database, run, author=RETENTION, now=time.time(), before=before)
             deleted.append(str(run))
+    return deleted
+
+
+def shrink(database: Database, most_bytes: int) -> list[str]:
+    """Delete runs that are over, or silent, the one heard of longest ago first, down to a size.
+
+    Counts the bytes of history, whatever the engine needs beside them: what it has freed but not
+    given back yet must not cost another run.
+    """
+    now = time.time()
+    with database.read() as connection:
+        sizes: Counter[int] = Counter()
+        for part in (
+            "select run_id, sum(length(v)) from tile",
+            "select run_id, sum(size) from tail",
+        ):
+            sizes.update(dict(connection.execute(f"{part} group by run_id").fetchall()))
+        old = connection.execute(
+            f"select run, run_id from run where {_OLD} order by updated_at", (now,)
+        ).fetchall()
+    excess = sizes.total() - most_bytes
+    deleted = []
+    for run, run_id in old:
+        if excess <= 0:
+            break
+        with suppress(RunUnknown):
+            delete(database, run, author=RETENTION, now=now, before=now)
+            deleted.append(str(run))
+            excess -= sizes[run_id]
     return deleted
 
 

@@ -112,6 +112,10 @@ class SqlStore(SqlAlerts):
         """See `Store.prune`."""
         return deletion.prune(self._database, before)
 
+    def shrink(self, most_bytes: int) -> list[str]:
+        """See `Store.shrink`."""
+        return deletion.shrink(self._database, most_bytes)
+
     # Ingest
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """See `Store.put_layer_table`."""
