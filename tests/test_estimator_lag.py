@@ -8,7 +8,7 @@ from no_host_sync import NoHostSync
 from spectra import gaussian, norm, planted
 from torch import Tensor
 
-from snc_client.estimator import LAG, BlockPower
+from snc_client.estimator import BlockPower
 from snc_client.operators import Matrix
 
 CPU = torch.device("cpu")
