@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import json
+import re
+from pathlib import Path
 
 import pytest
 from alert_cases import NOW, entry, incident
@@ -43,6 +45,20 @@ def test_a_webhook_is_signed_over_its_time_and_its_bytes():
     assert heard.headers["X-Snc-Signature"] == f"sha256={right}"
     assert heard.headers["Content-Type"] == "application/json"
     assert SECRET not in str(heard)
+
+
+def test_the_check_that_the_documentation_shows_accepts_ours_and_nothing_else():
+    page = (Path(__file__).parent.parent / "docs" / "alerts.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(code, names)
+    is_ours = names["is_ours"]
+    heard = sent("webhook", Message("firing", TWO), secret=SECRET)
+    assert is_ours(heard.headers, heard.body, SECRET)
+    assert not is_ours(heard.headers, heard.body + b" ", SECRET)
+    assert not is_ours(heard.headers, heard.body, SECRET + "x")
+    later = str(int(heard.headers["X-Snc-Timestamp"]) + 1)
+    assert not is_ours({**heard.headers, "X-Snc-Timestamp": later}, heard.body, SECRET)
 
 
 def test_a_webhook_says_what_was_first_and_lists_the_rest_in_order():

@@ -2,11 +2,16 @@
 
 import copy
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from alert_cases import entry, incident
 
 from snc_service.alerts import Alerting
+from snc_service.alerts.receivers import TYPES
+from snc_service.cli.alerts import read_document
 from snc_service.wire import WireError
 
 MASK = "********"
@@ -89,6 +94,19 @@ def test_what_is_stored_reads_the_same_again():
     stored = json.loads(json.dumps(alerting.as_dict()))
     assert Alerting.parse(stored) == alerting
     assert Alerting.parse({}) == Alerting({})
+
+
+def test_the_documented_example_is_taken(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "alerts.md").read_text()
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "alerts.toml"
+    path.write_text(text)
+    alerting = Alerting.parse(read_document(str(path)))
+    assert {each.TYPE for each in alerting.receivers.values()} == set(TYPES)
+    for kind in TYPES.values():
+        keys = {each.name.rstrip("_") for each in fields(kind)} - {"name"}
+        assert keys <= set(re.findall(r"\w+", text)), kind
+    assert len(alerting.routes) == 2
 
 
 HOOK, CHAT, AM, MAIL = (("receivers", name) for name in ("hook", "chat", "am", "mail"))

@@ -2,10 +2,13 @@
 
 import pytest
 from alert_cases import NOW, entry, facts, incident, memory
+from store_cases import batch, table
 
 from snc_service.alerts import incidents
 from snc_service.alerts.incidents import MAX_ENTRIES, is_over, resolved
-from snc_service.detect.memory import NEVER
+from snc_service.detect.memory import NEVER, quiet_steps
+from snc_service.detect.rules import advance
+from snc_service.store.protocol import Rows
 
 LATER = NOW + 60
 
@@ -165,3 +168,20 @@ def test_a_resolved_incident_says_when():
         LATER,
         4,
     )
+
+
+def test_how_long_rules_are_quiet_is_read_from_what_detection_really_keeps():
+    """Steps 0, 2, 4, ...: a breach at 6 and 8, none after that."""
+    layers = table("fc1.weight", "fc2.weight")
+    state = None
+    for seq in range(20):
+        step = 2 * seq
+        sigma = 3.0 if step in (6, 8) else 1.0
+        one = batch(layers, seq, [step], {"sigma": [[sigma, 1.0]], "threshold": [[2.0, 2.0]]})
+        state, _ = advance(state, Rows("r", one, layers.names, 0, seq == 0))
+    quiet = quiet_steps(state)
+    assert quiet.step == 38
+    assert quiet.rules["breach"] == 30
+    assert quiet.seen == 38
+    assert quiet_steps(state.partition(b"\n")[0]) == quiet  # the first line is enough
+    assert quiet_steps(None).step is None
