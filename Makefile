@@ -11,7 +11,7 @@ demo: $(VENV)/.demo            ## train a real model twice, watch it on the page
 	$(BIN)/snc demo $(ARGS)
 
 test: check                    ## format, lint, types, import contracts, then the whole suite
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
