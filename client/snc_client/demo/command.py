@@ -73,12 +73,13 @@ def _run(console: Console, recipe: Recipe, url: str) -> None:
     console.print(f"[bold]page[/bold]   {page}", soft_wrap=True)
     console.print(
         f"[bold]fault[/bold]  from step {recipe.fault_step} on, query and key learn "
-        f"{FAULT_FACTOR:g} times too fast; threshold: {', '.join(THRESHOLD.values())}"
+        f"{FAULT_FACTOR:g} times too fast; threshold: {', '.join(THRESHOLD.values())}",
+        soft_wrap=True,
     )
     tokens = encode(standard_library_text())
     trained = _train_both(console, recipe, tokens, url, runs)
     _print_summary(console, recipe, trained, url)
-    console.print(f"\n[bold]page[/bold]   {page}")
+    console.print(f"\n[bold]page[/bold]   {page}", soft_wrap=True)
     console.print(f"[bold]curl[/bold]   {_curl(url, runs['constrained'])}", soft_wrap=True)
 
 
