@@ -31,7 +31,9 @@ from snc_client.demo.service import free_port, serving
 from snc_service.settings import Settings, variable
 
 PAGES = ("deployment.md", "operations.md")
-INSTALLS = re.compile(r"(python3 -m venv|\S+/pip install|useradd|install|rm -f|/opt/snc/bin/snc db) ")
+INSTALLS = re.compile(
+    r"(python3 -m venv|\S+/pip install|useradd|install|rm -f|/opt/snc/bin/snc db) "
+)
 ENGINES = re.compile(r"(systemctl|journalctl|docker compose|docker build|kubectl) ")
 ASKS = re.compile(r"(snc|curl|export|/opt/snc/bin/snc serve --check) ?")
 ELSEWHERE = ("nginx -t", "caddy validate --config /etc/caddy/Caddyfile")  # in test_proxies.py
