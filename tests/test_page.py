@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from feed import Feed
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from test_walk import planted_model
 
+from snc_client import SNCallback
 from snc_client.demo.service import free_port, serving
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -654,3 +656,14 @@ def test_the_theme_can_be_chosen_and_stays(opened, service, planted):
         eventually(page, ink, dark)
         page.reload()
         expect(button).to_have_text("Theme: dark")
+
+
+def test_singular_values_planted_in_weights_are_on_the_page(service, opened):
+    model, planted = planted_model()
+    with SNCallback(model, threshold=10.0, action="observe", url=service, run="from-weights") as c:
+        for _ in range(10):
+            c.step()
+    with opened(service, "#/runs/from-weights") as page:
+        for layer, largest in planted.items():
+            row = page.get_by_role("row").filter(has_text=layer)
+            expect(row).to_contain_text(f"{largest:.2f}")
