@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 import threading
 import time
@@ -28,6 +29,8 @@ ACTIONS = {"observed": "observe", "constrained": "rescale"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the process's exit status."""
     options = _parser().parse_args(argv)
+    # A shell that starts a job in the background lets it ignore Ctrl-C; the demo ends by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(highlight=False)
     recipe = replace(Recipe(), steps=options.steps, fault_step=options.steps // 3)
     try:
