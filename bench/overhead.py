@@ -6,6 +6,7 @@ One run, interleaved: every variant has its own model from the same seed, and ea
 step of each, in a shuffled order, so that a busy machine slows all of them alike. CPU time of the
 whole process on one thread. "over bare" is the median over rounds of (variant - bare) in the same
 round, as % of the bare median; its quartiles show the noise, and so does a second bare variant.
+"sigma alone" reports no norms of weights and gradients, as torch's parametrization reports none.
 "after the step" is the part that runs behind optimizer.step(), by itself. `max_overhead` is judged
 afterwards, in a loop of its own: it goes by the time between its steps, which here are others'.
 """
@@ -128,6 +129,10 @@ def variants() -> dict[str, Variant]:
         "bare": Variant(model(), nothing),
         "bare, again": Variant(model(), nothing),
         "naive loop with .item(), 1 vector": with_naive_loop(model()),
+        "SNCallback, observe, sigma alone": with_callback(model(), signals=("loss",)),
+        "SNCallback, rescale, sigma alone": with_callback(
+            model(), signals=("loss",), threshold="1.1x init"
+        ),
         "SNCallback, observe": with_callback(model()),
         "SNCallback, observe, every=10": with_callback(model(), every=10),
         "SNCallback, rescale at 1.1x init": with_callback(model(), threshold="1.1x init"),
