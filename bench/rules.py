@@ -18,28 +18,13 @@ from statistics import median
 
 import numpy as np
 
-from snc_service.detect import rules as detection
-from snc_service.detect.memory import Firing
+from snc_service.detect.rules import judge
 from snc_service.store.protocol import Rows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 QUIET = 50
 METRICS = {"sigma": "sigma", "frobenius": "fro", "grad_norm": "gnorm", "update_norm": "unorm"}
 SCALARS = {"loss": "loss", "grad_norm": "ggrad", "lr": "lr"}
-
-
-class Watched(Firing):
-    """Hysteresis that also says in which of the rows it was given it fired."""
-
-    fired: list[int]
-
-    def edges(self, above, hold, rest):
-        streak, self.fired = self.streak, []
-        for row, is_above in enumerate(above.tolist()):
-            streak = streak + 1 if is_above else 0
-            if is_above and streak >= hold[row]:
-                self.fired.append(row)
-        return super().edges(above, hold, rest)
 
 
 def batches(run, size: int):
@@ -71,29 +56,14 @@ def replay(run, size: int) -> tuple[np.ndarray, Counter, float]:
     events: Counter[str] = Counter()
     state = None
     seconds = 0.0
-    collected: list[tuple[np.ndarray, Watched]] = []
-    original = detection._edges
-
-    def watched(rule, finding, firing, trained, usual):
-        spy = Watched(firing.streak, firing.quiet)
-        edges = original(rule, finding, spy, trained, usual)
-        firing.streak, firing.quiet = spy.streak, spy.quiet
-        collected.append((np.flatnonzero(finding.judged), spy))
-        return edges
-
-    detection._edges = watched
-    try:
-        for rows in batches(run, size):
-            collected.clear()
-            begin = time.perf_counter()
-            state, found = detection.advance(state, rows)
-            seconds += time.perf_counter() - begin
-            for judged, spy in collected:
-                for row in judged[spy.fired]:
-                    active[rows.batch.steps[row] - 1] = True
-            events.update(event.rule for event in found)
-    finally:
-        detection._edges = original
+    for rows in batches(run, size):
+        begin = time.perf_counter()
+        verdict = judge(state, rows)
+        seconds += time.perf_counter() - begin
+        state = verdict.state
+        for steps in verdict.firing.values():
+            active[np.array(steps) - 1] = True  # step 0 is the row at attach
+        events.update(event.rule for event in verdict.events)
     return active, events, seconds
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from snc_service.detect.rules import RULES, advance
+from snc_service.detect.rules import LOOKS, advance
 from snc_service.store.protocol import Event, Rows
-from snc_service.wire import ABSENT, Batch, LayerTable
+from snc_service.wire import ABSENT, Batch, LayerTable, RuleSettings
 
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")
 CALM = 60  # rows of healthy training, enough to arm every rule
@@ -183,7 +183,8 @@ def test_a_random_walk_over_ten_steps_is_no_jump():
 
 
 def test_the_table_holds_the_nine_rules_the_threshold_and_the_guard():
-    assert {rule.name for rule in RULES} == {
+    assert set(RuleSettings().rules) == set(LOOKS)
+    assert set(LOOKS) == {
         *("breach", "nonfinite", "lr_jump", "update_ratio", "sigma_jump", "sigma_growth"),
         *("sigma_vs_init", "grad_spike", "grad_vanish", "loss_divergence"),
         *("guard", "guard_rollback"),

@@ -85,12 +85,13 @@ def test_hysteresis_is_the_same_row_by_row_and_at_once(above, hold, rest, data):
     once, piecewise = Firing(), Firing()
     column = np.array(above, np.bool_)
     holds, rests = np.full(len(above), hold), np.full(len(above), rest)
-    expected = once.edges(column, holds, rests)
+    expected = once.advance(column, holds, rests).edges
     found, start = [], 0
     while start < len(above):
         stop = start + data.draw(st.integers(1, 50))
         part = slice(start, stop)
-        found += [start + i for i in piecewise.edges(column[part], holds[part], rests[part])]
+        fired = piecewise.advance(column[part], holds[part], rests[part])
+        found += [start + i for i in fired.edges]
         start = stop
     assert found == expected
     assert piecewise == once

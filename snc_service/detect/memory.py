@@ -26,6 +26,18 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class Fired:
+    """The rows in which a rule fires, and those of them at which an event starts."""
+
+    rows: list[int] = field(default_factory=list)
+    edges: list[int] = field(default_factory=list)
+
+    def at(self, rows: npt.NDArray[np.intp]) -> Fired:
+        """Return the same with rows numbered as in ``rows``."""
+        return Fired(*([int(rows[i]) for i in part] for part in (self.rows, self.edges)))
+
+
 @dataclass
 class Firing:
     """One rule's hysteresis: rows in a row above its limit, and rows since it last fired."""
@@ -33,26 +45,27 @@ class Firing:
     streak: int = 0
     quiet: int = NEVER
 
-    def edges(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> list[int]:
-        """Return the rows of ``above`` [S] at which an event starts, and remember the rest.
+    def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
+        """Return in which rows of ``above`` [S] the rule fires, and remember the rest.
 
-        A rule fires at the ``hold``-th row above its limit; it starts an event if more than
-        ``rest`` rows went by in which it did not fire.
+        A rule fires from the ``hold``-th row in a row above its limit; it starts an event if more
+        than ``rest`` rows went by in which it did not fire.
         """
         if not above.any():
             if len(above):
                 self.streak, self.quiet = 0, min(NEVER, self.quiet + len(above))
-            return []
-        found = []
+            return Fired()
+        fired = Fired()
         for row, is_above in enumerate(above.tolist()):
             self.streak = self.streak + 1 if is_above else 0
             if is_above and self.streak >= hold[row]:
+                fired.rows.append(row)
                 if self.quiet > rest[row]:
-                    found.append(row)
+                    fired.edges.append(row)
                 self.quiet = 0
             else:
                 self.quiet = min(NEVER, self.quiet + 1)
-        return found
+        return fired
 
 
 @dataclass
@@ -147,6 +160,10 @@ class Memory:
             return line
         columns = [self.columns[name].astype("<f4").tobytes() for name in known]
         return b"".join((line, self.keys.astype("<u8").tobytes(), *columns))
+
+    def of_rule(self, rule: str) -> Firing:
+        """Return a rule's hysteresis, to be moved."""
+        return self.firing.setdefault(rule, Firing())
 
     def restart(self) -> None:
         """Begin a new attempt: what layers were at the start stays, all else is forgotten."""

@@ -1,69 +1,80 @@
 """The rules: streaming detectors over the rows of a run, and the one place that decides an event.
 
+    advance(state, rows, settings) -> (state, events)
+
 A rule looks at all layers at once and raises one event per incident, not one per layer: at the
 first row that fires, and again only after more than 50 quiet rows. Rows that are several steps
-apart count in steps. Everything here is pure: live ingest, a replay after a crash and a test call
-the same `advance`.
+apart count in steps. Everything here is pure: live ingest, a replay after a crash, a backtest and a
+benchmark call the same `advance`, and whoever also wants to know for how long a rule fired calls
+`judge`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from snc_service.detect import findings
 from snc_service.detect.findings import Finding, Look, Seen
-from snc_service.detect.memory import REST_ROWS, Counts, Firing, Memory
+from snc_service.detect.memory import REST_ROWS, Counts, Fired, Firing, Memory
 from snc_service.detect.signals import Mask, Signals
 from snc_service.detect.trends import Doubles, follow
-from snc_service.store.protocol import Event, Rows, Severity
+from snc_service.store.protocol import Event, Rows
+from snc_service.wire import RuleSetting, RuleSettings
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A detector: it fires in rows where ``look`` finds a value above ``limit``.
-
-    ``hold`` rows in a row must be above it, and rules that compare with the past are armed at the
-    ``armed``-th training row; both are meant for rows that are one step apart.
-    """
-
-    name: str
-    severity: Severity
-    look: Look
-    limit: float
-    hold: int = 1
-    armed: int = 0
-
-
-RULES: Final[tuple[Rule, ...]] = (
-    Rule("nonfinite", "critical", findings.nonfinite, limit=0),
-    Rule("breach", "warning", findings.breach, limit=0),
-    Rule("guard", "warning", findings.guard, limit=0),
-    Rule("guard_rollback", "critical", findings.guard_rollback, limit=0),
-    Rule("lr_jump", "warning", findings.lr_jump, limit=5.0, armed=4),
-    Rule("update_ratio", "warning", findings.update_ratio, limit=0.06, hold=2, armed=10),
-    Rule("sigma_jump", "critical", findings.sigma_jump, limit=0.10, armed=10),
-    Rule("sigma_growth", "warning", findings.sigma_growth, limit=0.75, hold=2, armed=20),
-    Rule("sigma_vs_init", "warning", findings.sigma_vs_init, limit=1.7, hold=3, armed=20),
-    Rule("grad_spike", "warning", findings.grad_spike, limit=8.0, armed=20),
-    Rule("grad_vanish", "warning", findings.grad_vanish, limit=2.3, hold=3, armed=20),
-    Rule("loss_divergence", "critical", findings.loss_divergence, limit=3.0, hold=3, armed=20),
+# What each rule looks at, in the order in which rules of one row speak.
+LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
+    {
+        "nonfinite": findings.nonfinite,
+        "breach": findings.breach,
+        "guard": findings.guard,
+        "guard_rollback": findings.guard_rollback,
+        "lr_jump": findings.lr_jump,
+        "update_ratio": findings.update_ratio,
+        "sigma_jump": findings.sigma_jump,
+        "sigma_growth": findings.sigma_growth,
+        "sigma_vs_init": findings.sigma_vs_init,
+        "grad_spike": findings.grad_spike,
+        "grad_vanish": findings.grad_vanish,
+        "loss_divergence": findings.loss_divergence,
+    }
 )
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` found in some rows: ``firing`` holds the steps in which each rule fired.
+
+    An event marks where a rule began to fire; a rule that goes on fires without another one.
+    """
+
+    state: bytes
+    events: list[Event] = field(default_factory=list)
+    firing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 def advance(
-    state: bytes | None, rows: Rows, rules: Sequence[Rule] = RULES
+    state: bytes | None, rows: Rows, settings: RuleSettings | None = None
 ) -> tuple[bytes, list[Event]]:
     """Return the state after ``rows`` and the events they raise, in row order.
 
-    However the rows of a run are cut into batches, the events are the same. Cost: a few passes
-    over the batch, and about ten float32 operations of length L per row; the state has at most 36
-    bytes a layer.
+    ``state`` is what the last call on this run returned, None before the first row; ``settings``
+    are those that the rows carry, unless others are given. However the rows of a run are cut into
+    batches, the events are the same. Cost: a few passes over the batch, and a few float32
+    operations of length L per row; the state has at most 36 bytes a layer.
     """
+    verdict = judge(state, rows, settings)
+    return verdict.state, verdict.events
+
+
+def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None) -> Verdict:
+    """Do what `advance` does, and say as well in which steps each rule fired."""
+    settings = rows.settings if settings is None else settings
     memory = Memory.load(state)
     if rows.new_attempt:
         memory.restart()
@@ -74,36 +85,40 @@ def advance(
     scores = _scores(signals, memory, trends.judged)
     seen = Seen(signals, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
-    for rule in rules:
-        finding = rule.look(seen)
+    firing: dict[str, tuple[int, ...]] = {}
+    steps = rows.batch.steps
+    for name, look in LOOKS.items():
+        setting = settings[name]
+        finding = look(seen) if setting.on else None
         if finding is not None:
-            firing = memory.firing.setdefault(rule.name, Firing())
-            edges = _edges(rule, finding, firing, trends.trained, usual)
-            found += [(row, _event(rule, finding, rows.batch.steps[row], row)) for row in edges]
+            fired = _fired(setting, finding, memory.of_rule(name), trends.trained, usual)
+            found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
+            if fired.rows:
+                firing[name] = tuple(steps[row] for row in fired.rows)
     found.sort(key=lambda pair: pair[0])
-    return memory.dump(), [event for _, event in found]
+    return Verdict(memory.dump(), [event for _, event in found], firing)
 
 
-def _edges(
-    rule: Rule, finding: Finding, firing: Firing, trained: Counts, usual: Counts
-) -> list[int]:
-    """Return the rows at which an event of ``rule`` starts."""
-    above = finding.values > rule.limit
+def _fired(
+    setting: RuleSetting, finding: Finding, firing: Firing, trained: Counts, usual: Counts
+) -> Fired:
+    """Return the rows in which a rule fires, and those at which an event of it starts."""
+    above = finding.values > setting.limit
     if not above.any():
-        return firing.edges(above[finding.judged], usual, usual)
-    above &= trained >= np.minimum(rule.armed, np.maximum(3, rule.armed // usual))
-    hold = -(-rule.hold // usual)
+        return firing.advance(above[finding.judged], usual, usual)
+    above &= trained >= np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
+    hold = -(-setting.for_rows // usual)
     rest = np.minimum(REST_ROWS, np.maximum(5, REST_ROWS // usual))
     rows = np.flatnonzero(finding.judged)
-    return [int(rows[i]) for i in firing.edges(above[rows], hold[rows], rest[rows])]
+    return firing.advance(above[rows], hold[rows], rest[rows]).at(rows)
 
 
-def _event(rule: Rule, finding: Finding, step: int, row: int) -> Event:
-    told = finding.tell(row, rule.limit)
+def _event(name: str, setting: RuleSetting, finding: Finding, step: int, row: int) -> Event:
+    told = finding.tell(row, setting.limit)
     return Event(
         step=step,
-        rule=rule.name,
-        severity=rule.severity,
+        rule=name,
+        severity=setting.severity,
         message=told.message,
         layer=told.layer,
         layers=told.layers,

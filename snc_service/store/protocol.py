@@ -16,7 +16,7 @@ import numpy.typing as npt
 from snc_service.store.incidents import AlertStore
 from snc_service.store.incidents import Severity as Severity
 from snc_service.store.records import Records, StoredCommand
-from snc_service.wire import Batch, LayerSpec, LayerTable, Policy
+from snc_service.wire import Batch, LayerSpec, LayerTable, Policy, RuleSettings
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -210,6 +210,7 @@ class Rows:
     layers: tuple[str, ...]
     attempt: int
     new_attempt: bool  # the first batch of this attempt
+    settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
 
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of

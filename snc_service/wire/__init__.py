@@ -23,6 +23,7 @@ from snc_service.wire.command import (
 )
 from snc_service.wire.layer_table import LayerSpec, LayerTable
 from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
+from snc_service.wire.rules import RuleSetting, RuleSettings
 
 __all__ = [
     "ABSENT",
@@ -43,6 +44,8 @@ __all__ = [
     "LayerTable",
     "Policy",
     "PolicyEntry",
+    "RuleSetting",
+    "RuleSettings",
     "Threshold",
     "Unit",
     "WireError",
