@@ -10,90 +10,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from snc_service.store.histories import Buckets as Buckets
+from snc_service.store.histories import Extent as Extent
+from snc_service.store.histories import Floats as Floats
+from snc_service.store.histories import Histories
+from snc_service.store.histories import Latest as Latest
+from snc_service.store.histories import Piece as Piece
+from snc_service.store.histories import Steps as Steps
+from snc_service.store.histories import Window as Window
+from snc_service.store.histories import Worst as Worst
 from snc_service.store.incidents import AlertStore
 from snc_service.store.incidents import Severity as Severity
 from snc_service.store.records import Records, StoredCommand
-from snc_service.wire import Batch, LayerSpec, LayerTable, Policy, RuleSettings
+from snc_service.store.refusals import AlertingConflict as AlertingConflict
+from snc_service.store.refusals import CommandsWaiting as CommandsWaiting
+from snc_service.store.refusals import LayerTableMismatch as LayerTableMismatch
+from snc_service.store.refusals import LayerTableUnknown as LayerTableUnknown
+from snc_service.store.refusals import LayerUnknown as LayerUnknown
+from snc_service.store.refusals import PolicyConflict as PolicyConflict
+from snc_service.store.refusals import QuotaExceeded as QuotaExceeded
+from snc_service.store.refusals import RunClosed as RunClosed
+from snc_service.store.refusals import RunUnknown as RunUnknown
+from snc_service.store.refusals import SequenceConflict as SequenceConflict
+from snc_service.store.refusals import SequenceGap as SequenceGap
+from snc_service.store.refusals import StoreError as StoreError
+from snc_service.store.refusals import StoreFull as StoreFull
+from snc_service.store.refusals import StoreUnavailable as StoreUnavailable
+from snc_service.store.refusals import TokenExists as TokenExists
+from snc_service.store.refusals import TokenUnknown as TokenUnknown
+from snc_service.wire import Batch, LayerTable, Policy
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
-Floats: TypeAlias = npt.NDArray[np.float32]
-Steps: TypeAlias = npt.NDArray[np.int64]
-
-
-class StoreError(Exception):
-    """Base of everything a store raises on purpose."""
-
-
-class RunUnknown(StoreError):
-    """No such run (or it was deleted)."""
-
-
-class LayerUnknown(StoreError):
-    """The run has no layer of that name."""
-
-
-class LayerTableUnknown(StoreError):
-    """A batch names a layer table that the run has not registered."""
-
-
-class LayerTableMismatch(StoreError):
-    """A batch's number of layers differs from its table's."""
-
-
-class SequenceGap(StoreError):
-    """A batch's seq is above the next one; ``expected`` says which the store waits for."""
-
-    def __init__(self, expected: int, got: int) -> None:
-        super().__init__(f"seq must be {expected}, got {got}")
-        self.expected = expected
-        self.got = got
-
-
-class SequenceConflict(StoreError):
-    """A seq that is stored came again with other content."""
-
-
-class PolicyConflict(StoreError):
-    """The policy changed since the version the caller has seen."""
-
-    def __init__(self, current: int) -> None:
-        super().__init__(f"the policy in force is version {current}")
-        self.current = current
-
-
-class TokenUnknown(StoreError):
-    """No such token."""
-
-
-class TokenExists(StoreError):
-    """The name is, or was, that of another token."""
-
-
-class QuotaExceeded(StoreError):
-    """The author has created as many runs as one may."""
-
-
-class RunClosed(StoreError):
-    """The run has ended."""
-
-
-class CommandsWaiting(StoreError):
-    """The run's job has not taken the commands that wait for it already."""
-
-
-class AlertingConflict(StoreError):
-    """The routing of alerts changed since the version the caller has seen."""
-
-    def __init__(self, current: int) -> None:
-        super().__init__(f"the routing of alerts in force is version {current}")
-        self.current = current
-
-
-class StoreUnavailable(StoreError):
-    """The database cannot be reached or written (disk full, read-only, locked, gone)."""
 
 
 @dataclass(frozen=True)
@@ -147,50 +94,6 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
-class Latest:
-    """The newest value of every (layer, metric): ``values`` [M, L], ABSENT where there is none."""
-
-    layers: tuple[LayerSpec, ...]  # model order
-    steps: Steps  # [L], the step of each layer's newest values; -1: none yet
-    metrics: tuple[str, ...]
-    values: Floats
-
-    def metric(self, name: str) -> Floats | None:
-        """Return the [L] newest values of one metric, None if no layer ever reported it."""
-        return self.values[self.metrics.index(name)] if name in self.metrics else None
-
-
-@dataclass(frozen=True)
-class Window:
-    """Which part of history, and how finely: ``from_step <= step <= to_step`` in ``points``."""
-
-    from_step: int = 0
-    to_step: int | None = None  # None: up to the newest
-    points: int = 1_000
-    attempt: int | None = None  # None: the newest attempt over what earlier ones left
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """Downsampled history of R rows (layers, or one scalar) in B buckets of ``bucket_steps`` steps.
-
-    ``steps`` [B] is the first step of each bucket (the exact step when ``bucket_steps`` is 1);
-    buckets are aligned to multiples of ``bucket_steps``, so a growing run does not move old ones,
-    and empty buckets are left out. ``mean``, ``min`` and ``max`` are float32 [R, B] over the finite
-    values; a bucket with values but no finite one is NaN in all three, one with no value is ABSENT.
-    ``nonfinite`` counts non-finite values per row and bucket.
-    """
-
-    rows: tuple[str, ...]
-    steps: Steps
-    mean: Floats
-    min: Floats
-    max: Floats
-    nonfinite: npt.NDArray[np.int32]
-    bucket_steps: int
-
-
-@dataclass(frozen=True)
 class StoredPolicy:
     """A policy and where it came from; version 0 is the empty one that nobody set."""
 
@@ -210,7 +113,6 @@ class Rows:
     layers: tuple[str, ...]
     attempt: int
     new_attempt: bool  # the first batch of this attempt
-    settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
 
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
@@ -268,7 +170,7 @@ class EventQuery:
     project: str | None = None
 
 
-class Store(Records, AlertStore, Protocol):
+class Store(Histories, Records, AlertStore, Protocol):
     """One service's whole memory."""
 
     # Runs
@@ -340,22 +242,7 @@ class Store(Records, AlertStore, Protocol):
         ``dropped`` values are stored with the batch, and so is detection's state.
         """
 
-    # Reads
-    def latest(self, run: str) -> Latest:
-        """Return the newest values. Raises `RunUnknown`."""
-
-    def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the names of the metrics and of the scalars the run has reported, sorted."""
-
-    def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
-        """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`."""
-
-    def scalar_history(self, run: str, scalar: str, window: Window) -> Buckets:
-        """Return one scalar. Raises `RunUnknown`."""
-
-    def heatmap(self, run: str, metric: str, window: Window, layers: int) -> Buckets:
-        """Return up to ``layers`` rows in model order; more layers than that share rows (max)."""
-
+    # Events
     def events(self, query: EventQuery) -> Page:
         """Return `StoredEvent`s."""
 

@@ -1,0 +1,138 @@
+"""What was measured: its nouns, and the part of the store that answers questions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from snc_service.wire import LayerSpec
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Steps: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest value of every (layer, metric): ``values`` [M, L], ABSENT where there is none."""
+
+    layers: tuple[LayerSpec, ...]  # model order
+    steps: Steps  # [L], the step of each layer's newest values; -1: none yet
+    metrics: tuple[str, ...]
+    values: Floats
+
+    def metric(self, name: str) -> Floats | None:
+        """Return the [L] newest values of one metric, None if no layer ever reported it."""
+        return self.values[self.metrics.index(name)] if name in self.metrics else None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which part of history, and how finely: ``from_step <= step <= to_step`` in ``points``."""
+
+    from_step: int = 0
+    to_step: int | None = None  # None: up to the newest
+    points: int = 1_000
+    attempt: int | None = None  # None: the newest attempt over what earlier ones left
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Downsampled history of R rows (layers, or one scalar) in B buckets of ``bucket_steps`` steps.
+
+    ``steps`` [B] is the first step of each bucket (the exact step when ``bucket_steps`` is 1);
+    buckets are aligned to multiples of ``bucket_steps``, so a growing run does not move old ones,
+    and empty buckets are left out. ``mean``, ``min`` and ``max`` are float32 [R, B] over the finite
+    values; a bucket with values but no finite one is NaN in all three, one with no value is ABSENT.
+    ``nonfinite`` counts non-finite values per row and bucket.
+    """
+
+    rows: tuple[str, ...]
+    steps: Steps
+    mean: Floats
+    min: Floats
+    max: Floats
+    nonfinite: npt.NDArray[np.int32]
+    bucket_steps: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which values of a run: None means any, and no ``layers`` given means scalars too."""
+
+    metrics: tuple[str, ...] | None = None  # names of metrics and of scalars
+    layers: tuple[str, ...] | None = None
+    from_step: int = 0
+    to_step: int | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values as they were sent: one metric of R layers, or one scalar, at N steps of an attempt.
+
+    ``values`` [R, N] is ABSENT where nothing was measured; every other bit pattern is data.
+    """
+
+    attempt: int
+    metric: str
+    layers: tuple[str, ...] | None  # None: the only row is a scalar
+    steps: Steps
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A layer and the largest finite value, or sigma / threshold, that it had at any one step."""
+
+    layer: str
+    value: float | None  # None: none was finite
+    step: int | None  # a step at which it had that value
+    nonfinite: int  # how many of its values (of sigma, for a ratio) were not finite
+
+
+class Histories(Protocol):
+    """The part of the store that reads what was measured."""
+
+    def latest(self, run: str) -> Latest:
+        """Return the newest values. Raises `RunUnknown`."""
+
+    def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the metrics and of the scalars the run has reported, sorted."""
+
+    def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
+        """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`."""
+
+    def scalar_history(self, run: str, scalar: str, window: Window) -> Buckets:
+        """Return one scalar. Raises `RunUnknown`."""
+
+    def heatmap(self, run: str, metric: str, window: Window, layers: int) -> Buckets:
+        """Return up to ``layers`` rows in model order; more layers than that share rows (max)."""
+
+    def worst(
+        self, run: str, metric: str, window: Window, most: int, *, below: str | None = None
+    ) -> list[Worst]:
+        """Return the ``most`` layers with the largest single values, the largest first.
+
+        With ``below`` a value is ``metric`` divided by ``below`` of the same step, in float64; the
+        steps without both do not count. Layers with values that are not finite come before all
+        others. Exact: rollups only say where to look. ``window.points`` does not matter. Cost:
+        rollups of the window and a few tiles, or all of it where ``below`` moves wildly.
+        Raises `RunUnknown`.
+        """
+
+    def scan(self, run: str, extent: Extent) -> Iterator[Piece]:
+        """Return an iterator over values as they were sent, in pieces of bounded size.
+
+        By attempt, metric and layers, then in the order of steps. Every value that was stored
+        before the call comes exactly once, whatever is ingested or folded meanwhile; what is stored
+        later, at steps that attempts had reached before, may come or not, but never twice. A value
+        that was sent again comes as it was sent last. Each piece is read in a transaction of its
+        own: a slow reader holds nothing. What thinning removes meanwhile may be missing.
+
+        Raises `RunUnknown` and `LayerUnknown` at once, and `RunUnknown` from the iterator as soon
+        as the run is deleted.
+        """

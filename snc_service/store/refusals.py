@@ -1,0 +1,80 @@
+"""What a store raises on purpose, and nothing else of ours."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of everything a store raises on purpose."""
+
+
+class RunUnknown(StoreError):
+    """No such run (or it was deleted)."""
+
+
+class LayerUnknown(StoreError):
+    """The run has no layer of that name."""
+
+
+class LayerTableUnknown(StoreError):
+    """A batch names a layer table that the run has not registered."""
+
+
+class LayerTableMismatch(StoreError):
+    """A batch's number of layers differs from its table's."""
+
+
+class SequenceGap(StoreError):
+    """A batch's seq is above the next one; ``expected`` says which the store waits for."""
+
+    def __init__(self, expected: int, got: int) -> None:
+        super().__init__(f"seq must be {expected}, got {got}")
+        self.expected = expected
+        self.got = got
+
+
+class SequenceConflict(StoreError):
+    """A seq that is stored came again with other content."""
+
+
+class PolicyConflict(StoreError):
+    """The policy changed since the version the caller has seen."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(f"the policy in force is version {current}")
+        self.current = current
+
+
+class TokenUnknown(StoreError):
+    """No such token."""
+
+
+class TokenExists(StoreError):
+    """The name is, or was, that of another token."""
+
+
+class QuotaExceeded(StoreError):
+    """The author has created as many runs as one may."""
+
+
+class RunClosed(StoreError):
+    """The run has ended."""
+
+
+class CommandsWaiting(StoreError):
+    """The run's job has not taken the commands that wait for it already."""
+
+
+class AlertingConflict(StoreError):
+    """The routing of alerts changed since the version the caller has seen."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(f"the routing of alerts in force is version {current}")
+        self.current = current
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached or written (read-only, locked, gone)."""
+
+
+class StoreFull(StoreUnavailable):
+    """The disk is full: nothing was stored, and reading goes on."""
