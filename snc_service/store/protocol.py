@@ -38,7 +38,7 @@ from snc_service.store.refusals import StoreFull as StoreFull
 from snc_service.store.refusals import StoreUnavailable as StoreUnavailable
 from snc_service.store.refusals import TokenExists as TokenExists
 from snc_service.store.refusals import TokenUnknown as TokenUnknown
-from snc_service.wire import Batch, LayerTable, Policy
+from snc_service.wire import Batch, LayerTable, Policy, RuleSettings
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
 
@@ -113,6 +113,7 @@ class Rows:
     layers: tuple[str, ...]
     attempt: int
     new_attempt: bool  # the first batch of this attempt
+    settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
 
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
