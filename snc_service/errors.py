@@ -29,6 +29,7 @@ from snc_service.store.protocol import (
     SequenceConflict,
     SequenceGap,
     StoreError,
+    StoreFull,
     StoreUnavailable,
     TokenExists,
     TokenUnknown,
@@ -172,7 +173,12 @@ KINDS: Mapping[str, Kind] = {
     "store-unavailable": Kind(
         503,
         "The store cannot be reached or written",
-        "Disk full, locked or gone. Nothing was stored; try again after Retry-After.",
+        "Locked, read-only or gone. Nothing was stored; try again after Retry-After.",
+    ),
+    "storage-full": Kind(
+        503,
+        "The disk of the store is full",
+        "Nothing was stored, reading goes on. Make room; clients come back after Retry-After.",
     ),
 }
 
@@ -251,6 +257,7 @@ _STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
     (QuotaExceeded, "quota-exceeded"),
     (RunClosed, "run-closed"),
     (CommandsWaiting, "commands-waiting"),
+    (StoreFull, "storage-full"),
     (StoreUnavailable, "store-unavailable"),
 )
 

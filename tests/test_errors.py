@@ -41,7 +41,8 @@ def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
         (protocol.SequenceGap(3, 7), 409, "sequence-gap"),
         (protocol.SequenceConflict("other content"), 409, "sequence-conflict"),
         (protocol.PolicyConflict(4), 412, "precondition-failed"),
-        (protocol.StoreUnavailable("disk full"), 503, "store-unavailable"),
+        (protocol.StoreUnavailable("locked"), 503, "store-unavailable"),
+        (protocol.StoreFull("no room"), 503, "storage-full"),
         (protocol.StoreError("what?"), 500, "internal"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import open_store
-from snc_service.store.protocol import StoreUnavailable, Window
+from snc_service.store.protocol import StoreFull, StoreUnavailable, Window
 from snc_service.store.sql import schema
 
 LAYERS = table("a", "b")
@@ -100,7 +100,7 @@ def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
         (pages,) = connection.execute("pragma page_count").fetchone()
     store._database._writer.execute(f"pragma max_page_count = {pages}")
     wide = table(*(f"l{i}" for i in range(3_000)))
-    with pytest.raises(StoreUnavailable, match="full"):
+    with pytest.raises(StoreFull, match="full"):
         store.put_layer_table("r1", wide)
     store._database._writer.execute("pragma max_page_count = 1000000")
     stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))

@@ -48,6 +48,8 @@ def responses(
         told[status] = {"content": {media_type: {"example": example}}}
     for kind in kinds:
         _add(told, KINDS[kind].status, kind)
+        if kind == "store-unavailable":  # a full disk is one way of it, with a type of its own
+            _add(told, KINDS["storage-full"].status, "storage-full")
     return told
 
 

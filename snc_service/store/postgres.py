@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import DiskFull, InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 
 from snc_service.store.lane import Lane
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql import schema
 from snc_service.store.sql.database import Row
 
@@ -213,7 +213,8 @@ class PostgresDatabase:
             yield
         except _UNAVAILABLE as error:
             said = " ".join(str(error).split())
-            raise StoreUnavailable(f"store {self.shown} cannot be used: {said}") from error
+            kind = StoreFull if isinstance(error, DiskFull) else StoreUnavailable
+            raise kind(f"store {self.shown} cannot be used: {said}") from error
 
 
 @lru_cache(maxsize=1_024)

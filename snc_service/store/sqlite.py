@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql import schema
 
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
@@ -20,6 +21,7 @@ IDLE_READERS = 8
 RECLAIM_PAGES = 2_000  # per call: 16 MB
 LEAST_FREE_PAGES = 250  # new batches will soon fill fewer
 CHECKPOINT_BYTES = 4 * 2**20
+LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow, an "I/O error" to SQLite
 BACKUP_PAGES = 4_096  # at once: 32 MB, between which Ctrl-C is heard
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never hands out a number twice
@@ -219,4 +221,14 @@ class SqliteDatabase:
         except _BUGS:
             raise
         except (sqlite3.Error, OSError) as error:
-            raise StoreUnavailable(f"store {self.path} cannot be used: {error}") from error
+            kind = StoreFull if self._is_full(error) else StoreUnavailable
+            raise kind(f"store {self.path} cannot be used: {error}") from error
+
+    def _is_full(self, error: Exception) -> bool:
+        if "disk is full" in str(error):  # an error has its code from Python 3.11 on only
+            return True
+        try:
+            short = shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES
+        except OSError:
+            return False
+        return short and "disk I/O" in str(error)
