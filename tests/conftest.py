@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sharding
+from chromium import browser, opened, page_service, pair, planted  # noqa: F401  (fixtures)
 from postgres_server import PostgresServer, running_postgres
 from sandbox import ROOT, Sandbox, Stage
 

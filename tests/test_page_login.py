@@ -2,13 +2,14 @@
 
 import httpx
 import pytest
+from chromium import needs_chromium
 from playwright.sync_api import expect
-from test_page import browser, opened, pytestmark  # noqa: F401
 
 from snc_client.demo.service import free_port, serving
 from snc_service.auth import make_token
 from snc_service.store import open_store
 
+pytestmark = needs_chromium
 REFUSED = "401"  # the browser says so of every answer of that status
 
 
@@ -29,7 +30,7 @@ def closed(tmp_path):
         yield url, secret
 
 
-def test_a_token_lets_in_and_signing_out_shuts_again(opened, closed):  # noqa: F811
+def test_a_token_lets_in_and_signing_out_shuts_again(opened, closed):
     url, secret = closed
     with opened(url, "", complaints=REFUSED) as page:
         field = page.get_by_label("Token", exact=True)
@@ -53,7 +54,7 @@ def test_a_token_lets_in_and_signing_out_shuts_again(opened, closed):  # noqa: F
         assert page.context.cookies() == []
 
 
-def test_without_any_token_in_the_service_nobody_is_asked(opened, service_url):  # noqa: F811
+def test_without_any_token_in_the_service_nobody_is_asked(opened, service_url):
     with opened(service_url, "") as page:
         expect(page.locator("#connection")).to_have_text("live")
         expect(page.locator("#login")).to_be_hidden()

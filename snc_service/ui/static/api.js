@@ -1,4 +1,4 @@
-// The service as the page sees it: GET with ETags, PUT of a policy, errors as sentences.
+// The service as the page sees it: GET with ETags, what the page may change, errors as sentences.
 
 const PREFIX = "api/v1";
 const KEPT_ANSWERS = 64;
@@ -51,6 +51,13 @@ export async function get(path, parameters, signal) {
 export async function getPolicy(run, signal) {
   const response = await reach(url(runPath(run, "/policy")), { signal, cache: "no-store" });
   return { data: await body(response), etag: response.headers.get("ETag") };
+}
+
+/** Say that one looks after an incident; returns it as it is then. */
+export async function acknowledge(incident) {
+  const headers = { "Content-Type": "application/json" };
+  const options = { method: "POST", headers, body: "{}", cache: "no-store" };
+  return body(await reach(url(`incidents/${incident}/acknowledge`), options));
 }
 
 /** PUT a policy if it is still the one whose tag is `etag`. */

@@ -43,13 +43,12 @@ export class EventList {
 
   item(event) {
     const { at, layer, message, rule, severity, step } = event;
-    const part = (name, text, more = {}) => h("span", { class: `event-${name}`, text, ...more });
     const head = h("span", { class: "event-head" },
       part("glyph", GLYPHS[rule] ?? "\u25cf", { "aria-hidden": "true" }),
-      part("rule", rule.replaceAll("_", " ")),
+      part("rule", ruleName(rule)),
       part("severity", severity),
       part("step", `step ${count(step)}`),
-      h("time", { class: "event-time", datetime: at, title: moment(at), text: clock(at) }));
+      timeOf(at));
     const go = { click: () => this.handlers.go(event) };
     const button = h("button", { type: "button", class: "event", on: go },
       head,
@@ -59,7 +58,21 @@ export class EventList {
   }
 }
 
-function layers(event) {
+/** One piece of what is said of an event. */
+export function part(name, text, more = {}) {
+  return h("span", { class: `event-${name}`, text, ...more });
+}
+
+export function ruleName(rule) {
+  return rule.replaceAll("_", " ");
+}
+
+export function timeOf(at) {
+  return h("time", { class: "event-time", datetime: at, title: moment(at), text: clock(at) });
+}
+
+/** Where an event happened: its worst layer, and how many more. */
+export function layers(event) {
   return event.layers > 1 ? `${event.layer} and ${count(event.layers - 1)} more` : event.layer;
 }
 

@@ -9,6 +9,7 @@ import { moment } from "./format.js";
 import { Heatmap, METRICS, metricToShow } from "./heatmap.js";
 import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
 import { LayerTable } from "./layers.js";
+import { IncidentPanel } from "./incidents.js";
 import { Legend } from "./legend.js";
 import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "./lines.js";
 import { Live, restAfter } from "./live.js";
@@ -68,6 +69,8 @@ export class RunView {
     this.lines = new Lines(HISTORY, { zoom, point, key });
     this.table = new LayerTable({ select, ask: () => this.refresh() });
     this.eventList = new EventList({ go: (event) => this.showEvent(event) });
+    this.incidents = new IncidentPanel(this.run, { go: (event) => this.showEvent(event) });
+    this.incidentBox = panel("area-incidents", "Incidents", [], this.incidents.element);
     this.policy = new PolicyPanel(this.run, () => this.refresh());
     this.content = this.arrange();
   }
@@ -84,6 +87,7 @@ export class RunView {
           panel("area-heatmap", "Layers \u00d7 steps", tools, this.heatmap.element),
           panel("area-history", "History", [this.scale.element], ...history)),
         h("div", { class: "column" },
+          this.incidentBox,
           panel("area-layers", "Worst layers", [], this.table.element),
           panel("area-events", "Events", [], this.eventList.element),
           panel("area-policy", "Policy", [], this.policy.element))),
@@ -177,6 +181,8 @@ export class RunView {
       this.stale = true;
       plotly().catch(() => {});
     }
+    await this.incidents.load(signal);
+    this.incidentBox.hidden = this.incidents.items.length === 0;
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
     this.notice.hidden = true;
   }

@@ -4,6 +4,7 @@ import { get, serviceNow } from "./api.js";
 import { h, keyed, rowKeys, setText } from "./dom.js";
 import { countTone, isHeld, tellChange } from "./facts.js";
 import { age, count, moment, percent } from "./format.js";
+import { OpenIncidents } from "./incidents.js";
 import { Live } from "./live.js";
 import {
   nextSort, problemNote, ratioBar, showRatio, showSort, showState, sortHeader, stateBadge, waiting,
@@ -47,6 +48,7 @@ export class RunsView {
   }
 
   build() {
+    this.incidents = new OpenIncidents();
     this.summary = h("p", { class: "summary" });
     this.filter = h("input", {
       type: "search",
@@ -89,6 +91,7 @@ export class RunsView {
       this.body);
     return h("section", {},
       h("div", { class: "view-head" }, h("h1", { text: "Runs" }), this.summary, tools),
+      this.incidents.element,
       h("div", { class: "table-box" }, table),
       this.none,
       this.more);
@@ -129,6 +132,7 @@ export class RunsView {
     this.before = new Map(answer.items.map((run) => [run.run, run]));
     this.answer = answer;
     this.show();
+    await this.incidents.load(signal);
   }
 
   failed(problem) {

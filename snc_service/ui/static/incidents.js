@@ -1,0 +1,122 @@
+// Incidents: what went wrong together, one entry each, and a button that says "I look after it".
+
+import { acknowledge, get } from "./api.js";
+import { announce, h, keyed, quietButton, setText } from "./dom.js";
+import { layers, part, ruleName, timeOf } from "./events.js";
+import { clock, count } from "./format.js";
+import { runLink } from "./router.js";
+
+const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
+const MOST = 20;
+const MOST_TOLD = 4; // of the events that followed
+const REST = 5000; // ms between two questions: incidents are formed a moment after their events
+
+/** The incidents of one run. `handlers`: `go(event)` shows where it began. */
+export class IncidentPanel {
+  constructor(run, handlers) {
+    this.run = run;
+    this.handlers = handlers;
+    this.asked = -Infinity;
+    this.list = h("ol", { class: "incidents" });
+    this.problem = h("p", { class: "form-problem", role: "alert" });
+    this.element = h("div", {}, this.list, this.problem);
+  }
+
+  /** Ask again, unless that was a moment ago; return how many are open. */
+  async load(signal, { now = false } = {}) {
+    if (now || performance.now() - this.asked >= REST) {
+      this.asked = performance.now();
+      const { items } = await get("incidents", { run: this.run, limit: MOST }, signal);
+      this.show(items);
+    }
+    return this.open;
+  }
+
+  show(items) {
+    this.items = items;
+    this.open = items.filter(({ state }) => state === "open").length;
+    const key = ({ incident }) => incident;
+    keyed(this.list, items, key, (one) => this.item(one), (row, one) => this.update(row, one));
+  }
+
+  item(incident) {
+    const go = { click: () => this.handlers.go(incident.events[0] ?? incident) };
+    const head = h("span", { class: "event-head" },
+      part("glyph", "", { "aria-hidden": "true" }),
+      part("rule", ruleName(incident.rule)),
+      part("severity", ""),
+      part("step", `from step ${count(incident.step)}`),
+      timeOf(incident.opened_at));
+    const button = h("button", { type: "button", class: "event", on: go },
+      head,
+      part("layer", ""),
+      part("message", incident.events[0]?.message ?? ""),
+      part("then", ""));
+    const take = quietButton("Acknowledge", () => this.take(incident.incident), {
+      class: "quiet incident-take",
+      title: "Nobody is told of it again unless it becomes worse",
+    });
+    return h("li", {}, button, h("div", { class: "incident-end" }, part("owner", ""), take));
+  }
+
+  update(row, incident) {
+    const { events, severity, state } = incident;
+    Object.assign(row.dataset, { severity, state, rule: incident.rule });
+    const put = (name, text) => setText(row.querySelector(`.event-${name}`), text);
+    put("glyph", GLYPHS[state] ?? "\u25cb");
+    put("severity", `${severity} \u00b7 ${state}`);
+    put("layer", incident.layer ? layers(events[0] ?? incident) : "");
+    put("then", followed(incident));
+    put("owner", owner(incident));
+    row.querySelector(".incident-take").hidden = state !== "open" || Boolean(incident.acknowledged_at);
+  }
+
+  async take(number) {
+    try {
+      const taken = await acknowledge(number);
+      setText(this.problem, "");
+      this.show(this.items.map((one) => (one.incident === number ? taken : one)));
+      announce("The incident is acknowledged.");
+    } catch (problem) {
+      setText(this.problem, problem.message);
+    }
+  }
+}
+
+/** The rules that fired after the first one, in order. */
+function followed({ events, omitted }) {
+  const later = events.slice(1);
+  if (!later.length) return "";
+  const told = later.slice(0, MOST_TOLD).map(({ rule, step }) => `${ruleName(rule)} at ${count(step)}`);
+  const more = later.length - told.length + omitted;
+  return `then ${told.join(", ")}${more ? ` and ${count(more)} more` : ""}`;
+}
+
+function owner({ acknowledged_at: at, acknowledged_by: by, resolved_at: resolved }) {
+  const parts = [];
+  if (at) parts.push(`acknowledged${by ? ` by ${by}` : ""} at ${clock(at)}`);
+  if (resolved) parts.push(`over at ${clock(resolved)}`);
+  return parts.join(" \u00b7 ");
+}
+
+/** A line over the list of runs that names those with an open incident. */
+export class OpenIncidents {
+  constructor() {
+    this.asked = -Infinity;
+    this.element = h("p", { class: "open-incidents", role: "status", hidden: true });
+  }
+
+  async load(signal) {
+    if (performance.now() - this.asked < REST) return;
+    this.asked = performance.now();
+    const { items, next } = await get("incidents", { state: "open", limit: MOST }, signal);
+    if (items === this.items) return;
+    this.items = items;
+    this.element.hidden = items.length === 0;
+    const number = `${count(items.length)}${next ? "+" : ""} open ${items.length > 1 ? "incidents" : "incident"}`;
+    const links = items.map((one) => h("a", { href: runLink(one.run), data: { severity: one.severity } },
+      h("span", { class: "event-glyph", "aria-hidden": "true", text: `${GLYPHS.open} ` }),
+      `${one.run}: ${ruleName(one.rule)}${one.layer ? `, ${one.layer}` : ""}`));
+    this.element.replaceChildren(h("strong", { text: number }), ...links);
+  }
+}
