@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: demo test check clean
+.PHONY: demo test check chaos clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
 
 test: check                    ## format, lint, types, import contracts, then the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+chaos: $(VENV)/.test           ## kill -9 of everybody, 50 rounds per engine (ARGS="--rounds 10 --seed 7")
+	OMP_NUM_THREADS=1 $(BIN)/python bench/chaos.py $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

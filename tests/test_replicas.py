@@ -3,93 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 
 import httpx
 import numpy as np
 import pytest
 from postgres_server import running_postgres
+from service_process import Service, create, post, services, until
 from store_cases import batch, table
 from store_victim import LAYERS, WRITERS, batch_number
 from test_store_kill import check
 
-from snc_client.demo.service import free_port
 from snc_service.store import open_store
-from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, encode
 
 RUN = "/api/v1/runs/r1"
-
-
-class Service:
-    """One ``snc serve`` process."""
-
-    def __init__(self, store: str, log: Path) -> None:
-        self.port, self.log = free_port(0), log
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._arguments = [f"--port={self.port}", f"--store={store}"]
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "snc_service.cli", "serve", *self._arguments],
-                stdout=log,
-                stderr=log,
-            )
-        until(lambda: self.status("/readyz") == 200, self.said)
-
-    def status(self, path: str) -> int | None:
-        try:
-            return httpx.get(self.url + path, timeout=10).status_code
-        except httpx.TransportError:
-            assert self._process.poll() is None, self.said()
-            return None
-
-    def said(self) -> str:
-        return self.log.read_text()[-3_000:]
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-
-
-def until(condition, said=lambda: "", seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.05)
-
-
-@contextmanager
-def services(store: str, folder: Path, number: int) -> Iterator[list[Service]]:
-    with ExitStack() as stack:
-        started = []
-        for i in range(number):
-            started.append(Service(store, folder / f"service{i}.log"))
-            stack.callback(started[-1].stop)
-        yield started
-
-
-def create(url: str, layers) -> None:
-    assert httpx.post(f"{url}/api/v1/runs", json={"run": "r1"}).status_code in (200, 201)
-    path = f"{url}{RUN}/layer-tables/{layers.hash}"
-    headers = {"Content-Type": JSON_MEDIA_TYPE}
-    assert httpx.put(path, content=layers.body, headers=headers).status_code == 204
-
-
-def post(client: httpx.Client, url: str, one) -> httpx.Response:
-    headers = {"Content-Type": MEDIA_TYPE}
-    return client.post(f"{url}{RUN}/batches", content=encode(one), headers=headers)
 
 
 class Writer(threading.Thread):

@@ -51,7 +51,7 @@ def acknowledged(acks: Path) -> dict[str, int]:
     return last
 
 
-def check(store, stored: dict[str, int]) -> None:
+def check(store, stored: dict[str, int], run: str = "r1") -> None:
     """Compare every value of every batch up to each writer's last one; no other may be there."""
     batches = [batch_number(w, seq) for w, last in stored.items() for seq in range(last + 1)]
     steps = np.array([step for b in batches for step in b.steps])
@@ -59,16 +59,16 @@ def check(store, stored: dict[str, int]) -> None:
     order = np.argsort(steps)
     wanted = np.concatenate([b.values[0] for b in batches])[order].T
     loss = np.concatenate([b.scalar_values[0] for b in batches])[order]
-    got = store.history("r1", "sigma", LAYERS.names, Window(points=10**7))
+    got = store.history(run, "sigma", LAYERS.names, Window(points=10**7))
     assert got.bucket_steps == 1
     np.testing.assert_array_equal(got.steps, steps[order])
     np.testing.assert_array_equal(absent(got.max), absent(wanted))
     finite = np.isfinite(wanted)
     np.testing.assert_array_equal(got.nonfinite, ~finite & ~absent(wanted))
     np.testing.assert_array_equal(bits(got.max)[finite], bits(wanted)[finite])
-    scalar = store.scalar_history("r1", "loss", Window(points=10**7))
+    scalar = store.scalar_history(run, "loss", Window(points=10**7))
     np.testing.assert_array_equal(bits(scalar.max[0]), bits(loss))
-    coarse = store.history("r1", "sigma", LAYERS.names, Window(points=3))
+    coarse = store.history(run, "sigma", LAYERS.names, Window(points=3))
     for group, first in enumerate(coarse.steps):
         inside = steps[order] // coarse.bucket_steps * coarse.bucket_steps == first
         largest = np.where(finite, wanted, -np.inf)[:, inside].max(axis=1)

@@ -1,0 +1,213 @@
+"""Rounds of kill -9 under load and a bad network, per engine; after each, every bit is compared.
+
+A round starts two writers that post batches and a job that reports through a `Sender` with a spool,
+all through proxies that delay, cut and repeat requests. In the midst of it one or two of these are
+killed with -9 and started again: the service (of two on PostgreSQL: one), PostgreSQL with all its
+processes, the job, whose spool may also lose the end of its last record. Then:
+
+* every batch that was acknowledged to a writer is stored once, bit for bit, and nothing else is;
+* every row acknowledged to the job is, too; of the others, the last ones may be missing if the job
+  was killed (they were not in its spool yet), and the round says how many;
+* counters of breaches are exact, so nothing was taken in twice;
+* whatever was killed served again by itself.
+
+After the last round all rounds are compared once more.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from chaos_job import Job
+from postgres_server import PostgresServer, running_postgres
+from service_process import Service, create, post, services, until
+from store_victim import LAYERS, WRITERS, batch_number
+from test_store_kill import check
+from unkind_proxy import UnkindProxy, unkind
+
+from snc_service.store import open_store
+
+Victim = str  # service, postgres or job
+FAULT_RATE = 0.2  # of requests
+
+
+@dataclass
+class World:
+    """What is started once for all rounds of an engine."""
+
+    folder: Path
+    store_url: str
+    services: list[Service]
+    proxies: list[UnkindProxy]
+    server: PostgresServer | None
+
+    @property
+    def victims(self) -> list[Victim]:
+        return ["service", "job"] + ["postgres"] * (self.server is not None)
+
+    def said(self) -> str:
+        return "\n".join(service.said() for service in self.services)
+
+
+@contextmanager
+def world(engine: str, folder: Path, seed: int) -> Iterator[World]:
+    """Start a store with one service (SQLite) or two (PostgreSQL), each behind a proxy."""
+    with ExitStack() as stack:
+        server, url, number = None, f"sqlite:///{folder}/snc.db", 1
+        if engine == "postgres":
+            server = stack.enter_context(running_postgres())
+            url, number = server.new_url(), 2
+        started = stack.enter_context(services(url, folder, number))
+        proxies = [stack.enter_context(unkind(one.url, seed + i)) for i, one in enumerate(started)]
+        yield World(folder, url, started, proxies, server)
+
+
+class Writer(threading.Thread):
+    """Post batches to all services in turn, each until it is acknowledged."""
+
+    def __init__(self, name: str, run: str, urls: list[str]) -> None:
+        super().__init__()
+        self.writer, self.run_name, self.urls = name, run, urls
+        self.stop = threading.Event()
+        self.acknowledged = -1
+        self.wrong = ""
+
+    def run(self) -> None:
+        turn = 0
+        with httpx.Client(timeout=30) as client:
+            while not self.stop.is_set() and not self.wrong:
+                one = batch_number(self.writer, self.acknowledged + 1)
+                while not self._acknowledged(client, self.urls[turn % len(self.urls)], one):
+                    turn += 1
+                    time.sleep(0.01)
+                self.acknowledged += 1
+                turn += 1
+
+    def _acknowledged(self, client: httpx.Client, url: str, one) -> bool:
+        try:
+            answer = post(client, url, one, self.run_name)
+        except httpx.TransportError:
+            return False
+        if answer.status_code not in (200, 503):
+            self.wrong = answer.text
+        return answer.status_code != 503
+
+
+@dataclass
+class Round:
+    """One round, and what came of it."""
+
+    number: int
+    seed: int
+    killed: list[Victim] = field(default_factory=list)
+    slowest_start: float = 0.0
+    lost_rows: int = 0
+
+    def play(self, world: World) -> None:
+        """Let everybody write, kill, start again, let them end, and compare."""
+        rng = random.Random(self.seed)
+        direct = f"direct{self.number}"
+        create(world.services[0].url, LAYERS, direct)
+        for proxy in world.proxies:
+            proxy.rate = FAULT_RATE
+        urls = [proxy.url for proxy in world.proxies]
+        self.writers = [Writer(name, direct, urls) for name in WRITERS]
+        for writer in self.writers:
+            writer.start()
+        self.job = Job(rng.choice(urls), f"job{self.number}", world.folder)
+        try:
+            for victim in self._plan(world, rng):
+                self._grown(world, 3)
+                time.sleep(rng.uniform(0, 0.3))
+                self._kill(world, victim, rng)
+                self.killed.append(victim)
+            self._grown(world, 3)
+        finally:
+            for proxy in world.proxies:
+                proxy.rate = 0.0
+            for writer in self.writers:
+                writer.stop.set()
+            for writer in self.writers:
+                writer.join()
+        self.job.finish()
+        self.check(world)
+
+    def check(self, world: World) -> None:
+        """Compare everything of this round with what the store has."""
+        with closing(open_store(world.store_url)) as store:
+            acknowledged = {writer.writer: writer.acknowledged for writer in self.writers}
+            check(store, acknowledged, f"direct{self.number}")
+            self.lost_rows = self.job.check(store)
+
+    def _plan(self, world: World, rng: random.Random) -> list[Victim]:
+        """Return one or two victims; over the rounds each has its turn."""
+        turn = world.victims[self.number % len(world.victims)]
+        return [turn] + ([rng.choice(world.victims)] if rng.random() < 0.4 else [])
+
+    def _grown(self, world: World, by: int) -> None:
+        """Wait until all writers and the job have got further."""
+        wanted = [writer.acknowledged + by for writer in self.writers]
+        step = self.job.handed + by
+        pairs = list(zip(self.writers, wanted, strict=True))
+
+        def grown() -> bool:
+            for writer in self.writers:
+                assert not writer.wrong, writer.wrong
+            assert self.job.process.poll() is None, self.job.process.stderr.read()
+            return self.job.handed >= step and all(w.acknowledged >= n for w, n in pairs)
+
+        until(grown, world.said)
+
+    def _kill(self, world: World, victim: Victim, rng: random.Random) -> None:
+        down = rng.uniform(0, 0.3)
+        if victim == "service":
+            service = rng.choice(world.services)
+            service.kill()
+            time.sleep(down)
+            self.slowest_start = max(self.slowest_start, service.start())
+        elif victim == "postgres":
+            world.server.kill()
+            time.sleep(down)
+            world.server.start()
+            until(lambda: all(one.status("/readyz") == 200 for one in world.services), world.said)
+        else:
+            self.job.kill(rng)
+            time.sleep(down)
+            self.job.start()
+
+    def told(self) -> str:
+        """Return one line."""
+        batches = sum(writer.acknowledged + 1 for writer in self.writers)
+        torn = ", a torn record" * self.job.torn
+        return (
+            f"round {self.number}: killed {' and '.join(self.killed)}{torn}; {batches} batches "
+            f"and {self.job.handed + 1 - self.lost_rows} rows of the job stored, "
+            f"{self.lost_rows} rows never in a spool; slowest start {self.slowest_start:.1f} s"
+        )
+
+
+def play(engine: str, rounds: int, folder: Path, seed: int) -> Iterator[str]:
+    """Play an engine's rounds and yield a line on each, and two on all of them.
+
+    Raises `AssertionError` at the first that loses something.
+    """
+    with world(engine, folder, seed) as started:
+        played = []
+        for number in range(rounds):
+            played.append(Round(number, seed + number))
+            played[-1].play(started)
+            yield played[-1].told()
+        for one in played:
+            one.check(started)
+        killed = Counter(victim for one in played for victim in one.killed)
+        met = sum((proxy.met for proxy in started.proxies), Counter())
+        yield f"kills: {dict(killed)}; requests that met a fault: {dict(met)}"
+        yield f"{rounds} rounds: nothing acknowledged was lost, torn or doubled"
