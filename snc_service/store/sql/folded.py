@@ -41,6 +41,24 @@ def steps_between(
     return found
 
 
+def next_step(connection: Connection, wanted: Wanted, span: Segment, shift: int) -> int | None:
+    """Return a step at or after ``span.low`` and not after the first measured one.
+
+    None if no tile has any. Only the tile around ``span.low`` may begin before it: its first step
+    counts as ``span.low``.
+    """
+    chunk = tiles.TILE_STEPS << shift
+    found: list[int] = []
+    for block in wanted.blocks:
+        row = connection.execute(
+            f"select step0 from tile {_WHERE} and step0 >= ? and step1 >= ? order by step0 limit 1",
+            (*_key(wanted, span, 0, block), span.low // chunk * chunk, span.low),
+        ).fetchone()
+        if row is not None:
+            found.append(max(int(row[0]), span.low))
+    return min(found, default=None)
+
+
 def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
     """Return the first and the last step within the segment of each block's tiles."""
     found: list[int] = []

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from snc_service.store import buckets, tiles
 from snc_service.store.buckets import Partial
-from snc_service.store.protocol import Buckets, Steps, Window
+from snc_service.store.protocol import Buckets, Floats, Steps, Window
 from snc_service.store.sql import folded, tail
 from snc_service.store.sql.attempts import Attempts, Segment
 from snc_service.store.sql.database import Connection
@@ -34,9 +34,9 @@ def of_layers(
     indexes, again = np.unique(book.indexes(connection, run_id, names), return_inverse=True)
     layouts = book.layouts(connection, run_id)
     wanted = layers_of(connection, run_id, layouts, metric, indexes.astype(np.int64))
-    segments = _segments(connection, run_id, window)
-    bucket_steps = _bucket_steps(connection, wanted, segments, window.points)
-    partial = _read(connection, wanted, segments, bucket_steps)
+    segments = segments_of(connection, run_id, window)
+    bucket_steps = bucket_width(connection, wanted, segments, window.points)
+    partial = partial_of(connection, wanted, segments, bucket_steps)
     return buckets.finished(names, partial.rows_taken(again.ravel()), bucket_steps)
 
 
@@ -45,9 +45,9 @@ def of_scalar(
 ) -> Buckets:
     """Return one scalar."""
     wanted = scalar_of(connection, run_id, book.layouts(connection, run_id), scalar)
-    segments = _segments(connection, run_id, window)
-    bucket_steps = _bucket_steps(connection, wanted, segments, window.points)
-    partial = _read(connection, wanted, segments, bucket_steps)
+    segments = segments_of(connection, run_id, window)
+    bucket_steps = bucket_width(connection, wanted, segments, window.points)
+    partial = partial_of(connection, wanted, segments, bucket_steps)
     return buckets.finished((scalar,), partial, bucket_steps)
 
 
@@ -68,27 +68,28 @@ def of_all_layers(
     groups = [indexes[start : start + per_row] for start in range(0, len(indexes), per_row)]
     ends = [(specs[group[0]].name, specs[group[-1]].name) for group in groups]
     names = [first if first == last else f"{first} … {last}" for first, last in ends]
-    segments = _segments(connection, run_id, window)
+    segments = segments_of(connection, run_id, window)
     everything = layers_of(connection, run_id, layouts, metric, indexes)
-    bucket_steps = _bucket_steps(connection, everything, segments, window.points)
+    bucket_steps = bucket_width(connection, everything, segments, window.points)
     parts: list[tuple[Rows, Partial]] = []
     at_once = max(1, LAYERS_AT_ONCE // per_row)
     for start in range(0, len(groups), at_once):
         some = groups[start : start + at_once]
         wanted = layers_of(connection, run_id, layouts, metric, np.concatenate(some))
-        partial = _read(connection, wanted, segments, bucket_steps)
+        partial = partial_of(connection, wanted, segments, bucket_steps)
         starts = np.arange(0, wanted.num_rows, per_row)
         rows = np.arange(start, start + len(some))
         parts.append((rows, partial if per_row == 1 else partial.rows_merged(starts)))
     return buckets.finished(names, buckets.merged(len(names), parts), bucket_steps)
 
 
-def _segments(connection: Connection, run_id: int, window: Window) -> list[Segment]:
+def segments_of(connection: Connection, run_id: int, window: Window) -> list[Segment]:
+    """Return which steps of which attempts a window shows."""
     attempts = Attempts.load(connection, run_id)
     return attempts.view(window.attempt, window.from_step, window.to_step)
 
 
-def _bucket_steps(
+def bucket_width(
     connection: Connection, wanted: Wanted, segments: Sequence[Segment], points: int
 ) -> int:
     """Return the bucket width, the same whether history is folded or not."""
@@ -107,13 +108,11 @@ def _bucket_steps(
     return buckets.width(count, min(ends), max(ends), points) if ends else 1
 
 
-def _read(
+def partial_of(
     connection: Connection, wanted: Wanted, segments: Sequence[Segment], bucket_steps: int
 ) -> Partial:
     """Return the wanted rows in buckets, keyed by step // bucket_steps."""
-    (shift,) = connection.execute(
-        "select interval_shift from run where run_id = ?", (wanted.run_id,)
-    ).fetchone()
+    shift = interval_shift(connection, wanted.run_id)
     everywhere = np.arange(wanted.num_rows)
     parts: list[tuple[Rows, Partial]] = []
     for segment in segments:
@@ -168,6 +167,17 @@ def _values(
     connection: Connection, wanted: Wanted, span: Segment, bucket_steps: int
 ) -> Iterator[Partial]:
     """Yield the span's values reduced to buckets, in slices of bounded size."""
+    for steps, values in values_of(connection, wanted, span):
+        yield Partial.of_groups(steps // bucket_steps, values)
+
+
+def values_of(
+    connection: Connection, wanted: Wanted, span: Segment
+) -> Iterator[tuple[Steps, Floats]]:
+    """Yield a span's measured steps [N] and values [R, N] as they are, in slices of bounded size.
+
+    The steps themselves are read whole: 8 bytes for each that the span has.
+    """
     layouts = {one.layout.number for one in wanted.picked}
     found = folded.steps_between(connection, wanted, span) or []
     found.append(tail.measured_steps(connection, wanted.run_id, span, layouts))
@@ -175,7 +185,20 @@ def _values(
     num = max(1_024, SLICE_VALUES // max(wanted.num_rows, 1))
     for start in range(0, len(steps), num):
         some = steps[start : start + num]
-        values = np.full((wanted.num_rows, len(some)), ABSENT, np.float32)
-        folded.read_over(connection, wanted, span.attempt, some, values)
-        tail.read_over(connection, wanted.run_id, span.attempt, wanted.picked, some, values)
-        yield Partial.of_groups(some // bucket_steps, values)
+        yield some, values_at(connection, wanted, span.attempt, some)
+
+
+def values_at(connection: Connection, wanted: Wanted, attempt: int, steps: Steps) -> Floats:
+    """Return the values [R, N] of an attempt at ``steps`` [N], at least one, ABSENT if none."""
+    values = np.full((wanted.num_rows, len(steps)), ABSENT, np.float32)
+    folded.read_over(connection, wanted, attempt, steps, values)
+    tail.read_over(connection, wanted.run_id, attempt, wanted.picked, steps, values)
+    return values
+
+
+def interval_shift(connection: Connection, run_id: int) -> int | None:
+    """Return the run's measuring interval as a power of two; None until something was folded."""
+    (shift,) = connection.execute(
+        "select interval_shift from run where run_id = ?", (run_id,)
+    ).fetchone()
+    return None if shift is None else int(shift)

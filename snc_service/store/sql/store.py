@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from snc_service.store.protocol import (
     Advance,
     Buckets,
     EventQuery,
+    Extent,
     Latest,
     LayerTableUnknown,
     Outcome,
     Page,
+    Piece,
     Run,
     RunState,
     Severity,
@@ -21,6 +23,7 @@ from snc_service.store.protocol import (
     StoredPolicy,
     Submission,
     Window,
+    Worst,
 )
 from snc_service.store.records import AuditAction, AuditEntry, StoredCommand, Token
 from snc_service.store.sql import (
@@ -39,6 +42,8 @@ from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
+from snc_service.store.sql.scan import scan
+from snc_service.store.sql.worst import worst
 from snc_service.wire import CommandAction, LayerTable, Policy
 
 
@@ -170,6 +175,18 @@ class SqlStore(SqlAlerts):
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
             return history.of_all_layers(connection, self._book, run_id, metric, window, layers)
+
+    def worst(
+        self, run: str, metric: str, window: Window, most: int, *, below: str | None = None
+    ) -> list[Worst]:
+        """See `Histories.worst`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return worst(connection, self._book, run_id, metric, window, most, below=below)
+
+    def scan(self, run: str, extent: Extent) -> Iterator[Piece]:
+        """See `Histories.scan`."""
+        return scan(self._database, self._book, run, extent)
 
     def events(self, query: EventQuery) -> Page:
         """See `Store.events`."""

@@ -52,6 +52,26 @@ def measured_steps(
     return distinct(found, segment.low, segment.high)
 
 
+def next_step(
+    connection: Connection, run_id: int, span: Segment, layouts: Collection[int]
+) -> int | None:
+    """Return the first step at or after ``span.low`` that a batch of some layouts has."""
+    rows = connection.execute(
+        "select layout, step0, step1, n, steps from tail "
+        "where run_id = ? and attempt = ? and step1 >= ? order by step0",
+        (run_id, span.attempt, span.low),
+    )
+    nearest = None
+    for layout, *place in rows:
+        if nearest is not None and place[0] >= nearest:
+            break
+        if layout in layouts:
+            steps = unpack_steps(*place)
+            step = int(steps[np.searchsorted(steps, span.low)])
+            nearest = step if nearest is None else min(step, nearest)
+    return nearest
+
+
 @dataclass(frozen=True)
 class Cut:
     """The picked columns of one batch, still bytes: a span of columns that contains them."""
