@@ -93,6 +93,10 @@ class PostgresServer:
     def url(self, database: str) -> str:
         return f"postgresql://snc@127.0.0.1:{self.port}/{database}"
 
+    def program(self, name: str) -> Path:
+        """Return the path of one of PostgreSQL's programs."""
+        return self._bin / name
+
     def new_url(self) -> str:
         """Return the URL of a new database that is empty."""
         name = f"test{next(self._names)}"

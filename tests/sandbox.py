@@ -20,7 +20,7 @@ from snc_client.demo.service import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 MOVED = re.compile(
-    r"(?<![\w.])/(?=(opt/snc|var/lib/snc|var/backups|src|etc/(snc|systemd|nginx|caddy))\b)"
+    r"(?<![\w.])/(?=(opt/snc|var/lib/snc|var/backups|src|etc/(snc|systemd|nginx|caddy|prometheus))\b)"
 )
 LIMIT_SECONDS = 240
 

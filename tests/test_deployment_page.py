@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,20 @@ import kubernetes_validate
 import pytest
 import yaml
 from feed import Feed
+from machine import needs, needs_root
 from pages import DOCS, blocks, commands, languages
 from sandbox import ROOT, Sandbox
-from test_deploy import needs, needs_root
+from test_deploy_compose import SERVICES
 from test_prometheus import check
 
 from snc_client.demo.service import free_port, serving
 from snc_service.settings import Settings, variable
+from snc_service.store import open_store
 
 PAGES = ("deployment.md", "operations.md")
 INSTALLS = re.compile(
-    r"(python3 -m venv|\S+/pip install|useradd|install|rm -f|/opt/snc/bin/snc db) "
+    r"(python3 -m venv|\S+/pip install|useradd|install|rm -f|/opt/snc/bin/snc db|sh deploy/\S+\.sh"
+    r"|promtool check config) "
 )
 ENGINES = re.compile(r"(systemctl|journalctl|docker compose|docker build|kubectl) ")
 ASKS = re.compile(r"(snc|curl|export|/opt/snc/bin/snc serve --check) ?")
@@ -57,7 +61,7 @@ def adapted(command: str, sandbox: Sandbox) -> str:
     if command.startswith("install"):
         command = command.replace("-o snc -g snc", "-o 10001 -g 10001")
         target = Path(sandbox.moved(command.split()[-1]))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        (target if command.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
     return command
 
 
@@ -77,6 +81,8 @@ def machine(image) -> Sandbox:
 @pytest.mark.timeout(300)
 def test_a_bare_machine_is_set_up_as_the_page_says(machine):
     for command in commands("deployment.md"):
+        if command.startswith("promtool") and shutil.which("promtool") is None:
+            continue
         if INSTALLS.match(command) and command not in machine.ran:  # by the image: it takes long
             machine.run(adapted(command, machine), cwd=machine.source())
     assert re.search(r"^snc:.*nologin$", (machine.root / "etc/passwd").read_text(), re.MULTILINE)
@@ -146,7 +152,7 @@ def test_the_commands_about_tokens_and_questions_work_in_their_order(service_url
 
 
 def test_systemd_is_asked_for_units_that_there_are():
-    known = {"snc", "nginx", "caddy"}
+    known = {"snc", "nginx", "caddy", "prometheus"}
     for command in (c for page in PAGES for c in commands(page)):
         words = command.split()
         if words[0] == "systemctl":
@@ -157,21 +163,68 @@ def test_systemd_is_asked_for_units_that_there_are():
             assert words[1:3] == ["--unit", "snc"]
 
 
+def composed() -> list[list[str]]:
+    """Return the words of each compose command, without redirection."""
+    found = [c for page in PAGES for c in commands(page) if c.startswith("docker compose")]
+    return [shlex.split(re.sub(r" [<>]\S+$", "", command))[2:] for command in found]
+
+
 @needs("docker-compose", "docker-compose")
 def test_compose_knows_the_commands():
-    verbs = [c for c in commands("deployment.md") if c.startswith("docker compose")]
-    assert verbs
-    for command in verbs:
-        words = shlex.split(command)[2:]
+    verbs = set()
+    for words in composed():
         assert words[:2] == ["--file", "deploy/compose.yaml"]
         verb, *rest = words[2:]
+        verbs.add(verb)
         done = subprocess.run(["docker-compose", verb, "--help"], capture_output=True, text=True)
         assert done.returncode == 0, verb
-        if verb == "exec":  # what follows is the service and its command: tested above
-            assert rest[:3] == ["snc", "/opt/snc/bin/snc", "token"]
-            continue
+        if verb == "exec":
+            place = next(place for place, word in enumerate(rest) if word in SERVICES)
+            assert rest[place + 1] in ("/opt/snc/bin/snc", "pg_dump", "pg_restore")
+            rest = [word for word in rest[:place] if word.startswith("-")]
         for option in rest:
-            assert re.search(rf"(^|\s){option}\b", done.stdout), (verb, option)
+            assert option in SERVICES or re.search(rf"(^|\s){option}\b", done.stdout), (
+                verb,
+                option,
+            )
+    assert {"up", "ps", "exec", "stop", "start"} <= verbs
+
+
+def test_the_tokens_of_compose_are_made_by_commands_that_work(service_url):
+    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "SNC_URL": service_url}
+    tokens = [words[words.index("/opt/snc/bin/snc") :] for words in composed() if "token" in words]
+    assert len(tokens) == 3
+    for _, *rest in tokens:
+        done = subprocess.run(["snc", *rest], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        env.setdefault("SNC_TOKEN", done.stdout.strip())
+
+
+def test_the_copy_of_a_database_is_restored_as_the_page_says(postgres, tmp_path):
+    """pg_dump and pg_restore with the page's own options, on the tests' server."""
+    dump, restore = (words[words.index(name) :] for name in ("pg_dump", "pg_restore")
+                     for words in composed() if name in words)  # fmt: skip
+    url, copy = postgres.new_url(), tmp_path / "snc.dump"
+    database, where = url.rpartition("/")[2], [f"--port={postgres.port}", "--host=127.0.0.1"]
+    moved = {"snc": database, "--dbname=snc": f"--dbname={database}"}
+
+    def run(command: list[str], **streams: Any) -> None:
+        words = [moved.get(word, word) for word in command[1:]]
+        program = postgres.program(command[0])
+        subprocess.run([program, *where, *words], check=True, timeout=60, **streams)
+
+    given = {"config": {}, "tags": (), "policy": None, "project": "p"}
+    with closing(open_store(url)) as store:
+        store.create_run("kept", name="kept", now=1.0, **given)
+        with copy.open("wb") as file:
+            run(dump, stdout=file)
+        store.create_run("later", name="later", now=2.0, **given)
+    with copy.open("rb") as file:
+        run(restore, stdin=file)
+    with closing(open_store(url)) as store:
+        page = store.runs(project=None, state=None, limit=10, after=None)
+        assert [run.run for run in page.items] == ["kept"]
+        store.create_run("after", name="after", now=3.0, **given)
 
 
 def test_the_image_is_built_from_the_root_of_a_clone():
@@ -205,7 +258,7 @@ def test_kubectl_understands_the_command(command, tmp_path):
 
 def test_kubectl_finds_the_objects_by_the_names_on_the_page():
     text = (DOCS / "deployment.md").read_text()
-    pod = yaml.safe_load((ROOT / "deploy/kubernetes/deployment.yaml").read_text())
+    pod = yaml.safe_load((ROOT / "deploy/kubernetes/replicas/deployment.yaml").read_text())
     assert f"deployment/{pod['metadata']['name']}" in text
     secrets = [
         v["secret"]["secretName"]

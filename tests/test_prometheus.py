@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from snc_client import SNCallback
@@ -219,6 +220,21 @@ def test_prometheus_follows_a_real_training(service_url, tmp_path):
         ratios = query(prometheus, "snc_threshold_ratio")
         assert ratios.keys() == exact.keys()
         assert all(0 < ratio < 1 for ratio in ratios.values())
+
+
+def test_a_service_that_asks_for_tokens_is_scraped_with_one_from_a_file(service_url, tmp_path):
+    post(service_url, "closed", {"a": (1.5, 2.0)}, step=1)
+    answer = httpx.post(f"{service_url}/api/v1/tokens", json={"name": "p", "scopes": ["read"]})
+    (tmp_path / "snc-token").write_text(answer.raise_for_status().json()["token"] + "\n")
+    assert httpx.get(f"{service_url}/metrics").status_code == 401
+    # The lines are in the shipped file, as a comment: without a token they would be in the way.
+    asking = shipped(service_url).replace("# authorization:", "authorization:", 1)
+    asking = asking.replace("#   credentials_file: snc-token", "  credentials_file: snc-token", 1)
+    (job,) = yaml.safe_load(asking)["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": "snc-token"}
+    with scraping(tmp_path, asking) as prometheus:
+        assert eventually(lambda: query(prometheus, "snc_sigma")) == {("a", "closed"): 1.5}
+        assert query(prometheus, "up") == {(): 1}
 
 
 def test_service_discovery_gives_every_run_its_own_up(service_url, tmp_path):
