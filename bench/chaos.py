@@ -2,9 +2,9 @@
 
     python bench/chaos.py [--rounds 50] [--engines sqlite postgres] [--seed N]
 
-A line per round; what a round is and what is compared after it is in tests/chaos.py. Ends with an
-error at the first bit that is lost, torn or doubled; the seed draws the same moments again, as far
-as processes keep time. Target: 50 rounds per engine without one.
+A line per round; what a round is and what is compared after it is in tests/kill_rounds.py. Ends
+with an error at the first bit that is lost, torn or doubled; the seed draws the same moments again,
+as far as processes keep time. Target: 50 rounds per engine without one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from chaos import play
+from kill_rounds import play
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from chaos import play
+from kill_rounds import play
 
 ROUNDS = 5
 

@@ -190,6 +190,8 @@ class SqliteDatabase:
                 f"{self.path} has schema version {version}, this release knows up to "
                 f"{schema.VERSION}: upgrade snc"
             )
+        if version == schema.VERSION:
+            return  # writing nothing, a service starts on a full disk too, and serves what is there
         for statement in schema.statements(version, **WORDS):
             self._writer.execute(statement)
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
