@@ -10,8 +10,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from snc_service.store.protocol import (
     Advance,
@@ -41,7 +41,8 @@ class Closed(Exception):
 class _Waiting:
     submission: Submission
     num_bytes: int
-    future: Future[Outcome] = field(default_factory=Future)
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Outcome]  # changed by its loop's thread alone
 
 
 class GroupCommit:
@@ -70,7 +71,8 @@ class GroupCommit:
         Raises `QueueFull`, `Closed`, or what the store raised for its whole transaction. Refusals
         of this one submission are in the outcome.
         """
-        item = _Waiting(submission, num_bytes)
+        loop = asyncio.get_running_loop()
+        item = _Waiting(submission, num_bytes, loop, loop.create_future())
         with self._changed:
             if self._closed:
                 raise Closed
@@ -78,7 +80,7 @@ class GroupCommit:
                 raise QueueFull
             self._waiting.append(item)
             self._changed.notify()
-        return await asyncio.wrap_future(item.future)
+        return await item.future
 
     def close(self) -> None:
         """Take nothing more, store what waits, and return when that is done."""
@@ -103,7 +105,7 @@ class GroupCommit:
                 while self._waiting and len(items) < MAX_ITEMS and num_bytes < MAX_BYTES:
                     item = self._waiting.popleft()
                     # A client that has hung up need not be served; its batch was not acknowledged.
-                    if item.future.set_running_or_notify_cancel():
+                    if not item.future.cancelled():
                         items.append(item)
                         num_bytes += item.num_bytes
         return items
@@ -112,12 +114,11 @@ class GroupCommit:
         try:
             outcomes = self._store.ingest([item.submission for item in items], self._advance)
         except StoreUnavailable as error:
-            self._refuse(items, error)
+            _tell(items, [error] * len(items))
         except Exception as error:  # a thread's top: one bad batch must not stop the service
             self._apart(items, error)
         else:
-            for item, outcome in zip(items, outcomes, strict=True):
-                item.future.set_result(outcome)
+            _tell(items, outcomes)
 
     def _apart(self, items: list[_Waiting], error: Exception) -> None:
         """Store each alone, so that only the one that breaks the transaction is refused."""
@@ -128,9 +129,26 @@ class GroupCommit:
         if not isinstance(error, StoreError):
             run = items[0].submission.run
             log.error("a batch of run %r could not be stored", run, exc_info=error)
-        self._refuse(items, error)
+        _tell(items, [error])
 
-    @staticmethod
-    def _refuse(items: list[_Waiting], error: Exception) -> None:
-        for item in items:
-            item.future.set_exception(error)
+
+def _tell(items: Sequence[_Waiting], told: Sequence[Outcome | Exception]) -> None:
+    """Let those who wait go on: their loop is woken once for all of them."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Outcome | Exception]]] = {}
+    for pair in zip(items, told, strict=True):
+        by_loop.setdefault(pair[0].loop, []).append(pair)
+    for loop, pairs in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, pairs)
+        except RuntimeError:  # the loop has ended, and with it whoever waited
+            continue
+
+
+def _settle(pairs: Sequence[tuple[_Waiting, Outcome | Exception]]) -> None:
+    for item, told in pairs:
+        if item.future.done():  # its client has hung up meanwhile
+            continue
+        if isinstance(told, Exception):
+            item.future.set_exception(told)
+        else:
+            item.future.set_result(told)
