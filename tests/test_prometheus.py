@@ -224,8 +224,15 @@ def test_prometheus_follows_a_real_training(service_url, tmp_path):
 
 def test_a_service_that_asks_for_tokens_is_scraped_with_one_from_a_file(service_url, tmp_path):
     post(service_url, "closed", {"a": (1.5, 2.0)}, step=1)
-    answer = httpx.post(f"{service_url}/api/v1/tokens", json={"name": "p", "scopes": ["read"]})
-    (tmp_path / "snc-token").write_text(answer.raise_for_status().json()["token"] + "\n")
+    secret = ""
+    for scope in ("admin", "read"):  # the first token must be able to make others
+        answer = httpx.post(
+            f"{service_url}/api/v1/tokens",
+            json={"name": scope, "scopes": [scope]},
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+        )
+        secret = answer.raise_for_status().json()["token"]
+    (tmp_path / "snc-token").write_text(f"{secret}\n")
     assert httpx.get(f"{service_url}/metrics").status_code == 401
     # The lines are in the shipped file, as a comment: without a token they would be in the way.
     asking = shipped(service_url).replace("# authorization:", "authorization:", 1)
