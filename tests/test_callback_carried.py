@@ -9,7 +9,7 @@ import torch
 from small_loops import spectral_norm
 from torch import Tensor
 
-from snc_client.callback.carried import CarriedBounds
+from snc_client.callback.carried import CarriedBounds, SteppedBounds, frobenius_upper
 from snc_client.certificate import sigma_upper
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
 
@@ -77,3 +77,77 @@ def test_what_was_or_is_not_finite_proves_nothing():
     bounds.certified(0, Matrix(weight), torch.tensor(math.inf))
     weight[0, 0] = 1.0
     assert not float(bounds.bounds({0: Matrix(weight)})[0]) <= 1e30
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e15])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((1, 7), "normal"), ((3000, 64), "equal"), ((64, 3000), "normal"), ((40, 9, 3, 3), "equal")],
+)
+def test_a_frobenius_norm_is_never_below_the_exact_one_and_close(shape, kind, scale):
+    torch.manual_seed(0)
+    x = scale * (torch.randn(shape) if kind == "normal" else torch.full(shape, 0.1))
+    exact = float(torch.linalg.vector_norm(x.double()))
+    found = float(frobenius_upper(x).double())
+    assert found >= exact
+    if scale >= 1e-15:
+        assert found <= exact * (1 + 1e-3) + 1e-15
+
+
+def test_a_float64_norm_is_not_narrowed_on_the_way():
+    x = torch.full((10, 10), 1e-50, dtype=torch.float64)
+    assert float(frobenius_upper(x)) >= 1e-49
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_and_scalings_that_add_up_are_covered_with_all_their_roundings(dtype):
+    """Each step goes straight up, so that nothing but the rounding margin is left over."""
+    torch.manual_seed(0)
+    weight = torch.randn(24, 16).to(dtype)
+    bounds = SteppedBounds([(24, 16)], CPU)
+    upper = sigma_upper(weight, torch.tensor(spectral_norm(weight))).reshape(1)
+    one, nan = torch.ones(1), torch.full((1,), math.nan)
+    bounds.acted(upper, one)
+    for k in range(60):
+        u, _, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+        step = (1e-3 * torch.outer(u[:, 0], vh[0])).to(dtype)
+        weight.add_(step)
+        norm = torch.linalg.vector_norm(step).float()
+        upper = bounds.filled(nan, torch.zeros(1), {0: norm})
+        assert spectral_norm(weight) <= float(upper)
+        scale = one if k % 3 else torch.tensor([0.99])
+        weight.mul_(scale)
+        bounds.acted(upper, scale)
+        assert spectral_norm(weight) <= float(bounds.filled(nan, torch.zeros(1), {0: 0 * norm}))
+    assert float(upper) <= spectral_norm(weight) * 1.05
+
+
+def test_what_is_measured_now_is_not_replaced_and_what_is_contradicted_is_dropped():
+    bounds = SteppedBounds([(4, 4)] * 4, CPU)
+    bounds.acted(torch.full((4,), 2.0), torch.ones(4))
+    upper = torch.tensor([1.5, math.nan, math.nan, math.nan])
+    sigma = torch.tensor([1.0, 1.0, 2.2, math.nan])
+    drift = {i: torch.tensor(0.1) for i in range(4)}
+    found = bounds.filled(upper, sigma, drift).tolist()
+    assert found[0] == 1.5
+    assert 2.1 <= found[1] <= 2.101
+    assert math.isnan(found[2]), "sigma is from below: a bound under it is wrong"
+    assert math.isnan(found[3])
+
+
+def test_a_layer_whose_step_is_unknown_has_no_bound_from_then_on():
+    bounds, nan, one = SteppedBounds([(4, 4)], CPU), torch.full((1,), math.nan), torch.ones(1)
+    bounds.acted(2 * one, one)
+    unknown = bounds.filled(nan, one, {})
+    bounds.acted(unknown, one)
+    assert unknown.isnan()
+    assert bounds.filled(nan, one, {0: torch.tensor(0.0)}).isnan()
+
+
+def test_a_capped_layer_starts_again_and_one_that_needed_no_cap_goes_on():
+    nan, one = torch.full((1,), math.nan), torch.ones(1)
+    for scale, known in ((0.9 * one, False), (one, True)):
+        bounds = SteppedBounds([(4, 4)], CPU)
+        bounds.acted(2 * one, scale, void=[0])
+        found = bounds.filled(nan, one, {0: torch.tensor(0.0)})
+        assert bool(found.isfinite()) is known

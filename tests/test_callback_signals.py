@@ -157,7 +157,8 @@ def test_what_is_switched_off_is_neither_measured_nor_sent():
     model(torch.randn(16, 12)).square().mean().backward()
     with SNCallback(model, signals=()) as callback:
         callback.step(loss=1.0, lr=0.5, accuracy=0.25)
-    assert callback.latest.metrics == ("sigma", "threshold", "scale", "residual", "sigma_upper")
+    own = ("sigma", "threshold", "scale", "residual", "sigma_upper")
+    assert callback.latest.metrics == (*own, "certified_age", "bound_age")
     sent = callback._signals.wanted(callback.latest.scalars)
     assert sent == {"accuracy": 0.25}
 

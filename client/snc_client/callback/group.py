@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snc_client.callback.carried import CarriedBounds
+from snc_client.callback.carried import CarriedBounds, SteppedBounds
 from snc_client.callback.masters import Masters, cast_down, lowered
 from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import cap_, rescale_
@@ -55,6 +55,7 @@ class Group:
         block: int,
         masters: Masters,
         strict: bool = False,
+        stepped: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.indices = list(indices)
@@ -64,6 +65,7 @@ class Group:
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._masters = masters
         self._carried = CarriedBounds(len(layers), device) if strict else None
+        self._stepped = SteppedBounds(shapes, device) if stepped else None
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
         self._calls = 0
@@ -91,11 +93,14 @@ class Group:
         certify: Collection[int],
         cap: Collection[int],
         pressing: Collection[int] = (),
+        drift: Mapping[int, Tensor] | None = None,
     ) -> Stepped:
         """Measure these layers, certify and cap some of them, act; return [M, len(measured)].
 
         The rows are those of `METRICS`. The other layers are among ``measured``. ``pressing`` are
         those whose carried bound may pass the threshold at this step, as far as the host can know.
+        ``drift`` is the norm of the last step of those that nothing else has moved: nothing is
+        divided by a bound that it carries.
         """
         operators = {i: self.layers[i].operator() for i in measured}
         self._catch_up(operators, certify)
@@ -107,7 +112,11 @@ class Group:
         if self._carried is not None:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
         divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
+        if self._stepped is not None:
+            upper = self._stepped.filled(upper, sigma, drift or {})
         scale = self._act([i for i in self._held if i in operators], divisor, cap)
+        if self._stepped is not None:
+            self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
         rows = torch.stack([sigma, self.thresholds.value, scale, residual, upper])
         if len(measured) != len(self.layers):
             rows = rows[:, sent(measured, self.device, torch.int64)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypedDict
+from typing import Final, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
 # They may follow, in this order. On the device -1 says "not measured": NaN would be a measurement.
 EXTRA_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm", "guard")
 NOT_MEASURED: Final = -1.0
+# Last, in steps, and known to the host alone: see `snc_client.callback.origin.Origins`.
+ORIGIN_METRICS: Final = ("certified_age", "bound_age")
 
 
 class ThresholdBreached(RuntimeError):
@@ -36,12 +38,18 @@ class ThresholdBreached(RuntimeError):
         self.threshold = threshold
 
 
+Origin: TypeAlias = Literal["certified", "carried", "aged"]
+
+
 class Reading(TypedDict):
-    """One layer at one step. None: not measured, not certified, or no threshold.
+    """One layer at one step. None: not measured, never certified, or no threshold.
 
     ``sigma`` and ``sigma_upper`` are from before the action, ``scale`` is what the action did;
-    ``ratio`` is sigma / threshold. ``frobenius`` to ``update_norm``: see `Signals`; ``guard``: how
-    far the step went of what the guard allows, 1 being its limit.
+    ``ratio`` is sigma / threshold. ``sigma_upper_from`` says what sigma_upper is worth:
+    ``certified`` at this step; ``carried`` to it from the certificate of ``certified_age`` steps
+    ago by what the weight has moved, a bound too, but a looser one; ``aged``: it was a bound
+    ``bound_age`` steps ago, and is none of this weight. ``frobenius`` to ``update_norm``: see
+    `Signals`; ``guard``: how far the step went of what the guard allows, 1 being its limit.
     """
 
     sigma: float | None
@@ -49,12 +57,15 @@ class Reading(TypedDict):
     scale: float | None
     residual: float | None
     sigma_upper: float | None
+    sigma_upper_from: Origin | None
     ratio: float | None
     frobenius: float | None
     stable_rank: float | None
     grad_norm: float | None
     update_norm: float | None
     guard: float | None
+    certified_age: float | None
+    bound_age: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +73,8 @@ class Latest(Mapping[str, Reading]):
     """The newest measurement that has arrived on the host: layer name -> `Reading`.
 
     ``step`` is -1 before the first one; ``columns`` is float32 [M, L], rows as in ``metrics``.
-    ``certified`` is bool [L]: sigma_upper was certified at this very step. A sigma_upper without
-    that is carried from an earlier certificate (``strict``): a bound too, but a looser one.
+    ``certified`` is bool [L]: sigma_upper was certified at this very step; of the others the
+    reading's ``sigma_upper_from`` says whether it is a bound of the weight at this step.
     """
 
     names: Sequence[str] = ()
@@ -92,12 +103,15 @@ class Latest(Mapping[str, Reading]):
             scale=values["scale"],
             residual=values["residual"],
             sigma_upper=values["sigma_upper"],
+            sigma_upper_from=_origin(values.get("certified_age"), values.get("bound_age")),
             ratio=ratio,
             frobenius=values.get("frobenius"),
             stable_rank=values.get("stable_rank"),
             grad_norm=values.get("grad_norm"),
             update_norm=values.get("update_norm"),
             guard=values.get("guard"),
+            certified_age=values.get("certified_age"),
+            bound_age=values.get("bound_age"),
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -120,6 +134,12 @@ class Latest(Mapping[str, Reading]):
         """Return one metric of every layer, float32 [L]."""
         row: npt.NDArray[np.float32] = self.columns[self.metrics.index(metric)]
         return row
+
+
+def _origin(certified_age: float | None, bound_age: float | None) -> Origin | None:
+    if bound_age is None:
+        return None
+    return "aged" if bound_age > 0 else "carried" if certified_age else "certified"
 
 
 def mark_absent(values: npt.NDArray[np.float32]) -> None:

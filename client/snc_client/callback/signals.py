@@ -21,6 +21,7 @@ log = logging.getLogger("snc")
 LAYER_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm")
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
 ALL_SIGNALS: Final = LAYER_SIGNALS + RUN_SIGNALS
+LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
 
@@ -66,6 +67,17 @@ class Signals:
             self._say("update_norm", f"needs SGD, Adam or AdamW as optimizer=, got {kind}")
 
     @property
+    def steps_of(self) -> torch.optim.Optimizer | None:
+        """Return the optimizer from whose state ``update_norm`` is taken, None if none is."""
+        looked_at = "update_norm" in self._wanted and not self._guarded
+        return self._optimizer if looked_at and supported(self._optimizer) else None
+
+    @property
+    def update_norms(self) -> Mapping[str, Tensor]:
+        """Return what `begin` found of the last step, by layer, 0-d."""
+        return self._found.get("update_norm", {})
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Return the names of the rows that `rows` returns."""
         return tuple(name for name in LAYER_SIGNALS if name in self._wanted)
@@ -95,7 +107,7 @@ class Signals:
         # have been left out, and only the device knows.
         if getattr(self._optimizer, "found_inf", None) is not None:
             return
-        if "update_norm" in self._wanted and not self._guarded and supported(self._optimizer):
+        if self.steps_of is not None:
             self._found["update_norm"] = self._updates(layers)
         if "grad_norm" in self._wanted:
             self._gradients(layers)
@@ -194,7 +206,7 @@ class Signals:
         found: dict[str, Tensor] = {}
         for move in moves(self._optimizer, set(of)):
             here = of[id(move.parameter)]
-            sizes = norms([layer.part(move.direction) for layer in here])
+            sizes = [by_rows(layer.part(move.direction)) for layer in here]
             found.update((x.name, size * move.factor) for x, size in zip(here, sizes, strict=True))
         return found
 
@@ -204,12 +216,24 @@ class Signals:
             log.warning("snc: %s %s: it is not reported where it lacks that", signal, what)
 
 
+def by_rows(x: Tensor) -> Tensor:
+    """Return the Frobenius norm, 0-d float32, of the norms of rows: right to 1e-5 at any size."""
+    rows = x if x.dtype == torch.float64 else x.float()
+    rows = rows.flatten(1) if rows.ndim > 2 else rows
+    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=-1))
+    return norm.float()
+
+
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the Frobenius norm of each tensor, 0-d float32, in few launches."""
     tensors = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
-    found: dict[int, Tensor] = {}
+    # One long float32 sum loses 0.03 % at 768 x 3072 on a CPU, and 2 % at 50,000 x 768.
+    large = {i for i, x in enumerate(tensors) if x.numel() > LARGE and x.ndim > 1}
+    found: dict[int, Tensor] = {i: by_rows(tensors[i]) for i in large}
     for dtype in {tensor.dtype for tensor in tensors}:
-        places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        places = [i for i, x in enumerate(tensors) if x.dtype == dtype and i not in large]
+        if not places:
+            continue
         # Low precision is summed and kept in float32; float64 may not be narrowed on the way.
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         sizes = torch._foreach_norm([tensors[i] for i in places], 2, dtype=wide)

@@ -421,6 +421,7 @@ class SNCallback:
         self._closed = True
         if self._hook is not None:
             self._hook.remove()
+        self._watch.close()
         deadline = time.monotonic() + timeout
         with self._outer_edge():
             self._collect()

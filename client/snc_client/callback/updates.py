@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,8 +105,9 @@ def _adam(
 
 def _bias(beta: float | Tensor, steps: Tensor) -> Tensor:
     """Return 1 - beta^step without the cancellation of a large beta."""
-    log = torch.as_tensor(beta, dtype=torch.float32, device=steps.device).log()
-    return -torch.expm1(steps * log)
+    if isinstance(beta, Tensor):
+        return -torch.expm1(steps * beta.to(steps).log())
+    return -torch.expm1(steps * math.log(beta)) if beta > 0 else torch.ones_like(steps)
 
 
 def _each(values: Tensor) -> Any:

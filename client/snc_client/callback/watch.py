@@ -16,11 +16,13 @@ from snc_client.callback.cadence import Cadence, Mask
 from snc_client.callback.group import Group
 from snc_client.callback.guard import Guard
 from snc_client.callback.masters import Masters
+from snc_client.callback.origin import Origins
 from snc_client.callback.readback import Readback
-from snc_client.callback.reading import METRICS, NOT_MEASURED, Latest
+from snc_client.callback.reading import METRICS, NOT_MEASURED, ORIGIN_METRICS, Latest
 from snc_client.callback.row import Row, Scalars, parcel
 from snc_client.callback.schedule import CertifySchedule
 from snc_client.callback.signals import Signals
+from snc_client.callback.stepping import OnlySteps
 from snc_client.callback.thresholds import sent
 from snc_client.estimator import LAG
 from snc_client.layers import Layer
@@ -70,7 +72,10 @@ class Watch:
         self._signals = signals
         self._guard = guard
         self._masters = masters
-        self.metrics = (*METRICS, *signals.metrics, *(["guard"] if guard else []))
+        self._device_metrics = (*METRICS, *signals.metrics, *(["guard"] if guard else []))
+        self.metrics = (*self._device_metrics, *ORIGIN_METRICS)
+        self._origins = Origins(len(layers))
+        self._steps = None if signals.steps_of is None else OnlySteps(signals.steps_of)
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.lost_rows = 0  # measurements that found every buffer still in flight
         self._strict = strict
@@ -128,6 +133,7 @@ class Watch:
         for row in self._rows:
             row.stops, row.certified = (np.pad(x, (0, more)) for x in (row.stops, row.certified))
         if more:
+            self._origins = self._origins.wider(more)
             self.cadence, self._proofs = self.cadence.wider(more), self._proofs.wider(more)
             if self._schedule:
                 self._schedule = self._schedule.wider(more)
@@ -165,6 +171,8 @@ class Watch:
         except (LookupError, RuntimeError):
             self._regroup(self._warm())
             values = self._step(step, due, certify)
+        if self._steps is not None:
+            self._steps.note(x.parameter() for group in self._groups for x in group.layers)
         told: dict[str, Any] = {}
         if self._guard is not None:
             values, told = self._guarded(self._guard, values)
@@ -188,7 +196,7 @@ class Watch:
         """Yield the rows that have reached the host, oldest first; never waits."""
         while self._rows and self._rows[0].ready():
             row = self._rows.popleft()
-            values = row.take(len(self.layers))
+            values = self._origins.completed(row.step, row.take(len(self.layers)), row.certified)
             self.latest = Latest(
                 self.latest.names,
                 row.step,
@@ -200,6 +208,11 @@ class Watch:
             self._learn(self.latest)
             yield row, self.latest
 
+    def close(self) -> None:
+        """Take off what was put on the optimizer."""
+        if self._steps is not None:
+            self._steps.close()
+
     @property
     def pending(self) -> bool:
         """Return whether rows are still on their way."""
@@ -210,6 +223,7 @@ class Watch:
         for row in self._rows:
             row.take(len(self.layers))  # gives the buffers back
         self._rows.clear()
+        self._origins = Origins(len(self.layers))
         self._policy_step = -1
         self._take_all_for_active()
 
@@ -261,11 +275,24 @@ class Watch:
             capped = [k for k in measured if self.cadence.active[group.indices[k]]]
             if measured:
                 pressed = [k for k in measured if pressing[group.indices[k]]]
-                rows, proven = group.step(measured, certify=certified, cap=capped, pressing=pressed)
+                rows, proven = group.step(
+                    measured,
+                    certify=certified,
+                    cap=capped,
+                    pressing=pressed,
+                    drift=self._drift(group.layers, measured),
+                )
                 indices = [group.indices[k] for k in measured]
                 found = [group.indices[k] for k in proven]
                 values.append(self._measured(group, indices, rows, found))
         return values
+
+    def _drift(self, layers: Sequence[Layer], measured: Sequence[int]) -> dict[int, Tensor]:
+        if self._steps is None:
+            return {}
+        norms = self._signals.update_norms
+        known = [k for k in measured if layers[k].name in norms]
+        return {k: norms[layers[k].name] for k in known if self._steps.moved(layers[k].parameter())}
 
     def _measured(
         self, group: Group, indices: Sequence[int], rows: Tensor, certified: Sequence[int] = ()
@@ -312,7 +339,7 @@ class Watch:
         ]
         certified = np.zeros(len(self.layers), np.bool_)
         certified[[i for measured in values for i in measured.certified]] = True
-        row = Row(step, self._stops, numbers, parcels, certified, metrics=self.metrics)
+        row = Row(step, self._stops, numbers, parcels, certified, metrics=self._device_metrics)
         self._rows.append(row)
         return row
 
@@ -362,6 +389,7 @@ class Watch:
                 block=block,
                 masters=self._masters,
                 strict=self._strict,
+                stepped=self._steps is not None,
             )
             for (device, block), indices in places.items()
         ]

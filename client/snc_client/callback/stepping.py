@@ -1,0 +1,84 @@
+"""Whether nothing but an optimizer's step has written a parameter since it was looked at last."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as shared
+
+from snc_client.constraint import FULL
+
+MOST_WRITES = 2  # of one step of SGD, Adam or AdamW to a parameter: decay, then the step itself
+
+
+class _Noted(NamedTuple):
+    parameter: weakref.ref[Tensor]
+    place: int
+    version: int
+
+    def untouched(self) -> bool:
+        parameter = self.parameter()
+        return parameter is not None and (parameter.data_ptr(), parameter._version) == self[1:]
+
+
+class OnlySteps:
+    """Watches parameters from the end of one measurement to the next, by torch's version counters.
+
+    Looked at are the parameters as `note` finds them, then right before the optimizer's step (its
+    pre-step hook), then at `moved`. A checkpoint that is loaded, a weight that is clipped, a
+    second callback's action all leave a trace. **What is written through** ``.data`` **leaves
+    none**, so what is concluded from this holds for loops that do not do that. Where the optimizer
+    has other step hooks they might write within the step: nothing is concluded then.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._noted: dict[int, _Noted] = {}
+        self._clean: dict[int, _Noted] = {}
+        self._hook = optimizer.register_step_pre_hook(self._before)
+
+    def note(self, parameters: Iterable[Tensor | None]) -> None:
+        """Remember the parameters as they are after a measurement and its actions."""
+        found = {id(p): p for p in parameters if p is not None and not p.is_inference()}
+        self._noted = {
+            key: _Noted(weakref.ref(p), p.data_ptr(), p._version) for key, p in found.items()
+        }
+
+    def moved(self, parameter: Tensor | None) -> bool:
+        """Return whether just one step of the optimizer has written it since `note`.
+
+        And whether what that step's rounding can add is worth a bound: in bfloat16 it is not.
+        """
+        noted = self._clean.get(id(parameter))
+        if parameter is None or noted is None or noted.parameter() is not parameter:
+            return False
+        if parameter.dtype not in FULL or not self._alone():
+            return False
+        writes = parameter._version - noted.version  # fused steps do not count
+        return parameter.data_ptr() == noted.place and writes <= MOST_WRITES
+
+    def close(self) -> None:
+        """Take the hook off the optimizer."""
+        self._hook.remove()
+
+    def _before(self, *_: Any) -> None:
+        self._clean = {key: noted for key, noted in self._noted.items() if noted.untouched()}
+        self._noted = {}
+
+    def _alone(self) -> bool:
+        """Return whether the optimizer has no hooks but the callback's two."""
+
+        hooks = (
+            getattr(self._optimizer, "_optimizer_step_pre_hooks", None),
+            getattr(self._optimizer, "_optimizer_step_post_hooks", None),
+        )
+        everywhere = (
+            getattr(shared, "_global_optimizer_pre_hooks", None),
+            getattr(shared, "_global_optimizer_post_hooks", None),
+        )
+        own = all(x is not None and len(x) == 1 for x in hooks)
+        return own and all(x is not None and len(x) == 0 for x in everywhere)
