@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -43,19 +42,13 @@ from snc_service.api.guard import Guard
 from snc_service.api.shares import Shares
 from snc_service.api.state import Budget, Limits, Service
 from snc_service.auth import Tokens
+from snc_service.chores import start_chores, steady_seconds
 from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
 from snc_service.ingest import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import open_store
-from snc_service.store.protocol import Store, StoreError
-
-# How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
-SWEEPS = 10
-MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
-# Folding takes a fifth of one core while there is something to fold.
-FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
-KEEP_PAUSE_SECONDS = 300.0  # between looks at what is too old or too much
+from snc_service.store.protocol import Store
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -81,18 +74,18 @@ ROUTERS: Final = tuple(
     )
 )
 
-log = logging.getLogger(__name__)
-
 
 def create_app(
     settings: Settings | None = None,
     *,
     store: Store | None = None,
     clock: Callable[[], float] = time.time,
+    steady: Callable[[], float] = steady_seconds,
 ) -> FastAPI:
     """Return a service: ``settings`` from the environment unless given.
 
-    ``store`` replaces the one that the settings name; it stays the caller's to close. Nothing is
+    ``store`` replaces the one that the settings name; it stays the caller's to close. ``clock`` is
+    Unix time, which may leap, ``steady`` counts the seconds that really pass. Nothing is
     opened before the app's lifespan starts, and two apps in one process share nothing. Raises
     `SettingsError`; starting raises `StoreUnavailable`, and `SettingsError` where strangers could
     reach a service without any token.
@@ -107,7 +100,7 @@ def create_app(
         try:
             await service.tokens.refresh()
             settings.check_exposure(service.tokens.required)
-            chores = _chores(service, settings)
+            chores = start_chores(service, settings, steady)
             service.alerts.start()
             yield
         finally:
@@ -186,42 +179,3 @@ def _served_hosts(settings: Settings) -> tuple[str, ...]:
     if settings.insecure:
         return settings.allowed_hosts
     return (*LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)
-
-
-def _chores(service: Service, settings: Settings) -> list[asyncio.Task[None]]:
-    """Start what goes on beside the requests: silent runs, folding, and what need not be kept."""
-    silent_seconds = settings.silent_seconds
-
-    def sweep() -> None:
-        now = service.clock()
-        service.store.mark_silent(now - silent_seconds, now)
-
-    def fold() -> None:
-        service.store.fold(FOLD_SECONDS, now=service.clock())
-
-    def keep() -> None:
-        deleted = []
-        if settings.keep_days:
-            deleted += service.store.prune(service.clock() - settings.keep_days * 86_400)
-        if settings.keep_bytes:
-            deleted += service.store.shrink(settings.keep_bytes)
-        for run in deleted:
-            log.info("run %r was deleted: SNC_KEEP_DAYS and SNC_KEEP_BYTES say so", run)
-
-    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
-    return [
-        asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
-        asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
-        asyncio.create_task(_repeat(keep, KEEP_PAUSE_SECONDS, "old runs could not be deleted")),
-    ]
-
-
-async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str) -> None:
-    while True:
-        await asyncio.sleep(pause_seconds)
-        try:
-            await run_in_threadpool(chore)
-        except StoreError as error:
-            log.warning("%s: %s", failure, error)
-        except Exception:  # a task's top: one defect must not end the chore for good
-            log.exception(failure)

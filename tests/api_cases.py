@@ -81,10 +81,11 @@ def serving_app(
     *,
     store: Store | None = None,
     clock: Callable[[], float] = time.time,
+    steady: Callable[[], float] | None = None,  # as the clock goes
     raise_app_exceptions: bool = True,
 ) -> Iterator[Api]:
     """Start an app in an event loop of its own thread; stop it gracefully at the end."""
-    app = create_app(settings, store=store, clock=clock)
+    app = create_app(settings, store=store, clock=clock, steady=steady or clock)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=raise_app_exceptions)
 
     async def client() -> httpx.AsyncClient:

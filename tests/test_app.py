@@ -21,7 +21,7 @@ from api_cases import (
     table_of,
 )
 
-from snc_service import app as app_module
+from snc_service import chores
 from snc_service.app import create_app
 from snc_service.settings import Settings, SettingsError
 from snc_service.store import open_store
@@ -118,7 +118,7 @@ def test_a_run_that_is_not_heard_of_becomes_silent_once_and_wakes_with_its_next_
 def test_runs_that_are_over_are_kept_as_long_and_as_large_as_the_settings_say(
     tmp_path, setting, monkeypatch
 ):
-    monkeypatch.setattr(app_module, "KEEP_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
     clock = Clock()
     clock.now = time.time() - 86_400
     with serving_app(settings_in(tmp_path, **setting), clock=clock) as api:

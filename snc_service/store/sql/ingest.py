@@ -148,7 +148,7 @@ def _store(
     stored = _append_events(connection, work, happened + found, item.received_at)
     _count(work, batch)
     _renew(work, table, batch, attempt)
-    work.updated_at = max(work.updated_at, item.received_at)
+    work.updated_at = item.received_at  # also where a clock that was set right went back
     work.state = "active" if work.state == "silent" else work.state
     work.changed = True
     return Outcome(events=tuple(stored), policy_version=work.policy_version)

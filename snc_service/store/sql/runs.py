@@ -155,28 +155,33 @@ def finish(
 
 
 def mark_silent(connection: Connection, before: float, now: float) -> list[StoredEvent]:
-    """Turn active runs last heard of before ``before`` silent, with an event each."""
-    quiet = "where state = 'active' and updated_at < ?"
+    """Turn active runs last heard of before ``before`` silent, with an event each.
+
+    So do runs heard of as far in the future: the clock was ahead then, and they are quiet since.
+    """
+    quiet = "where state = 'active' and (updated_at < ? or updated_at > ?)"
+    bounds = (before, now + (now - before))
     numbers = connection.execute(
-        f"select run_id from run {quiet} order by run_id", (before,)
+        f"select run_id from run {quiet} order by run_id", bounds
     ).fetchall()
     stored: list[StoredEvent] = []
     for (run_id,) in numbers:
         row = connection.execute(
             f"select run, updated_at, last_step from run {quiet} and run_id = ?"
             f"{connection.for_update}",
-            (before, run_id),
+            (*bounds, run_id),
         ).fetchone()
         if row is None:  # heard of meanwhile, or another process was faster
             continue
         run, heard_at, last_step = row
         _set_state(connection, run_id, "silent", now, only_from=("active",))
+        seconds = max(now - heard_at, now - before)
         event = Event(
             step=last_step or 0,
             rule="run_silent",
             severity="warning",
-            message=f"run {run} sent nothing for {now - heard_at:.0f} seconds",
-            value=now - heard_at,
+            message=f"run {run} sent nothing for {seconds:.0f} seconds",
+            value=seconds,
         )
         stored += events.append_to(connection, run_id, run, [event], now)
     return stored

@@ -1,0 +1,101 @@
+"""What a leaping clock may decide, and what it may not."""
+
+import time
+
+import pytest
+from api_cases import RUN, Clock, batch_of, register, serving_app, settings_in, table_of
+from service_process import until
+
+from snc_service import chores
+from snc_service.chores import Leaps, steady_seconds
+
+TABLE = table_of("a")
+DAY = 86_400.0
+
+
+def test_a_leap_is_what_the_clock_moves_beyond_the_seconds_that_pass():
+    clock, steady = Clock(), Clock()
+    leaps = Leaps(clock, steady)
+    for _ in range(100):  # a day, adjusted by a second in all
+        clock.now += DAY / 100 + 0.01
+        steady.now += DAY / 100
+        assert leaps.look() == clock.now
+    assert (leaps.total, leaps.quiet_seconds) == (0.0, pytest.approx(DAY))
+    clock.now += DAY
+    leaps.look()
+    assert leaps.total == pytest.approx(DAY)
+    assert leaps.quiet_seconds == 0
+    steady.now += 7
+    clock.now += 7 - DAY
+    leaps.look()
+    assert leaps.total == pytest.approx(0)
+    assert leaps.quiet_seconds == 0
+
+
+def test_steady_seconds_pass_as_seconds_do():
+    before, at = steady_seconds(), time.monotonic()
+    time.sleep(0.05)
+    passed = steady_seconds() - before
+    assert 0.05 <= passed <= time.monotonic() - at + 0.01
+
+
+@pytest.mark.parametrize("leap", [DAY, -DAY])
+def test_a_run_that_reports_is_not_silent_because_the_clock_leapt(tmp_path, leap):
+    clock, steady = Clock(), Clock()
+    with serving_app(settings_in(tmp_path, silent_seconds=1), clock=clock, steady=steady) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+        clock.now += leap
+        time.sleep(0.3)  # three sweeps
+        clock.now, steady.now = clock.now + 0.7, steady.now + 0.7
+        api.send(batch_of(TABLE, 1, (1,), sigma=[[1]]))
+        time.sleep(0.3)
+        clock.now, steady.now = clock.now + 0.7, steady.now + 0.7
+        time.sleep(0.3)
+        assert api.get(RUN).json()["state"] == "active"
+        # Later it does stop, and is found out as ever.
+        clock.now, steady.now = clock.now + 1.5, steady.now + 1.5
+        until(lambda: api.get(RUN).json()["state"] == "silent")
+
+
+def test_a_run_that_stopped_before_the_clock_went_back_is_silent_all_the_same(tmp_path):
+    clock, steady = Clock(), Clock()
+    with serving_app(settings_in(tmp_path, silent_seconds=1), clock=clock, steady=steady) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+        clock.now -= DAY
+        time.sleep(0.3)
+        assert api.get(RUN).json()["state"] == "active"
+        clock.now, steady.now = clock.now + 1.1, steady.now + 1.1
+        until(lambda: api.get(RUN).json()["state"] == "silent")
+        event = api.get(f"{RUN}/events").json()["items"][0]
+        assert event["rule"] == "run_silent"
+        assert event["value"] == 1
+
+
+def test_a_service_that_was_down_gives_runs_the_time_to_report_again(tmp_path):
+    clock = Clock()
+    settings = settings_in(tmp_path, silent_seconds=1)
+    with serving_app(settings, clock=clock) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+    clock.now += 3_600
+    with serving_app(settings, clock=clock) as api:
+        time.sleep(0.3)
+        assert api.get(RUN).json()["state"] == "active"
+        clock.now += 1.1
+        until(lambda: api.get(RUN).json()["state"] == "silent")
+
+
+def test_a_clock_that_leaps_ahead_makes_no_run_too_old_to_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
+    clock, steady = Clock(), Clock()
+    with serving_app(settings_in(tmp_path, keep_days=2), clock=clock, steady=steady) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+        api.post(f"{RUN}/finish", json={"state": "finished"})
+        clock.now += 30 * DAY
+        time.sleep(0.3)  # several looks
+        assert api.get(RUN).status_code == 200
+        clock.now, steady.now = clock.now + 2.1 * DAY, steady.now + 2.1 * DAY
+        until(lambda: api.get(RUN).status_code == 404)
