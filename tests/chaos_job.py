@@ -112,7 +112,8 @@ class Job:
         np.testing.assert_array_equal(bits(loss.max[0]), bits(wanted))
         found = store.run(self.run)
         assert found.breaches == np.count_nonzero(sigma > THRESHOLD)
-        assert found.attempt == 0
+        # Without the record that names its place, a row that came again is a new attempt.
+        assert self.torn or found.attempt == 0
         return self.handed + 1 - len(present)
 
 
