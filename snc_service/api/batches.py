@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -165,15 +165,30 @@ async def post_batch(
 
     Answers only when the batch is durable.
     """
+    kind = media_type(request, MEDIA_TYPE, JSON_MEDIA_TYPE)
+    return await acknowledged(
+        request, service, run, Told(snc_policy_version, snc_commands_seen), kind == JSON_MEDIA_TYPE
+    )
+
+
+class Told(NamedTuple):
+    """What a client says of itself beside a batch: what it obeys, and what it has."""
+
+    policy_version: int = 0
+    commands_seen: int = 0
+
+
+async def acknowledged(
+    request: Request, service: Service, run: str, told: Told, is_json: bool
+) -> Response:
+    """Store the batch that a request brings and return its acknowledgement. Raises refusals."""
     if service.draining:
         raise Problem("draining", "the service is stopping: send the batch again later")
-    kind = media_type(request, MEDIA_TYPE, JSON_MEDIA_TYPE)
-    is_json = kind == JSON_MEDIA_TYPE
     limit = service.limits.json_bytes if is_json else service.limits.body_bytes
     async with _observed(service) as seen, read_body(request, service, limit) as body:
         seen["num_bytes"] = len(body)
         batch, table, crc = await off_loop(len(body), _decode, body, is_json)
-        submission = Submission(run, batch, crc, service.clock(), snc_commands_seen)
+        submission = Submission(run, batch, crc, service.clock(), told.commands_seen)
         outcome = await _commit(service, submission, table, len(body))
         seen["outcome"] = "duplicate" if outcome.duplicate else "accepted"
         seen["values"] = 0 if outcome.duplicate else batch.num_values
@@ -182,7 +197,7 @@ async def post_batch(
         "duplicate": outcome.duplicate,
         "policy_version": outcome.policy_version,
     }
-    if outcome.policy_version > snc_policy_version:
+    if outcome.policy_version > told.policy_version:
         stored = await run_in_threadpool(service.store.policy, run)
         ack |= {"policy_version": stored.version, "policy": stored.policy.as_dict()}
     if outcome.commands:
@@ -224,7 +239,7 @@ def fingerprint(batch: Batch) -> int:
     head = [batch.layers, batch.steps, batch.metrics, batch.scalars, batch.times, batch.attempt]
     crc = zlib.crc32(json.dumps(head).encode())
     for values in (batch.values, batch.scalar_values):
-        crc = zlib.crc32(np.ascontiguousarray(values, "<f4").tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(values, "<f4"), crc)
     return crc
 
 
