@@ -40,6 +40,7 @@ from snc_service.api import (
 from snc_service.api.access_log import AccessLog
 from snc_service.api.guard import Guard
 from snc_service.api.shares import Shares
+from snc_service.api.short_cut import ShortCut
 from snc_service.api.state import Budget, Limits, Service
 from snc_service.auth import Tokens
 from snc_service.chores import start_chores, steady_seconds
@@ -128,6 +129,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(access.authorised)])
     ui.mount(app)
+    app.add_middleware(ShortCut)
     app.add_middleware(Guard, hosts=_served_hosts(settings))
     app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
     schema = cache(lambda: openapi.build(app, ROUTERS))
