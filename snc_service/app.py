@@ -22,8 +22,10 @@ from snc_service.api import (
     audit,
     batches,
     commands,
+    compare,
     docs,
     events,
+    export,
     health,
     heatmap,
     history,
@@ -36,6 +38,7 @@ from snc_service.api import (
     session,
     stream,
     tokens,
+    worst,
 )
 from snc_service.api.access_log import AccessLog
 from snc_service.api.guard import Guard
@@ -58,8 +61,11 @@ ROUTERS: Final = tuple(
         runs,
         batches,
         layers,
+        worst,
         history,
+        compare,
         heatmap,
+        export,
         events,
         policy,
         commands,

@@ -164,6 +164,11 @@ KINDS: Mapping[str, Kind] = {
         "Of requests per second or of bytes at once. Wait as long as Retry-After says.",
     ),
     "internal": Kind(500, "The service has a defect", "The service's log says more."),
+    "format-unavailable": Kind(
+        501,
+        "This service cannot write that format",
+        "Ask for csv, or let an operator install 'snc[parquet]'.",
+    ),
     "overloaded": Kind(
         503, "The service is full", "Wait as long as Retry-After says, then try again."
     ),

@@ -24,6 +24,10 @@ ROUTES = [
     if isinstance(route, APIRoute) and route.include_in_schema
 ]
 JSON = "application/json"
+NEEDED = {  # parameters that have no default
+    "get_layers_history": {"layer": "fc1.weight"},
+    "compare_runs": {"layer": "fc1.weight", "run": "gpt-small-1"},
+}
 
 
 @pytest.fixture
@@ -161,7 +165,7 @@ def walk(api, schema) -> dict[str, httpx.Response]:
     for method, _, operation in operations(schema):
         name = operation["operationId"]
         if method == "get" and name != "stream_run":
-            send(name, params={"layer": "fc1.weight"} if name == "get_layers_history" else {})
+            send(name, params=NEEDED.get(name, {}))
     for name in (
         "acknowledge_incident",
         "delete_silence",

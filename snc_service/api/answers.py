@@ -75,13 +75,14 @@ def text_answer(request: Request, body: bytes, content_type: str) -> Response:
 def _packed(
     request: Request, body: bytes, headers: Mapping[str, str], status_code: int
 ) -> tuple[bytes, int, dict[str, str]]:
-    if len(body) < MIN_GZIP_BYTES or not _reads_gzip(request):
+    if len(body) < MIN_GZIP_BYTES or not reads_gzip(request):
         return body, status_code, dict(headers)
     # Level 1: 2.6 times as fast as 6 for a tenth more bytes.
     return gzip.compress(body, 1, mtime=0), status_code, {**headers, "Content-Encoding": "gzip"}
 
 
-def _reads_gzip(request: Request) -> bool:
+def reads_gzip(request: Request) -> bool:
+    """Return whether the client reads what is compressed."""
     for part in request.headers.get("accept-encoding", "").lower().split(","):
         name, _, weight = part.partition(";")
         if name.strip() in ("gzip", "*") and weight.replace(" ", "") not in ("q=0", "q=0.0"):

@@ -70,6 +70,9 @@ class Service:
     inflating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(INFLATING))
     draining: bool = False
     streams: int = 0
+    exports: int = 0
+    # One piece of an export is made at a time: the others wait, holding little.
+    exporting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 async def _service(request: Request) -> Service:
