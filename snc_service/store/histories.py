@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -102,6 +102,14 @@ class Histories(Protocol):
 
     def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the metrics and of the scalars the run has reported, sorted."""
+
+    def newest_scalars(self, run: str, from_step: int, most: int) -> Mapping[str, float]:
+        """Return the newest value of each scalar, where one was reported at or after ``from_step``.
+
+        Of the first ``most`` scalars in the order in which the run reported them first. Values that
+        are not finite count. Cost: one look at what came last, and a search per scalar that is not
+        there. Raises `RunUnknown`.
+        """
 
     def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
         """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`."""

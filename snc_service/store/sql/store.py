@@ -42,6 +42,7 @@ from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
+from snc_service.store.sql.newest_scalars import newest_scalars
 from snc_service.store.sql.scan import scan
 from snc_service.store.sql.worst import worst
 from snc_service.wire import CommandAction, LayerTable, Policy
@@ -157,6 +158,12 @@ class SqlStore(SqlAlerts):
                 metric_names(connection, run_id, "layer"),
                 metric_names(connection, run_id, "run"),
             )
+
+    def newest_scalars(self, run: str, from_step: int, most: int) -> Mapping[str, float]:
+        """See `Histories.newest_scalars`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return newest_scalars(connection, self._book, run_id, from_step, most)
 
     def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
         """See `Store.history`."""
