@@ -28,6 +28,7 @@ PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds 
 SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over
 TROUBLE_SECONDS: Final = 5.0  # after the store could not be read or written
 LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # a claimed delivery is tried again after this
+LEAP_SECONDS: Final = 60.0  # a clock that goes back further makes waits too long
 CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
 EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
 CHANGES_AT_ONCE: Final = 100
@@ -59,6 +60,7 @@ class Alerts:
         self._document = (0, Alerting({}))
         self._routed = 0  # the version that open incidents were last routed by
         self._next_sweep = 0.0
+        self._looked_at = float("-inf")
         self._closing = threading.Event()
         self._lanes: dict[str, threading.Thread] = {}
         self._thread = threading.Thread(target=self._run, name="snc-alerts", daemon=True)
@@ -102,6 +104,10 @@ class Alerts:
 
     def _look(self) -> None:
         now = self._clock()
+        if now < self._looked_at - LEAP_SECONDS:
+            log.warning("the clock went back: what is to be told is looked at anew")
+            self._store.wake_deliveries(now)
+        self._looked_at = now
         work = self._store.alert_work(now)
         alerting = self._alerting(work.version)
         if work.outbox:

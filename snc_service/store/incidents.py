@@ -229,5 +229,11 @@ class AlertStore(Protocol):
     def add_silence(self, silence: Silence) -> Silence:
         """Store a silence (audit ``silence_added``) and return it with its id."""
 
+    def wake_deliveries(self, now: float) -> None:
+        """Let everything that waits for its time be looked at now, what silences hold excepted.
+
+        For a clock that went back: times that were set by it lie too far ahead.
+        """
+
     def delete_silence(self, id_: int, *, author: str, now: float) -> bool:
         """End a silence now (audit ``silence_deleted``); False if there is no such one."""

@@ -133,6 +133,16 @@ class SqlAlerts:
         with self._database.write() as connection:
             alerts.save_delivery(connection, delivery, revision, now, hold_until)
 
+    def wake_deliveries(self, now: float) -> None:
+        """See `AlertStore.wake_deliveries`."""
+        with self._database.write() as connection:
+            alerts.lock(connection)
+            connection.execute(
+                "update delivery set next_at = ?, claimed_until = null "
+                "where next_at is not null and silenced = 0",
+                (now,),
+            )
+
     def receiver_health(self) -> list[Health]:
         """See `AlertStore.receiver_health`."""
         with self._database.read() as connection:
