@@ -19,6 +19,7 @@ from weights import (
     spectral_norm,
 )
 
+from snc_client import SNCallback
 from snc_client.layers import find_layers
 
 
@@ -214,6 +215,9 @@ def test_a_lora_pair_is_the_product_and_its_base_is_frozen():
     assert (pair.name, pair.kind) == ("q_proj.lora_B.default.weight[BA]", "lora")
     assert_measures(pair, lora.lora_B["default"].weight @ lora.lora_A["default"].weight)
     assert_scales(pair, [base])
+    assert [x.data_ptr() for x in pair.factors()] == [
+        lora.lora_B["default"].weight.data_ptr(), lora.lora_A["default"].weight.data_ptr(),
+    ]  # fmt: skip
     assert not pair.cappable
     assert coverage.measured_parameters == coverage.total_parameters
     assert coverage.skipped == ()
@@ -230,6 +234,29 @@ def test_lora_factors_as_bare_parameters_are_a_pair_too():
     layers = named(find_layers(model))
     assert list(layers) == ["weight", "lora_B[BA]"]
     assert_measures(layers["lora_B[BA]"], model.lora_B @ model.lora_A)
+
+
+def test_a_lora_pair_of_which_one_factor_is_frozen_is_enforced_through_the_other():
+    lora = LoraLinear(6, 4, rank=2)
+    lora.lora_B.requires_grad_(False)
+    pair = named(find_layers(lora))["lora_B.default.weight[BA]"]
+    (only,) = pair.factors()
+    assert only.data_ptr() == lora.lora_A["default"].weight.data_ptr()
+    lora.lora_A.requires_grad_(False)
+    assert not named(find_layers(lora))["lora_B.default.weight[BA]"].writable
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_both_factors_of_a_lora_pair_take_the_root_of_the_scale(strict):
+    lora = LoraLinear(6, 4, rank=2)
+    b, a = (x["default"].weight for x in (lora.lora_B, lora.lora_A))
+    before = b.detach().clone(), a.detach().clone()
+    limit = 0.25 * spectral_norm(b @ a)
+    with SNCallback(lora, threshold={"lora_B*": limit}, strict=strict) as callback:
+        callback.step()
+    assert 0.998 * limit <= spectral_norm(b.double() @ a.double()) <= limit * (1 + 1e-6)
+    torch.testing.assert_close(b / before[0], torch.full_like(b, 0.5), rtol=2e-3, atol=0)
+    torch.testing.assert_close(a / before[1], torch.full_like(a, 0.5), rtol=2e-3, atol=0)
 
 
 def test_convolutional_lora_is_the_product_of_the_flattened_factors():

@@ -1,6 +1,7 @@
 """The linear maps, each against the explicit dense matrix and float64 singular values."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snc_client.operators import BlockDiagonal, Convolution, Geometry, LowRank, Matrix, Operator
+from snc_client.operators import (
+    BlockDiagonal,
+    Convolution,
+    Gain,
+    Geometry,
+    LowRank,
+    Matrix,
+    Operator,
+    Rows,
+)
 
 
 def dense(operator: Operator) -> torch.Tensor:
@@ -223,3 +233,45 @@ def test_no_product_changes_the_global_random_state():
 def test_a_shape_that_does_not_fit_is_refused_with_a_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("factor", [1.0, 0.125])
+def test_the_small_matrix_of_a_product_has_its_singular_values(scale, factor):
+    b, a = scale * seeded(50, 3), seeded(3, 40, seed=1)
+    matrix, error = LowRank(b, a, factor).small()
+    exact = torch.linalg.svdvals(factor * b.double() @ a.double())[:3]
+    found = torch.linalg.svdvals(matrix)
+    assert matrix.shape == (3, 3)
+    assert float((found - exact).abs().max()) <= float(error) <= 1e-8 * float(exact[0])
+
+
+def test_the_small_matrix_of_factors_shorter_than_the_rank_fits_too():
+    matrix, _ = LowRank(seeded(2, 5), seeded(5, 3, seed=1)).small()
+    exact = torch.linalg.svdvals(seeded(2, 5).double() @ seeded(5, 3, seed=1).double())
+    found = torch.linalg.svdvals(matrix)
+    torch.testing.assert_close(found[:2], exact)
+
+
+def test_the_small_matrix_of_zeros_is_zero():
+    matrix, error = LowRank(torch.zeros(4, 2), seeded(2, 4)).small()
+    assert not matrix.any()
+    assert float(error) == 0.0
+
+
+def test_a_gain_and_rows_multiply_by_their_norm():
+    gain, rows = Gain(torch.tensor([1.0, -3.0])), Rows(torch.tensor([[3.0, 4.0], [1.0, 1.0]]))
+    for operator, norm in ((gain, 3.0), (rows, 5.0)):
+        one = torch.ones(operator.shape[1], 2)
+        assert operator.matmul(one).tolist() == operator.rmatmul(one).tolist() == [[norm, norm]]
+        assert norm <= float(operator.upper()) <= norm * (1 + 2e-6)
+        assert all(x.data_ptr() == operator.weight.data_ptr() for x in operator.tensors)
+    halved = Gain(torch.tensor([1.0, -3.0]), torch.tensor([1.0, 2.0]))
+    assert float(halved.amax()) == 1.5
+    assert len(halved.tensors) == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_has_no_finite_bound(bad):
+    assert float(Gain(torch.tensor([1.0, bad])).upper()) == math.inf
+    assert float(Rows(torch.tensor([[1.0, bad], [1.0, 1.0]])).upper()) == math.inf

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from snc_client.operators import row_norms
 from snc_client.precision import full_precision
 
 FULL = (torch.float32, torch.float64)
@@ -78,6 +80,36 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     capped = (capped if tall is w else capped.mT).to(weight.dtype)
     weight.copy_(torch.where(breach & capped.isfinite().all(), capped, weight))
     return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
+
+
+@torch.no_grad()
+def clip_entries_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
+    """Clip the entries of a gain to +-``threshold`` in place, as `cap_` does singular values.
+
+    A diagonal matrix has its entries for singular values, so nothing is approximated.
+    """
+    breach = sigma_upper.isfinite() & (sigma_upper > threshold)
+    aim = _aims([weight], threshold.reshape(1))[0]
+    low = weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(-aim, aim)
+    weight.copy_(torch.where(breach, low.to(weight.dtype), weight))
+    return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
+
+
+@torch.no_grad()
+def clip_rows_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
+    """Shrink the rows of a table (rows, d) that are longer than ``threshold`` to it, in place."""
+    breach = sigma_upper.isfinite() & (sigma_upper > threshold)
+    # What the norm and the products round is taken off before.
+    aim = _aims([weight], threshold.reshape(1))[0] * (1 - (weight.shape[1] + 8) * 2.0**-24)
+    norms = row_norms(weight)
+    long = breach & (norms > aim) & norms.isfinite()
+    scale = torch.where(long, aim / torch.where(long, norms, 1.0), 1.0).unsqueeze(1)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight.copy_(torch.where(scale < 1, (wide * scale).to(weight.dtype), weight))
+    return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
+
+
+CLIPS: Final = {"values": cap_, "entries": clip_entries_, "rows": clip_rows_}
 
 
 def matrix_sign(a_MN: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snc_client.certificate import sigma_upper
+from snc_client.certificate import carry, sigma_upper
 from snc_client.estimator import BlockPower
 from snc_client.layers import find_layers
-from snc_client.operators import BlockDiagonal, Matrix, Operator
+from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
 
 # A cold start needs more iterations than the warm one of a training step: on a spectrum without a
 # gap 32 reach 1e-3 and 48 reach 1e-4. Sigma that stands still over 8 of them has arrived.
@@ -97,7 +97,7 @@ def _converged(operators: Sequence[Operator], device: torch.device) -> Tensor:
 
 def certifiable(operator: Operator) -> bool:
     """Return whether `bound` proves anything for this map."""
-    return isinstance(operator, Matrix | BlockDiagonal)
+    return isinstance(operator, Matrix | BlockDiagonal | LowRank | Gain | Rows)
 
 
 def bound(operator: Operator, sigma: Tensor) -> Tensor:
@@ -107,10 +107,17 @@ def bound(operator: Operator, sigma: Tensor) -> Tensor:
     if isinstance(operator, BlockDiagonal):
         # Blocks share no input and no output: the largest bound of a block bounds them all.
         return torch.stack([sigma_upper(x, sigma) for x in operator.weight.unbind()]).amax()
+    if isinstance(operator, LowRank):
+        matrix, error = operator.small()
+        return carry(sigma_upper(matrix, sigma), drift=error.float())
+    if isinstance(operator, Gain | Rows):
+        return operator.upper()
     return torch.full_like(sigma, math.nan)
 
 
 def _frobenius(operator: Operator) -> Tensor:
+    if isinstance(operator, LowRank):
+        return operator.frobenius()
     if isinstance(operator, Matrix | BlockDiagonal):
         norm: Tensor = torch.linalg.vector_norm(operator.weight, dtype=torch.float64)
         return norm.float()

@@ -94,10 +94,13 @@ class BlockDiagonal:
 
 
 class LowRank:
-    """The product B A of B (m, r) and A (r, n), never formed: what a LoRA pair adds to a weight."""
+    """The product B A of B (m, r) and A (r, n), never formed: what a LoRA pair adds to a weight.
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self._left, self._right = Matrix(left), Matrix(right)
+    ``factor`` times that, where one is given.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+        self._left, self._right, self._factor = Matrix(left), Matrix(right), factor
         if left.shape[1] != right.shape[0]:
             raise ValueError(
                 f"B and A must share their inner size, got {tuple(left.shape)} and "
@@ -112,20 +115,38 @@ class LowRank:
 
     def matmul(self, v: Tensor) -> Tensor:
         """Return B (A v) for a block v (n, b)."""
-        return self._left.matmul(self._right.matmul(v))
+        return self._left.matmul(self._right.matmul(self._factor * v))
 
     def rmatmul(self, u: Tensor) -> Tensor:
         """Return A' (B' u) for a block u (m, b)."""
-        return self._right.rmatmul(self._left.rmatmul(u))
+        return self._right.rmatmul(self._left.rmatmul(self._factor * u))
 
     def amax(self) -> Tensor:
         """Return the product of the two largest absolute entries: the scale of an entry of B A."""
-        return self._left.amax() * self._right.amax()
+        return self._left.amax() * self._right.amax() * self._factor
 
     def frobenius(self) -> Tensor:
         """Return the Frobenius norm of B A, 0-d: its square is the trace of (B'B)(A A')."""
         b, a = self._left.weight.float(), self._right.weight.float()
-        return ((b.mT @ b) * (a @ a.mT)).sum().clamp(min=0).sqrt()
+        return ((b.mT @ b) * (a @ a.mT)).sum().clamp(min=0).sqrt() * self._factor
+
+    def small(self) -> tuple[Tensor, Tensor]:
+        """Return an r x r matrix with the singular values of the product, and its error's bound.
+
+        R_B R_A' of the QR factors, in float64 where there is float64. The second, 0-d, bounds in
+        the 2-norm what rounding can have changed: (m + n) r^2 u ||B||_F ||A||_F is more than
+        Householder's QR and the product lose (Higham, theorem 19.4, with c = 4).
+        """
+        dtype = torch.float32 if self._left.weight.device.type == "mps" else torch.float64
+        b, a = self._left.weight.to(dtype), self._right.weight.mT.to(dtype)
+        # The factors come near one each, so that no product leaves the range.
+        scales = [torch.where(x.abs().amax() > 0, x.abs().amax(), 1.0) for x in (b, a)]
+        b, a = b / scales[0], a / scales[1]
+        r_b, r_a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a, mode="r").R
+        scale = scales[0] * scales[1] * self._factor
+        sizes = torch.linalg.vector_norm(b) * torch.linalg.vector_norm(a)
+        lost = 4 * (sum(self.shape)) * b.shape[1] ** 2 * torch.finfo(dtype).eps
+        return r_b @ r_a.mT * scale, sizes * scale * lost
 
 
 @dataclass(frozen=True)
@@ -251,7 +272,87 @@ class Adjoint:
         return self._operator.amax()
 
 
-Operator: TypeAlias = Matrix | BlockDiagonal | LowRank | Convolution | Adjoint
+class Gain:
+    """A diagonal matrix, seen as the one number that is its norm: max |gain|, exactly.
+
+    ``over`` (of the gain's shape) divides it first: what a BatchNorm in evaluation mode does.
+    """
+
+    shape: tuple[int, int] = (1, 1)
+
+    def __init__(self, weight: Tensor, over: Tensor | None = None) -> None:
+        self.weight, self._over = _plain(weight), over
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (self.weight,) if self._over is None else (self.weight, self._over)
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return the norm times v (1, b)."""
+        return self.amax() * v
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return the norm times u (1, b)."""
+        return self.amax() * u
+
+    def amax(self) -> Tensor:
+        """Return the norm; NaN if there is a NaN."""
+        return _amax(self.weight if self._over is None else self.weight / self._over)
+
+    def upper(self) -> Tensor:
+        """Return a bound of the norm, 0-d float32, inf where it is not finite: up by 2^-20."""
+        return _upper(self.amax() * (1 + 2.0**-20))
+
+
+class Rows:
+    """A table (rows, d) that is looked up, seen as one number: the norm of its longest row.
+
+    That is what a single index can give; the spectral norm is for a dense product with the table.
+    """
+
+    shape: tuple[int, int] = (1, 1)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = _plain(weight)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what a product reads."""
+        return (self.weight,)
+
+    def matmul(self, v: Tensor) -> Tensor:
+        """Return the norm times v (1, b)."""
+        return self.amax() * v
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        """Return the norm times u (1, b)."""
+        return self.amax() * u
+
+    def amax(self) -> Tensor:
+        """Return the norm of the longest row; NaN if there is a NaN. One read and a copy."""
+        return row_norms(self.weight).amax()
+
+    def upper(self) -> Tensor:
+        """Return a bound of it, 0-d float32, inf where it is not finite: up by (d + 8) * 2^-24."""
+        return _upper(self.amax() * (1 + (self.weight.shape[1] + 8) * 2.0**-24))
+
+
+Operator: TypeAlias = Matrix | BlockDiagonal | LowRank | Convolution | Adjoint | Gain | Rows
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Return the norm of each row, float32 [m], at any scale of the weight."""
+    mantissa, exponent = torch.frexp(_amax(weight))
+    exponent = torch.where(mantissa.isfinite(), exponent, 0).clamp(-120, 120)
+    one = torch.ones_like(mantissa)
+    scaled = weight.float() * torch.ldexp(one, -exponent)
+    norms: Tensor = torch.linalg.vector_norm(scaled, dim=-1) * torch.ldexp(one, exponent)
+    return norms
+
+
+def _upper(norm: Tensor) -> Tensor:
+    return torch.where(norm.isnan(), math.inf, norm)
 
 
 def _plain(weight: Tensor) -> Tensor:

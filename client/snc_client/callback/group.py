@@ -12,11 +12,11 @@ from torch import Tensor
 from snc_client.callback.carried import CarriedBounds, SteppedBounds
 from snc_client.callback.masters import Masters, cast_down, lowered
 from snc_client.callback.thresholds import Thresholds, sent
-from snc_client.constraint import cap_, rescale_
+from snc_client.constraint import CLIPS, rescale_
 from snc_client.estimator import BlockPower
 from snc_client.layers import Layer
 from snc_client.measurement import bound
-from snc_client.operators import Operator
+from snc_client.operators import Gain, Operator, Rows
 from snc_client.policy import LayerPolicy
 
 # sigma is an estimate from below. The first margin covers its largest error beside an active
@@ -103,6 +103,8 @@ class Group:
         divided by a bound that it carries.
         """
         operators = {i: self.layers[i].operator() for i in measured}
+        # The norm of these is read off, so its bound costs nothing.
+        certify = {*certify, *(i for i, x in operators.items() if isinstance(x, Gain | Rows))}
         self._catch_up(operators, certify)
         estimates = self.power.step_(list(operators.values()), measured)
         sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
@@ -226,7 +228,11 @@ class Group:
             # A weight that is not written is time saved: a quarter of what a measurement costs.
             breached = (bound > threshold).tolist()
             held = [i for i in held if breached[i]]
-        stored = {i: self.layers[i].weight() for i in held}
+        factors = {i: self.layers[i].factors() for i in held}
+        pairs = {i: pair for i, pair in factors.items() if len(pair) > 1}
+        together = {i: self._act_on_pair(i, pair, bound, threshold) for i, pair in pairs.items()}
+        held = [i for i in held if i not in pairs]
+        stored = {i: factors[i][0] for i in held}
         found = {i: self._masters.of(self.layers[i]) for i in held}
         masters = {i: master for i, master in found.items() if master is not None}
         bound, threshold = lowered(bound, threshold, {i: stored[i].dtype for i in masters})
@@ -235,10 +241,29 @@ class Group:
         rest = {i: weight for i, weight in written.items() if i not in capped}
         scale = self._rescale(rest, bound, threshold)
         for i in capped:
-            scale[i].copy_(cap_(written[i], bound[i], threshold[i]))
+            clip_ = CLIPS[self.layers[i].clip]
+            scale[i].copy_(clip_(written[i], bound[i], threshold[i]))
         for i, master in masters.items():
             cast_down(stored[i], master, scale[i])
+        for i, both in together.items():
+            scale[i].copy_(both)
         return scale
+
+    def _act_on_pair(
+        self, i: int, factors: Sequence[Tensor], bound: Tensor, threshold: Tensor
+    ) -> Tensor:
+        """Multiply each factor of a product by the root of its scale; return the scale, 0-d."""
+        both = torch.ones_like(bound[i])
+        for factor in factors:
+            root, aim = bound[i : i + 1].sqrt(), threshold[i : i + 1].sqrt()
+            master = self._masters.of(self.layers[i], factor)
+            if master is None:
+                both = both * rescale_([factor], root, aim)[0]
+                continue
+            scale = rescale_([master], *lowered(root, aim, {0: factor.dtype}))[0]
+            cast_down(factor, master, scale)
+            both = both * scale
+        return both
 
     def _rescale(self, written: Mapping[int, Tensor], bound: Tensor, threshold: Tensor) -> Tensor:
         layers, weights = list(written), list(written.values())

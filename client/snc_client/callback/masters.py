@@ -49,14 +49,17 @@ class Masters:
         if not self._given and not hasattr(self._optimizer, "_amp_stash"):
             return
         for layer in layers:
-            weight = layer.weight()
-            master = self._of(layer, weight, self._cast_later)
-            if master is not None:
-                weight.copy_(master)
+            for weight in layer.factors():
+                master = self._of(layer, weight, self._cast_later)
+                if master is not None:
+                    weight.copy_(master)
 
-    def of(self, layer: Layer) -> Tensor | None:
-        """Return the master of ``layer.weight()``, viewed alike; None where there is none."""
-        weight = layer.weight()
+    def of(self, layer: Layer, weight: Tensor | None = None) -> Tensor | None:
+        """Return the master of ``layer.weight()``, viewed alike; None where there is none.
+
+        Of ``weight`` where that is given: the second factor of a product.
+        """
+        weight = layer.weight() if weight is None else weight
         master = self._of(layer, weight, self._given_for)
         if master is None and self._optimizer is not None and weight.dtype in LOW:
             master = self._of(layer, weight, self._found_for)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from snc_client.operators import Operator
+
+Clip: TypeAlias = Literal["values", "entries", "rows"]
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -38,10 +41,13 @@ class Layer:
     names: tuple[str, ...] = ()
     """Every name of this weight, ``name`` first: more than one where weights are tied."""
     cappable: bool = False
-    """Whether `weight` *is* the measured matrix (2-d), so that its singular values can be set."""
+    """Whether `weight` *is* the measured matrix, so that its singular values can be set."""
+    clip: Clip = "values"
+    """What a cap clips: singular values, the entries of a gain, the rows of a table."""
     _weight: Callable[[], Tensor] = field(kw_only=True, repr=False)
     _operator: Callable[[], Operator] = field(kw_only=True, repr=False)
     _parameter: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
+    _partner: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _part: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False, default=_same)
 
     def weight(self) -> Tensor:
@@ -51,6 +57,10 @@ class Layer:
         Meaningless where ``writable`` is False.
         """
         return self._weight()
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return what to multiply: `weight`, or the two factors of a product, each by sqrt(f)."""
+        return (self._weight(), self._partner()) if self._partner else (self._weight(),)
 
     def operator(self) -> Operator:
         """Return the linear map whose sigma is this layer's. Cheap, except for computed weights."""

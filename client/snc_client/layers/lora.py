@@ -11,24 +11,28 @@ from snc_client.operators import LowRank
 
 
 def lora_layer(b: Place, a: Place) -> Layer:
-    """Return the layer of a LoRA pair: sigma of B A, enforced through B alone.
+    """Return the layer of a LoRA pair: sigma of B A, enforced through both by sqrt f.
 
+    Where A is frozen (or B), the other factor alone takes f.
     Convolutional pairs (A with the kernel, B 1x1) are the product of their flattened matrices.
     """
     read_b = b.reader(b.source.read, b.value.shape)
     read_a = a.reader(a.source.read, a.value.shape)
     rows, columns = b.value.shape[0], a.value[0].numel()
-    note = f"product with {a.name}, enforced through this factor"
+    trained = [(x, read) for x, read in ((b, read_b), (a, read_a)) if not x.frozen]
+    written = [read for _, read in trained]
+    note = f"product with {a.name}, enforced through {' and '.join(x.name for x, _ in trained)}"
     return Layer(
         name=f"{b.name}[BA]",
         kind="lora",
         shape=(rows, columns),
         fan_out=rows,
         fan_in=columns,
-        writable=not b.frozen,
-        note=f"frozen: measured, never written; {note}" if b.frozen else note,
+        writable=bool(trained),
+        note=note if trained else f"frozen: measured, never written; product with {a.name}",
         names=tuple(f"{name}[BA]" for name in b.names),
-        _weight=read_b,
+        _weight=written[0] if written else read_b,
+        _partner=written[1] if len(written) == 2 else None,
         _operator=lambda: LowRank(read_b().flatten(1), read_a().flatten(1)),
     )
 

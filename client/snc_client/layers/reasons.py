@@ -11,14 +11,14 @@ from torch.nn.parameter import is_lazy
 from snc_client.layers.coverage import Skipped
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_GAINS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+GAINS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _DENSE = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def reason(module: nn.Module, weight: Tensor) -> str | None:
     """Return why this weight of ``module`` cannot be measured, None if it can."""
-    if isinstance(module, _GAINS):
-        return "gain or bias of a normalisation: diagonal, not a matrix"
+    if isinstance(module, GAINS):
+        return "gain or bias of a normalisation: diagonal, no matrix; maps= measures a gain"
     return no_numbers(weight) or _no_matrix(module, weight)
 
 

@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 
 from snc_client.layers.conv import is_convolution
 from snc_client.layers.coverage import Coverage, Layer, Skipped
+from snc_client.layers.logits import Heads, logit_layers
 from snc_client.layers.lora import lora_layer, lora_pairs
+from snc_client.layers.maps import asked, mapped
 from snc_client.layers.place import Place, layer
 from snc_client.layers.reasons import nothing, packed, reason
 from snc_client.layers.rules import Conv, views
@@ -24,6 +26,9 @@ def find_layers(
     conv: Conv = "reshape",
     grids: Mapping[str, Sequence[int]] | None = None,
     split: Mapping[str, Parts] | None = None,
+    maps: Mapping[str, str] | None = None,
+    logits: Mapping[str, Heads] | None = None,
+    all_must_match: bool = True,
 ) -> Coverage:
     """Return every matrix of the model as a layer, and everything else with the reason.
 
@@ -36,24 +41,40 @@ def find_layers(
     the map. ``conv="operator"`` measures the map itself, on inputs of the size that ``grids`` says
     for the module's name (as `watch_grids` collects it), else on 16 per dimension.
 
+    ``maps`` says where a weight is no matrix to its module: ``{"*.norm.weight": "gain"}`` measures
+    max |gain| of torch's own normalisations (of a BatchNorm, of what it does in evaluation), which
+    a cap clips entry by entry; ``{"wte.weight": "rows"}`` the longest row of an Embedding, its norm
+    for one index, where a cap shrinks the rows that are too long.
+
+    ``logits`` adds a layer for each head of the attentions that it names, ``{"blocks.*.attn": 12}``
+    or ``(heads of q, heads of k)``: sigma of Wq' Wk / sqrt(size). Not with rotary embeddings: then
+    the map depends on the distance, and the product of the sigmas of q and k is its bound.
+
     Nothing in the model changes. Raises ValueError if the model holds no matrix, or if an entry of
-    ``split`` matches no weight or does not fit one.
+    ``split``, ``maps`` or ``logits`` does not fit, or matches nothing (``all_must_match``).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     places, skipped, layers = _places(model), list(packed(model)), list[Layer]()
     pairs = lora_pairs(places)
-    reasons = {x.name: reason(x.module, x.value) for x in places if x.name not in pairs}
+    what = {x.name: found for x in places if (found := asked(x, maps or {}))}
+    alone = [x for x in places if x.name not in pairs and x.name not in what]
+    reasons = {x.name: reason(x.module, x.value) for x in alone}
     _check(conv, grids or {}, places)
-    _check_split(split or {}, [x for x in places if reasons.get(x.name, "a pair") is None])
+    if all_must_match:
+        _check_names("split", split or {}, [x for x in alone if reasons[x.name] is None])
+        _check_names("maps", maps or {}, [x for x in places if x.source.key == "weight"])
     for place in places:
         partner, why = pairs.get(place.name), reasons.get(place.name)
-        if why:
+        if place.name in what:
+            layers.append(mapped(place, what[place.name]))
+        elif why:
             skipped.append(Skipped(place.name, place.shape, why))
         elif partner:
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
             layers += _layers(place, split or {}, conv, grids or {})
+    layers += logit_layers(places, logits or {}, all_must_match=all_must_match)
     if not layers:
         raise ValueError(nothing(model, skipped))
     measured = sum(place.size for place in places if not reasons.get(place.name))
@@ -107,8 +128,10 @@ def _check(conv: str, grids: Mapping[str, object], places: list[Place]) -> None:
         raise ValueError(f"grids must name convolutions of the model, got {unknown[0]!r}")
 
 
-def _check_split(split: Mapping[str, Parts], matrices: list[Place]) -> None:
-    names = [name for place in matrices for name in place.names]
-    for pattern in split:
+def _check_names(what: str, given: Mapping[str, object], among: list[Place]) -> None:
+    names = [name for place in among for name in place.names]
+    for pattern in given:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"split must name weights that are measured, {pattern!r} matches none")
+            raise ValueError(
+                f"{what} must name weights that are measured, {pattern!r} matches none"
+            )
