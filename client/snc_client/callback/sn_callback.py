@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ class SNCallback:
     * ``guard``: undo a step that would ruin the training, see `snc_client.callback.guard.Guard`;
       True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
     * ``signals``: what else is measured and reported, see `snc_client.callback.signals.Signals`.
-    * ``conv``, ``split``: see `snc_client.layers.find_layers`.
+    * ``conv``, ``split``, ``maps``, ``logits``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
     step 0. Nothing in `step` waits for the device or the network, and no exception but
@@ -117,6 +117,8 @@ class SNCallback:
         strict: bool = False,
         conv: Literal["reshape", "operator"] = "reshape",
         split: Mapping[str, str | Mapping[str, int]] | None = None,
+        maps: Mapping[str, str] | None = None,
+        logits: Mapping[str, int | tuple[int, int]] | None = None,
         guard: bool | GuardSettings = False,
         max_overhead: float | None = None,
         signals: Sequence[str] = DEFAULT_SIGNALS,
@@ -131,8 +133,9 @@ class SNCallback:
             )
         if max_overhead is not None and ranks()[1] > 1:
             raise ValueError("max_overhead must be None in a job of several ranks: clocks differ")
-        self.layers: Coverage = find_layers(model, conv=conv, split=split)
-        self._model, self._conv, self._split = model, conv, dict(split or {})
+        self._model = model
+        self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
+        self.layers: Coverage = self._find(model)
         self._weights, self._looked = weights(model), 0
         self._policy = chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
@@ -253,7 +256,7 @@ class SNCallback:
         measurements, any parameter that came, went or was frozen. Raises ValueError for a model
         without a matrix.
         """
-        found = find_layers(self._model, conv=self._conv, split=self._split_of_now())
+        found = self._find(self._model, all_must_match=False)
         roll = called(self._watch.layers, found, self._step)
         self.layers, self._weights = roll.coverage, weights(self._model)
         resolved = resolve(self._policy, roll.layers)
@@ -379,11 +382,6 @@ class SNCallback:
             self.rescan()
         except ValueError as error:
             log.warning("snc: the model is not followed any more: %s", error)
-
-    def _split_of_now(self) -> dict[str, str | Mapping[str, int]]:
-        """Return the entries of ``split`` that still speak of something."""
-        names = [name for name, _ in self._model.named_parameters(remove_duplicate=False)]
-        return {k: v for k, v in self._split.items() if any(fnmatchcase(n, k) for n in names)}
 
     def _take_policy(self) -> None:
         taken = self._sender.take_policy() if self._sender else None
