@@ -111,10 +111,40 @@ def _history(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     history.add_argument("run", metavar="RUN")
     history.add_argument("layer", metavar="LAYER")
     history.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
-    history.add_argument("--from-step", type=_step, metavar="STEP")
-    history.add_argument("--to-step", type=_step, metavar="STEP")
+    _steps(history)
     history.add_argument("--points", type=_count, default=30, help="at most so many (default: 30)")
     history.set_defaults(command=_later("read", "history"))
+
+
+def _worst(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    worst = _reader(commands, name, "list the layers with the largest single values in a run")
+    worst.add_argument("run", metavar="RUN")
+    worst.add_argument("--metric", default="ratio", help="of what (default: ratio)")
+    _steps(worst)
+    worst.add_argument("--limit", type=_count, default=10, help="at most so many (default: 10)")
+    worst.set_defaults(command=_later("read", "worst"))
+
+
+def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    compare = _reader(commands, name, "show one layer in several runs")
+    compare.add_argument("runs", metavar="RUN", nargs="+")
+    compare.add_argument("--layer", required=True, help="found in each run by its name")
+    compare.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
+    _steps(compare)
+    compare.add_argument("--points", type=_count, default=60, help="at most so many (default: 60)")
+    compare.set_defaults(command=_later("read", "compare"))
+
+
+def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    export = _reader(commands, name, "write all values of a run to a file")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--format", choices=("csv", "parquet"), help="default: the file's, or csv")
+    export.add_argument("-o", "--output", metavar="FILE", help="- is stdout (default: RUN.FORMAT)")
+    export.add_argument("--metric", action="append", help="only this one; may be repeated")
+    export.add_argument("--layer", action="append", help="only this one; may be repeated")
+    _steps(export)
+    export.add_argument("--attempt", type=_step, help="only this one (default: all)")
+    export.set_defaults(command=_later("export", "export"))
 
 
 def _events(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -234,6 +264,9 @@ BUILT_IN = {
     "runs": _runs,
     "layers": _layers,
     "history": _history,
+    "worst": _worst,
+    "compare": _compare,
+    "export": _export,
     "events": _events,
     "policy": _policy,
     "alerts": _alerts,
@@ -257,6 +290,11 @@ def _reader(
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _steps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from-step", type=_step, metavar="STEP")
+    parser.add_argument("--to-step", type=_step, metavar="STEP")
 
 
 def _of_run_or_project(parser: argparse.ArgumentParser) -> None:

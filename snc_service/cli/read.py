@@ -68,6 +68,52 @@ def history(arguments: Namespace) -> int:
     return 0
 
 
+def worst(arguments: Namespace) -> int:
+    """List the layers that had the largest single values."""
+    with Service.of(arguments) as service:
+        answer = service.get(
+            *("runs", arguments.run, "worst"),
+            metric=arguments.metric,
+            from_step=arguments.from_step,
+            to_step=arguments.to_step,
+            k=arguments.limit,
+        )
+    columns = ("layer", "value", "step", "nonfinite")
+    title = f"Worst layers of {arguments.run} by {arguments.metric}"
+    return _list(arguments, title, columns, answer["items"])
+
+
+def compare(arguments: Namespace) -> int:
+    """Show one layer in several runs: a line of blocks and the extremes of each."""
+    with Service.of(arguments) as service:
+        answer = service.get(
+            "compare",
+            run=arguments.runs,
+            layer=arguments.layer,
+            metric=arguments.metric,
+            from_step=arguments.from_step,
+            to_step=arguments.to_step,
+            points=arguments.points,
+        )
+    if arguments.json:
+        print_json(answer)
+        return 0
+    rows = [_summary(run) for run in answer["runs"]]
+    columns = ("run", "first step", "last step", "smallest", "largest", "newest", "history")
+    print_table(f"{arguments.layer}: {arguments.metric}", columns, rows)
+    if answer["without"]:
+        print(clean(f"Without such a layer: {', '.join(answer['without'])}"))
+    return 0
+
+
+def _summary(run: dict[str, Any]) -> tuple[Any, ...]:
+    lows, highs = ([v for v in run[name] if v is not None] for name in ("min", "max"))
+    ends = (run["steps"][0], run["steps"][-1]) if run["steps"] else (None, None)
+    newest = run["mean"][-1] if run["mean"] else None
+    extremes = (min(lows, default=None), max(highs, default=None))
+    return (run["run"], *ends, *extremes, newest, sparkline(run["max"]))
+
+
 def events(arguments: Namespace) -> int:
     """List the events of a run, oldest first; with ``--follow`` until it closes."""
     with Service.of(arguments) as service:

@@ -64,6 +64,23 @@ class Service:
         """Delete. Raises `Failure`."""
         self._answer("DELETE", path, {})
 
+    def stream(self, *path: str, **query: object) -> Iterator[bytes]:
+        """Yield the chunks of an answer to a GET. Raises `Failure`, also if it breaks off."""
+        url, params = _asked(path, query)
+        try:
+            with self._http.stream("GET", url, params=params, timeout=120) as response:
+                if not response.is_success:
+                    response.read()
+                    raise Failure(self._problem(response))
+                yield from response.iter_bytes()
+        except httpx.RemoteProtocolError:
+            raise Failure(
+                f"the answer of {self.url} broke off: the run was deleted, the service stopped, or "
+                "its token does not count any more"
+            ) from None
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
     def items(self, *path: str, limit: int, **query: object) -> Iterator[Json]:
         """Yield the items of a list, page after page, at most ``limit``."""
         cursor = None
@@ -76,23 +93,24 @@ class Service:
                 return
 
     def _answer(self, method: str, path: tuple[str, ...], query: Json, **more: Any) -> Json:
-        # A name may hold anything, a slash too: it stays one segment.
-        url = "/".join(quote(part, safe="") for part in path)
-        params = {name: value for name, value in query.items() if value is not None}
+        url, params = _asked(path, query)
         try:
             response = self._http.request(method, url, params=params, **more)
-        except httpx.TimeoutException:
-            raise Failure(f"{self.url} did not answer within 30 seconds") from None
         except httpx.HTTPError as error:
-            raise Failure(
-                f"no service answers at {self.url} ({error}): start one with `snc serve`, "
-                "or name it with --url or SNC_URL"
-            ) from None
+            raise self._unreachable(error) from None
         if response.status_code == 204:
             return {}
         if response.is_success:
             return self._json(response)
         raise Failure(self._problem(response))
+
+    def _unreachable(self, error: httpx.HTTPError) -> Failure:
+        if isinstance(error, httpx.TimeoutException):
+            return Failure(f"{self.url} did not answer in time")
+        return Failure(
+            f"no service answers at {self.url} ({error}): start one with `snc serve`, "
+            "or name it with --url or SNC_URL"
+        )
 
     def _json(self, response: httpx.Response) -> Json:
         try:
@@ -113,3 +131,9 @@ class Service:
         reason = str(text) if text else response.reason_phrase or "no reason given"
         hint = "; set --token or SNC_TOKEN" if response.status_code in (401, 403) else ""
         return f"{reason} ({response.status_code}){hint}"
+
+
+def _asked(path: tuple[str, ...], query: Json) -> tuple[str, Json]:
+    """Return a URL, in which a name is one segment whatever it holds, and its parameters."""
+    url = "/".join(quote(part, safe="") for part in path)
+    return url, {name: value for name, value in query.items() if value is not None}

@@ -45,12 +45,12 @@ class Question:
 
     @cached_property
     def bucket_steps(self) -> int:
-        """Return a bucket width that rollups can answer, 1 where all values are few enough."""
+        """Return a bucket width that rollups can answer."""
         wanted = self.wanted(self.metric, slice(None))
         points = max(1, MOST_BOUNDS // len(self.indexes))
         found = history.bucket_width(self.connection, wanted, self.segments, points)
         shift = history.interval_shift(self.connection, self.run_id) or 0
-        return found if found == 1 else max(found, tiles.FANOUT << shift)
+        return max(found, tiles.FANOUT << shift)
 
 
 class Known:
