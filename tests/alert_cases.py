@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from snc_service.detect.memory import Firing, Memory
+from snc_service.detect.memory import Memory
+from snc_service.detect.running import Firing
 from snc_service.store.incidents import Entry, Incident, RunFacts
 
 NOW = 1_763_800_000.0

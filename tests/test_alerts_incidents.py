@@ -6,8 +6,9 @@ from store_cases import batch, table
 
 from snc_service.alerts import incidents
 from snc_service.alerts.incidents import MAX_ENTRIES, is_over, resolved
-from snc_service.detect.memory import NEVER, quiet_steps
+from snc_service.detect.memory import quiet_steps
 from snc_service.detect.rules import advance
+from snc_service.detect.running import NEVER
 from snc_service.store.protocol import Rows
 
 LATER = NOW + 60

@@ -182,10 +182,11 @@ def test_a_random_walk_over_ten_steps_is_no_jump():
     assert "sigma_jump" not in {event.rule for event in train(change, every=10)}
 
 
-def test_the_table_holds_the_nine_rules_the_threshold_and_the_guard():
+def test_the_table_holds_the_eleven_rules_the_threshold_and_the_guard():
     assert set(RuleSettings().rules) == set(LOOKS)
     assert set(LOOKS) == {
         *("breach", "nonfinite", "lr_jump", "update_ratio", "sigma_jump", "sigma_growth"),
         *("sigma_vs_init", "grad_spike", "grad_vanish", "loss_divergence"),
+        *("coherent_growth", "loss_trend"),
         *("guard", "guard_rollback"),
     }

@@ -1,7 +1,7 @@
 """What detection remembers of a run between two batches, and its bytes in the store.
 
-The bytes are one line of JSON (the run) and, after it, the layers' columns in float32: at most 36
-bytes a layer, fewer where a signal is not reported.
+The bytes are one line of JSON (the run) and, after it, the layers' columns in float32: 44 bytes a
+layer, fewer where a signal is not reported, 12 more once layers have left their band.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-VERSION: Final = 2
-REST_ROWS: Final = 50  # quiet rows after which a rule may speak again
-NEVER: Final = 1_000_000_000  # quiet for ever: the rule has not fired yet
+from snc_service.detect.running import Deviation, Firing, Rise
+
+VERSION: Final = 3
+READABLE: Final = (2, 3)  # what version 2 did not know begins with the next row
 MOST_LAYERS: Final = 65_536  # of one run; past that, layers that no longer come are forgotten
 
 Counts: TypeAlias = npt.NDArray[np.int64]
@@ -26,77 +27,21 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
-class Fired:
-    """The rows in which a rule fires, and those of them at which an event starts."""
-
-    rows: list[int] = field(default_factory=list)
-    edges: list[int] = field(default_factory=list)
-
-    def at(self, rows: npt.NDArray[np.intp]) -> Fired:
-        """Return the same with rows numbered as in ``rows``."""
-        return Fired(*([int(rows[i]) for i in part] for part in (self.rows, self.edges)))
-
-
-@dataclass
-class Firing:
-    """One rule's hysteresis: rows in a row above its limit, and rows since it last fired."""
-
-    streak: int = 0
-    quiet: int = NEVER
-
-    def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
-        """Return in which rows of ``above`` [S] the rule fires, and remember the rest.
-
-        A rule fires from the ``hold``-th row in a row above its limit; it starts an event if more
-        than ``rest`` rows went by in which it did not fire.
-        """
-        if not above.any():
-            if len(above):
-                self.streak, self.quiet = 0, min(NEVER, self.quiet + len(above))
-            return Fired()
-        fired = Fired()
-        for row, is_above in enumerate(above.tolist()):
-            self.streak = self.streak + 1 if is_above else 0
-            if is_above and self.streak >= hold[row]:
-                fired.rows.append(row)
-                if self.quiet > rest[row]:
-                    fired.edges.append(row)
-                self.quiet = 0
-            else:
-                self.quiet = min(NEVER, self.quiet + 1)
-        return fired
-
-
-@dataclass
-class Deviation:
-    """Running mean and mean absolute deviation of one scalar, robust to what it looks for."""
-
-    mean: float = 0.0
-    deviation: float = 0.0
-    count: int = 0
-
-    def score(self, value: float, floor: float) -> float:
-        """Return how many deviations ``value`` lies above the mean, then take it in.
-
-        1.2533 makes a mean absolute deviation a standard one, for a normal distribution. After ten
-        values a single one moves the mean by 5 deviations at most.
-        """
-        score = (value - self.mean) / max(1.2533 * self.deviation, floor)
-        self.count += 1
-        share = max(0.03, 1.0 / self.count)
-        rest = value - self.mean
-        if self.count > 10:
-            rest = min(max(rest, -5.0 * self.deviation), 5.0 * self.deviation)
-        self.mean += share * rest
-        self.deviation += share * (abs(rest) - self.deviation)
-        return score
-
-
-# One column per layer, NaN where nothing is known yet: logarithms of sigma at registration, at the
-# newest row (after the action) and of its mean; the floors of layers born at zero, for sigma and
-# for the Frobenius norm; the mean of log gradient norm; rows since the layer was last measured.
-COLUMNS: Final = ("start", "newest", "mean", "floor", "norm_floor", "gradient", "skipped")
+# One column per layer, NaN where nothing is known yet.
+COLUMNS: Final = (
+    "start",  # log sigma at registration
+    "newest",  # log sigma of the newest row, after the action
+    "mean",  # of log sigma
+    "long_mean",  # the same over more rows
+    "floor",  # added to sigma of layers born at zero
+    "newest_norm",  # log Frobenius norm of the newest row
+    "norm_floor",  # added to the Frobenius norm of layers born at zero
+    "gradient",  # mean of log gradient norm
+    "skipped",  # rows since the layer was last measured
+    "left_after",  # steps from the onset to where the layer left its band
+    "left_by",  # how many times its limit the layer was at then
+    "left_rule",  # which rule's limit: see `onset`
+)
 
 
 @dataclass
@@ -109,6 +54,9 @@ class Memory:
     largest_lr: float = 0.0
     loss: Deviation = field(default_factory=Deviation)
     gradient: Deviation = field(default_factory=Deviation)
+    rise: Rise = field(default_factory=Rise)
+    onset: int | None = None  # the step at which a first layer left its band
+    onset_newest: int | None = None  # the newest step in which one was outside
     firing: dict[str, Firing] = field(default_factory=dict)
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     columns: dict[str, Floats] = field(
@@ -120,7 +68,7 @@ class Memory:
         """Read a state. One of another version is not understood: detection starts anew."""
         line, _, data = (state or b"{}").partition(b"\n")
         values: dict[str, Any] = json.loads(line)
-        if values.get("version") != VERSION:
+        if values.get("version") not in READABLE:
             return cls()
         size = values["layers"]
         keys = np.frombuffer(data[: 8 * size], "<u8").astype(np.uint64)
@@ -135,6 +83,9 @@ class Memory:
             largest_lr=values["largest_lr"],
             loss=Deviation(*values["loss"]),
             gradient=Deviation(*values["gradient"]),
+            rise=Rise(*values.get("rise", ())),
+            onset=values.get("onset"),
+            onset_newest=values.get("onset_newest"),
             firing={rule: Firing(*pair) for rule, pair in values["firing"].items()},
             keys=keys,
             columns=columns,
@@ -149,8 +100,11 @@ class Memory:
             "gap": self.gap,
             "trained": self.trained,
             "largest_lr": self.largest_lr,
-            "loss": [self.loss.mean, self.loss.deviation, self.loss.count],
-            "gradient": [self.gradient.mean, self.gradient.deviation, self.gradient.count],
+            "loss": astuple(self.loss),
+            "gradient": astuple(self.gradient),
+            "rise": astuple(self.rise),
+            "onset": self.onset,
+            "onset_newest": self.onset_newest,
             "firing": {rule: [it.streak, it.quiet] for rule, it in self.firing.items()},
             "layers": len(self.keys) if known else 0,
             "columns": known,
@@ -168,7 +122,7 @@ class Memory:
     def restart(self) -> None:
         """Begin a new attempt: what layers were at the start stays, all else is forgotten."""
         fresh = Memory(keys=self.keys, columns=self.columns)
-        for name in ("mean", "gradient", "skipped"):
+        for name in set(COLUMNS) - {"start", "floor", "norm_floor"}:
             fresh.columns[name].fill(np.nan)
         fresh.columns["newest"] = fresh.columns["start"].copy()
         self.__dict__.update(fresh.__dict__)
@@ -220,7 +174,7 @@ def quiet_steps(state: bytes | None) -> Quiet:
     """Return what a state says of quiet rules, without reading its layers."""
     line, _, _ = (state or b"{}").partition(b"\n")
     values: dict[str, Any] = json.loads(line)
-    if values.get("version") != VERSION:
+    if values.get("version") not in READABLE:
         return Quiet(None, 0, {})
     gap = values["gap"] or 1
     rules = {rule: quiet * gap for rule, (_, quiet) in values["firing"].items()}

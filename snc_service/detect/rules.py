@@ -11,7 +11,6 @@ benchmark call the same `advance`, and whoever also wants to know for how long a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,29 +18,32 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.detect import findings
+from snc_service.detect import course, faults, movement, onset
 from snc_service.detect.findings import Finding, Look, Seen
-from snc_service.detect.memory import REST_ROWS, Counts, Fired, Firing, Memory
-from snc_service.detect.signals import Mask, Signals
-from snc_service.detect.trends import Doubles, follow
+from snc_service.detect.memory import Memory
+from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
+from snc_service.detect.signals import Signals
+from snc_service.detect.trends import follow
 from snc_service.store.protocol import Event, Rows
 from snc_service.wire import RuleSetting, RuleSettings
 
 # What each rule looks at, in the order in which rules of one row speak.
 LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
     {
-        "nonfinite": findings.nonfinite,
-        "breach": findings.breach,
-        "guard": findings.guard,
-        "guard_rollback": findings.guard_rollback,
-        "lr_jump": findings.lr_jump,
-        "update_ratio": findings.update_ratio,
-        "sigma_jump": findings.sigma_jump,
-        "sigma_growth": findings.sigma_growth,
-        "sigma_vs_init": findings.sigma_vs_init,
-        "grad_spike": findings.grad_spike,
-        "grad_vanish": findings.grad_vanish,
-        "loss_divergence": findings.loss_divergence,
+        "nonfinite": faults.nonfinite,
+        "breach": faults.breach,
+        "guard": faults.guard,
+        "guard_rollback": faults.guard_rollback,
+        "lr_jump": course.lr_jump,
+        "update_ratio": movement.update_ratio,
+        "sigma_jump": movement.sigma_jump,
+        "sigma_growth": movement.sigma_growth,
+        "sigma_vs_init": movement.sigma_vs_init,
+        "coherent_growth": movement.coherent_growth,
+        "grad_spike": course.grad_spike,
+        "grad_vanish": movement.grad_vanish,
+        "loss_divergence": course.loss_divergence,
+        "loss_trend": course.loss_trend,
     }
 )
 
@@ -81,10 +83,11 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     begins = memory.step is None
     gaps, usual = memory.gaps(rows.batch.steps)
     signals = Signals(rows)
-    trends = follow(signals, memory, findings.num_broken(signals) == 0, begins=begins)
-    scores = _scores(signals, memory, trends.judged)
+    trends = follow(signals, memory, faults.num_broken(signals) == 0, begins=begins)
+    scores = course.scores(signals, memory, trends.judged)
     seen = Seen(signals, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
+    outside: list[onset.Outside] = []
     firing: dict[str, tuple[int, ...]] = {}
     steps = rows.batch.steps
     for name, look in LOOKS.items():
@@ -95,6 +98,9 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
             found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
             if fired.rows:
                 firing[name] = tuple(steps[row] for row in fired.rows)
+                outside += onset.outside(name, setting.limit, finding, fired.rows)
+    if outside:
+        onset.remember(memory, rows, outside)
     found.sort(key=lambda pair: pair[0])
     return Verdict(memory.dump(), [event for _, event in found], firing)
 
@@ -125,30 +131,3 @@ def _event(name: str, setting: RuleSetting, finding: Finding, step: int, row: in
         value=told.value,
         limit=told.limit,
     )
-
-
-def _scores(signals: Signals, memory: Memory, judged: Mask) -> dict[str, Doubles]:
-    """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them."""
-    found = {}
-    for name, score in (("loss", _score_loss), ("grad_norm", _score_gradient), ("lr", _score_lr)):
-        column = signals.scalar(name)
-        if column is not None:
-            use = judged & column.measured & np.isfinite(column.values)
-            scores = np.full(len(judged), np.nan)
-            for row in np.flatnonzero(use):
-                scores[row] = score(memory, float(column.values[row]))
-            found[name] = scores
-    return found
-
-
-def _score_loss(memory: Memory, loss: float) -> float:
-    return memory.loss.score(loss, 0.02 * max(abs(loss), 0.05))
-
-
-def _score_gradient(memory: Memory, norm: float) -> float:
-    return memory.gradient.score(math.log(max(norm, 1e-20)), 0.1)
-
-
-def _score_lr(memory: Memory, rate: float) -> float:
-    before, memory.largest_lr = memory.largest_lr, max(memory.largest_lr, rate)
-    return rate / before if before > 0 else 0.0

@@ -19,15 +19,34 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Values as they came (float32) and which of them were measured at all."""
+    """Values as they came (float32): one per row and layer, or one per row."""
 
     values: Floats
-    measured: Mask
+
+    @cached_property
+    def finite(self) -> Mask:
+        """Return where a value is a finite number, and so was measured."""
+        return np.isfinite(self.values)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Return whether every value is a finite number."""
+        return bool(self.finite.all())
+
+    @cached_property
+    def measured(self) -> Mask:
+        """Return where there is a value at all."""
+        return self.finite if self.whole else ~absent(self.values)
 
     @cached_property
     def broken(self) -> Mask:
         """Return where a value was measured and is NaN or infinite."""
-        return self.measured & ~np.isfinite(self.values)
+        return self.measured & ~self.finite
+
+    @cached_property
+    def known(self) -> Floats:
+        """Return the values, NaN where there is no finite one."""
+        return self.values if self.whole else np.where(self.finite, self.values, np.float32(np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +73,5 @@ class Signals:
         if (kind, name) not in self._columns:
             batch = self.rows.batch
             values = batch.metric(name) if kind == "metric" else batch.scalar(name)
-            column = None if values is None else Column(values, ~absent(values))
-            self._columns[kind, name] = column
+            self._columns[kind, name] = None if values is None else Column(values)
         return self._columns[kind, name]

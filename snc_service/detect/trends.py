@@ -1,26 +1,33 @@
 """How the layers move: each row against the layer's own past, float32 [S, L] columns.
 
-Registration, floors and recursions are those of the project's note on detection: a layer born at
-zero gets a floor, or every relative measure of it would explode in the first steps.
+A layer born at zero gets a floor, or every relative measure of it would explode in the first steps.
+What does not depend on the row before is computed for all rows at once; the running means, which
+do, are a few operations of length L per row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.memory import Floats, Memory
-from snc_service.detect.signals import Column, Mask, Signals
+from snc_service.detect.memory import Counts, Floats, Memory
+from snc_service.detect.signals import Mask, Signals
 
 LEAST_SIGMA = 1e-3  # a registered sigma below it counts as this
 BORN_AT_ZERO = 0.02  # of the median registered sigma: below it a layer was initialised to zero
 FLOOR = 0.5  # of the median, for such layers
-TINY_GRADIENT = 1e-20
+SMALLEST, LARGEST = np.float32(1e-6), np.float32(1e38)  # a logarithm is taken of what lies between
+TINY_NORM = np.float32(1e-9)
+TINY_GRADIENT = np.float32(1e-20)
+NAN = np.float32(np.nan)
+RECENT_ROWS, LONG_ROWS = 50, 200  # that the running means of log sigma look back
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
+Past: TypeAlias = dict[str, Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +35,15 @@ class Trends:
     """Columns [S, L], NaN where there is nothing to compare; None: not reported in this batch."""
 
     judged: Mask  # [S] rows of training in which everything measured is finite
-    trained: npt.NDArray[np.int64]  # [S] training rows before this one
+    trained: Counts  # [S] training rows before this one
     jump: Floats | None = None  # |log sigma - log sigma of the row before|
+    norm_jump: Floats | None = None  # the same of the Frobenius norm
     growth: Floats | None = None  # log sigma - its running mean
+    long_growth: Floats | None = None  # log sigma - its running mean over 200 rows
     since_start: Floats | None = None  # log sigma - its registered value
-    update_ratio: Doubles | None = None  # update norm / Frobenius norm
+    update_ratio: Floats | None = None  # update norm / Frobenius norm
     gradient_drop: Floats | None = None  # running mean of log gradient norm - the newest
-    gradient_ratio: Doubles | None = None  # gradient norm / Frobenius norm
+    gradient_ratio: Floats | None = None  # gradient norm / Frobenius norm
 
 
 def follow(signals: Signals, memory: Memory, finite: Mask, *, begins: bool) -> Trends:
@@ -50,15 +59,15 @@ def follow(signals: Signals, memory: Memory, finite: Mask, *, begins: bool) -> T
     trained = memory.trained + np.cumsum(training) - training
     memory.trained += int(training.sum())
     judged = training & finite
-    norm = _doubles(signals.metric("frobenius"))
-    found = {
-        **_of_sigma(signals, past, judged, trained),
-        **_of_update(signals, past, judged, norm),
-        **_of_gradient(signals, past, judged, norm),
-    }
+    with np.errstate(over="ignore", invalid="ignore"):  # of what a hostile row may hold
+        found = {
+            **_of_sigma(signals, past, judged, trained),
+            **_of_norm(signals, past, judged),
+            **_of_gradient(signals, past, judged),
+        }
     for name, column in past.items():
         memory.columns[name][places] = column
-    return Trends(judged, trained, **found)  # type: ignore[arg-type] # by name
+    return Trends(judged, trained, **found)
 
 
 def _only_sigma(signals: Signals) -> bool:
@@ -68,53 +77,79 @@ def _only_sigma(signals: Signals) -> bool:
     return not any(c is not None and c.measured[0].any() for c in (*others, *scalars))
 
 
-def _doubles(column: Column | None) -> Doubles | None:
-    """Return the values in float64, NaN where there is no finite one."""
+def _of_sigma(signals: Signals, past: Past, judged: Mask, trained: Counts) -> Mapping[str, Floats]:
+    column = signals.metric("sigma")
     if column is None:
-        return None
-    return np.where(np.isfinite(column.values), column.values, np.nan).astype(np.float64)
-
-
-def _of_sigma(
-    signals: Signals, past: dict[str, Floats], judged: Mask, trained: npt.NDArray[np.int64]
-) -> dict[str, Floats]:
-    sigma = _doubles(signals.metric("sigma"))
-    if sigma is None:
         return {}
+    sigma = column.known
     _register(sigma, past)
-    now = np.log(np.maximum(sigma + past["floor"], 1e-6)).astype(np.float32)
+    now = _log(sigma + past["floor"])
     after = _after_action(signals, sigma, now, past["floor"])
-    jump, growth = np.full(now.shape, np.nan, np.float32), np.full(now.shape, np.nan, np.float32)
-    newest, mean, skipped = past["newest"], past["mean"], np.nan_to_num(past["skipped"])
-    seen = ~np.isnan(now)
+    jump = _jumps(now, after, past, judged)
+    recent = np.where(trained <= RECENT_ROWS, 1 / (trained + 1), 1 / RECENT_ROWS)
+    long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
+    growth, past["mean"] = _against_mean(now, past["mean"], judged, recent)
+    long_growth, past["long_mean"] = _against_mean(now, past["long_mean"], judged, long)
+    since_start = now - past["start"]
+    if not judged.all():
+        since_start[~judged] = NAN
+    return {
+        "jump": jump,
+        "growth": growth,
+        "long_growth": long_growth,
+        "since_start": since_start,
+    }
+
+
+def _log(values: Floats) -> Floats:
+    """Return the logarithm, of the nearest number that has a sensible one."""
+    np.maximum(values, SMALLEST, out=values)
+    np.minimum(values, LARGEST, out=values)
+    logs: Floats = np.log(values, out=values)
+    return logs
+
+
+def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> Floats:
+    """Return how far each layer moved since it was last measured, per row in between."""
+    newest, skipped = past["newest"], past["skipped"]
+    if judged.all() and np.isnan(skipped).all() and not np.isnan(now).any():
+        jump = np.empty_like(now)
+        np.subtract(now[0], newest, out=jump[0])
+        np.subtract(now[1:], after[:-1], out=jump[1:])
+        past["newest"] = after[-1]
+        return np.abs(jump, out=jump)
+    jump, skipped = np.full(now.shape, NAN), np.nan_to_num(skipped)
     for row in np.flatnonzero(judged):
-        jump[row] = np.abs(now[row] - newest)
-        if skipped.any():
-            jump[row] /= 1 + skipped
-        newest = _moved(seen[row], after[row], newest)
-        skipped = _moved(seen[row], np.zeros_like(skipped), skipped + np.float32(1))
-        mean = _begun(mean, now[row])
-        growth[row] = now[row] - mean
-        share = np.float32(1 / (trained[row] + 1) if trained[row] <= 50 else 0.02)
-        mean = _moved(seen[row], mean + share * growth[row], mean)
-    past["newest"], past["mean"] = newest, mean
-    past["skipped"] = np.where(skipped > 0, skipped, np.float32(np.nan))
-    since_start = np.where(judged[:, None], now - past["start"], np.float32(np.nan))
-    return {"jump": jump, "growth": growth, "since_start": since_start}
+        seen = ~np.isnan(now[row])
+        jump[row] = np.abs(now[row] - newest) / (1 + skipped)
+        newest = np.where(seen, after[row], newest)
+        skipped = np.where(seen, np.float32(0), skipped + np.float32(1))
+    past["newest"], past["skipped"] = newest, np.where(skipped > 0, skipped, NAN)
+    return jump
 
 
-def _moved(seen: Mask, to: Floats, old: Floats) -> Floats:
-    """Return ``to`` for the layers that were measured, ``old`` for the others [L]."""
-    return to if seen.all() else np.where(seen, to, old)
+def _against_mean(
+    now: Floats, mean: Floats, judged: Mask, shares: Doubles
+) -> tuple[Floats, Floats]:
+    """Return ``now`` [S, L] above its running mean, and the mean after the last row [L].
+
+    The mean begins with a layer's first value; each value then has ``shares`` [S] in it. A row that
+    is not ``judged`` and a layer that was not measured change nothing.
+    """
+    apart = np.full(now.shape, NAN)
+    whole = not np.isnan(now[judged]).any()
+    weights = shares.astype(np.float32)
+    for row in np.flatnonzero(judged):
+        unknown = np.isnan(mean)
+        if unknown.any():
+            mean = np.where(unknown, now[row], mean)
+        np.subtract(now[row], mean, out=apart[row])
+        moved = mean + weights[row] * apart[row]
+        mean = moved if whole else np.where(np.isnan(moved), mean, moved)
+    return apart, mean
 
 
-def _begun(mean: Floats, now: Floats) -> Floats:
-    """Return ``mean``, begun with ``now`` where there is none yet [L]."""
-    unknown = np.isnan(mean)
-    return np.where(unknown, now, mean) if unknown.any() else mean
-
-
-def _register(sigma: Doubles, past: dict[str, Floats]) -> None:
+def _register(sigma: Floats, past: Past) -> None:
     """Register each layer at its first finite sigma, with a floor if it was born at zero."""
     start, floor = past["start"], past["floor"]
     for row, new in _first_rows(sigma, np.isnan(start)):
@@ -126,7 +161,7 @@ def _register(sigma: Doubles, past: dict[str, Floats]) -> None:
         past["newest"][new] = start[new]
 
 
-def _first_rows(values: Doubles, missing: Mask) -> list[tuple[int, Mask]]:
+def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
     """Return (row, layers) for the ``missing`` layers whose first value is in that row."""
     if not missing.any():
         return []
@@ -135,46 +170,58 @@ def _first_rows(values: Doubles, missing: Mask) -> list[tuple[int, Mask]]:
     return [(int(row), first == row) for row in np.unique(first) if row >= 0]
 
 
-def _after_action(signals: Signals, sigma: Doubles, now: Floats, floor: Floats) -> Floats:
-    """Return log sigma after a rescale: the next row must not take our own action for a jump."""
-    scale = _doubles(signals.metric("scale"))
-    if scale is None:
+def _after_action(signals: Signals, values: Floats, now: Floats, floor: Floats) -> Floats:
+    """Return the logarithms after a rescale: the next row must not take our action for a jump."""
+    column = signals.metric("scale")
+    if column is None:
         return now
-    scale = np.where((scale > 0) & (scale < 1), scale, 1.0)
-    return np.log(np.maximum(scale * sigma + floor, 1e-6)).astype(np.float32)
+    scale = column.known
+    acted = (scale > 0) & (scale < 1)
+    if not acted.any():
+        return now
+    return _log(np.where(acted, scale, np.float32(1)) * values + floor)
 
 
-def _of_update(
-    signals: Signals, past: dict[str, Floats], judged: Mask, norm: Doubles | None
-) -> dict[str, Doubles]:
-    update = _doubles(signals.metric("update_norm"))
-    if update is None or norm is None:
+def _of_norm(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Floats]:
+    """Return what the Frobenius norm tells: it shows a new top direction at once."""
+    column = signals.metric("frobenius")
+    if column is None:
         return {}
-    norm_floor = past["norm_floor"]
-    norm_in_rows = np.where(judged[:, None], norm, np.nan)
-    for row, new in _first_rows(norm_in_rows, np.isnan(norm_floor)):
-        median = np.nanmedian(norm_in_rows[row])
-        norm_floor[new] = np.where(past["floor"][new] > 0, FLOOR * median, 0.0)
-    return {"update_ratio": update / np.maximum(norm_in_rows + norm_floor, 1e-9)}
+    norm = column.known
+    if not judged.all():
+        norm = np.where(judged[:, None], norm, NAN)
+    floor = past["norm_floor"]
+    for row, new in _first_rows(norm, np.isnan(floor)):
+        floor[new] = np.where(past["floor"][new] > 0, FLOOR * np.nanmedian(norm[row]), 0.0)
+    held = norm + floor
+    found = {"norm_jump": _norm_jumps(_log(held.copy()), signals, norm, past)}
+    update = signals.metric("update_norm")
+    if update is not None:
+        ratio = update.known / np.maximum(held, TINY_NORM, out=held)
+        found["update_ratio"] = np.minimum(ratio, LARGEST, out=ratio)
+    return found
 
 
-def _of_gradient(
-    signals: Signals, past: dict[str, Floats], judged: Mask, norm: Doubles | None
-) -> dict[str, npt.NDArray[np.floating]]:
-    gradient = _doubles(signals.metric("grad_norm"))
-    if gradient is None:
+def _norm_jumps(now: Floats, signals: Signals, norm: Floats, past: Past) -> Floats:
+    """Return how far each norm moved since the row before; NaN where that one had none."""
+    after = _after_action(signals, norm, now, past["norm_floor"])
+    jump = np.empty_like(now)
+    np.subtract(now[0], past["newest_norm"], out=jump[0])
+    np.subtract(now[1:], after[:-1], out=jump[1:])
+    past["newest_norm"] = after[-1]
+    return np.abs(jump, out=jump)
+
+
+def _of_gradient(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Floats]:
+    column, norm = signals.metric("grad_norm"), signals.metric("frobenius")
+    if column is None:
         return {}
-    gradient = np.where(judged[:, None], np.maximum(gradient, TINY_GRADIENT), np.nan)
-    now = np.log(gradient).astype(np.float32)
-    drop = np.full(now.shape, np.nan, np.float32)
-    mean = past["gradient"]
-    seen = ~np.isnan(now)
-    for row in np.flatnonzero(judged):
-        mean = _begun(mean, now[row])
-        drop[row] = mean - now[row]
-        mean = _moved(seen[row], mean - np.float32(0.02) * drop[row], mean)
-    past["gradient"] = mean
-    found: dict[str, npt.NDArray[np.floating]] = {"gradient_drop": drop}
+    gradient = np.maximum(column.known, TINY_GRADIENT)
+    if not judged.all():
+        gradient[~judged] = NAN
+    shares = np.full(len(judged), 1 / RECENT_ROWS)
+    rise, past["gradient"] = _against_mean(np.log(gradient), past["gradient"], judged, shares)
+    found = {"gradient_drop": np.negative(rise, out=rise)}
     if norm is not None:
-        found["gradient_ratio"] = gradient / np.maximum(norm, 1e-9)
+        found["gradient_ratio"] = gradient / np.maximum(norm.known, TINY_NORM)
     return found

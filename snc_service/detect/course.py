@@ -1,0 +1,117 @@
+"""Rules about the course of a run: its loss, gradient norm and learning rate along the steps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from snc_service.detect.findings import Finding, Seen, Told, count, factor, number
+from snc_service.detect.memory import Memory
+from snc_service.detect.signals import Mask, Signals
+from snc_service.detect.trends import Doubles
+
+RISING = 0.15  # of a smoothed loss above its lowest: from there on growth is not progress
+
+
+def loss_divergence(seen: Seen) -> Finding | None:
+    """Find losses far above their running mean, in deviations."""
+    return _score(seen, "loss", "loss")
+
+
+def grad_spike(seen: Seen) -> Finding | None:
+    """Find gradient norms whose logarithm is far above its running mean, in deviations."""
+    return _score(seen, "grad_norm", "the gradient norm")
+
+
+def _score(seen: Seen, name: str, word: str) -> Finding | None:
+    scores, column = seen.scores.get(name), seen.signals.scalar(name)
+    if scores is None or column is None:
+        return None
+
+    def tell(row: int, limit: float) -> Told:
+        value = float(scores[row])
+        text = (
+            f"{word} {number(float(column.values[row]))} is {number(value)} deviations above "
+            f"its recent mean (limit {number(limit)})"
+        )
+        return Told(text, value=value, limit=limit)
+
+    return Finding(scores, seen.trends.judged & ~np.isnan(scores), tell)
+
+
+def lr_jump(seen: Seen) -> Finding | None:
+    """Find learning rates far above the largest one before."""
+    ratios = seen.scores.get("lr")
+    if ratios is None:
+        return None
+
+    def tell(row: int, limit: float) -> Told:
+        value = float(ratios[row])
+        text = f"the learning rate is {number(value)} times its largest value so far"
+        return Told(f"{text} (limit {number(limit)})", value=value, limit=limit)
+
+    return Finding(ratios, seen.trends.judged & ~np.isnan(ratios), tell)
+
+
+def loss_trend(seen: Seen) -> Finding | None:
+    """Find the median over layers of log sigma above its long mean, while the loss rises.
+
+    Growth alone is how networks learn, and a loss may rise for a while: both together, over
+    hundreds of steps, are how values run away where no single step is to blame.
+    """
+    growth, rise = seen.trends.long_growth, seen.scores.get("rise")
+    if growth is None or rise is None or not growth.shape[1]:
+        return None
+    values = np.full(len(rise), -np.inf)
+    rows = np.flatnonzero((rise > RISING) & ~np.isnan(growth).all(axis=1))
+    values[rows] = np.nanmedian(growth[rows], axis=1)
+
+    def tell(row: int, limit: float) -> Told:
+        most, value = int(np.nanargmax(growth[row])), float(values[row])
+        layer, layers = seen.signals.layers[most], int((growth[row] > limit).sum())
+        text = (
+            f"the loss is {number(100 * float(rise[row]))} % above its lowest while half of the "
+            f"layers are at {factor(value)} times their mean of some 200 rows or more "
+            f"(limit {factor(limit)})"
+        )
+        return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
+
+    return Finding(values, seen.trends.judged & ~np.isnan(rise), tell)
+
+
+def scores(signals: Signals, memory: Memory, judged: Mask) -> dict[str, Doubles]:
+    """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them.
+
+    NaN where there is none. ``rise`` is how far the loss is above its lowest.
+    """
+    found = {}
+    for name, score in (
+        ("loss", _score_loss),
+        ("grad_norm", _score_gradient),
+        ("lr", _score_lr),
+    ):
+        column = signals.scalar(name)
+        if column is not None:
+            found[name] = np.full(len(judged), np.nan)
+            if name == "loss":
+                found["rise"] = np.full(len(judged), np.nan)
+            for row in np.flatnonzero(judged & column.finite):
+                value = float(column.values[row])
+                found[name][row] = score(memory, value)
+                if name == "loss":
+                    found["rise"][row] = memory.rise.advance(value)
+    return found
+
+
+def _score_loss(memory: Memory, loss: float) -> float:
+    return memory.loss.score(loss, 0.02 * max(abs(loss), 0.05))
+
+
+def _score_gradient(memory: Memory, norm: float) -> float:
+    return memory.gradient.score(math.log(max(norm, 1e-20)), 0.1)
+
+
+def _score_lr(memory: Memory, rate: float) -> float:
+    before, memory.largest_lr = memory.largest_lr, max(memory.largest_lr, rate)
+    return rate / before if before > 0 else 0.0

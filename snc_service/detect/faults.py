@@ -1,0 +1,127 @@
+"""Rules about values themselves: not finite, over a threshold, or undone by the guard."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from snc_service.detect.findings import (
+    Columns,
+    Finding,
+    Seen,
+    Told,
+    apart,
+    count,
+    everywhere,
+    finite,
+    number,
+)
+from snc_service.detect.signals import Column, Mask, Signals
+
+# What must be finite, in the order in which an event looks for the one to name.
+FINITE_METRICS = ("sigma", "grad_norm", "update_norm")
+FINITE_SCALARS = ("loss", "grad_norm")
+
+
+def broken(signals: Signals) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Return the metrics and the scalars that must be finite, as far as they came."""
+    metrics = {n: c for n in FINITE_METRICS if (c := signals.metric(n)) is not None}
+    scalars = {n: c for n in FINITE_SCALARS if (c := signals.scalar(n)) is not None}
+    return metrics, scalars
+
+
+def num_broken(signals: Signals) -> npt.NDArray[np.int64]:
+    """Return how many values of each row [S] were measured and are NaN or infinite."""
+    metrics, scalars = broken(signals)
+    found = np.zeros(len(signals.rows.batch.steps), np.int64)
+    for column in metrics.values():
+        if not column.whole:
+            found += column.broken.sum(axis=1)
+    for column in scalars.values():
+        found += column.broken
+    return found
+
+
+def nonfinite(seen: Seen) -> Finding:
+    """Count values that were measured and are NaN or infinite."""
+    found = num_broken(seen.signals)
+    return Finding(
+        found.astype(np.float64), everywhere(seen), partial(_tell_nonfinite, seen.signals)
+    )
+
+
+def _tell_nonfinite(signals: Signals, row: int, limit: float) -> Told:
+    metrics, scalars = broken(signals)
+    parts, layer, layers = [], None, 0
+    hit = {name: np.flatnonzero(column.broken[row]) for name, column in metrics.items()}
+    name = next((name for name, where in hit.items() if where.size), None)
+    if name is not None:
+        first = int(hit[name][0])
+        layer = signals.layers[first]
+        layers = int(np.unique(np.concatenate(list(hit.values()))).size)
+        word = number(float(metrics[name].values[row, first]))
+        parts.append(f"{layer}: {name} is {word}{count(layers)}")
+    for name, column in scalars.items():
+        if column.broken[row]:
+            parts.append(f"{name} is {number(float(column.values[row]))}")
+    return Told("; ".join(parts), layer, layers)
+
+
+def breach(seen: Seen) -> Finding | None:
+    """Count layers whose sigma exceeds its threshold, compared in float32 as on the device."""
+    sigma, threshold = seen.signals.metric("sigma"), seen.signals.metric("threshold")
+    if sigma is None or threshold is None:
+        return None
+    # False wherever one of the two is NaN or was not measured.
+    over: Mask = np.greater(sigma.values, threshold.values)
+    tell = partial(_tell_breach, seen.signals, sigma.values, threshold.values, over)
+    return Finding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell)
+
+
+def _tell_breach(
+    signals: Signals, sigma: Columns, threshold: Columns, over: Mask, row: int, limit: float
+) -> Told:
+    where = np.flatnonzero(over[row])
+    with np.errstate(all="ignore"):  # a hostile threshold may be 0 or infinite
+        ratio = sigma[row, where] / threshold[row, where].astype(np.float64)
+    worst = int(where[np.argmax(ratio)])
+    value, held = float(sigma[row, worst]), float(threshold[row, worst])
+    text, held_text = apart(value, held)
+    scale = signals.metric("scale")
+    rescaled = scale is not None and scale.values[row, worst] < 1
+    message = (
+        f"{signals.layers[worst]}: sigma {text} exceeds its threshold {held_text}"
+        f"{count(where.size)}{' and was rescaled' if rescaled else ''}"
+    )
+    return Told(message, signals.layers[worst], int(where.size), finite(value), finite(held))
+
+
+def guard(seen: Seen) -> Finding | None:
+    """Count steps that the client's guard undid."""
+    return _undone(seen, "guard_vetoes", "the guard undid")
+
+
+def guard_rollback(seen: Seen) -> Finding | None:
+    """Count returns of the client's guard to an older copy of the weights."""
+    return _undone(seen, "guard_rollbacks", "the guard rolled the weights back after")
+
+
+def _undone(seen: Seen, name: str, word: str) -> Finding | None:
+    column = seen.signals.scalar(name)
+    if column is None:
+        return None
+    counts = np.where(column.measured & np.isfinite(column.values), column.values, 0.0)
+    strain = seen.signals.metric("guard")
+
+    def tell(row: int, limit: float) -> Told:
+        said, value = f"{word} step {seen.signals.rows.batch.steps[row]}", float(counts[row])
+        if strain is None or np.isnan(strain.values[row]).all():
+            return Told(said, value=value, limit=limit)
+        worst, layers = int(np.nanargmax(strain.values[row])), int((strain.values[row] > 1).sum())
+        layer, far = seen.signals.layers[worst], float(strain.values[row, worst])
+        text = f"{layer} went {number(far)} times as far as it may{count(layers)}"
+        return Told(f"{said}: {text}", layer, layers, value, limit)
+
+    return Finding(counts.astype(np.float64), everywhere(seen), tell)

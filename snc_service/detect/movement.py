@@ -1,0 +1,149 @@
+"""Rules about layers that move: jumps, growth, updates and gradients against their own past."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from snc_service.detect.findings import (
+    Columns,
+    Finding,
+    Seen,
+    Told,
+    count,
+    factor,
+    largest,
+    number,
+)
+from snc_service.detect.signals import Floats, Signals
+from snc_service.detect.trends import Doubles
+
+
+def sigma_jump(seen: Seen) -> Finding | None:
+    """Find the largest change of log sigma, or of the log Frobenius norm, in one step.
+
+    A new top direction shows in the norm at once, in an estimate of sigma some steps later. Over k
+    steps a random walk goes sqrt k.
+    """
+    jump, norm_jump = seen.trends.jump, seen.trends.norm_jump
+    either: Floats | None = norm_jump if jump is None else jump
+    if jump is not None and norm_jump is not None:
+        either = np.fmax(jump, norm_jump)
+    if either is None or not either.shape[1]:
+        return None
+    if (seen.gaps > 1).any():
+        either = either / np.sqrt(seen.gaps).astype(np.float32)[:, None]
+
+    def tell(row: int, limit: float) -> Told:
+        worst = int(np.nanargmax(either[row]))
+        layer, value = seen.signals.layers[worst], float(either[row, worst])
+        layers = int((either[row] > limit).sum())
+        by_sigma = jump is not None and (
+            norm_jump is None or not jump[row, worst] < norm_jump[row, worst]
+        )
+        what = "sigma" if by_sigma else "the Frobenius norm"
+        text = f"{what} changed by a factor of {factor(value)} in one step (limit {factor(limit)})"
+        return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
+
+    values = np.fmax.reduce(either, axis=1).astype(np.float64)
+    return Finding(values, seen.trends.judged, tell, either)
+
+
+def sigma_growth(seen: Seen) -> Finding | None:
+    """Find the largest log sigma above its own running mean."""
+    return largest(
+        seen,
+        seen.trends.growth,
+        lambda value, limit: (
+            f"sigma is {factor(value)} times its recent mean (limit {factor(limit)})"
+        ),
+    )
+
+
+def sigma_vs_init(seen: Seen) -> Finding | None:
+    """Find the largest log sigma above the value it was registered with."""
+    return largest(
+        seen,
+        seen.trends.since_start,
+        lambda value, limit: (
+            f"sigma is {factor(value)} times its value at the start (limit {factor(limit)})"
+        ),
+    )
+
+
+def coherent_growth(seen: Seen) -> Finding | None:
+    """Find the log sigma above its long mean of the layer that grew least: all of them grow.
+
+    A decay with the wrong sign, or a learning rate that only ever rises, moves every layer by a
+    little; of a healthy network at least one layer stays.
+    """
+    growth = seen.trends.long_growth
+    if growth is None or not growth.shape[1]:
+        return None
+    least = np.fmin.reduce(growth, axis=1).astype(np.float64)
+
+    def tell(row: int, limit: float) -> Told:
+        layers = int((~np.isnan(growth[row])).sum())
+        most = int(np.nanargmax(growth[row]))
+        value = float(least[row])
+        text = (
+            f"every sigma is at least {factor(value)} times its mean of some 200 rows "
+            f"(limit {factor(limit)})"
+        )
+        layer = seen.signals.layers[most]
+        return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
+
+    return Finding(least, seen.trends.judged, tell)
+
+
+def update_ratio(seen: Seen) -> Finding | None:
+    """Find the largest update norm over Frobenius norm."""
+    return largest(
+        seen,
+        seen.trends.update_ratio,
+        lambda value, limit: (
+            f"one step moved the weight by {number(100 * value)} % of its norm "
+            f"(limit {number(100 * limit)} %)"
+        ),
+    )
+
+
+def grad_vanish(seen: Seen) -> Finding | None:
+    """Find gradients that fell in all layers, or are almost nothing beside the weight in one.
+
+    In natural logarithms for the fall of the layer that fell least; in decimal ones below 1e-7 for
+    gradient norm over Frobenius norm of the layer where that is smallest.
+    """
+    drop, ratio = seen.trends.gradient_drop, seen.trends.gradient_ratio
+    if drop is None:
+        return None
+    least = np.fmin.reduce(drop, axis=1, initial=np.nan).astype(np.float64)
+    tiny = np.full(len(least), -np.inf)
+    if ratio is not None:
+        smallest = np.fmin.reduce(ratio, axis=1, initial=np.nan)
+        is_tiny = smallest < 1e-7
+        tiny[is_tiny] = -np.log10(np.maximum(smallest[is_tiny], 1e-30)) - 7
+    tell = partial(_tell_vanish, seen.signals, drop, ratio, least, tiny)
+    return Finding(np.fmax(least, tiny), seen.trends.judged, tell)
+
+
+def _tell_vanish(
+    signals: Signals,
+    drop: Columns,
+    ratio: Columns | None,
+    least: Doubles,
+    tiny: Doubles,
+    row: int,
+    limit: float,
+) -> Told:
+    if ratio is not None and not tiny[row] < least[row]:
+        worst = int(np.nanargmin(ratio[row]))
+        layer, value = signals.layers[worst], float(tiny[row])
+        text = f"{layer}: the gradient is {ratio[row, worst]:.2g} of the weight's norm"
+        return Told(text, layer, int((ratio[row] < 10 ** -(7 + limit)).sum()), value, limit)
+    worst = int(np.nanargmin(drop[row]))
+    layer, value = signals.layers[worst], float(least[row])
+    layers = int((~np.isnan(drop[row])).sum())
+    text = f"the gradients of all layers fell below 1/{factor(value)} of their mean"
+    return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)

@@ -1,0 +1,94 @@
+"""Which layer went first: the order in which layers left their healthy band.
+
+A layer is outside while a rule fires that compares each layer with its own limit, and the layer is
+one of those above it. The order is that of the newest incident: once no layer was outside for more
+than 50 steps, the next one begins a new order. It lives in detection's state, so it is the same
+whatever was stored, sent again or replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from snc_service.detect.findings import Finding
+from snc_service.detect.memory import Floats, Memory
+from snc_service.detect.running import REST_ROWS
+from snc_service.store.protocol import Rows
+
+# The rules that know of single layers, in the order of their numbers in the state.
+BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that left its band: when, by which rule, and how many times its limit it was at."""
+
+    layer: str
+    step: int
+    rule: str
+    times_limit: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """One row in which a rule fired: how many times the limit each layer [L] was at."""
+
+    row: int
+    rule: int
+    times_limit: Floats
+
+
+def outside(rule: str, limit: float, finding: Finding, rows: Sequence[int]) -> list[Outside]:
+    """Return what the ``rows`` in which a rule fired say of layers."""
+    if rule not in BAND_RULES or finding.columns is None:
+        return []
+    number, least = BAND_RULES.index(rule), max(limit, 1e-9)
+    return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
+
+
+def remember(memory: Memory, rows: Rows, found: Sequence[Outside]) -> None:
+    """Note, row by row, which layers are outside for the first time since the onset."""
+    places = memory.places(rows.layers)
+    for each in sorted(found, key=lambda one: one.row):
+        step = rows.batch.steps[each.row]
+        before = memory.onset_newest
+        if memory.onset is None or before is None or step - before > _rest(memory):
+            memory.onset = step
+            memory.columns["left_after"].fill(np.nan)
+        memory.onset_newest = step
+        fresh = (each.times_limit > 1) & np.isnan(memory.columns["left_after"][places])
+        where = places[fresh]
+        memory.columns["left_after"][where] = step - memory.onset
+        memory.columns["left_by"][where] = each.times_limit[fresh]
+        memory.columns["left_rule"][where] = each.rule
+
+
+def order(state: bytes | None, layers: Sequence[str]) -> list[Left]:
+    """Return the layers that left their band, the first one first; in one step the furthest.
+
+    Cost: reads the whole state, which is at most 56 bytes a layer.
+    """
+    memory = Memory.load(state)
+    if memory.onset is None:
+        return []
+    places = memory.places(tuple(layers))
+    after, by, rule = (memory.columns[f"left_{name}"][places] for name in ("after", "by", "rule"))
+    left = np.flatnonzero(~np.isnan(after))
+    in_order = left[np.lexsort((left, -by[left], after[left]))]
+    return [
+        Left(
+            layers[i],
+            memory.onset + int(after[i]),
+            BAND_RULES[int(rule[i])],
+            float(by[i]),
+        )
+        for i in in_order.tolist()
+    ]
+
+
+def _rest(memory: Memory) -> int:
+    return max(REST_ROWS, 5 * (memory.gap or 1))

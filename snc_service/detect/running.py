@@ -1,0 +1,105 @@
+"""Running quantities of a whole run: hysteresis of its rules, and statistics of its scalars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+REST_ROWS: Final = 50  # quiet rows after which a rule may speak again
+NEVER: Final = 1_000_000_000  # quiet for ever: the rule has not fired yet
+FIRST_ROWS: Final = 20  # of a run, in which a loss sets what counts as low
+
+Counts: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fired:
+    """The rows in which a rule fires, and those of them at which an event starts."""
+
+    rows: list[int] = field(default_factory=list)
+    edges: list[int] = field(default_factory=list)
+
+    def at(self, rows: npt.NDArray[np.intp]) -> Fired:
+        """Return the same with rows numbered as in ``rows``."""
+        return Fired(*([int(rows[i]) for i in part] for part in (self.rows, self.edges)))
+
+
+@dataclass
+class Firing:
+    """One rule's hysteresis: rows in a row above its limit, and rows since it last fired."""
+
+    streak: int = 0
+    quiet: int = NEVER
+
+    def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
+        """Return in which rows of ``above`` [S] the rule fires, and remember the rest.
+
+        A rule fires from the ``hold``-th row in a row above its limit; it starts an event if more
+        than ``rest`` rows went by in which it did not fire.
+        """
+        if not above.any():
+            if len(above):
+                self.streak, self.quiet = 0, min(NEVER, self.quiet + len(above))
+            return Fired()
+        fired = Fired()
+        for row, is_above in enumerate(above.tolist()):
+            self.streak = self.streak + 1 if is_above else 0
+            if is_above and self.streak >= hold[row]:
+                fired.rows.append(row)
+                if self.quiet > rest[row]:
+                    fired.edges.append(row)
+                self.quiet = 0
+            else:
+                self.quiet = min(NEVER, self.quiet + 1)
+        return fired
+
+
+@dataclass
+class Deviation:
+    """Running mean and mean absolute deviation of one scalar, robust to what it looks for."""
+
+    mean: float = 0.0
+    deviation: float = 0.0
+    count: int = 0
+
+    def score(self, value: float, floor: float) -> float:
+        """Return how many deviations ``value`` lies above the mean, then take it in.
+
+        1.2533 makes a mean absolute deviation a standard one, for a normal distribution. After ten
+        values a single one moves the mean by 5 deviations at most.
+        """
+        score = (value - self.mean) / max(1.2533 * self.deviation, floor)
+        self.count += 1
+        share = max(0.03, 1.0 / self.count)
+        rest = value - self.mean
+        if self.count > 10:
+            rest = min(max(rest, -5.0 * self.deviation), 5.0 * self.deviation)
+        self.mean += share * rest
+        self.deviation += share * (abs(rest) - self.deviation)
+        return score
+
+
+@dataclass
+class Rise:
+    """How far a loss has risen above the lowest it was, both smoothed over some 20 rows."""
+
+    smooth: float = 0.0
+    lowest: float = 0.0
+    count: int = 0
+
+    def advance(self, value: float) -> float:
+        """Take in ``value`` and return the rise: 0 at the lowest so far, 0.2 a fifth above it.
+
+        It is relative to the larger of the two in size, so that losses below zero have one too, and
+        never above 2. In the first rows there is none: they say what is usual.
+        """
+        self.count += 1
+        self.smooth += max(0.05, 1.0 / self.count) * (value - self.smooth)
+        if self.count <= FIRST_ROWS:
+            self.lowest = self.smooth if self.count == 1 else max(self.lowest, self.smooth)
+            return 0.0
+        self.lowest = min(self.lowest, self.smooth)
+        return (self.smooth - self.lowest) / max(abs(self.smooth), abs(self.lowest), 0.05)
