@@ -53,11 +53,15 @@ class Verdict:
     """What `judge` found in some rows: ``firing`` holds the steps in which each rule fired.
 
     An event marks where a rule began to fire; a rule that goes on fires without another one.
+    ``findings`` is what each rule that is on compared with its limit, ``trained`` [S] how many
+    training rows came before each row: whoever looks for limits needs both.
     """
 
     state: bytes
     events: list[Event] = field(default_factory=list)
     firing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    findings: Mapping[str, Finding] = field(default_factory=dict)
+    trained: Counts = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def advance(
@@ -89,11 +93,13 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
     firing: dict[str, tuple[int, ...]] = {}
+    findings: dict[str, Finding] = {}
     steps = rows.batch.steps
     for name, look in LOOKS.items():
         setting = settings[name]
         finding = look(seen) if setting.on else None
         if finding is not None:
+            findings[name] = finding
             fired = _fired(setting, finding, memory.of_rule(name), trends.trained, usual)
             found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
             if fired.rows:
@@ -102,7 +108,8 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     if outside:
         onset.remember(memory, rows, outside)
     found.sort(key=lambda pair: pair[0])
-    return Verdict(memory.dump(), [event for _, event in found], firing)
+    events = [event for _, event in found]
+    return Verdict(memory.dump(), events, firing, findings, trends.trained)
 
 
 def _fired(
