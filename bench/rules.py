@@ -13,11 +13,11 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from snc_service.backtest.files import read_run
-from snc_service.backtest.labels import Label, read_labels
+from snc_service.backtest.labels import read_labels
 from snc_service.backtest.replay import Replay, replay
 from snc_service.backtest.score import Score
 
@@ -53,26 +53,31 @@ def table(score: Score) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--batch", type=int, default=10, help="rows per batch (default 10)")
-    options = parser.parse_args()
-    with (options.folder / "labels.csv").open(newline="") as lines:
-        labels: dict[str, Label] = read_labels(lines)
+def report(folder: Path, batch: int, without: Collection[str] = ()) -> Score:
+    """Score a folder and print what the protocol's figures do not hold."""
+    with (folder / "labels.csv").open(newline="") as lines:
+        labels = read_labels(lines)
     score, events = Score(), Counter[str]()
     seconds, rows = 0.0, 0
     for label in labels.values():
-        found, took = timed(read_run(options.folder / f"{label.run}.npz", options.batch))
+        found, took = timed(read_run(folder / f"{label.run}.npz", batch, without=without))
         per_rule = Counter(event.rule for event in found.events)
         if label.excluded:
             print(f"excluded {label.run} ({label.excluded}): {dict(per_rule)}")
         events += per_rule
         seconds, rows = seconds + took, rows + found.last_step
         score.add(label, found.active, found.last_step)
-    print(f"events per rule: {dict(events)}")
-    print(table(score))
-    print(f"cost {1e6 * seconds / rows:.0f} us a row in batches of {options.batch}")
+    print(f"{len(labels)} runs, {rows} rows; events per rule: {dict(events)}")
+    print(f"cost {1e6 * seconds / rows:.0f} us a row in batches of {batch}")
+    return score
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch", type=int, default=10, help="rows per batch (default 10)")
+    options = parser.parse_args()
+    print(table(report(options.folder, options.batch)))
     print(TARGETS)
     return 0
 

@@ -20,7 +20,7 @@ Other arrays are not looked at. Row t is step t + 1, ``s0`` is step 0. NaN is a 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -44,10 +44,11 @@ PIECE: Final = 256  # rows judged at a time
 Array = npt.NDArray[Any]
 
 
-def read_run(path: Path, size: int = PIECE) -> Iterator[Rows]:
+def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) -> Iterator[Rows]:
     """Yield the rows of one file, ``size`` at a time, checked before the first one.
 
-    Memory: the arrays of one file. Raises `WireError` naming file and array; OSError if it cannot
+    Metrics named in ``without`` are left out, as if the job had not reported them. Memory: the
+    arrays of one file. Raises `WireError` naming file and array; OSError if it cannot
     be read.
     """
     where = path.name
@@ -67,6 +68,7 @@ def read_run(path: Path, size: int = PIECE) -> Iterator[Rows]:
         raise WireError(where, f"must be an .npz file of arrays: {shown(str(error))}") from None
     layers = _layers(names, where)
     _agree(sigma, layers, found, where)
+    found = {key: values for key, values in found.items() if METRICS.get(key) not in without}
     return _rows(path.stem, layers, {"sigma": sigma, **found}, size)
 
 

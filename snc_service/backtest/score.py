@@ -1,10 +1,10 @@
 """The scoring protocol: recall, lead and false alarms of rules over labelled runs.
 
 An alarm is active in every row in which some rule fires. An episode opens at an active row that is
-more than 50 rows after the active row before it, all rules together. It is a false alarm if it opens
-in a healthy run, or before the cause. A faulty run with a symptom is detected if an alarm is active
-anywhere from the cause to 5 rows after the symptom; its lead is the rows from the first such row to
-the symptom. Gradual is a fault whose symptom comes 20 rows after its cause or later.
+more than 50 rows after the active row before it, all rules together. It is a false alarm if it
+opens in a healthy run, or before the cause. A faulty run with a symptom is detected if an alarm is
+active anywhere from the cause to 5 rows after the symptom; its lead is the rows from the first such
+row to the symptom. Gradual is a fault whose symptom comes 20 rows after its cause or later.
 """
 
 from __future__ import annotations

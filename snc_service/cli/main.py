@@ -259,6 +259,38 @@ def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str
         verb.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
 
 
+def _backtest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    backtest = _reader(commands, name, "show what other rules would have said of runs")
+    backtest.add_argument(
+        "sources", metavar="RUN|FILE", nargs="+", help="a run's id, an .npz file, a folder of them"
+    )
+    backtest.add_argument("--rules", metavar="PATH", help="the other rules, .toml or JSON")
+    backtest.add_argument(
+        "--labels", metavar="PATH", help="CSV of id, healthy, cause, symptom: leads and a score"
+    )
+    backtest.set_defaults(command=_later("backtest", "backtest"))
+
+
+def _suggest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    suggest = _reader(commands, name, "derive thresholds and rule limits from healthy runs")
+    suggest.add_argument("runs", metavar="RUN", nargs="+", help="a run that went well")
+    suggest.add_argument("-o", "--output", metavar="PATH", help="policy, for snc policy set --file")
+    suggest.add_argument("--rules-output", metavar="PATH", help="rule limits, for snc backtest")
+    suggest.add_argument(
+        "--margin",
+        type=float,
+        default=1.5,
+        help="threshold: so many times the largest sigma (default: 1.5)",
+    )
+    suggest.add_argument(
+        "--action",
+        choices=("observe", "rescale", "cap", "stop"),
+        default="observe",
+        help="of every entry (default: observe)",
+    )
+    suggest.set_defaults(command=_later("suggest", "suggest"))
+
+
 BUILT_IN = {
     "serve": _serve,
     "runs": _runs,
@@ -268,6 +300,8 @@ BUILT_IN = {
     "compare": _compare,
     "export": _export,
     "events": _events,
+    "backtest": _backtest,
+    "suggest": _suggest,
     "policy": _policy,
     "alerts": _alerts,
     "token": _token,

@@ -1,0 +1,138 @@
+"""Limits from runs that went well: how far layers and rules went in them, times a margin."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from snc_service.detect.rules import Verdict, judge
+from snc_service.store.protocol import Rows
+from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
+
+# Of these a limit says how much is too much; the others count what must not happen at all.
+COUNTING: Final = ("nonfinite", "breach", "guard", "guard_rollback")
+ALIKE: Final = 2.0  # layers of one pattern whose largest sigmas lie within this factor share it
+LEAST_SIGMA: Final = 1e-6  # a layer that stayed at zero gets no threshold
+_NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")  # a whole part of a name
+_GLOB = re.compile(r"([*?\[])")
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass
+class Observed:
+    """The largest sigma of each layer, and the largest value that each rule would fire at."""
+
+    sigma: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    num_rows: int = 0
+    critical: dict[str, str] = field(default_factory=dict)  # run -> what was critical in it
+
+    def add(self, stream: Iterable[Rows]) -> None:
+        """Take in all rows of one run, judged by the rules in force for it."""
+        state: bytes | None = None
+        tails: dict[str, Doubles] = {}
+        for rows in stream:
+            verdict = judge(state, rows)
+            state = verdict.state
+            self.num_rows += len(rows.batch.steps)
+            self._sigmas(rows)
+            self._values(rows, verdict, tails)
+            for event in verdict.events:
+                if event.severity == "critical":
+                    self.critical.setdefault(rows.run, f"{event.rule} at step {event.step}")
+
+    def _sigmas(self, rows: Rows) -> None:
+        sigma = rows.batch.metric("sigma")
+        if sigma is None:
+            return
+        largest = np.where(np.isfinite(sigma), sigma, 0.0).max(axis=0)
+        for layer, value in zip(rows.layers, largest.tolist(), strict=True):
+            self.sigma[layer] = max(self.sigma.get(layer, 0.0), value)
+
+    def _values(self, rows: Rows, verdict: Verdict, tails: dict[str, Doubles]) -> None:
+        for name, finding in verdict.findings.items():
+            setting = rows.settings[name]
+            armed = finding.judged & (verdict.trained >= setting.armed)
+            there = np.where(np.isfinite(finding.values), finding.values, -np.inf)[armed]
+            values = np.concatenate((tails.get(name, np.empty(0)), there))
+            tails[name] = values[len(values) - setting.for_rows + 1 :][: setting.for_rows - 1]
+            if len(values) >= setting.for_rows:
+                windows = np.lib.stride_tricks.sliding_window_view(values, setting.for_rows)
+                largest = float(windows.min(axis=1).max())
+                if largest > 0:
+                    self.values[name] = max(self.values.get(name, 0.0), largest)
+
+
+def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
+    """Return thresholds of ``margin`` times the largest sigma, rounded up to two digits.
+
+    Numbers in names become ``*`` where the layers so named are alike; the first entry that matches
+    a layer never lies below that layer's own ``margin``.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for layer, sigma in observed.sigma.items():
+        if sigma > LEAST_SIGMA:
+            groups.setdefault(pattern_of(layer), {})[layer] = sigma
+    limits: dict[str, float] = {}
+    for pattern, layers in groups.items():
+        alike = max(layers.values()) <= ALIKE * min(layers.values())
+        if alike and not _covers_others(pattern, layers, observed.sigma):
+            limits[pattern] = max(layers.values())
+        else:
+            limits |= {literal(layer): sigma for layer, sigma in layers.items()}
+    ordered = sorted(limits, key=lambda pattern: pattern.count("*"))
+    return Policy(
+        tuple(PolicyEntry(pattern, round_up(margin * limits[pattern]), action)
+              for pattern in ordered)
+    )  # fmt: skip
+
+
+def rules_from(observed: Observed, margin: float) -> RuleSettings:
+    """Return shipped rules, their limits raised to ``margin`` times what the runs came to.
+
+    A limit is raised, never lowered: runs that went well do not show what a bad one looks like.
+    """
+    shipped = RuleSettings()
+    raised = {}
+    for name, value in observed.values.items():
+        limit = round_up(margin * value)
+        if name not in COUNTING and limit > shipped[name].limit:
+            raised[name] = replace(shipped[name], limit=limit)
+    return RuleSettings(MappingProxyType({**shipped.rules, **raised}))
+
+
+def pattern_of(layer: str) -> str:
+    """Return the name as a glob, its numbers as ``*``: what is one in every block of a model."""
+    return "*".join(literal(part) for part in _NUMBER.split(layer))
+
+
+def literal(name: str) -> str:
+    """Return a glob that matches this name only."""
+    return _GLOB.sub(r"[\1]", name)
+
+
+def round_up(value: float) -> float:
+    """Return the next number of two digits that is not below ``value`` > 0."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(round(value / unit, 6)) * unit:.6g}")
+
+
+def _covers_others(pattern: str, layers: Iterable[str], every: Iterable[str]) -> bool:
+    entry, own = PolicyEntry(pattern, None), set(layers)
+    return "*" in pattern and any(entry.matches(name) for name in every if name not in own)
+
+
+def as_toml(settings: RuleSettings, comments: Sequence[str]) -> str:
+    """Return what differs from the shipped rules as TOML, behind comments."""
+    lines = [f"# {comment}" for comment in comments]
+    for name, changed in settings.changes()["rules"].items():
+        lines += ["", f"[rules.{name}]", *(f"{key} = {value}" for key, value in changed.items())]
+    return "\n".join(lines) + "\n"
