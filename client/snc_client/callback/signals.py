@@ -161,7 +161,7 @@ class Signals:
     def _gradients(self, layers: Sequence[Layer]) -> None:
         """Find the gradient norm of every layer, and of all parameters together."""
         every = [p.grad.detach() for p in self._slots.parameters() if p.grad is not None]
-        dense = [gradient for gradient in every if gradient.layout == torch.strided]
+        dense = [gradient for gradient in every if _dense(gradient)]
         if not dense or len(dense) < len(every):
             self._say("grad_norm", "needs dense gradients when step() is called: call it before "
                       "zero_grad()")  # fmt: skip
@@ -239,6 +239,11 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         sizes = torch._foreach_norm([tensors[i] for i in places], 2, dtype=wide)
         found.update(zip(places, sizes, strict=True))
     return [found[i].float() for i in range(len(tensors))]
+
+
+def _dense(gradient: Tensor) -> bool:
+    """Return whether it is one plain tensor: not sparse, and no share of a sharded one."""
+    return gradient.layout == torch.strided and type(gradient) is Tensor
 
 
 def _checked(wanted: Iterable[str]) -> frozenset[str]:
