@@ -20,7 +20,7 @@ from snc_service.auth import Access
 from snc_service.errors import Problem
 from snc_service.store.protocol import Extent, Piece
 
-MOST_EXPORTS: Final = 4  # at once: a stalled one keeps a row group, at most 40 MB
+MOST_EXPORTS: Final = 4  # at once: a stalled one keeps a row group, about 20 MB
 CHUNK_BYTES: Final = 256 * 1024
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
