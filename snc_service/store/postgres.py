@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
@@ -84,6 +84,18 @@ class PostgresConnection:
         cursor = self._session.cursor()
         cursor.executemany(translated(sql), parameters)
         return cursor
+
+    def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
+        """Run one select for many parameters in one round trip; everything travels in binary."""
+        if not parameters:
+            return []
+        cursor = self._session.cursor(binary=True)
+        cursor.executemany(translated(sql), parameters, returning=True)
+        return [result.fetchall() for result in cursor.results()]
+
+    def together(self) -> AbstractContextManager[Any]:
+        """Send what is run inside in one go."""
+        return self._session.pipeline()
 
 
 class PostgresDatabase:

@@ -7,13 +7,14 @@ import queue
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql import schema
+from snc_service.store.sql.database import Row
 
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
 BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
@@ -39,6 +40,14 @@ class _Connection(sqlite3.Connection):
 
     for_update = ""
     skip_locked = ""
+
+    def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
+        """Run one select for many parameters."""
+        return [self.execute(sql, each).fetchall() for each in parameters]
+
+    def together(self) -> AbstractContextManager[None]:
+        """Do nothing: there is nobody to wait for."""
+        return nullcontext()
 
 
 def back_up(source: Path, target: Path) -> None:

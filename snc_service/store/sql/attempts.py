@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from snc_service.store.sql.database import Connection
+from snc_service.store.sql.database import Connection, Row
 from snc_service.store.sql.writers import Writer
 from snc_service.wire import MAX_STEP, Batch
 
@@ -18,9 +20,25 @@ class Segment:
     high: int
 
 
+class Placed(NamedTuple):
+    """Where a batch belongs: its attempt, and that attempt's first step with the batch in it."""
+
+    attempt: int
+    first_step: int
+    is_new: bool
+    is_moved: bool  # begins, or begins earlier than was known
+
+
 @dataclass
 class Attempts:
     """A run's attempts and the first step of each."""
+
+    SELECT: ClassVar = "select attempt, first_step from attempt where run_id = ?"
+    UPSERT: ClassVar = (
+        "insert into attempt (run_id, attempt, first_step, started_at) "
+        "values (?, ?, ?, ?) on conflict (run_id, attempt) do update "
+        "set first_step = excluded.first_step"
+    )
 
     run_id: int
     first_steps: dict[int, int]
@@ -28,24 +46,19 @@ class Attempts:
     @classmethod
     def load(cls, connection: Connection, run_id: int) -> Attempts:
         """Read them."""
-        rows = connection.execute(
-            "select attempt, first_step from attempt where run_id = ?", (run_id,)
-        )
-        return cls(run_id, dict(rows.fetchall()))
+        return cls(run_id, dict(connection.execute(cls.SELECT, (run_id,)).fetchall()))
 
-    def copy(self) -> Attempts:
-        """Return a copy to change."""
-        return Attempts(self.run_id, dict(self.first_steps))
+    def rows(self, moved: Mapping[int, float]) -> list[Row]:
+        """Return the rows of attempts that have begun, or begun earlier than was known."""
+        return [(self.run_id, a, self.first_steps[a], at) for a, at in sorted(moved.items())]
 
     @property
     def newest(self) -> int:
         """Return the newest attempt's number, 0 before the first batch."""
         return max(self.first_steps, default=0)
 
-    def place(
-        self, connection: Connection, batch: Batch, writer: Writer, now: float
-    ) -> tuple[int, bool]:
-        """Return the attempt that a batch belongs to and whether it is its first batch.
+    def placed(self, batch: Batch, writer: Writer) -> Placed:
+        """Return the attempt that a batch belongs to; nothing is changed yet.
 
         A batch that names its attempt is taken at its word. Otherwise a writer stays where it is;
         when its own steps go back it joins the newest attempt, or begins one if it is in it.
@@ -60,15 +73,9 @@ class Attempts:
         else:
             attempt = self.newest + (writer.attempt == self.newest)
         known = self.first_steps.get(attempt)
-        if known is None or first < known:
-            self.first_steps[attempt] = first
-            connection.execute(
-                "insert into attempt (run_id, attempt, first_step, started_at) "
-                "values (?, ?, ?, ?) on conflict (run_id, attempt) do update "
-                "set first_step = excluded.first_step",
-                (self.run_id, attempt, first, now),
-            )
-        return attempt, known is None
+        if known is None:
+            return Placed(attempt, first, is_new=True, is_moved=True)
+        return Placed(attempt, min(first, known), is_new=False, is_moved=first < known)
 
     def view(self, attempt: int | None, from_step: int, to_step: int | None) -> list[Segment]:
         """Return which steps to read from which attempt, in the order of steps.

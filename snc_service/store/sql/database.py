@@ -8,7 +8,7 @@ both accept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 Row: TypeAlias = tuple[Any, ...]
@@ -51,6 +51,15 @@ class Connection(Protocol):
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
         """Run one statement for many rows."""
 
+    def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
+        """Run one select for many parameters, in their order; return the rows of each.
+
+        Where a server is asked, it is asked once and answers them all.
+        """
+
+    def together(self) -> AbstractContextManager[Any]:
+        """Send what `executemany` runs inside without waiting for each; errors come at the end."""
+
 
 class Database(Protocol):
     """An engine. Its contexts turn the driver's errors into `StoreUnavailable`.
@@ -82,16 +91,3 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Close every connection."""
-
-
-@contextmanager
-def savepoint(connection: Connection) -> Iterator[None]:
-    """Undo what happens inside if it raises, and only that."""
-    connection.execute("savepoint item")
-    try:
-        yield
-    except BaseException:
-        connection.execute("rollback to savepoint item")
-        raise
-    finally:
-        connection.execute("release savepoint item")

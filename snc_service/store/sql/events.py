@@ -38,7 +38,19 @@ def append(
 
     A value or limit that is not finite is kept as "no number": rule and message say what it was.
     """
-    stored = [StoredEvent(run, first + i, at, event) for i, event in enumerate(new)]
+    stored = numbered(run, new, at, first)
+    insert(connection, run_id, stored)
+    return stored
+
+
+def numbered(run: str, new: Sequence[Event], at: float, first: int) -> list[StoredEvent]:
+    """Return events with their places, from id ``first`` on."""
+    return [StoredEvent(run, first + i, at, event) for i, event in enumerate(new)]
+
+
+def insert(connection: Connection, run_id: int, stored: Sequence[StoredEvent]) -> None:
+    """Write the rows of events that have their places: of a list, its counts, and the outbox."""
+    counts = Counter((item.event.rule, item.event.severity) for item in stored)
     connection.executemany(
         "insert into event (run_id, id, at, step, rule, severity, layer, layers, value, "
         "limit_value, message) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -51,12 +63,8 @@ def append(
     connection.executemany(
         "insert into event_count (run_id, rule, severity, n) values (?, ?, ?, ?) "
         "on conflict (run_id, rule, severity) do update set n = event_count.n + excluded.n",
-        [
-            (run_id, rule, severity, n)
-            for (rule, severity), n in Counter((e.rule, e.severity) for e in new).items()
-        ],
+        [(run_id, rule, severity, n) for (rule, severity), n in counts.items()],
     )
-    return stored
 
 
 def page(connection: Connection, query: EventQuery, run_id: int | None) -> Page:

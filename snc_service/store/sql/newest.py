@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store.protocol import Floats, Steps
-from snc_service.store.sql.database import Connection
+from snc_service.store.sql.database import Connection, Row
 from snc_service.store.sql.layers import Indexes
 from snc_service.wire import ABSENT, Batch, absent
 
@@ -18,6 +18,17 @@ Mask = npt.NDArray[np.bool_]
 UNMEASURED = -1
 # What holds at the step of a sigma and at no other: a threshold must not outlive its policy.
 BESIDE_SIGMA = ("threshold", "scale")
+SELECT = (
+    "select latest.table_id, layer_table.layers, latest.metrics, latest.steps, latest.v "
+    "from latest join layer_table on layer_table.run_id = latest.run_id "
+    "and layer_table.table_id = latest.table_id where latest.run_id = ? "
+    "order by latest.table_id"
+)
+UPSERT = (
+    "insert into latest (run_id, table_id, metrics, steps, v) "
+    "values (?, ?, ?, ?, ?) on conflict (run_id, table_id) do update set "
+    "metrics = excluded.metrics, steps = excluded.steps, v = excluded.v"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Newest:
         Later steps win over earlier ones within an attempt, a later attempt over everything, and
         "not measured" over nothing.
         """
+        if isinstance(at, slice) and self._is_covered_by(newer):
+            return newer
         metrics = self.metrics + tuple(m for m in newer.metrics if m not in self.metrics)
         values = np.full((len(metrics), len(self.steps)), ABSENT, np.float32)
         values[: len(self.metrics)] = self.values
@@ -77,6 +90,14 @@ class Newest:
         steps[at] = np.where(later, newer.steps, old_steps)
         return Newest(attempts, steps, metrics, values)
 
+    def _is_covered_by(self, newer: Newest) -> bool:
+        """Return whether nothing of these values is left under ``newer``, of the same layers."""
+        later = (newer.attempts > self.attempts) | (
+            (newer.attempts == self.attempts) & (newer.steps >= self.steps)
+        )
+        same = self.metrics == newer.metrics
+        return same and bool(later.all()) and not absent(newer.values).any()
+
 
 def of_batch(batch: Batch, attempt: int) -> Newest:
     """Return each layer's and metric's last measured value within a batch."""
@@ -85,7 +106,8 @@ def of_batch(batch: Batch, attempt: int) -> Newest:
     present = ~absent(batch.values)
     if present.size and present[:, -1].all():
         steps = np.full(num_layers, batch.steps[-1], np.int64)
-        return Newest(attempts, steps, batch.metrics, batch.values[:, -1])
+        # A copy: what is remembered must not hold the body that it came in.
+        return Newest(attempts, steps, batch.metrics, batch.values[:, -1].copy())
     last = len(batch.steps) - 1 - np.argmax(present[:, ::-1], axis=1)  # [M, L]
     if "sigma" in batch.metrics:
         tied = [i for i, metric in enumerate(batch.metrics) if metric in BESIDE_SIGMA]
@@ -108,34 +130,22 @@ def merged(num_layers: int, parts: Iterable[tuple[Indexes, Newest]]) -> Newest:
 
 def load(connection: Connection, run_id: int) -> dict[int, tuple[Indexes, Newest]]:
     """Return the newest values of every layer table that has some, by the table's number."""
-    rows = connection.execute(
-        "select latest.table_id, layer_table.layers, latest.metrics, latest.steps, latest.v "
-        "from latest join layer_table on layer_table.run_id = latest.run_id "
-        "and layer_table.table_id = latest.table_id where latest.run_id = ? "
-        "order by latest.table_id",
-        (run_id,),
-    )
+    return of_rows(connection.execute(SELECT, (run_id,)))
+
+
+def of_rows(rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
+    """Return what the rows of `SELECT` say, by the number of the layer table."""
     return {
         table_id: (np.frombuffer(bytes(layers), np.int32), _unpacked(metrics, steps, values))
         for table_id, layers, metrics, steps, values in rows
     }
 
 
-def save(connection: Connection, run_id: int, table_id: int, newest: Newest) -> None:
-    """Keep the newest values of one layer table."""
-    places = np.stack([newest.steps, newest.attempts])
-    connection.execute(
-        "insert into latest (run_id, table_id, metrics, steps, v) "
-        "values (?, ?, ?, ?, ?) on conflict (run_id, table_id) do update set "
-        "metrics = excluded.metrics, steps = excluded.steps, v = excluded.v",
-        (
-            run_id,
-            table_id,
-            json.dumps(newest.metrics),
-            places.tobytes(),
-            np.ascontiguousarray(newest.values).tobytes(),
-        ),
-    )
+def row(run_id: int, table_id: int, newest: Newest) -> Row:
+    """Return what `UPSERT` takes to keep the newest values of one layer table."""
+    places = newest.steps.tobytes() + newest.attempts.tobytes()
+    values = np.ascontiguousarray(newest.values).data
+    return (run_id, table_id, json.dumps(newest.metrics), places, values)
 
 
 def _unpacked(metrics: str, steps: bytes, values: bytes) -> Newest:

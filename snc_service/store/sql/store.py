@@ -38,6 +38,7 @@ from snc_service.store.sql import (
     tokens,
 )
 from snc_service.store.sql.alert_store import SqlAlerts
+from snc_service.store.sql.at_work import RunGone, RunMemory
 from snc_service.store.sql.database import Database
 from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
@@ -54,6 +55,7 @@ class SqlStore(SqlAlerts):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._book = LayerBook()
+        self._memory = RunMemory()
         deletion.resume(database)
 
     # Runs
@@ -138,8 +140,15 @@ class SqlStore(SqlAlerts):
 
     def ingest(self, items: Sequence[Submission], advance: Advance) -> list[Outcome]:
         """See `Store.ingest`."""
-        with self._database.write() as connection:
-            return ingest(connection, self._book, items, advance)
+        while True:
+            known = self._memory.take({item.run for item in items})
+            try:
+                with self._database.write() as connection:
+                    outcomes, works = ingest(connection, self._book, known, items, advance)
+            except RunGone:  # again, with nothing remembered
+                continue
+            self._memory.keep(works)
+            return outcomes
 
     # Reads
     def latest(self, run: str) -> Latest:

@@ -15,9 +15,12 @@ from snc_service.store.sql.wanted import Picked, Rows
 from snc_service.wire import absent
 
 
-def pack_steps(steps: Steps) -> bytes | None:
+def pack_steps(steps: Steps | Sequence[int]) -> bytes | None:
     """Return the offsets of ``steps`` from the first, None if they are evenly spaced."""
-    if len(steps) < 3 or (np.diff(steps) == steps[1] - steps[0]).all():
+    if len(steps) < 3:
+        return None
+    steps = np.asarray(steps, np.int64)
+    if (np.diff(steps) == steps[1] - steps[0]).all():
         return None
     offsets: bytes = (steps - steps[0]).astype("<i8").tobytes()
     return offsets

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
-import numpy as np
-
 from snc_service.store.protocol import SequenceConflict, SequenceGap
-from snc_service.store.sql.database import Connection
+from snc_service.store.sql.database import Connection, Row
 from snc_service.wire import Batch
 
 KEPT = 64  # batches whose content can still be told apart
+UPSERT = (
+    "insert into writer (run_id, writer, last_seq, last_step, attempt, crcs) "
+    "values (?, ?, ?, ?, ?, ?) on conflict (run_id, writer) do update set "
+    "last_seq = excluded.last_seq, last_step = excluded.last_step, "
+    "attempt = excluded.attempt, crcs = excluded.crcs"
+)
+_PAIR = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Writer:
     last_seq: int = -1
     last_step: int = -1
     attempt: int | None = None
-    crcs: tuple[tuple[int, int], ...] = ()
+    crcs: bytes = b""  # pairs of uint64, the newest last
 
     def has_stored(self, batch: Batch, crc: int) -> bool:
         """Return whether the batch is stored; False: it is the next one.
@@ -30,7 +36,7 @@ class Writer:
         batch before it is missing that it does not declare as given up.
         """
         if batch.seq <= self.last_seq:
-            kept = dict(self.crcs).get(batch.seq, crc)
+            kept = dict(_PAIR.iter_unpack(self.crcs)).get(batch.seq, crc)
             if kept != crc:
                 raise SequenceConflict(
                     f"seq {batch.seq} of writer {batch.writer!r} is stored with other content"
@@ -43,8 +49,12 @@ class Writer:
 
     def after(self, batch: Batch, crc: int, attempt: int) -> Writer:
         """Return the writer after ``batch`` was stored in ``attempt``."""
-        crcs = (*self.crcs, (batch.seq, crc))[-KEPT:]
+        crcs = (self.crcs + _PAIR.pack(batch.seq, crc))[-KEPT * _PAIR.size :]
         return Writer(self.name, batch.seq, batch.steps[-1], attempt, crcs)
+
+    def row(self, run_id: int) -> Row:
+        """Return what `UPSERT` takes."""
+        return (run_id, self.name, self.last_seq, self.last_step, self.attempt, self.crcs)
 
 
 def load(connection: Connection, run_id: int, name: str) -> Writer:
@@ -56,23 +66,4 @@ def load(connection: Connection, run_id: int, name: str) -> Writer:
     if row is None:
         return Writer(name)
     last_seq, last_step, attempt, crcs = row
-    pairs = np.frombuffer(bytes(crcs), "<u8").reshape(-1, 2).tolist()
-    return Writer(name, last_seq, last_step, attempt, tuple((seq, crc) for seq, crc in pairs))
-
-
-def save(connection: Connection, run_id: int, writer: Writer) -> None:
-    """Keep a writer."""
-    connection.execute(
-        "insert into writer (run_id, writer, last_seq, last_step, attempt, crcs) "
-        "values (?, ?, ?, ?, ?, ?) on conflict (run_id, writer) do update set "
-        "last_seq = excluded.last_seq, last_step = excluded.last_step, "
-        "attempt = excluded.attempt, crcs = excluded.crcs",
-        (
-            run_id,
-            writer.name,
-            writer.last_seq,
-            writer.last_step,
-            writer.attempt,
-            np.array(writer.crcs, "<u8").tobytes(),
-        ),
-    )
+    return Writer(name, last_seq, last_step, attempt, bytes(crcs))
