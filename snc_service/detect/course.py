@@ -64,8 +64,10 @@ def loss_trend(seen: Seen) -> Finding | None:
     if growth is None or rise is None or not growth.shape[1]:
         return None
     values = np.full(len(rise), -np.inf)
-    rows = np.flatnonzero((rise > RISING) & ~np.isnan(growth).all(axis=1))
-    values[rows] = np.nanmedian(growth[rows], axis=1)
+    rows = np.flatnonzero(rise > RISING)
+    rows = rows[~np.isnan(growth[rows]).all(axis=1)]
+    if rows.size:
+        values[rows] = np.nanmedian(growth[rows], axis=1)
 
     def tell(row: int, limit: float) -> Told:
         most, value = int(np.nanargmax(growth[row])), float(values[row])

@@ -34,11 +34,12 @@ def broken(signals: Signals) -> tuple[dict[str, Column], dict[str, Column]]:
 
 def num_broken(signals: Signals) -> npt.NDArray[np.int64]:
     """Return how many values of each row [S] were measured and are NaN or infinite."""
-    metrics, scalars = broken(signals)
     found = np.zeros(len(signals.rows.batch.steps), np.int64)
+    if signals.whole:
+        return found
+    metrics, scalars = broken(signals)
     for column in metrics.values():
-        if not column.whole:
-            found += column.broken.sum(axis=1)
+        found += column.broken.sum(axis=1)
     for column in scalars.values():
         found += column.broken
     return found
@@ -46,10 +47,8 @@ def num_broken(signals: Signals) -> npt.NDArray[np.int64]:
 
 def nonfinite(seen: Seen) -> Finding:
     """Count values that were measured and are NaN or infinite."""
-    found = num_broken(seen.signals)
-    return Finding(
-        found.astype(np.float64), everywhere(seen), partial(_tell_nonfinite, seen.signals)
-    )
+    found = seen.num_broken.astype(np.float64)
+    return Finding(found, everywhere(seen), partial(_tell_nonfinite, seen.signals))
 
 
 def _tell_nonfinite(signals: Signals, row: int, limit: float) -> Told:

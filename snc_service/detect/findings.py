@@ -45,6 +45,7 @@ class Seen:
     """Everything that a rule may look at."""
 
     signals: Signals
+    num_broken: Counts  # [S] values that are not finite
     trends: Trends
     gaps: Counts  # [S] steps since the row before
     # [S] how unusual loss, grad_norm and lr are, and how far the loss has risen: `course.scores`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -73,9 +73,13 @@ class Memory:
         size = values["layers"]
         keys = np.frombuffer(data[: 8 * size], "<u8").astype(np.uint64)
         stored = np.frombuffer(data[8 * size :], "<f4").reshape(len(values["columns"]), size)
-        columns = {name: np.full(size, np.nan, np.float32) for name in COLUMNS}
-        for name, column in zip(values["columns"], stored, strict=True):
-            columns[name] = column.astype(np.float32)
+        known = dict(zip(values["columns"], stored, strict=True))
+        columns = {
+            name: known[name].astype(np.float32)
+            if name in known
+            else np.full(size, np.nan, np.float32)
+            for name in COLUMNS
+        }
         return cls(
             step=values["step"],
             gap=values["gap"],
@@ -100,9 +104,9 @@ class Memory:
             "gap": self.gap,
             "trained": self.trained,
             "largest_lr": self.largest_lr,
-            "loss": astuple(self.loss),
-            "gradient": astuple(self.gradient),
-            "rise": astuple(self.rise),
+            "loss": [*vars(self.loss).values()],
+            "gradient": [*vars(self.gradient).values()],
+            "rise": [*vars(self.rise).values()],
             "onset": self.onset,
             "onset_newest": self.onset_newest,
             "firing": {rule: [it.streak, it.quiet] for rule, it in self.firing.items()},

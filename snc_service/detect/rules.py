@@ -87,9 +87,10 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     begins = memory.step is None
     gaps, usual = memory.gaps(rows.batch.steps)
     signals = Signals(rows)
-    trends = follow(signals, memory, faults.num_broken(signals) == 0, begins=begins)
+    num_broken = faults.num_broken(signals)
+    trends = follow(signals, memory, num_broken == 0, begins=begins)
     scores = course.scores(signals, memory, trends.judged)
-    seen = Seen(signals, trends, gaps, scores)
+    seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
     firing: dict[str, tuple[int, ...]] = {}
@@ -118,7 +119,8 @@ def _fired(
     """Return the rows in which a rule fires, and those at which an event of it starts."""
     above = finding.values > setting.limit
     if not above.any():
-        return firing.advance(above[finding.judged], usual, usual)
+        firing.pass_over(int(np.count_nonzero(finding.judged)))
+        return Fired()
     above &= trained >= np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
     hold = -(-setting.for_rows // usual)
     rest = np.minimum(REST_ROWS, np.maximum(5, REST_ROWS // usual))

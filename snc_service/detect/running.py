@@ -34,16 +34,17 @@ class Firing:
     streak: int = 0
     quiet: int = NEVER
 
+    def pass_over(self, rows: int) -> None:
+        """Remember so many rows that are not above the limit."""
+        if rows:
+            self.streak, self.quiet = 0, min(NEVER, self.quiet + rows)
+
     def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
         """Return in which rows of ``above`` [S] the rule fires, and remember the rest.
 
         A rule fires from the ``hold``-th row in a row above its limit; it starts an event if more
         than ``rest`` rows went by in which it did not fire.
         """
-        if not above.any():
-            if len(above):
-                self.streak, self.quiet = 0, min(NEVER, self.quiet + len(above))
-            return Fired()
         fired = Fired()
         for row, is_above in enumerate(above.tolist()):
             self.streak = self.streak + 1 if is_above else 0

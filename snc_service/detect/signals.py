@@ -19,31 +19,30 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Values as they came (float32): one per row and layer, or one per row."""
+    """Values as they came (float32): one per row and layer, or one per row.
+
+    ``whole``: every one of them is a finite number, so that nobody need look again.
+    """
 
     values: Floats
+    whole: bool
 
-    @cached_property
+    @property
     def finite(self) -> Mask:
         """Return where a value is a finite number, and so was measured."""
         return np.isfinite(self.values)
 
-    @cached_property
-    def whole(self) -> bool:
-        """Return whether every value is a finite number."""
-        return bool(self.finite.all())
-
-    @cached_property
+    @property
     def measured(self) -> Mask:
         """Return where there is a value at all."""
-        return self.finite if self.whole else ~absent(self.values)
+        return ~absent(self.values)
 
-    @cached_property
+    @property
     def broken(self) -> Mask:
         """Return where a value was measured and is NaN or infinite."""
         return self.measured & ~self.finite
 
-    @cached_property
+    @property
     def known(self) -> Floats:
         """Return the values, NaN where there is no finite one."""
         return self.values if self.whole else np.where(self.finite, self.values, np.float32(np.nan))
@@ -55,6 +54,12 @@ class Signals:
 
     rows: Rows
     _columns: dict[tuple[str, str], Column | None] = field(default_factory=dict)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Return whether every value of the batch is a finite number: usual, and quick to ask."""
+        batch = self.rows.batch
+        return bool(np.isfinite(batch.values).all() and np.isfinite(batch.scalar_values).all())
 
     @property
     def layers(self) -> Sequence[str]:
@@ -73,5 +78,8 @@ class Signals:
         if (kind, name) not in self._columns:
             batch = self.rows.batch
             values = batch.metric(name) if kind == "metric" else batch.scalar(name)
-            self._columns[kind, name] = None if values is None else Column(values)
+            column = None
+            if values is not None:
+                column = Column(values, self.whole or bool(np.isfinite(values).all()))
+            self._columns[kind, name] = column
         return self._columns[kind, name]

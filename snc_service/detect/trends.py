@@ -136,17 +136,28 @@ def _against_mean(
     The mean begins with a layer's first value; each value then has ``shares`` [S] in it. A row that
     is not ``judged`` and a layer that was not measured change nothing.
     """
-    apart = np.full(now.shape, NAN)
-    whole = not np.isnan(now[judged]).any()
+    rows = np.flatnonzero(judged)
+    whole = len(rows) == len(now) and not np.isnan(now).any()
+    apart = np.empty_like(now) if whole else np.full(now.shape, NAN)
     weights = shares.astype(np.float32)
-    for row in np.flatnonzero(judged):
-        unknown = np.isnan(mean)
-        if unknown.any():
-            mean = np.where(unknown, now[row], mean)
-        np.subtract(now[row], mean, out=apart[row])
-        moved = mean + weights[row] * apart[row]
-        mean = moved if whole else np.where(np.isnan(moved), mean, moved)
+    if len(rows) and whole:
+        mean = _begun(mean, now[0])
+    for row in rows:
+        if whole:
+            np.subtract(now[row], mean, out=apart[row])
+            mean = mean + weights[row] * apart[row]
+        else:
+            mean = _begun(mean, now[row])
+            np.subtract(now[row], mean, out=apart[row])
+            moved = mean + weights[row] * apart[row]
+            mean = np.where(np.isnan(moved), mean, moved)
     return apart, mean
+
+
+def _begun(mean: Floats, now: Floats) -> Floats:
+    """Return ``mean``, begun with ``now`` where there is none yet [L]."""
+    unknown = np.isnan(mean)
+    return np.where(unknown, now, mean) if unknown.any() else mean
 
 
 def _register(sigma: Floats, past: Past) -> None:
