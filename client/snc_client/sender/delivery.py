@@ -160,7 +160,7 @@ class Delivery:
         """Stop for good; what is not acknowledged by now stays in the spool, or is lost."""
         frame, self._frame = self._frame, None
         self.state = "closed"
-        under_way = frame.batch.num_values if frame is not None else 0
+        under_way = frame.num_values if frame is not None else 0
         end = None if self._until_empty else self._patience.ending
         if self._rows.close(end, keep=not self.complete):
             self.kept_values = self._rows.kept_values + under_way
@@ -315,7 +315,7 @@ class Delivery:
         if not _whole(answer.body.get("accepted")):
             self._not_ours(frame, answer)
             return
-        self.sent_values += frame.batch.num_values
+        self.sent_values += frame.num_values
         self._rows.settled()
         self._frame = None
         self._take_over_policy(answer.body)
@@ -327,8 +327,8 @@ class Delivery:
         self._trouble("refused", "the service refuses a batch (%s): dropped", answer.reason)
         if answer.status == 413:
             self._batch_bytes = max(self._batch_bytes // 2, MIN_BATCH_BYTES)
-        self.refused_values += frame.batch.num_values
-        self._undeclared += frame.batch.num_values + frame.batch.dropped
+        self.refused_values += frame.num_values
+        self._undeclared += frame.num_values + frame.batch.dropped
         self._skipped += 1 + frame.batch.skipped
         self._rows.settled()
         self._frame = None

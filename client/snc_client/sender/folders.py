@@ -6,9 +6,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from snc_client.sender.entries import thinned
 from snc_client.sender.job import Job
 from snc_client.spool import Spool, SpoolBusy
 from snc_service.wire import METRIC_NAME, RUN_NAME, LayerTable, WireError
@@ -21,7 +23,8 @@ def new_folder(root: Path, job: Job) -> Path:
 
 def create(folder: Path, job: Job, max_bytes: int) -> Spool:
     """Open a new log and say whose it is. Raises `OSError`. The token is not written."""
-    spool = Spool(folder, max_bytes=max_bytes)
+    spare = partial(thinned, shape=job.shape, metrics=job.metrics)
+    spool = Spool(folder, max_bytes=max_bytes, spare=spare)
     about = {"writer": job.writer, "metrics": job.metrics, "request": dict(job.request)}
     try:
         _write(folder / "layers.json", job.table.body)

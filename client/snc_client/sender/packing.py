@@ -20,12 +20,13 @@ class Frame:
 
     batch: Batch
     data: bytes
+    num_values: int  # that the job handed over: what a full spool gave up is carried as ABSENT
     tries: int = 0
 
     def redeclared(self, expected: int) -> Frame:
         """Return the batch for a service that waits for ``expected``: what lies between is gone."""
         batch = replace(self.batch, skipped=self.batch.seq - expected)
-        return Frame(batch, encode(batch), self.tries)
+        return Frame(batch, encode(batch), self.num_values, self.tries)
 
 
 class Packer:
@@ -70,7 +71,7 @@ class Packer:
             attempt=self._place(rows[0].step, rows[-1].step),
         )
         self._seq += 1
-        return Frame(batch, encode(batch))
+        return Frame(batch, encode(batch), batch.num_values - sum(row.spared for row in rows))
 
     def _place(self, first: int, last: int) -> int:
         assert self._attempt is not None, "a run is created before its first batch is packed"

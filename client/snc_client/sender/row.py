@@ -18,13 +18,14 @@ class Row(NamedTuple):
     values: Floats
     scalars: Mapping[str, float]
     time: float
+    spared: int = 0  # of the values a full spool gave up: they are ABSENT, and counted there
 
     @property
     def num_values(self) -> int:
-        """Return M*L + K."""
-        return self.values.size + len(self.scalars)
+        """Return M*L + K, less what was given up."""
+        return self.values.size - self.spared + len(self.scalars)
 
     @property
     def num_bytes(self) -> int:
         """Return what the row costs on the wire and, nearly, in memory."""
-        return 4 * self.num_values
+        return 4 * (self.values.size + len(self.scalars))

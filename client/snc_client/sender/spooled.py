@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from snc_client.sender import folders
+from snc_client.sender.entries import packed, unpacked
 from snc_client.sender.packing import Frame, Packer
 from snc_client.sender.patience import EndState
 from snc_client.sender.row import Row
@@ -25,7 +23,6 @@ from snc_client.sender.rows import RowQueue
 from snc_client.spool import Spool
 
 _log = logging.getLogger("snc")
-_HEAD = struct.Struct("<qdI")  # step, time, bytes of the scalars
 WRITE_ROWS = 64  # in one write
 RETRY_SECONDS = 1.0  # after a disk that would not take rows
 
@@ -116,7 +113,7 @@ class SpooledRows:
                 spool = self.opened()
                 while rows := self._memory.take_all(WRITE_ROWS):
                     try:
-                        spool.append([(_entry(row), row.num_values) for row in rows])
+                        spool.append([(packed(row), row.num_values) for row in rows])
                     except OSError:
                         self._memory.put_back(rows)
                         raise
@@ -246,7 +243,7 @@ class SpooledRows:
         if self._spool is None or (found := self._spool.next()) is None:
             return None
         index, entry = found
-        return index, _row(entry, self._shape)
+        return index, unpacked(entry, self._shape)
 
     def _note(self, progress: Progress) -> None:
         with self._lock:
@@ -263,15 +260,3 @@ class SpooledRows:
         if not self._complained:
             self._complained = True
             _log.warning("snc: the spool takes no rows (%s); they wait in memory only", error)
-
-
-def _entry(row: Row) -> bytes:
-    scalars = json.dumps(dict(row.scalars)).encode()
-    return _HEAD.pack(row.step, row.time, len(scalars)) + scalars + row.values.tobytes()
-
-
-def _row(entry: bytes, shape: tuple[int, int]) -> Row:
-    """Return the row of an entry; its checksum was right, so it is what `_entry` wrote."""
-    step, time, length = _HEAD.unpack_from(entry)
-    values = np.frombuffer(entry, np.float32, offset=_HEAD.size + length).reshape(shape)
-    return Row(step, values, json.loads(entry[_HEAD.size : _HEAD.size + length]), time)

@@ -1,14 +1,11 @@
 """The spool: an append-only log on local disk that outlives its process, bounded in bytes.
 
-A folder of segments, each a run of records::
+A folder of segments, each a run of records (see `records`). The newest note is the log's state, and
+is copied to the head of every new segment, so that old ones can go. A record that does not check
+ends its segment: a torn tail costs what was torn, nothing before or after it.
 
-    u32  length of the payload      u32  CRC-32 of kind, weight and payload
-    u8   kind                       u32  weight (what the entry counts for when it is dropped)
-    payload
-
-Kinds: H opens a segment (index of its first entry), E is an entry, N a note: the newest note is the
-log's state, and is copied to the head of every new segment, so that old ones can go. A record that
-does not check ends its segment: a torn tail costs what was torn, nothing before or after it.
+Past its bound a log first spares: it rewrites its oldest segments, each under its name in one move,
+with what ``spare`` leaves of their entries; only then it drops whole segments.
 
 What `append` has written survives the death of the process, kill -9 included. It reaches the disk
 itself (`fsync`) when a segment is full and at `close`, so the death of the machine may cost the
@@ -17,36 +14,30 @@ last segment.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 import threading
-import weakref
-import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
+
+from snc_client.spool.claim import Claim
+from snc_client.spool.records import (
+    ENTRY,
+    HEADER,
+    INDEX,
+    NOTE,
+    Record,
+    packed,
+    record_at,
+    records,
+)
 
 SEGMENT_BYTES: Final = 8 * 2**20
+WORTH: Final = 0.9  # a segment is rewritten if at most this share of it is left
 
-_HEAD = struct.Struct("<IIBI")
-_INDEX = struct.Struct("<Q")
-_HEADER, _ENTRY, _NOTE = b"HEN"
-
-
-class SpoolBusy(Exception):
-    """Another process (or another part of this one) uses the folder."""
-
-
-class Record(NamedTuple):
-    """One checked record; ``end`` is the offset behind it."""
-
-    kind: int
-    weight: int
-    payload: bytes
-    end: int
+Spare: TypeAlias = Callable[[bytes, int], tuple[bytes, int]]
 
 
 @dataclass
@@ -61,29 +52,44 @@ class Segment:
     read_entries: int = 0
     read_weight: int = 0
     read_offset: int = 0
+    spared: bool = False  # nothing is left in it that could be spared
 
 
 class Spool:
     """The log in ``folder``, locked for this process; what an earlier one left is read first.
 
-    Thread-safe. Past ``max_bytes`` the oldest segment goes, and the weight of its unread entries is
-    counted in ``dropped_weight``. Raises `SpoolBusy`, and `OSError` as the disk does: after one
-    from `append` none of its entries is in the log, and the next call starts a new segment.
+    Thread-safe. ``spare`` gets a payload and its weight and returns less of both. It is asked past
+    ``max_bytes``, for the oldest entries first; what was read already may be on its way and stays
+    as it is. When nothing more can be spared the oldest segment goes. The weight of all that is
+    lost unread is counted in ``dropped_weight``.
+
+    Raises `SpoolBusy`, and `OSError` as the disk does: after one from `append` none of its entries
+    is in the log, and the next call starts a new segment.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        segment_bytes: int = SEGMENT_BYTES,
+        spare: Spare | None = None,
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self._max_bytes = max_bytes
+        self._spare = spare
         # At least four segments: dropping one must not empty the log.
         self._segment_bytes = max(min(segment_bytes, max_bytes // 4), 1)
         self._lock = threading.RLock()
-        self._claim = _Claim(folder / "lock")
+        self._claim = Claim(folder / "lock")
         self._segments: deque[Segment] = deque()
         self._file: int | None = None  # descriptor of the last segment, while it can be appended to
         self._reading: tuple[Path, int] | None = None
         self.note = b""
         self.dropped_weight = 0
+        for path in folder.glob("[0-9]*.part"):  # of a process that died while it rewrote
+            path.unlink()
         for path in sorted(folder.glob("*.log")):
             self._recover(path)
 
@@ -123,7 +129,7 @@ class Spool:
         """Append entries with their weights: one write, in the log when this returns."""
         with self._lock:
             segment = self._writable()
-            self._write(segment, [_packed(_ENTRY, payload, w) for payload, w in entries])
+            self._write(segment, [packed(ENTRY, payload, w) for payload, w in entries])
             segment.entries += len(entries)
             segment.weight += sum(weight for _, weight in entries)
             self._keep_bound()
@@ -131,7 +137,7 @@ class Spool:
     def set_note(self, note: bytes) -> None:
         """Replace the log's state."""
         with self._lock:
-            self._write(self._writable(), [_packed(_NOTE, note)])
+            self._write(self._writable(), [packed(NOTE, note)])
             self.note = note
 
     def next(self) -> tuple[int, bytes] | None:
@@ -145,7 +151,7 @@ class Spool:
                         segment.read_entries, segment.read_weight = segment.entries, segment.weight
                         break
                     segment.read_offset = record.end
-                    if record.kind == _ENTRY:
+                    if record.kind == ENTRY:
                         segment.read_entries += 1
                         segment.read_weight += record.weight
                         return segment.first + segment.read_entries - 1, record.payload
@@ -184,8 +190,8 @@ class Spool:
         # Never onto an old file: what a dead process left may end in a torn record.
         self._file = os.open(segment.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         self._segments.append(segment)
-        head = [_packed(_HEADER, _INDEX.pack(first))]
-        self._write(segment, [*head, _packed(_NOTE, self.note)] if self.note else head)
+        head = [packed(HEADER, INDEX.pack(first))]
+        self._write(segment, [*head, packed(NOTE, self.note)] if self.note else head)
         return segment
 
     def _write(self, segment: Segment, records: Sequence[bytes]) -> None:
@@ -217,9 +223,42 @@ class Spool:
 
     def _keep_bound(self) -> None:
         while self.num_bytes > self._max_bytes and len(self._segments) > 1:
-            segment = self._segments.popleft()
-            self.dropped_weight += segment.weight - segment.read_weight
-            self._remove(segment)
+            if not self._spare_oldest():
+                segment = self._segments.popleft()
+                self.dropped_weight += segment.weight - segment.read_weight
+                self._remove(segment)
+
+    def _spare_oldest(self) -> bool:
+        """Rewrite the oldest segment that gives anything; False: none does."""
+        for segment in list(self._segments)[:-1]:
+            if self._spare is None or segment.spared or segment.read_offset:
+                continue
+            segment.spared = True
+            try:
+                if self._rewrite(segment, self._spare):
+                    return True
+            except OSError:  # no room to write anew: then whole segments must go
+                segment.path.with_suffix(".part").unlink(missing_ok=True)
+        return False
+
+    def _rewrite(self, segment: Segment, spare: Spare) -> bool:
+        """Spare what can be in a segment nobody has read of; False: it is not worth it."""
+        left, entries, weight = [packed(HEADER, INDEX.pack(segment.first))], 0, 0
+        with open(segment.path, "rb") as file:
+            for record in records(file.fileno(), segment.num_bytes):
+                if record.kind == ENTRY:
+                    payload, kept = spare(record.payload, record.weight)
+                    left.append(packed(ENTRY, payload, kept))
+                    entries, weight = entries + 1, weight + kept
+                elif record.kind == NOTE:
+                    left.append(packed(NOTE, record.payload))
+        data = b"".join(left)
+        if len(data) > WORTH * segment.num_bytes or entries < segment.entries:
+            return False
+        _replace(segment.path, data)
+        self.dropped_weight += segment.weight - weight
+        segment.num_bytes, segment.weight = len(data), weight
+        return True
 
     def _remove(self, segment: Segment) -> None:
         if self._reading is not None and self._reading[0] == segment.path:
@@ -237,18 +276,18 @@ class Spool:
                 self._reading = (segment.path, os.open(segment.path, os.O_RDONLY))
             except OSError:
                 return None
-        return _record(self._reading[1], segment.read_offset, segment.num_bytes)
+        return record_at(self._reading[1], segment.read_offset, segment.num_bytes)
 
     def _recover(self, path: Path) -> None:
         """Take over a segment of an earlier process, up to its first record that does not check."""
         segment = Segment(path, self._end())
         file = os.open(path, os.O_RDONLY)
         try:
-            for record in _records(file, os.fstat(file).st_size):
+            for record in records(file, os.fstat(file).st_size):
                 segment.num_bytes = record.end
-                if record.kind == _HEADER:
-                    segment.first = max(segment.first, _INDEX.unpack(record.payload)[0])
-                elif record.kind == _NOTE:
+                if record.kind == HEADER:
+                    segment.first = max(segment.first, INDEX.unpack(record.payload)[0])
+                elif record.kind == NOTE:
                     self.note = record.payload
                 else:
                     segment.entries += 1
@@ -258,58 +297,12 @@ class Spool:
         self._segments.append(segment)
 
 
-class _Claim:
-    """An exclusive lock on a folder, gone with the process that holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: int | None = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise SpoolBusy(f"{path.parent} is in use") from None
-        # A forked worker shares the lock; it must not keep it beyond its parent's death.
-        ref = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _close_claim(ref()))
-
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _close_claim(claim: _Claim | None) -> None:
-    if claim is not None:
-        claim.release()
-
-
-def _packed(kind: int, payload: bytes, weight: int = 0) -> bytes:
-    return _HEAD.pack(len(payload), _crc(kind, weight, payload), kind, weight) + payload
-
-
-def _crc(kind: int, weight: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<BI", kind, weight)))
-
-
-def _record(file: int, offset: int, end: int) -> Record | None:
-    """Return the record at ``offset``; None if none checks there within ``end`` bytes."""
-    head = os.pread(file, _HEAD.size, offset)
-    if len(head) < _HEAD.size:
-        return None
-    length, crc, kind, weight = _HEAD.unpack(head)
-    behind = offset + _HEAD.size + length
-    if behind > end or kind not in b"HEN":
-        return None
-    payload = os.pread(file, length, offset + _HEAD.size)
-    if len(payload) < length or _crc(kind, weight, payload) != crc:
-        return None
-    if kind == _HEADER and length != _INDEX.size:
-        return None
-    return Record(kind, weight, payload, behind)
-
-
-def _records(file: int, end: int) -> Iterator[Record]:
-    offset = 0
-    while (record := _record(file, offset, end)) is not None:
-        yield record
-        offset = record.end
+def _replace(path: Path, data: bytes) -> None:
+    """Give a segment new content: whoever dies meanwhile leaves the old one or the new one."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        os.chmod(part, 0o600)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
