@@ -495,6 +495,7 @@ def test_a_sharded_tensor_is_skipped_with_its_type(mesh):
     coverage = find_layers(model)
     assert list(named(coverage)) == ["0.weight"]
     assert "a DTensor: sharded" in reasons(coverage)["1.weight"]
+    assert "audit a gathered checkpoint" in reasons(coverage)["1.weight"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,22 @@ from snc_client.layers.coverage import Skipped
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GAINS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_SHARDED = (
+    "a {}: sharded, no rank holds the matrix, and sigma of a shard is not its own; audit a "
+    "gathered checkpoint"
+)
 _DENSE = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
-def reason(module: nn.Module, weight: Tensor) -> str | None:
-    """Return why this weight of ``module`` cannot be measured, None if it can."""
+def reason(
+    module: nn.Module, weight: Tensor, parameters: Sequence[nn.Parameter] = ()
+) -> str | None:
+    """Return why this weight of ``module`` cannot be measured, None if it can.
+
+    ``parameters`` are those that it is made of: marks that others put on them say who holds it.
+    """
+    if any(map(_sharded, parameters)):
+        return _SHARDED.format(type(parameters[0]).__name__)
     if isinstance(module, GAINS):
         return "gain or bias of a normalisation: diagonal, no matrix; maps= measures a gain"
     return no_numbers(weight) or _no_matrix(module, weight)
@@ -37,8 +48,10 @@ def no_numbers(weight: Tensor) -> str | None:
     if is_lazy(weight):
         return "not initialised yet: run a forward, then look again"
     plain = weight.detach()
+    if _sharded(weight):
+        return _SHARDED.format(type(plain).__name__)
     if type(plain) is not Tensor:
-        return f"a {type(plain).__name__}: sharded or quantised tensors are not supported"
+        return f"a {type(plain).__name__}: quantised and other special tensors are not supported"
     if plain.is_meta:
         return "on the meta device: it holds no numbers"
     if plain.layout != torch.strided:
@@ -46,6 +59,17 @@ def no_numbers(weight: Tensor) -> str | None:
     if plain.dtype not in _FLOATS:
         return f"of dtype {plain.dtype}: complex, integer and quantised weights are not supported"
     return None
+
+
+def _sharded(weight: Tensor) -> bool:
+    """Return whether other ranks hold a part of it: DTensor, FSDP's flat memory, ZeRO's partition.
+
+    By names and marks, so that none of these libraries is imported. FSDP1 leaves vectors and empty
+    tensors in the places of weights, which says nothing of what they are.
+    """
+    flat = getattr(weight, "_fsdp_flattened", False) or type(weight).__name__ == "FlatParameter"
+    dtensor = hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+    return flat or dtensor or hasattr(weight, "ds_id")
 
 
 def packed(model: nn.Module) -> Iterator[Skipped]:

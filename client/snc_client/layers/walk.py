@@ -59,7 +59,7 @@ def find_layers(
     pairs = lora_pairs(places)
     what = {x.name: found for x in places if (found := asked(x, maps or {}))}
     alone = [x for x in places if x.name not in pairs and x.name not in what]
-    reasons = {x.name: reason(x.module, x.value) for x in alone}
+    reasons = {x.name: reason(x.module, x.value, x.source.parameters) for x in alone}
     _check(conv, grids or {}, places)
     if all_must_match:
         _check_names("split", split or {}, [x for x in alone if reasons[x.name] is None])
