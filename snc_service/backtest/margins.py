@@ -81,18 +81,20 @@ def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
     for layer, sigma in observed.sigma.items():
         if sigma > LEAST_SIGMA:
             groups.setdefault(pattern_of(layer), {})[layer] = sigma
-    limits: dict[str, float] = {}
+    shared: dict[str, float] = {}
+    own: dict[str, float] = {}
     for pattern, layers in groups.items():
         alike = max(layers.values()) <= ALIKE * min(layers.values())
-        if alike and not _covers_others(pattern, layers, observed.sigma):
-            limits[pattern] = max(layers.values())
+        if len(layers) > 1 and alike and not _covers_others(pattern, layers, observed.sigma):
+            shared[pattern] = max(layers.values())
         else:
-            limits |= {literal(layer): sigma for layer, sigma in layers.items()}
-    ordered = sorted(limits, key=lambda pattern: pattern.count("*"))
+            own |= {literal(layer): sigma for layer, sigma in layers.items()}
+    # A shared pattern matches its own layers only, so it may come first. A name matches its slices
+    # too, so longer names come before shorter ones.
+    entries = [*shared.items(), *sorted(own.items(), key=lambda item: -len(item[0]))]
     return Policy(
-        tuple(PolicyEntry(pattern, round_up(margin * limits[pattern]), action)
-              for pattern in ordered)
-    )  # fmt: skip
+        tuple(PolicyEntry(pattern, round_up(margin * sigma), action) for pattern, sigma in entries)
+    )
 
 
 def rules_from(observed: Observed, margin: float) -> RuleSettings:
@@ -127,7 +129,7 @@ def round_up(value: float) -> float:
 
 def _covers_others(pattern: str, layers: Iterable[str], every: Iterable[str]) -> bool:
     entry, own = PolicyEntry(pattern, None), set(layers)
-    return "*" in pattern and any(entry.matches(name) for name in every if name not in own)
+    return any(entry.matches(name) for name in every if name not in own)
 
 
 def as_toml(settings: RuleSettings, comments: Sequence[str]) -> str:
