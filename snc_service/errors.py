@@ -24,6 +24,7 @@ from snc_service.store.protocol import (
     LayerUnknown,
     PolicyConflict,
     QuotaExceeded,
+    RulesConflict,
     RunClosed,
     RunUnknown,
     SequenceConflict,
@@ -33,6 +34,7 @@ from snc_service.store.protocol import (
     StoreUnavailable,
     TokenExists,
     TokenUnknown,
+    TooManyAnnotations,
 )
 from snc_service.wire import WireError
 from snc_service.wire.checks import shown
@@ -137,6 +139,11 @@ KINDS: Mapping[str, Kind] = {
         "Names are not used twice, so that the audit log speaks of one token: take another.",
     ),
     "run-closed": Kind(409, "The run has ended", "No job would get the command."),
+    "annotations-full": Kind(
+        409,
+        "The run has as many annotations as one may have",
+        "Mark planned changes, not every step.",
+    ),
     "commands-waiting": Kind(
         409,
         "The job has not taken earlier commands yet",
@@ -241,7 +248,7 @@ def from_store(error: StoreError) -> Problem:
     """Return the problem of what the store refused."""
     if isinstance(error, SequenceGap):
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
-    if isinstance(error, PolicyConflict | AlertingConflict):
+    if isinstance(error, PolicyConflict | RulesConflict | AlertingConflict):
         return Problem("precondition-failed", str(error), current=error.current)
     for of_store, kind in _STORE_KINDS:
         if isinstance(error, of_store):
@@ -262,6 +269,7 @@ _STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
     (QuotaExceeded, "quota-exceeded"),
     (RunClosed, "run-closed"),
     (CommandsWaiting, "commands-waiting"),
+    (TooManyAnnotations, "annotations-full"),
     (StoreFull, "storage-full"),
     (StoreUnavailable, "store-unavailable"),
 )

@@ -37,7 +37,7 @@ def trends_of(rows: Rows, memory: Memory | None = None):
     memory.gaps(rows.batch.steps)
     finite = np.isfinite(rows.batch.metric("sigma")).all(axis=1)
     finite |= np.isnan(rows.batch.metric("sigma")).any(axis=1)  # ABSENT only, in these tests
-    return follow(Signals(rows), memory, finite, begins=begins)
+    return follow(Signals(rows), memory, finite, np.zeros_like(finite), begins=begins)
 
 
 def attach(sigma: list[float]) -> Rows:
@@ -155,7 +155,9 @@ def test_what_is_not_reported_has_no_trend():
     assert trends.update_ratio is None
     assert trends.gradient_drop is None
     only_updates = rows_of({"update_norm": [[1.0]], "frobenius": [[2.0]]})
-    found = follow(Signals(only_updates), Memory(), np.array([True]), begins=True)
+    found = follow(
+        Signals(only_updates), Memory(), np.array([True]), np.array([False]), begins=True
+    )
     assert found.jump is None
     assert found.update_ratio.tolist() == [[0.5]]
 

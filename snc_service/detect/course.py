@@ -82,7 +82,7 @@ def loss_trend(seen: Seen) -> Finding | None:
     return Finding(values, seen.trends.judged & ~np.isnan(rise), tell)
 
 
-def scores(signals: Signals, memory: Memory, judged: Mask) -> dict[str, Doubles]:
+def scores(signals: Signals, memory: Memory, judged: Mask, anew: Mask) -> dict[str, Doubles]:
     """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them.
 
     NaN where there is none. ``rise`` is how far the loss is above its lowest.
@@ -94,11 +94,18 @@ def scores(signals: Signals, memory: Memory, judged: Mask) -> dict[str, Doubles]
         ("lr", _score_lr),
     ):
         column = signals.scalar(name)
-        if column is not None:
-            found[name] = np.full(len(judged), np.nan)
-            if name == "loss":
-                found["rise"] = np.full(len(judged), np.nan)
-            for row in np.flatnonzero(judged & column.finite):
+        if column is None:
+            if anew.any():
+                memory.forget(name)
+            continue
+        found[name] = np.full(len(judged), np.nan)
+        if name == "loss":
+            found["rise"] = np.full(len(judged), np.nan)
+        usable = judged & column.finite
+        for row in np.flatnonzero(usable | anew):
+            if anew[row]:
+                memory.forget(name)
+            if usable[row]:
                 value = float(column.values[row])
                 found[name][row] = score(memory, value)
                 if name == "loss":

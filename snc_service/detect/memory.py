@@ -55,6 +55,8 @@ class Memory:
     loss: Deviation = field(default_factory=Deviation)
     gradient: Deviation = field(default_factory=Deviation)
     rise: Rise = field(default_factory=Rise)
+    annotated: list[int] = field(default_factory=list)  # annotations that have taken effect
+    begun: int = 0  # training rows before the newest of them did
     onset: int | None = None  # the step at which a first layer left its band
     onset_newest: int | None = None  # the newest step in which one was outside
     firing: dict[str, Firing] = field(default_factory=dict)
@@ -88,6 +90,8 @@ class Memory:
             loss=Deviation(*values["loss"]),
             gradient=Deviation(*values["gradient"]),
             rise=Rise(*values.get("rise", ())),
+            annotated=values.get("annotated", []),
+            begun=values.get("begun", 0),
             onset=values.get("onset"),
             onset_newest=values.get("onset_newest"),
             firing={rule: Firing(*pair) for rule, pair in values["firing"].items()},
@@ -107,6 +111,8 @@ class Memory:
             "loss": [*vars(self.loss).values()],
             "gradient": [*vars(self.gradient).values()],
             "rise": [*vars(self.rise).values()],
+            "annotated": self.annotated,
+            "begun": self.begun,
             "onset": self.onset,
             "onset_newest": self.onset_newest,
             "firing": {rule: [it.streak, it.quiet] for rule, it in self.firing.items()},
@@ -122,6 +128,13 @@ class Memory:
     def of_rule(self, rule: str) -> Firing:
         """Return a rule's hysteresis, to be moved."""
         return self.firing.setdefault(rule, Firing())
+
+    def forget(self, scalar: str) -> None:
+        """Begin the running statistics of a scalar anew."""
+        if scalar == "loss":
+            self.loss, self.rise = Deviation(), Rise()
+        elif scalar == "grad_norm":
+            self.gradient = Deviation()
 
     def restart(self) -> None:
         """Begin a new attempt: what layers were at the start stays, all else is forgotten."""

@@ -46,11 +46,12 @@ class Trends:
     gradient_ratio: Floats | None = None  # gradient norm / Frobenius norm
 
 
-def follow(signals: Signals, memory: Memory, finite: Mask, *, begins: bool) -> Trends:
+def follow(signals: Signals, memory: Memory, finite: Mask, anew: Mask, *, begins: bool) -> Trends:
     """Return the trends of S rows and move ``memory`` past them.
 
-    Rows that are not ``finite`` [S] change nothing. Where the run or attempt ``begins``, a first
-    row that only registers sigma, before training starts, is no training row.
+    Rows that are not ``finite`` [S] change nothing, in some rows running means begin ``anew`` [S].
+    Where the run or attempt ``begins``, a first row that only registers sigma, before training
+    starts, is no training row.
     """
     places = memory.places(tuple(signals.layers))
     past = {name: column[places] for name, column in memory.columns.items()}
@@ -61,9 +62,9 @@ def follow(signals: Signals, memory: Memory, finite: Mask, *, begins: bool) -> T
     judged = training & finite
     with np.errstate(over="ignore", invalid="ignore"):  # of what a hostile row may hold
         found = {
-            **_of_sigma(signals, past, judged, trained),
+            **_of_sigma(signals, past, judged, anew, trained),
             **_of_norm(signals, past, judged),
-            **_of_gradient(signals, past, judged),
+            **_of_gradient(signals, past, judged, anew),
         }
     for name, column in past.items():
         memory.columns[name][places] = column
@@ -77,7 +78,9 @@ def _only_sigma(signals: Signals) -> bool:
     return not any(c is not None and c.measured[0].any() for c in (*others, *scalars))
 
 
-def _of_sigma(signals: Signals, past: Past, judged: Mask, trained: Counts) -> Mapping[str, Floats]:
+def _of_sigma(
+    signals: Signals, past: Past, judged: Mask, anew: Mask, trained: Counts
+) -> Mapping[str, Floats]:
     column = signals.metric("sigma")
     if column is None:
         return {}
@@ -88,8 +91,8 @@ def _of_sigma(signals: Signals, past: Past, judged: Mask, trained: Counts) -> Ma
     jump = _jumps(now, after, past, judged)
     recent = np.where(trained <= RECENT_ROWS, 1 / (trained + 1), 1 / RECENT_ROWS)
     long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
-    growth, past["mean"] = _against_mean(now, past["mean"], judged, recent)
-    long_growth, past["long_mean"] = _against_mean(now, past["long_mean"], judged, long)
+    growth, past["mean"] = _against_mean(now, past["mean"], judged, anew, recent)
+    long_growth, past["long_mean"] = _against_mean(now, past["long_mean"], judged, anew, long)
     since_start = now - past["start"]
     if not judged.all():
         since_start[~judged] = NAN
@@ -129,24 +132,27 @@ def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> Floats:
 
 
 def _against_mean(
-    now: Floats, mean: Floats, judged: Mask, shares: Doubles
+    now: Floats, mean: Floats, judged: Mask, anew: Mask, shares: Doubles
 ) -> tuple[Floats, Floats]:
     """Return ``now`` [S, L] above its running mean, and the mean after the last row [L].
 
     The mean begins with a layer's first value; each value then has ``shares`` [S] in it. A row that
-    is not ``judged`` and a layer that was not measured change nothing.
+    is not ``judged`` and a layer that was not measured change nothing; ``anew`` forgets the mean.
     """
-    rows = np.flatnonzero(judged)
-    whole = len(rows) == len(now) and not np.isnan(now).any()
+    rows = np.flatnonzero(judged | anew)
+    whole = bool(judged.all()) and not anew.any() and not np.isnan(now).any()
     apart = np.empty_like(now) if whole else np.full(now.shape, NAN)
     weights = shares.astype(np.float32)
-    if len(rows) and whole:
+    if whole:
         mean = _begun(mean, now[0])
     for row in rows:
         if whole:
             np.subtract(now[row], mean, out=apart[row])
             mean = mean + weights[row] * apart[row]
-        else:
+            continue
+        if anew[row]:
+            mean = np.full_like(mean, NAN)
+        if judged[row]:
             mean = _begun(mean, now[row])
             np.subtract(now[row], mean, out=apart[row])
             moved = mean + weights[row] * apart[row]
@@ -223,7 +229,7 @@ def _norm_jumps(now: Floats, signals: Signals, norm: Floats, past: Past) -> Floa
     return np.abs(jump, out=jump)
 
 
-def _of_gradient(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Floats]:
+def _of_gradient(signals: Signals, past: Past, judged: Mask, anew: Mask) -> Mapping[str, Floats]:
     column, norm = signals.metric("grad_norm"), signals.metric("frobenius")
     if column is None:
         return {}
@@ -231,7 +237,8 @@ def _of_gradient(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Flo
     if not judged.all():
         gradient[~judged] = NAN
     shares = np.full(len(judged), 1 / RECENT_ROWS)
-    rise, past["gradient"] = _against_mean(np.log(gradient), past["gradient"], judged, shares)
+    logs = np.log(gradient)
+    rise, past["gradient"] = _against_mean(logs, past["gradient"], judged, anew, shares)
     found = {"gradient_drop": np.negative(rise, out=rise)}
     if norm is not None:
         found["gradient_ratio"] = gradient / np.maximum(norm.known, TINY_NORM)

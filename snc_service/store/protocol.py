@@ -29,6 +29,7 @@ from snc_service.store.refusals import LayerTableUnknown as LayerTableUnknown
 from snc_service.store.refusals import LayerUnknown as LayerUnknown
 from snc_service.store.refusals import PolicyConflict as PolicyConflict
 from snc_service.store.refusals import QuotaExceeded as QuotaExceeded
+from snc_service.store.refusals import RulesConflict as RulesConflict
 from snc_service.store.refusals import RunClosed as RunClosed
 from snc_service.store.refusals import RunUnknown as RunUnknown
 from snc_service.store.refusals import SequenceConflict as SequenceConflict
@@ -38,6 +39,8 @@ from snc_service.store.refusals import StoreFull as StoreFull
 from snc_service.store.refusals import StoreUnavailable as StoreUnavailable
 from snc_service.store.refusals import TokenExists as TokenExists
 from snc_service.store.refusals import TokenUnknown as TokenUnknown
+from snc_service.store.refusals import TooManyAnnotations as TooManyAnnotations
+from snc_service.store.rulebook import Annotation, RuleStore
 from snc_service.wire import Batch, LayerTable, Policy, RuleSettings
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
@@ -81,6 +84,7 @@ class Event:
     layers: int = 0
     value: float | None = None
     limit: float | None = None
+    rules_version: int | None = None  # of the settings that a rule obeyed; None: no rule
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Rows:
     attempt: int
     new_attempt: bool  # the first batch of this attempt
     settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
+    annotations: tuple[Annotation, ...] = ()  # of the run, the oldest first
 
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
@@ -171,7 +176,7 @@ class EventQuery:
     project: str | None = None
 
 
-class Store(Histories, Records, AlertStore, Protocol):
+class Store(Histories, Records, AlertStore, RuleStore, Protocol):
     """One service's whole memory."""
 
     # Runs

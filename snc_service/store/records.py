@@ -15,6 +15,8 @@ Scope: TypeAlias = Literal["ingest", "read", "admin"]
 AuditAction: TypeAlias = Literal[
     "run_policy_changed",
     "project_policy_changed",
+    "run_rules_changed",
+    "project_rules_changed",
     "token_created",
     "token_revoked",
     "command_sent",

@@ -44,6 +44,18 @@ class PolicyConflict(StoreError):
         self.current = current
 
 
+class RulesConflict(StoreError):
+    """The rule settings changed since the version the caller has seen."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(f"the rule settings in force are version {current}")
+        self.current = current
+
+
+class TooManyAnnotations(StoreError):
+    """The run has as many annotations as one may have."""
+
+
 class TokenUnknown(StoreError):
     """No such token."""
 

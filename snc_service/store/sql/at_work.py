@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snc_service.store.protocol import RunUnknown, StoredEvent
+from snc_service.store.rulebook import Annotation, StoredRules
 from snc_service.store.sql import events, newest, writers
 from snc_service.store.sql.attempts import Attempts
 from snc_service.store.sql.database import Connection, Row
 from snc_service.store.sql.layers import Indexes, KnownTable, LayerBook
+from snc_service.store.sql.rulebook import ANNOTATIONS, NO_RULES, rules_of_run
 from snc_service.store.sql.writers import Writer
 from snc_service.wire import Batch, absent
 
@@ -31,12 +33,15 @@ _LOCK = (
     "select run.run, run.state, run.updated_at, run.last_step, run.layers, run.breaches, "
     "run.rescales, run.guard_vetoes, run.dropped_values, run.overhead, run.next_event, "
     "run.next_tail, run.version, coalesce((select max(version) from run_policy where run_id = ?), "
-    "(select max(version) from project_policy where project = run.project), 0) "
+    "(select max(version) from project_policy where project = run.project), 0), "
+    "coalesce((select max(version) from run_rules where run_id = ?), "
+    "(select max(version) from project_rules where project = run.project), 0) "
     "from run where run.run_id = ?"
 )
 _ROW = (
     "run", "state", "updated_at", "last_step", "layers", "breaches", "rescales", "guard_vetoes",
     "dropped_values", "overhead", "next_event", "next_tail", "version", "policy_version",
+    "rules_version",
 )  # fmt: skip
 _SAVE_RUN = (
     "update run set state = ?, updated_at = ?, last_step = ?, breaches = ?, rescales = ?, "
@@ -78,6 +83,7 @@ class RunAtWork:
     next_tail: int = 1
     version: int = -1
     policy_version: int = 0
+    rules_version: int = 0
     # What is remembered while the version stays.
     attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
     rule_state: bytes | None = None
@@ -86,6 +92,8 @@ class RunAtWork:
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
     commands_wait: bool = True
+    rules: StoredRules = NO_RULES
+    annotations: tuple[Annotation, ...] = ()
     # What this transaction has to write.
     tail: list[Row] = field(default_factory=list)
     events: list[StoredEvent] = field(default_factory=list)
@@ -173,7 +181,7 @@ def locked(
     works += [RunAtWork(int(rows[0][0])) for rows in found if rows]
     works.sort(key=lambda work: work.run_id)
     lock = f"{_LOCK}{connection.for_update}"
-    places = connection.fetch_each(lock, [(work.run_id, work.run_id) for work in works])
+    places = connection.fetch_each(lock, [(work.run_id,) * 3 for work in works])
     there, stale = {}, []
     for work, rows in zip(works, places, strict=True):
         if not rows:
@@ -187,6 +195,9 @@ def locked(
         if work.version != version:
             stale.append(work)
     _load(connection, stale)
+    for work in there.values():
+        if work.rules.version != work.rules_version:
+            work.rules = rules_of_run(connection, work.run_id)
     return there
 
 
@@ -201,11 +212,13 @@ def _load(connection: Connection, works: list[RunAtWork]) -> None:
     states = connection.fetch_each("select v from rule_state where run_id = ?", keys)
     attempts = connection.fetch_each(Attempts.SELECT, keys)
     values = connection.fetch_each(newest.SELECT, keys)
-    for work, state, steps, rows in zip(works, states, attempts, values, strict=True):
+    notes = connection.fetch_each(ANNOTATIONS, keys)
+    for work, state, steps, rows, marks in zip(works, states, attempts, values, notes, strict=True):
         work.rule_state = bytes(state[0][0]) if state else None
         work.attempts = Attempts(work.run_id, dict(steps))
         work.latest = newest.of_rows(rows)
         work.writers = {}
+        work.annotations = tuple(Annotation(*row) for row in marks)
         work.commands_wait = True
 
 

@@ -22,6 +22,7 @@ REFERENCE: Final = frozenset(
         "delivery",
         "incident",
         "project_policy",
+        "project_rules",
         "run_author",
         "run_name",
         "silence",

@@ -12,7 +12,7 @@ from snc_service.store.sql.database import Connection, Row
 
 _COLUMNS = (
     "run.run, event.run_id, event.id, event.at, event.step, event.rule, event.severity, "
-    "event.message, event.layer, event.layers, event.value, event.limit_value"
+    "event.message, event.layer, event.layers, event.value, event.limit_value, event.rules_version"
 )
 
 
@@ -53,7 +53,7 @@ def insert(connection: Connection, run_id: int, stored: Sequence[StoredEvent]) -
     counts = Counter((item.event.rule, item.event.severity) for item in stored)
     connection.executemany(
         "insert into event (run_id, id, at, step, rule, severity, layer, layers, value, "
-        "limit_value, message) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "limit_value, message, rules_version) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_values(run_id, item) for item in stored],
     )
     connection.executemany(
@@ -129,6 +129,7 @@ def _values(run_id: int, stored: StoredEvent) -> tuple[Any, ...]:
         _finite(event.value),
         _finite(event.limit),
         event.message,
+        event.rules_version,
     )
 
 
@@ -137,6 +138,6 @@ def _finite(value: float | None) -> float | None:
 
 
 def _stored(row: Row) -> StoredEvent:
-    run, _, id_, at, step, rule, severity, message, layer, layers, value, limit = row
-    event = Event(step, rule, severity, message, layer, layers, value, limit)
+    run, _, id_, at, step, rule, severity, message, layer, layers, value, limit, version = row
+    event = Event(step, rule, severity, message, layer, layers, value, limit, version)
     return StoredEvent(run, id_, at, event)

@@ -105,10 +105,20 @@ def _store(
             f"got {batch.num_layers}"
         )
     placed = work.attempts.placed(batch, writer)
-    rows = Rows(work.run, batch, table.table.names, placed.attempt, placed.is_new)
+    rows = Rows(
+        work.run,
+        batch,
+        table.table.names,
+        placed.attempt,
+        placed.is_new,
+        work.rules.settings,
+        work.annotations,
+    )
     state, found = _judged(advance, work.rule_state, rows)
     # From here on nothing refuses the batch.
-    happened = _own_events(work, batch, placed) + found
+    version = work.rules_version
+    happened = _own_events(work, batch, placed)
+    happened += [dataclasses.replace(event, rules_version=version) for event in found]
     work.attempts.first_steps[placed.attempt] = placed.first_step
     if placed.is_moved:
         work.moved_attempts.setdefault(placed.attempt, item.received_at)

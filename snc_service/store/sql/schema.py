@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 3
+VERSION = 4
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -152,6 +152,22 @@ create table silence (
   layer {text} not null, until {real} not null, comment {text} not null,
   author {text} not null, at {real} not null);
 """,
+    4: """
+create table run_rules (
+  run_id integer not null, version integer not null, body {text} not null, author {text} not null,
+  at {real} not null, primary key (run_id, version)){clustered};
+
+create table project_rules (
+  project {text} not null, version integer not null, body {text} not null, author {text} not null,
+  at {real} not null, primary key (project, version)){clustered};
+
+create table annotation (
+  run_id integer not null, id integer not null, step bigint not null, quiet_steps bigint not null,
+  text {text} not null, author {text} not null, at {real} not null,
+  primary key (run_id, id)){clustered};
+
+alter table event add column rules_version integer;
+""",
 }
 
 # Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
@@ -172,6 +188,8 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("writer", "writer"),
     ("attempt", "attempt"),
     ("run_policy", "version"),
+    ("run_rules", "version"),
+    ("annotation", "id"),
     ("rule_state", "run_id"),
     ("run_author", "run_id"),
     ("run_config", "run_id"),

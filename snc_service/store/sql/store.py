@@ -44,12 +44,13 @@ from snc_service.store.sql.fold import fold
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
 from snc_service.store.sql.newest_scalars import newest_scalars
+from snc_service.store.sql.rulebook import SqlRules
 from snc_service.store.sql.scan import scan
 from snc_service.store.sql.worst import worst
 from snc_service.wire import CommandAction, LayerTable, Policy
 
 
-class SqlStore(SqlAlerts):
+class SqlStore(SqlAlerts, SqlRules):
     """A `Store` whose statements run on the engine it is given, and which it closes."""
 
     def __init__(self, database: Database) -> None:

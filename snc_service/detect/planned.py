@@ -1,0 +1,62 @@
+"""Planned changes: what an annotation of a run does to its rules.
+
+From the annotated step on the past is no measure any more: running means begin anew, rules that
+compare with the past arm themselves again, and they say nothing for as long as was asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from snc_service.detect.memory import Memory
+from snc_service.detect.running import Counts
+from snc_service.detect.signals import Mask
+from snc_service.store.protocol import Rows
+
+# What is wrong whatever was planned is still told: values that are not finite, thresholds, the
+# guard, and updates out of all proportion to their weight.
+RELATIVE: Final = frozenset(
+    (
+        "lr_jump",
+        "sigma_jump",
+        "sigma_growth",
+        "sigma_vs_init",
+        "coherent_growth",
+        "grad_spike",
+        "grad_vanish",
+        "loss_divergence",
+        "loss_trend",
+    )
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """Which rows [S] begin anew, and in which relative rules say nothing."""
+
+    anew: Mask
+    muted: Mask
+
+    def settled(self, trained: Counts, memory: Memory) -> Counts:
+        """Return how many training rows [S] came since the past last began anew."""
+        begun = np.where(self.anew, trained, memory.begun)
+        begun = np.maximum.accumulate(begun)
+        memory.begun = int(begun[-1])
+        settled: Counts = trained - begun
+        return settled
+
+
+def planned(rows: Rows, memory: Memory) -> Planned:
+    """Return what the annotations that rows carry mean for them; each begins anew once."""
+    steps = np.array(rows.batch.steps)
+    anew, muted = np.zeros((2, len(steps)), np.bool_)
+    for each in rows.annotations:
+        muted |= (steps >= each.step) & (steps < each.step + each.quiet_steps)
+        row = int(np.searchsorted(steps, each.step))
+        if row < len(steps) and each.id not in memory.annotated:
+            memory.annotated.append(each.id)
+            anew[row] = True
+    return Planned(anew, muted)
