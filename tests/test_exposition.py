@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from test_exposition_text import HOSTILE
 
 from snc_service.detect.rules import advance
 from snc_service.exposition import CONTENT_TYPE, FAMILIES, Exposition
 from snc_service.exposition.exposition import fair_shares
-from snc_service.exposition.families import LAYER_FAMILIES, SIGMA
-from snc_service.exposition.text import Template, number
+from snc_service.exposition.families import LAYER_FAMILIES
 from snc_service.store import open_store
-from snc_service.store.protocol import RunUnknown, Submission
+from snc_service.store.protocol import RunUnknown, StoreUnavailable, Submission
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, encode
 
 START = 1_763_800_000.0
@@ -44,14 +44,15 @@ def store(tmp_path):
     opened.close()
 
 
-@pytest.fixture
-def report(store, clock):
+def reporter(store, clock):
     """Return a function that reports one row of a run, as its client would."""
-    seqs: Counter[str] = Counter()
+    seqs: Counter[tuple[str, str]] = Counter()
 
-    def report(run, layers, *, step=None, scalars=None, dropped=0, name="", **metrics) -> None:
-        seq = seqs[run]
-        if seq == 0:
+    def report(
+        run, layers, *, step=None, scalars=None, dropped=0, name="", writer="w", **metrics
+    ) -> None:
+        seq = seqs[run, writer]
+        if not any(known == run for known, _ in seqs):
             store.create_run(
                 run, name=name or run, project="p", config={}, tags=(), policy=None, now=clock()
             )
@@ -59,7 +60,7 @@ def report(store, clock):
         store.put_layer_table(run, table)
         scalars = scalars or {}
         batch = Batch(
-            writer="w",
+            writer=writer,
             seq=seq,
             layers=table.hash,
             steps=(seq if step is None else step,),
@@ -72,9 +73,14 @@ def report(store, clock):
         submission = Submission(run, batch, zlib.crc32(encode(batch)), clock())
         (outcome,) = store.ingest([submission], advance)
         assert outcome.error is None
-        seqs[run] += 1
+        seqs[run, writer] += 1
 
     return report
+
+
+@pytest.fixture
+def report(store, clock):
+    return reporter(store, clock)
 
 
 @pytest.fixture
@@ -167,60 +173,12 @@ def test_a_layer_without_a_threshold_has_no_threshold_series(report, exposition)
     assert layers_of(answer, "snc_sigma_upper") == set()
 
 
-HOSTILE = (
-    '"} 1\nsnc_sigma{run="forged',
-    "100%.7g %s %%",
-    "back\\slash\\n",
-    '" %.7g',
-    "<script>alert(1)</script>",
-    "{}{{run}}",
-    "лес/слой",
-    "trailing\\",
-)
-
-
-def test_a_hostile_name_stays_one_label():
-    for values in (np.arange(8.0), np.array([*range(7), np.nan])):
-        body = SIGMA.head.decode() + Template(SIGMA, "r%s", HOSTILE).fill(values).decode()
-        (family,) = text_string_to_metric_families(body)
-        assert [s.labels["layer"] for s in family.samples] == list(HOSTILE)
-        assert {s.labels["run"] for s in family.samples} == {"r%s"}
-        assert np.array_equal([s.value for s in family.samples], values, equal_nan=True)
-
-
 def test_hostile_names_of_runs_and_layers_pass_through_the_store_as_one_label(report, exposition):
     names = [name for name in HOSTILE if "\n" not in name]  # the wire refuses control characters
     report("r", names, sigma=range(len(names)), name='n"\\%s')
     answer = exposition.metrics()
     assert layers_of(answer) == set(names)
     assert ("snc_run_info", "r", 'n"\\%s', "p") in samples(answer)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.text(st.characters(exclude_categories=("Cs",))), min_size=1, unique=True),
-    st.data(),
-)
-def test_any_text_survives_as_a_label_value(names, data):
-    values = data.draw(
-        st.lists(
-            st.floats(width=32, allow_subnormal=False), min_size=len(names), max_size=len(names)
-        )
-    )
-    body = (
-        SIGMA.head.decode()
-        + Template(SIGMA, "r", names).fill(np.array(values, np.float32)).decode()
-    )
-    (family,) = text_string_to_metric_families(body)
-    assert [s.labels["layer"] for s in family.samples] == names
-    # Seven digits: half a unit in the seventh.
-    np.testing.assert_allclose([s.value for s in family.samples], values, rtol=1e-6)
-
-
-def test_a_counter_is_written_in_full_above_ten_million():
-    assert number(12_345_678) == "12345678"
-    assert number(2**53 - 1) == "9007199254740991"
-    assert [number(v) for v in (np.nan, np.inf, -np.inf)] == ["NaN", "+Inf", "-Inf"]
 
 
 def test_a_large_step_is_written_in_full(report, exposition):
@@ -410,3 +368,24 @@ def test_scrapes_from_many_threads_during_ingest_are_each_whole(report, expositi
     for thread in threads:
         thread.join()
     assert not torn
+
+
+def test_what_the_store_could_not_say_is_asked_again(report, store, exposition, monkeypatch):
+    report("r", ["a"], sigma=[1.0])
+    with monkeypatch.context() as patch:
+
+        def away(*_: object) -> None:
+            raise StoreUnavailable("away")
+
+        patch.setattr(store, "newest_scalars", away)
+        with pytest.raises(StoreUnavailable):
+            exposition.metrics()
+    assert samples(exposition.metrics())["snc_sigma", "r", "a"] == 1
+
+
+def test_a_value_that_came_back_is_shown_like_one_that_stayed(report, exposition):
+    for sigma in (1.0, 2.0, 2.0, np.nan, 1.0, 1.0):
+        report("r", ["a", "b"], sigma=[sigma, 3.0], threshold=[4.0, 4.0])
+        found = samples(exposition.metrics())
+        np.testing.assert_equal(found["snc_sigma", "r", "a"], sigma)
+        assert found["snc_threshold", "r", "a"] == 4

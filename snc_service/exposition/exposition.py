@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN_FAMILIES, Family, Part
 from snc_service.exposition.process import ProcessMetrics
-from snc_service.exposition.run_text import Counts, RunText
+from snc_service.exposition.run_text import Counts, Newest, RunText
 from snc_service.exposition.text import CONTENT_TYPE
 from snc_service.store.protocol import Run, RunState, RunUnknown, Store
 
@@ -21,6 +21,7 @@ SILENT_LAYERS_SECONDS: Final = 900.0
 SILENT_RUN_SECONDS: Final = 86_400.0
 PAGE: Final = 500
 SINGLE_SERIES: Final = 100_000  # of one run's own endpoint
+SCALARS: Final = 16  # of a run
 PARTS: Final[tuple[Part, ...]] = ("process", "runs", "layers")
 
 Text: TypeAlias = tuple[bytes, str]
@@ -83,7 +84,7 @@ class Exposition:
             if len(self._single) > PAGE:
                 self._single.pop(next(iter(self._single)))
             now = self._clock()
-            text.read(found, self._latest(found, now))
+            text.read(found, self._newest(found, now))
             text.choose(SINGLE_SERIES, now)
             return _joined([text], self._counts(), (*LAYER_FAMILIES, *RUN_FAMILIES)), CONTENT_TYPE
 
@@ -109,7 +110,7 @@ class Exposition:
         runs = self._listed(now)
         texts = {run.run: self._shared.get(run.run) or RunText(run.run) for run in runs}
         for run in runs:
-            texts[run.run].read(run, self._latest(run, now))
+            texts[run.run].read(run, self._newest(run, now))
         shares = fair_shares({name: text.series for name, text in texts.items()}, self._max_series)
         for name, text in texts.items():
             text.choose(shares[name], now)
@@ -117,9 +118,14 @@ class Exposition:
         wanted = [family for family in families.FAMILIES if family.part in collect]
         return _joined(texts.values(), self._counts(), wanted)
 
-    def _latest(self, run: Run, now: float) -> Callable[[], Any] | None:
-        """Return how to read the run's newest values, None when its layers are no longer shown."""
-        return (lambda: self._store.latest(run.run)) if _shows_layers(run, now) else None
+    def _newest(self, run: Run, now: float) -> Newest | None:
+        """Return how to read what the run measured last, None when that is no longer shown."""
+        if not _shows_layers(run, now):
+            return None
+        return Newest(
+            layers=lambda: self._store.latest(run.run),
+            scalars=lambda step: self._store.newest_scalars(run.run, step, SCALARS),
+        )
 
     def _listed(self, now: float) -> list[Run]:
         """Return the runs that have series, by name."""

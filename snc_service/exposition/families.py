@@ -16,7 +16,7 @@ RUN: Final = ("run",)
 LAYER: Final = ("run", "layer")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each stands once in the table: it is equal to itself only
 class Family:
     """One family of series, and the part of ``/metrics`` it belongs to."""
 
@@ -67,6 +67,11 @@ RUN_WORST_RATIO = _run(
     "snc_run_worst_ratio", "Largest newest sigma / threshold; finite values only."
 )
 RUN_OVERHEAD = _run("snc_run_overhead_ratio", "Share of the step time spent in the callback.")
+SCALAR = _run(
+    "snc_scalar",
+    "Newest value of a scalar such as loss, of the first 16 that the run reported.",
+    labels=("run", "name"),
+)
 BREACHES = _run("snc_breaches_total", "Layer-steps with sigma above its threshold.")
 RESCALES = _run("snc_rescales_total", "Layer-steps in which a weight was rescaled.")
 GUARD_VETOES = _run("snc_guard_vetoes_total", "Steps that the guard undid.")
@@ -105,6 +110,7 @@ RUN_FAMILIES: Final = (
     RUN_LAYERS_NONFINITE,
     RUN_WORST_RATIO,
     RUN_OVERHEAD,
+    SCALAR,
     BREACHES,
     RESCALES,
     GUARD_VETOES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,18 @@ Mask = npt.NDArray[np.bool_]
 
 
 class LayerValues:
-    """The newest values [L] of each per-layer family, and which of them exist."""
+    """The newest values [L] of each per-layer family, and which of them exist.
 
-    def __init__(self, latest: Latest) -> None:
-        self.names = tuple(layer.name for layer in latest.layers)
+    ``before``, the values of the same run at another time, saves making its names again.
+    """
+
+    def __init__(self, latest: Latest, before: LayerValues | None = None) -> None:
+        self._layers = latest.layers
+        self.names: tuple[str, ...] = (
+            before.names
+            if before is not None and before._layers == latest.layers
+            else tuple(layer.name for layer in latest.layers)
+        )
         nothing = np.full(len(self.names), ABSENT, np.float32)
         columns = {
             family: nothing if (column := latest.metric(metric)) is None else column
@@ -86,11 +95,15 @@ class Selection:
 
 
 class LayerText:
-    """The lines of a run's per-layer families; a template lasts while the same layers are shown."""
+    """The lines of a run's per-layer families.
+
+    A template lasts while the same layers are shown, its lines while their values stay: thresholds
+    hardly ever change.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._templates: dict[Family, tuple[tuple[str, ...], bytes, Template]] = {}
+        self._families: dict[Family, _Filled] = {}
 
     def render(self, values: LayerValues, chosen: Mask) -> Mapping[Family, bytes]:
         """Return the lines of each family for the ``chosen`` layers [L], in model order."""
@@ -100,9 +113,26 @@ class LayerText:
         }
 
     def _lines(self, family: Family, values: LayerValues, mask: Mask) -> bytes:
-        names, bits, template = self._templates.get(family, ((), b"", None))
-        if template is None or names != values.names or bits != mask.tobytes():
+        filled = self._families.get(family)
+        if filled is None or filled.names != values.names or filled.mask != mask.tobytes():
             shown = [values.names[index] for index in np.flatnonzero(mask)]
             template = Template(family, self._run, shown)
-            self._templates[family] = values.names, mask.tobytes(), template
-        return template.fill(values.values[family][mask])
+            filled = self._families[family] = _Filled(values.names, mask.tobytes(), template)
+        return filled.lines(values.values[family][mask])
+
+
+@dataclass
+class _Filled:
+    """A template, and what it was filled with last."""
+
+    names: tuple[str, ...]
+    mask: bytes
+    template: Template
+    values: bytes = b""
+    text: bytes = b""
+
+    def lines(self, values: Numbers) -> bytes:
+        bits = values.tobytes()
+        if bits != self.values:
+            self.values, self.text = bits, self.template.fill(values)
+        return self.text

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN, Family
 from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selection
-from snc_service.exposition.text import line, number
+from snc_service.exposition.text import escaped, line, number
 from snc_service.store.protocol import Latest, Run
 
 # Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
 LABEL_CHARS = 128
+# A scalar that one writer reports may lie behind what another has reached.
+LAG_STEPS = 1_000
 # run -> (rule, severity, count)
 Counts: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
+
+
+class Newest(NamedTuple):
+    """How to ask the store for what a run measured last."""
+
+    layers: Callable[[], Latest]
+    scalars: Callable[[int], Mapping[str, float]]  # at or after a step
 
 
 class RunText:
@@ -24,24 +33,27 @@ class RunText:
 
     def __init__(self, run: str) -> None:
         self.run = run
+        self._label = f'{{run="{escaped(run)}"}}'
         self.series = 0  # per-layer series the run would like to show
         self._seen: tuple[int, bool] | None = None  # version, and whether its layers were read
         self._values: LayerValues | None = None
         self._selection = Selection()
         self._layer_text = LayerText(run)
         self._lines: dict[Family, bytes] = {}
+        self._scalars: dict[str, float] = {}
+        self._scalars_at = (0, 0)  # the attempt and the step that they were read at
         self._chosen: tuple[int, Mask] | None = None  # for which budget, what
 
-    def read(self, run: Run, latest: Callable[[], Latest] | None) -> None:
-        """Take in the run as it stands now; None: its layers are no longer shown."""
-        if self._seen == (run.version, latest is not None):
+    def read(self, run: Run, newest: Newest | None) -> None:
+        """Take in the run as it stands now; None: what it measured is no longer shown."""
+        if self._seen == (run.version, newest is not None):
             return
-        self._seen = run.version, latest is not None
-        self._values = LayerValues(latest()) if latest else None
+        self._seen = None  # until all of it is read: the store may fail in between
+        self._values = LayerValues(newest.layers(), self._values) if newest else None
         self.series = int(self._values.series.sum()) if self._values else 0
         self._chosen = None
         self._lines = {
-            family: line(family, {"run": run.run}, value)
+            family: f"{family.name}{self._label} {value}\n".encode()
             for family, value in _samples(run, self._values).items()
         }
         info = {
@@ -50,6 +62,20 @@ class RunText:
             "project": run.project[:LABEL_CHARS],
         }
         self._lines[families.RUN_INFO] = line(families.RUN_INFO, info, "1")
+        if newest is not None:
+            self._lines[families.SCALAR] = self._scalar_lines(run, newest)
+        self._seen = run.version, newest is not None
+
+    def _scalar_lines(self, run: Run, newest: Newest) -> bytes:
+        attempt, step = self._scalars_at
+        if attempt != run.attempt:
+            self._scalars, step = {}, 0
+        self._scalars |= newest.scalars(max(0, step - LAG_STEPS))
+        self._scalars_at = run.attempt, run.last_step or 0
+        return b"".join(
+            line(families.SCALAR, {"run": run.run, "name": name}, number(value))
+            for name, value in self._scalars.items()
+        )
 
     def choose(self, budget: int, now: float) -> None:
         """Render the layers that fit into ``budget`` series; nothing to do if nothing changed."""

@@ -1,8 +1,8 @@
-"""Prometheus text, version 0.0.4: escaped labels, and templates that one ``%`` fills.
+"""Prometheus text, version 0.0.4: escaped labels, and templates whose numbers are filled in.
 
-A template is the lines of one family of one run with their numbers left open. Filling it is one
-formatting call over the whole family: tens of times faster than the library, which builds every
-label set again at every scrape.
+A template is the lines of one family of one run with their numbers left open. All of a family are
+written by one call and put between the heads of its lines: tens of times faster than the library,
+which builds every label set again at every scrape.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import to_json
 
 from snc_service.exposition.families import LAYER, Family
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_NUMBER = '"} %.7g\n'
-_TEXT = '"} %s\n'
+MANY = 100  # values: below it, one by one is faster than all at once
+_POWERS = 10.0 ** np.arange(20)  # exact in float64
 
 
 def escaped(value: str) -> str:
@@ -45,24 +46,40 @@ def line(family: Family, labels: Mapping[str, str], value: str) -> bytes:
     return f"{family.name}{{{inside}}} {value}\n".encode()
 
 
+def numbers(values: npt.NDArray[np.floating]) -> list[bytes]:
+    """Return what `number` would, for many finite values at once, in half of its time.
+
+    Values from 1e-5 to 1e7 have 7 digits, others as many as they need to be read back.
+    """
+    wide = values.astype(np.float64)
+    size = np.abs(wide)
+    usual = (size >= 1e-5) & (size < 1e7)
+    decimals = 6 - np.floor(np.log10(size, where=usual, out=np.zeros_like(wide))).astype(np.intp)
+    scale = _POWERS[np.where(usual, decimals, 0)]
+    rounded = np.where(usual, np.rint(wide * scale) / scale, wide)
+    return to_json(rounded.tolist())[1:-1].split(b",")
+
+
 class Template:
-    """The lines of one per-layer family of one run; built once, filled at every change."""
+    """The lines of one per-layer family of one run; built once, filled at every change.
+
+    For one thread at a time.
+    """
 
     def __init__(self, family: Family, run: str, layers: Sequence[str]) -> None:
         assert family.labels == LAYER
-        head = f'{family.name}{{run="{_open(run)}",layer="'
-        self._text = "".join(f"{head}{_open(layer)}{_NUMBER}" for layer in layers)
+        head = f'{family.name}{{run="{escaped(run)}",layer="'
+        heads = [f'\n{head}{escaped(layer)}"}} '.encode() for layer in layers]
+        heads[:1] = [first[1:] for first in heads[:1]]
+        self._parts = [b"\n"] * (2 * len(heads) + 1)  # head, number, head, number ..., end
+        self._parts[0:-1:2] = heads
 
     def fill(self, values: npt.NDArray[np.floating]) -> bytes:
-        """Return the lines with ``values`` [L] in them.
-
-        A name can hold no open number: its ``%`` are doubled and its quotes escaped.
-        """
-        if np.isfinite(values).all():
-            return (self._text % tuple(values.tolist())).encode()
-        texts = tuple(map(number, values.tolist()))
-        return (self._text.replace(_NUMBER, _TEXT) % texts).encode()
-
-
-def _open(name: str) -> str:
-    return escaped(name).replace("%", "%%")
+        """Return the lines with ``values`` [L] in them."""
+        if not len(values):
+            return b""
+        if len(values) >= MANY and np.isfinite(values).all():
+            self._parts[1::2] = numbers(values)
+        else:
+            self._parts[1::2] = [number(value).encode() for value in values.tolist()]
+        return b"".join(self._parts)
