@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def setting() -> object:
-    matmul = torch.backends.mkldnn.matmul
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
     return getattr(matmul, "fp32_precision", torch.get_float32_matmul_precision())
 
 

@@ -29,7 +29,8 @@ def _ieee_products(device: torch.device) -> Iterator[None]:
     matrices = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     # cuDNN allows TF32 in convolutions unless it is told not to.
     convolutions = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
-    if not hasattr(matrices.matmul, "fp32_precision"):  # before torch 2.9
+    # Before torch 2.9 the flag was one for all products, and mkldnn had no such names.
+    if not hasattr(getattr(matrices, "matmul", None), "fp32_precision"):
         with _one_flag_for_all():
             yield
         return
