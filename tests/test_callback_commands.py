@@ -143,7 +143,7 @@ def test_a_command_that_comes_again_is_taken_once_and_named_in_the_header(ledger
     out = sender(ledger.url, run="r")
     put(out, 1)
     ledger.until(lambda: ledger.num_batches == 1)
-    wait_for(lambda: out._delivery._commands)
+    wait_for(lambda: out._delivery.inbox._commands)
     put(out, 2)
     ledger.until(lambda: ledger.num_batches == 2)
     assert out.take_commands() == [Command(3, "pause"), Command(5, "resume")]

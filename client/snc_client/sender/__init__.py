@@ -120,7 +120,7 @@ class Sender:
 
     def take_policy(self) -> tuple[int, Policy] | None:
         """Return (version, policy) of the newest policy the service sent, once; else None."""
-        return self._delivery.take_policy()
+        return self._delivery.inbox.take_policy()
 
     def take_commands(self) -> list[Command]:
         """Return the commands that came since the last call, oldest first.
@@ -143,12 +143,12 @@ class Sender:
     @property
     def errors(self) -> int:
         """Return how many tries failed."""
-        return self._delivery.errors
+        return self._delivery.troubles.errors
 
     @property
     def last_error(self) -> str | None:
         """Return one sentence on the newest failure."""
-        return self._delivery.last_error
+        return self._delivery.troubles.last_error
 
     @property
     def state(self) -> State:

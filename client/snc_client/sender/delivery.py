@@ -9,23 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeGuard
+from typing import Final, Literal, TypeAlias
 
+from snc_client.sender.backlog import Backlog
 from snc_client.sender.connection import READ_SECONDS, Answer, Connection
+from snc_client.sender.inbox import Inbox, whole
 from snc_client.sender.job import Job
 from snc_client.sender.packing import MAX_STEPS, Frame, Packer
-from snc_client.sender.patience import EndState, Pace, Patience
+from snc_client.sender.patience import Pace, Patience
 from snc_client.sender.row import Row
-from snc_service.wire import (
-    COMMANDS_SEEN_HEADER,
-    MEDIA_TYPE,
-    POLICY_VERSION_HEADER,
-    Command,
-    Policy,
-    WireError,
-)
+from snc_client.sender.troubles import Troubles
+from snc_service.wire import COMMANDS_SEEN_HEADER, MEDIA_TYPE, POLICY_VERSION_HEADER, Command
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
 
@@ -36,49 +31,11 @@ MAX_TRIES = 20  # of one batch that the service answers but never takes: then it
 MIN_BATCH_BYTES = 64 * 1024
 
 
-class Backlog(Protocol):
-    """Rows handed over and not yet in a batch, in order; in memory or in a spool."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Return the bytes that wait."""
-
-    @property
-    def dropped_values(self) -> int:
-        """Return the values lost so far."""
-
-    @property
-    def end(self) -> EndState | None:
-        """Return how the job ended, where an earlier process said so."""
-
-    @property
-    def kept_values(self) -> int:
-        """Return the values that a later process would find, beside the batch under way."""
-
-    def __len__(self) -> int:
-        """Return the number of rows that wait."""
-
-    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
-        """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
-
-    def resume(self, packer: Packer) -> Frame | None:
-        """Return the batch that an earlier process had under way."""
-
-    def packed(self, frame: Frame) -> None:
-        """Take note that ``frame`` is under way."""
-
-    def settled(self) -> None:
-        """Take note that the batch under way is acknowledged or given up."""
-
-    def close(self, end: EndState | None, *, keep: bool) -> bool:
-        """Let go; with ``keep`` return whether a later process finds what is left."""
-
-
 class Delivery:
     """Bring the rows of one job to its service, one batch in flight. `run` is the thread.
 
     ``until_empty``: for rows of an earlier process, which will not become more. Other threads may
-    read the counters and call `take_policy`.
+    read the counters and empty the ``inbox``, commands through `take_commands`.
     """
 
     def __init__(
@@ -97,12 +54,8 @@ class Delivery:
         self._patience = patience
         self._connect = connect
         self._until_empty = until_empty
-        self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
-        self._commands: deque[Command] = deque()
-        self._newest_command = 0  # of those received
-        self._taken_command = 0  # the newest that the job has taken: the service is told
-        self._paused = False
-        self._said: set[str] = set()
+        self.troubles = Troubles()
+        self.inbox = Inbox(self.troubles)
         self._connection: Connection | None = None
         self._packer: Packer | None = None
         self._created = False
@@ -111,7 +64,6 @@ class Delivery:
         self._skipped = 0  # sequence numbers given up since the last batch, and their values
         self._undeclared = 0
         self._declared = 0  # of rows.dropped_values
-        self._policy_version = 0
         self._last_send = -1e9
         self.state: State = "starting"
         self.sent_values = 0
@@ -119,24 +71,11 @@ class Delivery:
         self.kept_values = 0  # left in a spool at the end, for a later process
         self._left_alone = False  # rows of an earlier process that the service will not hear of
         self.complete = False  # everything is acknowledged and the end is said
-        self.errors = 0
-        self.last_error: str | None = None
-
-    def take_policy(self) -> tuple[int, Policy] | None:
-        """Return the newest policy received and not yet taken."""
-        try:
-            return self._policies.pop()
-        except IndexError:
-            return None
 
     def take_commands(self) -> list[Command]:
-        """Return the commands received and not yet taken, oldest first."""
-        taken = []
-        while self._commands:
-            taken.append(self._commands.popleft())
+        """Return the commands received and not yet taken, oldest first; the service hears of it."""
+        taken = self.inbox.take_commands()
         if taken:
-            self._taken_command = taken[-1].id
-            self._paused = taken[-1].action == "pause"
             self._patience.ring()
         return taken
 
@@ -151,7 +90,7 @@ class Delivery:
             try:
                 self._advance()
             except Exception as error:  # the top of a thread: logged and counted
-                self._trouble("bug", "the sender failed on its own: %r", error)
+                self.troubles.say("bug", "the sender failed on its own: %r", error)
                 self._patience.back_off(None, answered=False)
         if self._connection is not None:
             self._connection.close()
@@ -182,7 +121,7 @@ class Delivery:
             self._away(answer)
             return self._patience.gave_up
         if answer.status not in (200, 204):
-            self._trouble("finish", "the service did not close the run (%s)", answer.reason)
+            self.troubles.say("finish", "the service did not close the run (%s)", answer.reason)
         self.complete = True
         return True
 
@@ -205,7 +144,7 @@ class Delivery:
                 return False
             if len(self._rows):
                 self._patience.wait(self._linger_left())
-            elif self._paused:
+            elif self.inbox.paused:
                 # No rows, no acknowledgements: the command to go on must be asked for.
                 self._patience.wait(self._pace.paused_seconds)
                 if not len(self._rows) and not self._ending:
@@ -260,14 +199,16 @@ class Delivery:
     def _create_run(self) -> None:
         answer = self._request("POST", "/runs", json.dumps(self._job.request).encode())
         if answer.status in (400, 413, 415, 422) and len(self._job.request) > 1:
-            self._trouble("run", "the service refuses the run's description (%s)", answer.reason)
+            self.troubles.say(
+                "run", "the service refuses the run's description (%s)", answer.reason
+            )
             answer = self._request("POST", "/runs", json.dumps({"run": self._job.run}).encode())
         attempt, last_step = answer.body.get("attempt", 0), answer.body.get("last_step")
         if (
             answer.status not in (200, 201)
             or answer.body.get("run") != self._job.run
-            or not _whole(attempt)
-            or not (last_step is None or _whole(last_step))
+            or not whole(attempt)
+            or not (last_step is None or whole(last_step))
         ):
             self._not_created(answer)
             return
@@ -276,12 +217,11 @@ class Delivery:
             self._frame = self._rows.resume(self._packer)
             self._packer.resume(attempt, last_step)
         if answer.status == 201:  # a run of this id that was deleted counted its own
-            self._newest_command = self._taken_command = 0
+            self.inbox.forget_numbers(of_commands=True)
         if not self._created:
-            self._policy_version = 0
+            self.inbox.forget_numbers(of_commands=False)
         self._created = True
-        self._take_over_policy(answer.body)
-        self._take_over_commands(answer.body)
+        self.inbox.take_over(answer.body)
         self._recovered()
 
     def _put_layer_table(self) -> None:
@@ -299,8 +239,8 @@ class Delivery:
         frame.tries += 1
         headers = {
             "Content-Type": MEDIA_TYPE,
-            POLICY_VERSION_HEADER: str(self._policy_version),
-            COMMANDS_SEEN_HEADER: str(self._taken_command),
+            POLICY_VERSION_HEADER: str(self.inbox.policy_version),
+            COMMANDS_SEEN_HEADER: str(self.inbox.taken_command),
         }
         path = f"/runs/{self._job.run}/batches"
         answer = self._request("POST", path, frame.data, headers)
@@ -312,19 +252,18 @@ class Delivery:
             _ON_BATCH.get(answer.status, Delivery._not_ours)(self, frame, answer)
 
     def _acknowledged(self, frame: Frame, answer: Answer) -> None:
-        if not _whole(answer.body.get("accepted")):
+        if not whole(answer.body.get("accepted")):
             self._not_ours(frame, answer)
             return
         self.sent_values += frame.num_values
         self._rows.settled()
         self._frame = None
-        self._take_over_policy(answer.body)
-        self._take_over_commands(answer.body)
+        self.inbox.take_over(answer.body)
         self._recovered()
 
     def _refused(self, frame: Frame, answer: Answer) -> None:
         """Give the batch up; the next one declares it."""
-        self._trouble("refused", "the service refuses a batch (%s): dropped", answer.reason)
+        self.troubles.say("refused", "the service refuses a batch (%s): dropped", answer.reason)
         if answer.status == 413:
             self._batch_bytes = max(self._batch_bytes // 2, MIN_BATCH_BYTES)
         self.refused_values += frame.num_values
@@ -338,7 +277,7 @@ class Delivery:
         expected = answer.body.get("expected")
         if kind == "layer-table-unknown":
             self._put_layer_table()
-        elif kind == "sequence-gap" and _whole(expected) and expected <= frame.batch.seq:
+        elif kind == "sequence-gap" and whole(expected) and expected <= frame.batch.seq:
             self._frame = frame.redeclared(expected)
             self._repaired(answer)
         elif kind == "sequence-conflict":
@@ -369,7 +308,7 @@ class Delivery:
 
     def _away(self, answer: Answer) -> None:
         self._wait_state()
-        self._trouble(
+        self.troubles.say(
             "away",
             "the service at %s takes no values now (%s); training goes on and values wait",
             self._job.url,
@@ -379,7 +318,7 @@ class Delivery:
 
     def _stranger(self, answer: Answer) -> None:
         self._wait_state()
-        self._trouble(
+        self.troubles.say(
             f"stranger {answer.status}",
             "%s does not answer as a service that knows this job (%s): check url and token; "
             "training goes on and values wait",
@@ -399,45 +338,9 @@ class Delivery:
         if self._patience.failures:
             _log.info("snc: the service at %s takes values again", self._job.url)
         self._patience.succeeded()
-        self._said.discard("away")
+        self.troubles.over("away")
         if self.state != "closed":
             self.state = "sending"
-
-    def _trouble(self, kind: str, message: str, *values: object) -> None:
-        """Count an error; say it the first time its kind occurs."""
-        self.errors += 1
-        self.last_error = message % values
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.warning("snc: %s", self.last_error)
-
-    def _take_over_policy(self, body: Mapping[str, Any]) -> None:
-        """Keep a policy that came with an answer, once it proved to be one."""
-        version, policy = body.get("policy_version"), body.get("policy")
-        # Version 0 is the empty one that nobody set: the job's own stays in force.
-        if policy is None or not _whole(version) or version in (0, self._policy_version):
-            return
-        try:
-            self._policies.append((version, Policy.parse(policy)))
-            self._policy_version = version
-        except WireError as error:
-            self._trouble("policy", "the service sent a policy that is none: %s", error)
-
-    def _take_over_commands(self, body: Mapping[str, Any]) -> None:
-        """Keep the commands that came with an answer, each once, if they are any."""
-        try:
-            commands = Command.parse_all(body.get("commands") or [])
-        except WireError as error:
-            self._trouble("commands", "the service sent commands that are none: %s", error)
-            return
-        for command in commands:
-            if command.id > self._newest_command:
-                self._newest_command = command.id
-                self._commands.append(command)
-
-
-def _whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 _AWAY: Final = frozenset({0, 408, 429, 500, 502, 503, 504})

@@ -69,8 +69,9 @@ class Lifetime:
             try:
                 part()
             except Exception as error:  # the top of a thread: logged and counted
-                self._delivery.errors += 1
-                _log.warning("snc: a part of the sender failed on its own: %r", error)
+                self._delivery.troubles.say(
+                    f"part {part!r}", "a part of the sender failed on its own: %r", error
+                )
 
     def _say(self) -> None:
         delivery = self._delivery
@@ -79,7 +80,7 @@ class Lifetime:
                 "snc: %d values reached the service, %d are lost (last trouble: %s)",
                 delivery.sent_values,
                 delivery.dropped_values,
-                delivery.last_error,
+                delivery.troubles.last_error,
             )
         if delivery.kept_values:
             _log.warning(

@@ -160,7 +160,7 @@ def deliver_left_behind(
                 delivery.sent_values,
                 delivery.dropped_values,
                 delivery.kept_values,
-                delivery.last_error,
+                delivery.troubles.last_error,
             )
         )
     return done

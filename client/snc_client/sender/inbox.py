@@ -1,0 +1,81 @@
+"""What comes back with the service's answers: policies and commands, each checked and once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from snc_client.sender.troubles import Troubles
+from snc_service.wire import Command, Policy, WireError
+
+
+class Inbox:
+    """The newest policy and the commands that the job has not taken yet.
+
+    The sender thread fills it, the training thread empties it.
+    """
+
+    def __init__(self, troubles: Troubles) -> None:
+        self._troubles = troubles
+        self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
+        self._commands: deque[Command] = deque()
+        self._newest_command = 0  # of those received
+        self.policy_version = 0  # the newest received
+        self.taken_command = 0  # the newest that the job has taken: the service is told
+        self.paused = False
+
+    def take_policy(self) -> tuple[int, Policy] | None:
+        """Return the newest policy received and not yet taken."""
+        try:
+            return self._policies.pop()
+        except IndexError:
+            return None
+
+    def take_commands(self) -> list[Command]:
+        """Return the commands received and not yet taken, oldest first."""
+        taken = []
+        while self._commands:
+            taken.append(self._commands.popleft())
+        if taken:
+            self.taken_command = taken[-1].id
+            self.paused = taken[-1].action == "pause"
+        return taken
+
+    def forget_numbers(self, *, of_commands: bool) -> None:
+        """Begin to count anew: the service does not know the run, or what it counted for it."""
+        self.policy_version = 0
+        if of_commands:
+            self._newest_command = self.taken_command = 0
+
+    def take_over(self, body: Mapping[str, Any]) -> None:
+        """Keep what came with an answer, as far as it is what it should be."""
+        self._take_over_policy(body)
+        self._take_over_commands(body)
+
+    def _take_over_policy(self, body: Mapping[str, Any]) -> None:
+        version, policy = body.get("policy_version"), body.get("policy")
+        # Version 0 is the empty one that nobody set: the job's own stays in force.
+        if policy is None or not whole(version) or version in (0, self.policy_version):
+            return
+        try:
+            self._policies.append((version, Policy.parse(policy)))
+            self.policy_version = version
+        except WireError as error:
+            self._troubles.say("policy", "the service sent a policy that is none: %s", error)
+
+    def _take_over_commands(self, body: Mapping[str, Any]) -> None:
+        try:
+            commands = Command.parse_all(body.get("commands") or [])
+        except WireError as error:
+            self._troubles.say("commands", "the service sent commands that are none: %s", error)
+            return
+        for command in commands:
+            if command.id > self._newest_command:
+                self._newest_command = command.id
+                self._commands.append(command)
+
+
+def whole(value: object) -> TypeGuard[int]:
+    """Return whether an answer's value is a number that counts something."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
