@@ -101,3 +101,38 @@ def test_nothing_merges_to_nothing(rows):
     empty = buckets.merged(rows, [(np.arange(rows), Partial.empty(rows))])
     got = buckets.finished(tuple("abc"[:rows]), empty, 1)
     assert got.mean.shape == (rows, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 32])
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_groups_of_any_size_are_reduced_like_one_by_one(size, first):
+    keys = (np.arange(3 * size + 7) + first) // size
+    values = np.random.default_rng(size).standard_normal((4, len(keys))).astype(np.float32)
+    for made in (Partial.of_groups(keys, values), Partial.of_values(keys, values).grouped(keys)):
+        assert made.keys.tolist() == np.unique(keys).tolist()
+        for at, key in enumerate(made.keys):
+            group = values[:, keys == key]
+            np.testing.assert_array_equal(made.low[:, at], group.min(axis=1))
+            np.testing.assert_array_equal(made.high[:, at], group.max(axis=1))
+            np.testing.assert_allclose(
+                made.total[:, at], group.sum(axis=1, dtype=float), rtol=1e-12
+            )
+            assert (made.finite[:, at] == group.shape[1]).all()
+
+
+def test_planes_that_nobody_needs_are_not_made_and_read_as_nan():
+    values = np.array([[1, np.nan, 3, 4], [5, 6, ABSENT, ABSENT]], np.float32)
+    keys = np.arange(4) // 2
+    whole = buckets.finished(("a", "b"), Partial.of_groups(keys, values), 2)
+    for column in ("min", "max", "mean"):
+        planes = buckets.planes_for((column,))
+        parts = [
+            (np.array([row]), Partial.of_groups(keys, values[row : row + 1], planes))
+            for row in (0, 1)
+        ]
+        assert all(set(part.planes) == planes for _, part in parts)
+        got = buckets.finished(("a", "b"), buckets.merged(2, parts, planes), 2)
+        np.testing.assert_array_equal(got.nonfinite, whole.nonfinite)
+        for other in ("min", "max", "mean"):
+            wanted = getattr(whole, other) if other == column else np.full((2, 2), np.nan)
+            np.testing.assert_array_equal(getattr(got, other), wanted)

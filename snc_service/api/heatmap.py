@@ -77,7 +77,7 @@ def get_heatmap(
         after = query.metric == "ratio_after"
         found = ratio_heatmap(service.store, run, window, query.layers, after=after)
     else:
-        found = service.store.heatmap(run, query.metric, window, query.layers)
+        found = service.store.heatmap(run, query.metric, window, query.layers, columns=("max",))
     content = {
         "run": run,
         "metric": query.metric,
@@ -105,10 +105,12 @@ def ratio_heatmap(
     measured = [] if sigmas is None else np.flatnonzero(~absent(sigmas)).tolist()
     names = [latest.layers[index].name for index in measured]
     window = replace(window, points=max(1, min(window.points, MAX_CELLS // max(len(names), 1))))
-    sigma = store.history(run, "sigma", names, window)
-    ratio = _ratio(sigma, store.history(run, "threshold", names, window))
+    sigma = store.history(run, "sigma", names, window, columns=("max",))
+    ratio = _ratio(sigma, store.history(run, "threshold", names, window, columns=("min",)))
     if after:
-        ratio = _rescaled(ratio, sigma, store.history(run, "scale", names, window))
+        ratio = _rescaled(
+            ratio, sigma, store.history(run, "scale", names, window, columns=("min", "max"))
+        )
     nonfinite = sigma.nonfinite
     rows = tuple(names)
     if len(names) > most:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from snc_service.wire import LayerSpec
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Steps: TypeAlias = npt.NDArray[np.int64]
+COLUMNS: Final = ("mean", "min", "max")
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,36 @@ class Histories(Protocol):
         there. Raises `RunUnknown`.
         """
 
-    def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
-        """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`."""
+    def history(
+        self,
+        run: str,
+        metric: str,
+        layers: Sequence[str],
+        window: Window,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`.
+
+        ``columns`` that are not asked for are NaN throughout, and cost nothing.
+        """
 
     def scalar_history(self, run: str, scalar: str, window: Window) -> Buckets:
         """Return one scalar. Raises `RunUnknown`."""
 
-    def heatmap(self, run: str, metric: str, window: Window, layers: int) -> Buckets:
-        """Return up to ``layers`` rows in model order; more layers than that share rows (max)."""
+    def heatmap(
+        self,
+        run: str,
+        metric: str,
+        window: Window,
+        layers: int,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """Return up to ``layers`` rows in model order; more layers than that share rows (max).
+
+        ``columns`` as in `history`.
+        """
 
     def worst(
         self, run: str, metric: str, window: Window, most: int, *, below: str | None = None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from itertools import pairwise
+from collections.abc import Collection
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.buckets import Partial
+from snc_service.store.buckets import PLANES, Partial
 from snc_service.store.protocol import Floats
 
 try:
@@ -72,15 +73,26 @@ def encode_rollup(partial: Partial) -> bytes:
     return _HEAD.pack(*forms, *map(len, frames)) + b"".join(frames)
 
 
-def decode_rollup(data: bytes, keys: npt.NDArray[np.int64]) -> Partial:
-    """Return the entries under ``keys`` [n]; sums are means times counts."""
+def decode_rollup(
+    data: bytes, keys: npt.NDArray[np.int64], planes: Collection[str] = PLANES
+) -> Partial:
+    """Return the entries under ``keys`` [n]; sums are means times counts.
+
+    ``planes`` are those wanted, the counts and at least one other: only they are decoded.
+    """
     head = _HEAD.unpack_from(data)
-    ends = np.cumsum([_HEAD.size, *head[5:]]).tolist()
+    ends = list(accumulate(head[5:], initial=_HEAD.size))
     frames = [data[start:end] for start, end in pairwise(ends)]
-    n = len(keys)
-    low, high, mean = (decode(head[i], frames[i], n) for i in range(3))
-    finite, nonfinite = (_from_counts(frames[i], low.shape) for i in (3, 4))
-    return Partial(keys, low, high, mean.astype(np.float64) * finite, finite, nonfinite)
+    made: dict[str, npt.NDArray[Any]] = {
+        name: decode(head[i], frames[i], len(keys))
+        for i, name in enumerate(PLANES[:3])
+        if name in planes
+    }
+    shape = next(iter(made.values())).shape
+    made["finite"], made["nonfinite"] = (_from_counts(frames[i], shape) for i in (3, 4))
+    if "total" in made:
+        made["total"] = made["total"].astype(np.float64) * made["finite"]
+    return Partial(keys, made)
 
 
 def _to_pcodec(values: Floats) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.buckets import Partial, joined
+from snc_service.store.buckets import PLANES, Partial, joined
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.attempts import Segment
 from snc_service.store.sql.database import Connection
@@ -109,6 +109,7 @@ def rollups(
     shift: int,
     bucket_steps: int,
     dirty: Steps,
+    planes: Collection[str] = PLANES,
 ) -> Partial:
     """Return a block's rows in buckets, from the coarsest rollups that nest in them.
 
@@ -116,29 +117,39 @@ def rollups(
     """
     top = 2 if bucket_steps >= tiles.TILE_STEPS << shift else 1
     gaps = [segment]
-    parts: list[Partial] = []
+    found: list[tuple[int, Partial]] = []
     for level in range(top, 0, -1):
         uncovered: list[Segment] = []
         for gap in gaps:
             low = gap.low
-            for step0, step1, part in _entries(connection, wanted, gap, block, level, shift):
-                kept = part.only(_clean(part.keys, segment, shift, dirty))
-                parts.append(kept.rows_taken(block.lanes))
+            for step0, step1, part in _entries(
+                connection, wanted, gap, block, level, shift=shift, planes=planes
+            ):
+                found.append((step0, part))
                 if step0 > low:
                     uncovered.append(Segment(gap.attempt, low, step0))
                 low = step1 + 1
             if low < gap.high:
                 uncovered.append(Segment(gap.attempt, low, gap.high))
         gaps = uncovered
-    if not parts:
-        return Partial.empty(len(block.rows))
-    parts.sort(key=lambda part: int(part.keys[0]) if len(part.keys) else 0)
-    whole = joined(parts)
+    if not found:
+        return Partial.empty(len(block.rows), planes)
+    most = np.arange(max(part.num_rows for _, part in found))  # the block may have got layers since
+    found.sort(key=lambda item: item[0])
+    whole = joined([part.rows_taken(most) for _, part in found])
+    whole = whole.only(_clean(whole.keys, segment, shift, dirty)).rows_taken(block.lanes)
     return whole.grouped(whole.keys // bucket_steps)
 
 
 def _entries(
-    connection: Connection, wanted: Wanted, gap: Segment, block: Block, level: int, shift: int
+    connection: Connection,
+    wanted: Wanted,
+    gap: Segment,
+    block: Block,
+    level: int,
+    *,
+    shift: int,
+    planes: Collection[str],
 ) -> Iterator[tuple[int, int, Partial]]:
     """Yield (first step, last step, entries keyed by their first step) in the order of steps."""
     entry = tiles.FANOUT**level << shift
@@ -146,14 +157,16 @@ def _entries(
         f"select step0, step1, n, v from tile {_WHERE} and step0 < ? and step1 >= ? order by step0",
         (*_key(wanted, gap, level, block), gap.high, gap.low),
     )
+    places = entry * np.arange(tiles.TILE_STEPS, dtype=np.int64)
     for step0, step1, n, data in rows:
-        keys = step0 + entry * np.arange(n, dtype=np.int64)
-        yield step0, step1, tiles.decode_rollup(data, keys)
+        yield step0, step1, tiles.decode_rollup(data, step0 + places[:n], planes)
 
 
 def _clean(keys: Steps, segment: Segment, shift: int, dirty: Steps) -> np.ndarray:
-    chunks = keys // (tiles.TILE_STEPS << shift)
-    return (keys >= segment.low) & (keys < segment.high) & ~np.isin(chunks, dirty)
+    inside = (keys >= segment.low) & (keys < segment.high)
+    if not len(dirty):
+        return inside
+    return inside & ~np.isin(keys // (tiles.TILE_STEPS << shift), dirty)
 
 
 def _key(wanted: Wanted, segment: Segment, level: int, block: Block) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from snc_service.store import buckets, tiles
-from snc_service.store.buckets import Partial
+from snc_service.store.buckets import PLANES, Partial
 from snc_service.store.protocol import Buckets, Floats, Steps, Window
 from snc_service.store.sql import folded, tail
 from snc_service.store.sql.attempts import Attempts, Segment
@@ -29,6 +29,7 @@ def of_layers(
     metric: str,
     names: Sequence[str],
     window: Window,
+    planes: Collection[str],
 ) -> Buckets:
     """Return one metric of some layers, a row each."""
     indexes, again = np.unique(book.indexes(connection, run_id, names), return_inverse=True)
@@ -36,7 +37,7 @@ def of_layers(
     wanted = layers_of(connection, run_id, layouts, metric, indexes.astype(np.int64))
     segments = segments_of(connection, run_id, window)
     bucket_steps = bucket_width(connection, wanted, segments, window.points)
-    partial = partial_of(connection, wanted, segments, bucket_steps)
+    partial = partial_of(connection, wanted, segments, bucket_steps, planes)
     return buckets.finished(names, partial.rows_taken(again.ravel()), bucket_steps)
 
 
@@ -52,7 +53,13 @@ def of_scalar(
 
 
 def of_all_layers(
-    connection: Connection, book: LayerBook, run_id: int, metric: str, window: Window, most: int
+    connection: Connection,
+    book: LayerBook,
+    run_id: int,
+    metric: str,
+    window: Window,
+    most: int,
+    planes: Collection[str],
 ) -> Buckets:
     """Return a metric of all layers that report it, in at most ``most`` rows.
 
@@ -61,7 +68,7 @@ def of_all_layers(
     """
     layouts = [x for x in book.layouts(connection, run_id) if metric in x.metrics]
     if not layouts:
-        return buckets.finished((), Partial.empty(0), 1)
+        return buckets.finished((), Partial.empty(0, planes), 1)
     indexes = np.unique(np.concatenate([x.layers for x in layouts])).astype(np.int64)
     specs = book.specs(connection, run_id)
     per_row = -(-len(indexes) // most)
@@ -76,11 +83,11 @@ def of_all_layers(
     for start in range(0, len(groups), at_once):
         some = groups[start : start + at_once]
         wanted = layers_of(connection, run_id, layouts, metric, np.concatenate(some))
-        partial = partial_of(connection, wanted, segments, bucket_steps)
+        partial = partial_of(connection, wanted, segments, bucket_steps, planes)
         starts = np.arange(0, wanted.num_rows, per_row)
         rows = np.arange(start, start + len(some))
         parts.append((rows, partial if per_row == 1 else partial.rows_merged(starts)))
-    return buckets.finished(names, buckets.merged(len(names), parts), bucket_steps)
+    return buckets.finished(names, buckets.merged(len(names), parts, planes), bucket_steps)
 
 
 def segments_of(connection: Connection, run_id: int, window: Window) -> list[Segment]:
@@ -109,7 +116,11 @@ def bucket_width(
 
 
 def partial_of(
-    connection: Connection, wanted: Wanted, segments: Sequence[Segment], bucket_steps: int
+    connection: Connection,
+    wanted: Wanted,
+    segments: Sequence[Segment],
+    bucket_steps: int,
+    planes: Collection[str] = PLANES,
 ) -> Partial:
     """Return the wanted rows in buckets, keyed by step // bucket_steps."""
     shift = interval_shift(connection, wanted.run_id)
@@ -131,14 +142,15 @@ def partial_of(
                         shift=shift,
                         bucket_steps=bucket_steps,
                         dirty=dirty,
+                        planes=planes,
                     ),
                 )
                 for block in wanted.blocks
             ]
         for span in raw:
-            for partial in _values(connection, wanted, span, bucket_steps):
+            for partial in _values(connection, wanted, span, bucket_steps, planes):
                 parts.append((everywhere, partial))
-    return buckets.merged(wanted.num_rows, parts)
+    return buckets.merged(wanted.num_rows, parts, planes)
 
 
 def _dirty_chunks(
@@ -164,11 +176,15 @@ def _spans(chunks: Steps, segment: Segment, chunk: int) -> list[Segment]:
 
 
 def _values(
-    connection: Connection, wanted: Wanted, span: Segment, bucket_steps: int
+    connection: Connection,
+    wanted: Wanted,
+    span: Segment,
+    bucket_steps: int,
+    planes: Collection[str],
 ) -> Iterator[Partial]:
     """Yield the span's values reduced to buckets, in slices of bounded size."""
     for steps, values in values_of(connection, wanted, span):
-        yield Partial.of_groups(steps // bucket_steps, values)
+        yield Partial.of_groups(steps // bucket_steps, values, planes)
 
 
 def values_of(

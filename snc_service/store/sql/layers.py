@@ -23,6 +23,7 @@ from snc_service.wire.checks import MAX_LAYERS
 
 Indexes = npt.NDArray[np.int32]
 T = TypeVar("T")
+MANY_NAMES = 50  # are looked for in the list of all layers, fewer one by one
 
 
 class Remembered(Generic[T]):
@@ -179,6 +180,10 @@ class LayerBook:
 
     def indexes(self, connection: Connection, run_id: int, names: Sequence[str]) -> list[int]:
         """Return the indexes of layers by name. Raises `LayerUnknown`."""
+        if len(names) > MANY_NAMES:
+            known = {spec.name: at for at, spec in enumerate(self.specs(connection, run_id))}
+            if all(name in known for name in names):
+                return [known[name] for name in names]
         found = []
         for name in names:
             row = connection.execute(

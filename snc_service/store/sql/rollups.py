@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.buckets import PLANES, Partial, joined
+from snc_service.store.buckets import Partial, joined
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database import Connection, Row
 
@@ -76,9 +76,9 @@ def add(
 def _piece(known: Partial, low: int, entry: int) -> Partial:
     """Return `FANOUT` entries of ``entry`` steps from ``low`` on; ``known`` has their places."""
     keys = low + entry * np.arange(tiles.FANOUT, dtype=np.int64)
-    piece = Partial.hollow(keys, len(known.low))
-    for name in PLANES:
-        getattr(piece, name)[:, known.keys] = getattr(known, name)
+    piece = Partial.hollow(keys, known.num_rows)
+    for name, plane in known.planes.items():
+        piece.planes[name][:, known.keys] = plane
     return piece
 
 
@@ -125,7 +125,7 @@ def _load(
 
 def _equal_rows(parts: list[Partial]) -> list[Partial]:
     """Return parts over equally many rows: a block may have got layers since."""
-    most = max(len(part.low) for part in parts)
+    most = max(part.num_rows for part in parts)
     return [part.rows_taken(np.arange(most)) for part in parts]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from snc_service.store.buckets import planes_for
+from snc_service.store.histories import COLUMNS
 from snc_service.store.protocol import (
     Advance,
     Buckets,
@@ -175,11 +177,20 @@ class SqlStore(SqlAlerts, SqlRules):
             run_id = runs.number(connection, run)
             return newest_scalars(connection, self._book, run_id, from_step, most)
 
-    def history(self, run: str, metric: str, layers: Sequence[str], window: Window) -> Buckets:
-        """See `Store.history`."""
+    def history(
+        self,
+        run: str,
+        metric: str,
+        layers: Sequence[str],
+        window: Window,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """See `Histories.history`."""
+        planes = planes_for(columns)
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
-            return history.of_layers(connection, self._book, run_id, metric, layers, window)
+            return history.of_layers(connection, self._book, run_id, metric, layers, window, planes)
 
     def scalar_history(self, run: str, scalar: str, window: Window) -> Buckets:
         """See `Store.scalar_history`."""
@@ -187,11 +198,22 @@ class SqlStore(SqlAlerts, SqlRules):
             run_id = runs.number(connection, run)
             return history.of_scalar(connection, self._book, run_id, scalar, window)
 
-    def heatmap(self, run: str, metric: str, window: Window, layers: int) -> Buckets:
-        """See `Store.heatmap`."""
+    def heatmap(
+        self,
+        run: str,
+        metric: str,
+        window: Window,
+        layers: int,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """See `Histories.heatmap`."""
+        planes = planes_for(columns)
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
-            return history.of_all_layers(connection, self._book, run_id, metric, window, layers)
+            return history.of_all_layers(
+                connection, self._book, run_id, metric, window, layers, planes
+            )
 
     def worst(
         self, run: str, metric: str, window: Window, most: int, *, below: str | None = None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store import tiles
+from snc_service.store.buckets import planes_for
 from snc_service.store.protocol import Floats, Window, Worst
 from snc_service.store.sql import history
 from snc_service.store.sql.attempts import Segment
@@ -129,6 +130,7 @@ def _bounds(
         question.wanted(question.metric, everything),
         question.segments,
         question.bucket_steps,
+        planes_for(("max",)),
     )
     nonfinite = above.nonfinite.sum(axis=1, dtype=np.int64)
     bounds = above.high.astype(np.float64)
@@ -139,6 +141,7 @@ def _bounds(
         question.wanted(question.below, everything),
         question.segments,
         question.bucket_steps,
+        planes_for(("min", "max")),
     )
     keys, mine, theirs = np.intersect1d(above.keys, below.keys, return_indices=True)
     bounds = bounds[:, mine]
@@ -159,21 +162,28 @@ def _find(
     if most == 0:
         return
     blocks = question.indexes // tiles.BLOCK_LAYERS
-    seen: set[tuple[int, int]] = set()
-    candidates = (bounds > -np.inf).any(axis=1)
-    for place in np.argsort(-bounds, axis=None, kind="stable").tolist():
-        row, column = divmod(place, bounds.shape[1])
-        exact = known.values[candidates]
-        enough = len(exact) >= most and np.partition(exact, -most)[-most] >= bounds[row, column]
-        if bounds[row, column] == -np.inf or enough:
+    possible = bounds > -np.inf
+    candidates = possible.any(axis=1)
+    least = _least(known.values[candidates], most)
+    order = np.argsort(-bounds, axis=None, kind="stable")[: np.count_nonzero(possible)]
+    for row, column in zip(
+        *(at.tolist() for at in np.unravel_index(order, bounds.shape)), strict=True
+    ):
+        bound = bounds[row, column]
+        if not possible[row, column] or known.values[row] >= bound:
+            continue  # read already, or the layer was larger than that elsewhere
+        if least >= bound:
             return
-        cell = (int(blocks[row]), column)
-        if cell in seen:
-            continue
-        seen.add(cell)
         low = int(keys[column]) * question.bucket_steps
         spans = _within(question.segments, low, low + question.bucket_steps)
         known.see(question, np.flatnonzero(blocks == blocks[row]), spans)
+        possible[blocks == blocks[row], column] = False
+        least = _least(known.values[candidates], most)
+
+
+def _least(values: Doubles, most: int) -> float:
+    """Return the smallest of the ``most`` largest values, -inf if there are fewer."""
+    return float(np.partition(values, -most)[-most]) if len(values) >= most else -np.inf
 
 
 def _within(segments: Sequence[Segment], low: int, high: int) -> list[Segment]:
