@@ -13,7 +13,7 @@ from snc_client.callback.carried import CarriedBounds, SteppedBounds
 from snc_client.callback.masters import Masters, cast_down, lowered
 from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import CLIPS, rescale_
-from snc_client.estimator import BlockPower
+from snc_client.estimator import LAG, BlockPower
 from snc_client.layers import Layer
 from snc_client.measurement import bound
 from snc_client.operators import Gain, Operator, Rows
@@ -30,6 +30,9 @@ REGISTER_CALLS = 8
 # That does for a layer far from a threshold, but a certificate would miss its first rungs and fall
 # back on its dearest: so it gets one more for every four calls that the layer was left out of.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
+# Between its turns a weight moves by several steps. To 5e-4 it would take 1.6 iterations a turn, to
+# 1.6e-3 (b = 16) it takes 1.15, and nothing is divided by what is found.
+IDLE_LAG = 0.03
 
 
 class Stepped(NamedTuple):
@@ -93,12 +96,14 @@ class Group:
         certify: Collection[int],
         cap: Collection[int],
         pressing: Collection[int] = (),
+        idle: Collection[int] = (),
         drift: Mapping[int, Tensor] | None = None,
     ) -> Stepped:
         """Measure these layers, certify and cap some of them, act; return [M, len(measured)].
 
         The rows are those of `METRICS`. The other layers are among ``measured``. ``pressing`` are
         those whose carried bound may pass the threshold at this step, as far as the host can know.
+        ``idle`` are far from their thresholds and not measured at every step: near is good enough.
         ``drift`` is the norm of the last step of those that nothing else has moved: nothing is
         divided by a bound that it carries.
         """
@@ -106,7 +111,8 @@ class Group:
         # The norm of these is read off, so its bound costs nothing.
         certify = {*certify, *(i for i, x in operators.items() if isinstance(x, Gain | Rows))}
         self._catch_up(operators, certify)
-        estimates = self.power.step_(list(operators.values()), measured)
+        lag = [IDLE_LAG if i in idle else LAG for i in measured]
+        estimates = self.power.step_(list(operators.values()), measured, lag=lag)
         sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)

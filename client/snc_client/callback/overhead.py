@@ -16,7 +16,7 @@ class Overhead:
     def __init__(self) -> None:
         self._entered = math.nan
         self._total = self._inside = self._open = 0.0
-        self._row_steps = self._row_total = 0.0
+        self._row_steps, self._row_total = 0, 0.0
 
     def enter(self) -> None:
         """Note that a call of step() begins."""
@@ -36,13 +36,13 @@ class Overhead:
         """Count seconds that the callback took, on the host or on the device."""
         self._open += seconds
 
-    def step_seconds(self) -> float | None:
-        """Return the mean seconds of a step since the last call of this, None before the second."""
-        if not self._row_steps:
-            return None
-        mean = self._row_total / self._row_steps
-        self._row_steps = self._row_total = 0.0
-        return mean
+    def since_row(self) -> tuple[int, float]:
+        """Return how many steps began since the last row did, and the seconds that they took."""
+        return self._row_steps, self._row_total
+
+    def row_begins(self) -> None:
+        """Count steps for the next row."""
+        self._row_steps, self._row_total = 0, 0.0
 
     @property
     def fraction(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias, TypedDict
 
@@ -70,9 +70,11 @@ class Reading(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Latest(Mapping[str, Reading]):
-    """The newest measurement that has arrived on the host: layer name -> `Reading`.
+    """The newest measurement of each layer that has arrived on the host: layer name -> `Reading`.
 
-    ``step`` is -1 before the first one; ``columns`` is float32 [M, L], rows as in ``metrics``.
+    ``step`` is that of the newest row, -1 before the first one, and ``steps`` (int64 [L]) are those
+    at which the layers were measured: idle layers are measured in turns. ``columns`` is float32
+    [M, L], rows as in ``metrics``.
     ``certified`` is bool [L]: sigma_upper was certified at this very step; of the others the
     reading's ``sigma_upper_from`` says whether it is a bound of the weight at this step.
     """
@@ -85,6 +87,7 @@ class Latest(Mapping[str, Reading]):
     scalars: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[str] = METRICS
     certified: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    steps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __getitem__(self, layer: str) -> Reading:
         try:
@@ -128,7 +131,22 @@ class Latest(Mapping[str, Reading]):
         more = len(names) - self.columns.shape[1] if self.columns.shape[1] else 0
         columns = np.pad(self.columns, ((0, 0), (0, more)), constant_values=ABSENT)
         certified = np.pad(self.certified, (0, more))
-        return replace(self, names=list(names), columns=columns, certified=certified)
+        steps = np.pad(self.steps, (0, more), constant_values=-1)
+        return replace(self, names=list(names), columns=columns, certified=certified, steps=steps)
+
+    def then(self, newer: Latest, gone: Collection[int] = ()) -> Latest:
+        """Return ``newer`` with what is known of the layers that it has not measured.
+
+        Of the layers at the places ``gone`` nothing is known any more.
+        """
+        new = ~absent(newer.row("sigma"))
+        new[list(gone)] = True
+        steps = np.where(new, newer.step, self.steps if len(self.steps) else -1)
+        if new.all() or not len(self.steps):
+            return replace(newer, steps=steps)
+        columns = np.where(new, newer.columns, self.columns)
+        certified = np.where(new, newer.certified, self.certified)
+        return replace(newer, columns=columns, certified=certified, steps=steps)
 
     def row(self, metric: str) -> npt.NDArray[np.float32]:
         """Return one metric of every layer, float32 [L]."""

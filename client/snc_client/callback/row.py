@@ -44,6 +44,7 @@ class Row:
     certified: Mask  # [L]: sigma_upper comes from a certificate of this step
     time: float = field(default_factory=time.time)
     metrics: Sequence[str] = METRICS
+    num_steps: int = 1  # since the row before
     host_seconds: float = 0.0
     device_seconds: float = 0.0  # 0 where the device has no clock of its own
 

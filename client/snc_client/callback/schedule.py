@@ -8,23 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 # A sigma that moved by more than this share in one step wants a certificate now.
 JUMP = 0.05
 
 
 class CertifySchedule:
-    """Round-robin: every layer once in ``every`` measurements, spread evenly, so no step spikes.
+    """Every layer once in ``every`` of its measurements, spread evenly, so no step spikes.
 
-    Within a round the layers nearest to their thresholds come first. A layer with a threshold whose
-    sigma crossed it or moved by more than 5 % a step is next; one such layer per measurement.
+    The one that was measured most often since its last certificate comes first, of several the
+    nearest to its threshold. A layer with a threshold whose sigma crossed it or moved by more than
+    5 % a step is next; one such layer per measurement.
     """
 
     def __init__(self, num_layers: int, every: int) -> None:
         self._every = every
-        self._rate = num_layers / every
         self._credit = 0.0
-        self._queue: deque[int] = deque()
+        self._waited = np.zeros(num_layers, np.int64)  # measurements since the last certificate
         self._ratio = np.zeros(num_layers, np.float32)
         self._sigma = np.full(num_layers, np.nan, np.float32)
         self._seen = np.zeros(num_layers, np.int64)  # step of that sigma
@@ -46,13 +47,19 @@ class CertifySchedule:
         self._sigma = np.where(np.isfinite(sigma), sigma, self._sigma)
         self._seen = np.where(np.isfinite(sigma), step, self._seen)
 
-    def due(self) -> list[int]:
-        """Return the layers to certify now, and count them as certified."""
+    def due(self, measured: Mask) -> list[int]:
+        """Return which layers to certify now, and count them as certified.
+
+        They are among the ``measured`` ones ([L] bool), but for one that is urgent.
+        """
+        self._waited += measured
+        self._credit += int(measured.sum()) / self._every
         chosen = [self._urgent.popleft()] if self._urgent else []
-        self._credit += self._rate
-        while self._credit >= 1.0:
-            self._credit -= 1.0
-            if not self._queue:
-                self._queue.extend(int(i) for i in np.argsort(-self._ratio, kind="stable"))
-            chosen.append(self._queue.popleft())
+        if self._credit >= 1.0:
+            here = np.flatnonzero(measured)
+            order = np.lexsort((-self._ratio[here], -self._waited[here]))
+            in_turn = here[order[: int(self._credit)]]
+            self._credit -= len(in_turn)
+            self._waited[in_turn] = 0
+            chosen += in_turn.tolist()
         return sorted(set(chosen))

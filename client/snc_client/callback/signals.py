@@ -33,7 +33,8 @@ class Signals:
     * ``stable_rank``: frobenius^2 / sigma^2, from above as sigma is from below; 0 for a zero
       matrix. Not of a convolution. It comes with ``frobenius`` at no cost.
     * ``grad_norm``: of the gradient that `step` finds (after clipping, if the loop clips), and as a
-      scalar of all gradients together. One read of each gradient. Absent where a weight is computed
+      scalar of all gradients together, unless `step` is given one of that name: what clipping
+      returned costs nothing. One read of each gradient. Absent where a weight is computed
       from others or its gradient is sparse, and where gradients are gone or zeroed before `step`;
       that is said once.
     * ``update_norm``: what the optimizer's step added to the weight, without the action. With
@@ -61,6 +62,7 @@ class Signals:
         self._ranked: dict[str, bool] = {}  # layer -> whether F and sigma are of the same matrix
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
         self.known: Mapping[str, Mapping[str, Tensor]] = {}  # the same, of this step, by others
+        self.whole = True  # whether `begin` is to find the norm of all gradients together
         self.scalars: dict[str, Tensor] = {}  # what `begin` found of the run as a whole
         if "update_norm" in self._wanted and not guarded and not supported(optimizer):
             kind = "none" if optimizer is None else type(optimizer).__name__
@@ -159,20 +161,20 @@ class Signals:
         return torch.where(sent(known, sigma.device, torch.bool), rank, NOT_MEASURED)
 
     def _gradients(self, layers: Sequence[Layer]) -> None:
-        """Find the gradient norm of every layer, and of all parameters together."""
-        every = [p.grad.detach() for p in self._slots.parameters() if p.grad is not None]
-        dense = [gradient for gradient in every if _dense(gradient)]
+        """Find the gradient norm of every layer, and of all parameters together if `whole`."""
+        of = {layer: p.grad for layer in layers if (p := layer.parameter()) is not None}
+        slots = self._slots.parameters() if self.whole else [layer.parameter() for layer in layers]
+        every = {id(p.grad): p.grad.detach() for p in slots if p is not None and p.grad is not None}
+        dense = {i: gradient for i, gradient in every.items() if _dense(gradient)}
         if not dense or len(dense) < len(every):
             self._say("grad_norm", "needs dense gradients when step() is called: call it before "
                       "zero_grad()")  # fmt: skip
         if not dense:
             return
-        whole = dict(zip(map(id, dense), norms(dense), strict=True))
+        whole = dict(zip(dense, norms(list(dense.values())), strict=True))
         parts: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
-        for layer in layers:
-            parameter = layer.parameter()
-            gradient = None if parameter is None else parameter.grad
+        for layer, gradient in of.items():
             if gradient is None or gradient.layout != torch.strided:
                 continue
             part = layer.part(gradient)
@@ -183,9 +185,10 @@ class Signals:
         found.update(zip(parts, norms(list(parts.values())), strict=True))
         self._found["grad_norm"] = found
         together = list(whole.values())
-        if len(dense) == len(every) and len({norm.device for norm in together}) == 1:
-            total = torch.linalg.vector_norm(torch.stack(together))
-            self.scalars["grad_norm"] = self._unless_zeroed(total)
+        if len({norm.device for norm in together}) == 1:
+            total = self._unless_zeroed(torch.linalg.vector_norm(torch.stack(together)))
+            if self.whole and len(dense) == len(every):
+                self.scalars["grad_norm"] = total
 
     def _unless_zeroed(self, total: Tensor) -> Tensor:
         """Take gradients that are all zero for zeroed ones, where `step` is called by the loop."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.cadence import LONGEST
 from snc_client.callback.commands import Commands, OnCommand
 from snc_client.callback.guard import Guard, GuardSettings, GuardStopped, furthest
 from snc_client.callback.masters import Masters
@@ -68,8 +69,12 @@ class SNCallback:
     * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
       certificate, or by an earlier one plus what the weight has moved since (Weyl) as long as that
       is at most the threshold. Keeps a copy of these weights.
+    * ``idle_every``: a layer with no threshold, or whose sigma is below 0.9 of it and cannot come
+      there at twice its recent growth, is measured once in so many measurements; layers take turns,
+      two at least at a time. None: 4 on a CPU; 1 elsewhere, with ``guard``, ``every``, update_norm.
     * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
-      layers far from a threshold in turns (their sigma may err by 1 % then), active ones always.
+      these layers more seldom (up to every 50 steps: their sigma may err by 1 % then), and nothing
+      at all in between. Layers near their threshold are measured always.
     * ``guard``: undo a step that would ruin the training, see `snc_client.callback.guard.Guard`;
       True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
     * ``signals``: what else is measured and reported, see `snc_client.callback.signals.Signals`.
@@ -120,12 +125,14 @@ class SNCallback:
         maps: Mapping[str, str] | None = None,
         logits: Mapping[str, int | tuple[int, int]] | None = None,
         guard: bool | GuardSettings = False,
+        idle_every: int | None = None,
         max_overhead: float | None = None,
         signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
         if guard and masters:
             raise ValueError("masters must be None with guard, got some: it judges the model's own")
-        _check(every=every, certify_every=certify_every, guard=guard, max_overhead=max_overhead)
+        _check(every=every, certify_every=certify_every, idle_every=idle_every)
+        _check_cost(every, idle_every, max_overhead, guard)
         if not isinstance(optimizer, torch.optim.Optimizer | None):
             raise ValueError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
@@ -156,6 +163,7 @@ class SNCallback:
             limits = GuardSettings() if guard is True else guard
             self._guard = Guard(model, self.layers.layers, optimizer, limits)
         self._signals = Signals(signals, model, optimizer, guarded=self._guard is not None)
+        full = guard or (idle_every is None and (every > 1 or self._signals.steps_of is not None))
         self._watch = Watch(
             self.layers.layers,
             resolved.layers,
@@ -165,6 +173,7 @@ class SNCallback:
             signals=self._signals,
             guard=self._guard,
             masters=Masters(model, masters, optimizer),
+            idle_every=1 if full else idle_every,
         )
         if strict and (names := self._watch.uncertifiable()):
             raise ValueError(
@@ -346,9 +355,13 @@ class SNCallback:
         if scalars.get("lr") is None and self._optimizer is not None:
             scalars["lr"] = learning_rate(self._optimizer)
         scalars = self._signals.wanted(scalars)
-        scalars["step_seconds"] = self._overhead.step_seconds()
+        steps, seconds = self._overhead.since_row()
+        if steps:
+            scalars["step_seconds"] = seconds / steps
         row = self._watch.measure(self._step, scalars)
         if row is not None:
+            self._overhead.row_begins()
+            row.num_steps = steps or self._every
             row.host_seconds = self._overhead.inside()
 
     def _collect(self) -> ThresholdBreached | GuardStopped | None:
@@ -360,9 +373,10 @@ class SNCallback:
                 breach = breach or stopped
             seconds = max(row.host_seconds, row.device_seconds)
             self._overhead.spent(seconds - row.host_seconds)
-            row.scalars["callback_seconds"] = seconds / self._every
+            row.scalars["callback_seconds"] = seconds / row.num_steps
             if "step_seconds" in row.scalars:
-                self._watch.cadence.paid(seconds / self._every, row.scalars["step_seconds"])
+                passed = row.scalars["step_seconds"] * row.num_steps
+                self._watch.cadence.paid(seconds, passed)
             if self._sender is not None:
                 scalars = self._signals.wanted(row.scalars)
                 reported = latest.columns[:, : self._num_reported]
@@ -467,20 +481,25 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:
     return torch.stack([rate.detach().reshape(()).float() for rate in same]).amax()
 
 
-def _check(
-    *, every: int, certify_every: int | None, guard: object, max_overhead: float | None
-) -> None:
-    for what, value in (("every", every), ("certify_every", certify_every)):
+def _check(**counts: int | None) -> None:
+    for what, value in counts.items():
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
             raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
+
+
+def _check_cost(
+    every: int, idle_every: int | None, max_overhead: float | None, guard: object
+) -> None:
     if not isinstance(guard, bool | GuardSettings):
         raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
-    if guard and (every != 1 or max_overhead is not None):
+    if idle_every is not None and idle_every > LONGEST:
+        raise ValueError(f"idle_every must be at most {LONGEST}, got {idle_every}: use every")
+    if guard and (every != 1 or max_overhead is not None or idle_every not in (None, 1)):
         raise ValueError(
-            f"every must be 1 and max_overhead None with guard, got {every} and {max_overhead}: it "
-            "judges every step by every layer"
+            f"every and idle_every must be 1 and max_overhead None with guard, got {every}, "
+            f"{idle_every} and {max_overhead}: it judges every step by every layer"
         )
     if max_overhead is not None and not 0 < max_overhead < 1:
         raise ValueError(f"max_overhead must be a share of step time in (0, 1), got {max_overhead}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snc_client.callback.cadence import Cadence, Mask
-from snc_client.callback.group import Group
+from snc_client.callback.cadence import Cadence, Mask, turns
+from snc_client.callback.group import Group, reading_is_free
 from snc_client.callback.guard import Guard
 from snc_client.callback.masters import Masters
 from snc_client.callback.origin import Origins
@@ -67,6 +67,7 @@ class Watch:
         signals: Signals,
         masters: Masters,
         guard: Guard | None = None,
+        idle_every: int | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self._signals = signals
@@ -82,6 +83,7 @@ class Watch:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._alone = not distributed or torch.distributed.get_world_size() == 1
         self._schedule = CertifySchedule(len(layers), certify_every) if certify_every else None
+        self._idle_every = idle_every
         self.cadence = Cadence(len(layers), max_overhead)
         self._proofs = Cadence(len(layers), None)  # the same, of the bounds: strict goes by them
         self._scalars = Scalars()
@@ -156,15 +158,19 @@ class Watch:
 
     @torch.no_grad()
     def measure(self, step: int, scalars: Mapping[str, Any]) -> Row | None:
-        """Measure, certify, act, and send one row on its way; None if no buffer was free for it.
+        """Measure, certify, act, and send one row on its way.
 
-        Where a layer has moved to another device or is gone, the groups are formed anew, once.
+        Returns None if no layer is due, or no buffer was free for the row. Where a layer has moved
+        to another device or is gone, the groups are formed anew, once.
         """
-        certify = self._schedule.due() if self._schedule else []
-        due = self.cadence.due(step)
-        due[certify] = True
+        due, in_turn = self.cadence.due(step)
         if self._strict:
             due[sorted(self._held)] = True
+        if not due.any():
+            return None
+        certify = self._schedule.due(due) if self._schedule else []
+        due[certify] = True
+        self._signals.whole = in_turn and "grad_norm" not in scalars
         self._signals.known = self._guard.look() if self._guard is not None else {}
         try:
             values = self._step(step, due, certify)
@@ -193,11 +199,14 @@ class Watch:
         return True
 
     def arrived(self) -> Iterator[tuple[Row, Latest]]:
-        """Yield the rows that have reached the host, oldest first; never waits."""
+        """Yield the rows that have reached the host, oldest first; never waits.
+
+        Each comes with what was measured at its step; ``latest`` goes on to hold the others too.
+        """
         while self._rows and self._rows[0].ready():
             row = self._rows.popleft()
             values = self._origins.completed(row.step, row.take(len(self.layers)), row.certified)
-            self.latest = Latest(
+            fresh = Latest(
                 self.latest.names,
                 row.step,
                 values,
@@ -205,8 +214,9 @@ class Watch:
                 metrics=self.metrics,
                 certified=row.certified,
             )
-            self._learn(self.latest)
-            yield row, self.latest
+            self.latest = self.latest.then(fresh, gone=self.missing)
+            self._learn(fresh)
+            yield row, fresh
 
     def close(self) -> None:
         """Take off what was put on the optimizer."""
@@ -243,6 +253,15 @@ class Watch:
         self.cadence.reset()
         self._proofs.reset()
 
+    def _turns(self, devices: Iterable[torch.device]) -> int:
+        """Return into how many turns idle layers are divided.
+
+        A GPU measures all of them in one launch, sooner than the host could choose.
+        """
+        if self._idle_every is not None:
+            return turns(len(self.layers), self._idle_every)
+        return turns(len(self.layers)) if all(map(reading_is_free, devices)) else 1
+
     def _warm(self) -> dict[str, dict[str, Any]]:
         return {
             layer.name: state
@@ -275,11 +294,15 @@ class Watch:
             capped = [k for k in measured if self.cadence.active[group.indices[k]]]
             if measured:
                 pressed = [k for k in measured if pressing[group.indices[k]]]
+                active = self.cadence.active
+                in_turns = self.cadence.turns * self.cadence.pace > 1
+                idle = [k for k in measured if in_turns and not active[group.indices[k]]]
                 rows, proven = group.step(
                     measured,
                     certify=certified,
                     cap=capped,
                     pressing=pressed,
+                    idle=idle,
                     drift=self._drift(group.layers, measured),
                 )
                 indices = [group.indices[k] for k in measured]
@@ -367,20 +390,24 @@ class Watch:
         return self._readbacks[device]
 
     def _grouped(self) -> list[Group]:
-        places: dict[tuple[torch.device, int], list[int]] = {}
-        missing: set[int] = set()
+        devices: dict[int, torch.device] = {}
         for i, layer in enumerate(self.layers):
-            block = HELD_BLOCK if i in self._held else WATCHED_BLOCK
             try:
-                device = layer.weight().device
-                if device.type == "meta":
+                devices[i] = layer.weight().device
+                if devices[i].type == "meta":
                     raise LookupError(f"layer {layer.name!r} must hold numbers, it is on meta")
-                places.setdefault((device, block), []).append(i)
             except LookupError as error:
-                missing.add(i)
+                devices.pop(i, None)
                 if i not in self.missing:
                     log.warning("snc: not measured any more: %s", error)
-        self.missing = frozenset(missing)
+        self.missing = frozenset(range(len(self.layers))) - devices.keys()
+        self.cadence.turns = self._turns(devices.values())
+        # What is measured once in several steps needs as many vectors as what is held.
+        watched = WATCHED_BLOCK if self.cadence.turns == 1 else HELD_BLOCK
+        places: dict[tuple[torch.device, int], list[int]] = {}
+        for i, device in devices.items():
+            block = HELD_BLOCK if i in self._held else watched
+            places.setdefault((device, block), []).append(i)
         return [
             Group(
                 [self.layers[i] for i in indices],

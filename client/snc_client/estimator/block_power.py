@@ -69,7 +69,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Products:
-    """A block and its products, for K layers of one shape; U and X are scaled to entries <= 1."""
+    """Blocks and their products, for K layers of one small side; U and X scaled to entries <= 1."""
 
     v_KBN: Tensor
     x_KBN: Tensor
@@ -118,14 +118,20 @@ class BlockPower:
         solvers(self._noise.device)  # compiles and checks where that takes time: here, in no step
 
     @torch.no_grad()
-    def step_(self, operators: Sequence[Operator], which: Sequence[int] | None = None) -> Estimates:
+    def step_(
+        self,
+        operators: Sequence[Operator],
+        which: Sequence[int] | None = None,
+        *,
+        lag: float | Sequence[float] = LAG,
+    ) -> Estimates:
         """Advance all layers, or only those at the indexes ``which``, by one iteration or more.
 
         ``operators`` matches the layers (or ``which``) one to one; the result has their order. The
-        first call on a layer makes 16 iterations. A layer whose residual is above 0.0175 sigma, as
-        after an abrupt step, gets up to 4. On a CPU this call sees that by itself. On any other
-        device the host never waits to look: there a layer's first 32 calls make 4 iterations, and
-        later those of which the host was told (`hurry`).
+        first call on a layer makes 16 iterations. A layer whose residual is above ``lag`` * sigma
+        (of all, or one for each), as after an abrupt step, gets up to 4. On a CPU this call sees
+        that by itself. On any other device the host never waits to look: there a layer's first 32
+        calls make 4 iterations, and later those of which the host was told (`hurry`).
         A layer that is not finite gives NaN and starts afresh: one finite step later it has a
         sigma, seven later within 1e-3.
         """
@@ -139,10 +145,10 @@ class BlockPower:
                 self._iterate(late)
             self._hurried.difference_update(item.layer for item in items)
             found = self._iterate(items)
-            return self._catch_up(items, found) if free else found
+            return self._catch_up(items, found, lag) if free else found
 
     def hurry(self, layers: Iterable[int]) -> None:
-        """Let the next call make 4 iterations for ``layers``, whose block lags (`lagging`).
+        """Let the next call make 4 iterations for ``layers``, whose block lags.
 
         For what the host learns late, from residuals that have arrived from the device.
         """
@@ -206,52 +212,58 @@ class BlockPower:
     def _late(self, layer: int) -> bool:
         return layer in self._hurried or 0 < self._steps[layer] < YOUNG
 
-    def _catch_up(self, items: Sequence[_Item], found: Estimates) -> Estimates:
+    def _catch_up(
+        self, items: Sequence[_Item], found: Estimates, lag: float | Sequence[float]
+    ) -> Estimates:
         """Iterate on while a residual is large, up to 4 times in all; the host may look here."""
         sigma, residual = found.sigma, found.residual
+        limit = lag if isinstance(lag, float) else torch.tensor(lag, device="cpu")
         for _ in range(MOST_ITERATIONS - 1):
-            places = [i for i, late in enumerate(lagging(sigma, residual).tolist()) if late]
-            if not places:
+            late = (residual > limit * sigma).tolist()  # False for NaN
+            if not any(late):
                 break
-            again, at = (
-                self._iterate([items[i] for i in places]),
-                torch.tensor(places, device="cpu"),
+            again = self._iterate(
+                [item for item, is_late in zip(items, late, strict=True) if is_late]
             )
-            sigma = sigma.index_copy(0, at, again.sigma)
-            residual = residual.index_copy(0, at, again.residual)
+            places = torch.tensor([i for i, is_late in enumerate(late) if is_late], device="cpu")
+            sigma = sigma.index_copy(0, places, again.sigma)
+            residual = residual.index_copy(0, places, again.residual)
         return Estimates(sigma, residual)
 
     def _iterate(self, items: Sequence[_Item]) -> Estimates:
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        order: list[_Item] = []
+        columns: list[Tensor] = []
         for groups in _equal_blocks(items, self._block):
             products = [self._multiply(group) for group in groups]
-            both = ritz(
-                torch.cat([p.r_KBB for p in products]), torch.cat([p.g_KBB for p in products])
-            )
-            sizes = [len(group) for group in groups]
-            rotated = []
-            for group, p, turn in zip(groups, products, both.split(sizes), strict=True):
-                y_KBN = turn.z_KBB @ p.x_KBN
-                rotated.append(y_KBN)
-                pairs = zip(*(t.unbind() for t in _measure(p, turn, y_KBN)), strict=True)
-                found.update(zip((item.layer for item in group), pairs, strict=True))
+            both = ritz(_joined([p.r_KBB for p in products]), _joined([p.g_KBB for p in products]))
+            turns = both.split([len(group) for group in groups]) if len(groups) > 1 else [both]
+            rotated = [turn.z_KBB @ p.x_KBN for p, turn in zip(products, turns, strict=True)]
+            columns += map(_measure, products, turns, rotated)
             self._keep(groups, rotated)
-        if not found:
+            order += [item for group in groups for item in group]
+        if not order:
             return Estimates(self._noise.new_empty(0), self._noise.new_empty(0))
-        sigma, residual = zip(*(found[item.layer] for item in items), strict=True)
-        return Estimates(torch.stack(sigma), torch.stack(residual))
+        found = torch.cat(columns, 1)
+        if order != list(items):
+            places = {item.layer: i for i, item in enumerate(order)}
+            ordered = found.unbind(1)
+            found = torch.stack([ordered[places[item.layer]] for item in items], 1)
+        return Estimates(*found.unbind())
 
     def _multiply(self, group: Sequence[_Item]) -> _Products:
         """Put every layer of a group through W and back; layers one by one, the rest at once.
 
         One large product over stacked weights would copy them, and is 3-6 times slower on a CPU.
         """
-        blocks = [self._explored(item.layer) for item in group]
-        there_and_back = [_multiply(i.operator, v) for i, v in zip(group, blocks, strict=True)]
+        v_KBN = torch.stack([self._explored(item.layer) for item in group])
+        there_and_back = [
+            _multiply(item.operator, v_BN) for item, v_BN in zip(group, v_KBN.unbind(), strict=True)
+        ]
         x, r, u_scale = (torch.stack(parts) for parts in zip(*there_and_back, strict=True))
-        largest = torch.maximum(x.amax((1, 2)), -x.amin((1, 2))).clamp_(min=TINY)
-        x.div_(largest[:, None, None])
-        return _Products(torch.stack(blocks), x, r, _gram(x), u_scale, largest)
+        # aminmax over dimensions is 20 times as slow.
+        x_scale = torch.maximum(x.amax((1, 2)), -x.amin((1, 2))).clamp_(min=TINY)
+        x.div_(x_scale[:, None, None])
+        return _Products(v_KBN, x, r, _gram(x), u_scale, x_scale)
 
     def _explored(self, layer: int) -> Tensor:
         """Count a step of a layer and return its block, every 8 steps with a new weakest vector."""
@@ -268,14 +280,13 @@ class BlockPower:
 
     def _keep(self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor]) -> None:
         """Store the next block of every layer: orthonormal rows, best first."""
-        unit = []
-        for group, y_KBN in zip(groups, rotated, strict=True):
-            noise = self._random_rows(group[0].layer)
-            unit.append(revive(y_KBN, noise))
-        turns = orthonormalizer(torch.cat([_gram(y) for y in unit]))
-        for group, y, turn in zip(
-            groups, unit, torch.split(turns, [len(g) for g in groups]), strict=True
-        ):
+        unit = [
+            revive(y_KBN, self._random_rows(group[0].layer))
+            for group, y_KBN in zip(groups, rotated, strict=True)
+        ]
+        turns = orthonormalizer(_joined([_gram(y) for y in unit]))
+        sizes = [len(group) for group in groups]
+        for group, y, turn in zip(groups, unit, torch.split(turns, sizes), strict=True):
             for item, block in zip(group, (turn @ y).unbind(), strict=True):
                 self._store(item.layer, block)
 
@@ -315,19 +326,13 @@ def reading_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def lagging(sigma: Tensor, residual: Tensor) -> Tensor:
-    """Return where a residual is too large for one iteration a step; False for NaN."""
-    return residual > LAG * sigma
-
-
 def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]:
-    """Sort items into groups of equal (large, small) side, and those by their block size."""
-    groups: dict[tuple[int, int], list[_Item]] = {}
+    """Sort items into groups of equal small side, and those by their block size."""
+    groups: dict[int, list[_Item]] = {}
     for item in items:
-        shape = item.operator.shape
-        groups.setdefault((max(shape), min(shape)), []).append(item)
+        groups.setdefault(min(item.operator.shape), []).append(item)
     equal: dict[int, list[list[_Item]]] = {}
-    for (_, small), group in groups.items():
+    for small, group in groups.items():
         equal.setdefault(min(block, small), []).append(group)
     return list(equal.values())
 
@@ -335,8 +340,8 @@ def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]
 def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return X = U W, R = U U' and the scale of U = V W' / scale (or of W, where m < n).
 
-    U has entries up to one, because squares of 1e+-30 do not fit float32. Clamping the scale keeps
-    a zero weight at zero, and lets NaN through.
+    Back at once, while a cache still holds the weight. U has entries up to one, because squares of
+    1e+-30 do not fit float32. Clamping the scale keeps a zero weight at zero, and lets NaN through.
     """
     m, n = operator.shape
     products: list[Callable[[Tensor], Tensor]] = [operator.matmul, operator.rmatmul]
@@ -344,8 +349,12 @@ def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]
     u_BM = ahead(v_BN.mT).mT
     low, high = torch.aminmax(u_BM)  # abs().amax() copies
     scale = torch.maximum(high, -low).clamp_(min=TINY)
-    u_BM = u_BM / scale
+    u_BM.div_(scale)
     return back(u_BM.mT).mT, _gram(u_BM), scale
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _gram(x_KBN: Tensor) -> Tensor:
@@ -354,20 +363,19 @@ def _gram(x_KBN: Tensor) -> Tensor:
     return (x_KBN @ x_KBN.mT).float()
 
 
-def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sigma and residual ([K], [K]) of the first Ritz vector."""
-    nan = torch.full_like(p.x_scale, math.nan)
+def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> Tensor:
+    """Return sigma and residual, [2, K], of the first Ritz vector."""
     some = (turn.reach > 0) & (turn.growth > 0)
-    quotient = torch.where(some, turn.growth / torch.where(some, turn.reach, 1.0), 0.0).sqrt()
-    sigma = torch.where(turn.finite, p.x_scale * quotient.float(), nan)
+    quotient = torch.where(some, turn.growth / turn.reach, 0.0).sqrt().float()
+    sigma = torch.where(turn.finite, p.x_scale * quotient, math.nan)
     # W'u - s v over sigma, as a difference of vectors: that of numbers has a floor of 3e-4.
     v_KN, y_KN = (turn.z_KBB[:, :1] @ p.v_KBN)[:, 0], y_KBN[:, 0]
-    length = torch.linalg.vector_norm(y_KN, dim=-1)
-    reach = turn.reach.float() / (v_KN.square().sum(-1) * torch.where(some, length, 1.0))
+    length = torch.where(some, torch.linalg.vector_norm(y_KN, dim=-1), 1.0)
+    reach = turn.reach.float() / (v_KN.square().sum(-1) * length)
     along = p.u_scale / p.x_scale * reach
-    gap = y_KN / torch.where(some, length, 1.0)[:, None] - along[:, None] * v_KN
-    relative = torch.where(some, torch.linalg.vector_norm(gap, dim=-1), 0.0)
-    return sigma, torch.where(turn.finite, sigma * relative, nan)
+    gap = torch.linalg.vector_norm(y_KN / length[:, None] - along[:, None] * v_KN, dim=-1)
+    relative = torch.where(some, gap, 0.0)
+    return torch.stack([sigma, torch.where(turn.finite, sigma * relative, math.nan)])
 
 
 def _normal(size: int, seed: int) -> Tensor:

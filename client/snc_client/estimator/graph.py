@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snc_client.estimator.block_power import (
+    LAG,
     MOST_ITERATIONS,
     BlockPower,
     Estimates,
@@ -102,15 +103,21 @@ class GraphPower(BlockPower):
         self._found = torch.zeros(2, len(shapes), device=self._device)
 
     @torch.no_grad()
-    def step_(self, operators: Sequence[Operator], which: Sequence[int] | None = None) -> Estimates:
+    def step_(
+        self,
+        operators: Sequence[Operator],
+        which: Sequence[int] | None = None,
+        *,
+        lag: float | Sequence[float] = LAG,
+    ) -> Estimates:
         """Do what `BlockPower.step_` does."""
         everyone = which is None or list(which) == list(range(len(self._shapes)))
         if not (everyone and self._usable and all(self._steps)):
-            return super().step_(operators, which)
+            return super().step_(operators, which, lag=lag)
         items = self._items(operators, None)
         times = MOST_ITERATIONS if any(map(self._late, range(len(items)))) else 1
         if not self._recorded(items):
-            return super().step_(operators, which)
+            return super().step_(operators, which, lag=lag)
         self._hurried.clear()
         assert self._replay is not None
         for _ in range(times):
