@@ -42,6 +42,7 @@ from snc_service.api import (
 )
 from snc_service.api.access_log import AccessLog
 from snc_service.api.guard import Guard
+from snc_service.api.head import Head
 from snc_service.api.shares import Shares
 from snc_service.api.short_cut import ShortCut
 from snc_service.api.state import Budget, Limits, Service
@@ -136,6 +137,7 @@ def create_app(
         app.include_router(router, dependencies=[Depends(access.authorised)])
     ui.mount(app)
     app.add_middleware(ShortCut)
+    app.add_middleware(Head)
     app.add_middleware(Guard, hosts=_served_hosts(settings))
     app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
     schema = cache(lambda: openapi.build(app, ROUTERS))
@@ -156,7 +158,7 @@ def drain(app: FastAPI) -> None:
 
 def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:
     exposition = Exposition(store, max_series=settings.metrics_series, clock=clock)
-    return Service(
+    service = Service(
         store=store,
         commits=GroupCommit(store, advance),
         exposition=exposition,
@@ -181,6 +183,12 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         clock=clock,
         public_host=settings.public_host,
     )
+    exposition.watch(
+        queue=lambda: service.commits.waiting,
+        inflight_bytes=lambda: service.budget.held,
+        streams=lambda: service.streams,
+    )
+    return service
 
 
 def _served_hosts(settings: Settings) -> tuple[str, ...]:

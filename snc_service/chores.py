@@ -24,6 +24,7 @@ MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
 # Folding takes a fifth of one core while there is something to fold.
 FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
 KEEP_PAUSE_SECONDS = 300.0  # between looks at what is too old or too much
+LAG_PAUSE_SECONDS = 0.25
 LEAP_SECONDS = 2.0  # between two looks; a clock that is merely adjusted drifts by milliseconds
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,17 @@ def start_chores(
         asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
         asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
         asyncio.create_task(_repeat(keep, KEEP_PAUSE_SECONDS, "old runs could not be deleted")),
+        asyncio.create_task(_watch_loop(service.exposition.observe_lag)),
     ]
+
+
+async def _watch_loop(observe: Callable[[float], None]) -> None:
+    """Measure by how much the event loop comes late: everything that it serves waits as long."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_PAUSE_SECONDS
+        await asyncio.sleep(LAG_PAUSE_SECONDS)
+        observe(max(0.0, loop.time() - due))
 
 
 async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str) -> None:

@@ -310,7 +310,9 @@ def install(app: FastAPI) -> None:
             detail = f"there is nothing at {request.url.path[:200]!r}: see /docs"
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(sorted(_allowed(app.routes, request.url.path)))
+            allowed = _allowed(app.routes, request.url.path)
+            allowed |= {"HEAD"} if "GET" in allowed else set()  # see api/head.py
+            headers["Allow"] = ", ".join(sorted(allowed))
             detail = f"{request.method[:20]} is not allowed here: see the Allow header"
         return Problem(kind, detail, headers=headers).response()
 

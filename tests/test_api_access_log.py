@@ -75,8 +75,12 @@ def test_a_defect_is_logged_as_500(api, caplog):
         raise ZeroDivisionError
 
     api.service.store.runs = fail
-    assert api.get("/api/v1/runs").status_code == 500
-    assert lines(caplog)[0]["status"] == 500
+    told = api.get("/api/v1/runs", headers={"X-Request-ID": "mine-1"})
+    problem = assert_problem(told, 500, "internal")
+    # Whoever reports it can name the line in the log.
+    assert problem["request_id"] == told.headers["X-Request-ID"] == "mine-1"
+    assert told.headers["X-Content-Type-Options"] == "nosniff"
+    assert lines(caplog)[0] | {"status": 500, "request_id": "mine-1"} == lines(caplog)[0]
 
 
 def test_requests_are_counted_by_template_never_by_path(api):

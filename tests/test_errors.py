@@ -28,7 +28,7 @@ def test_an_unknown_url_is_404_as_a_problem(api, path):
 def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
     told = api.request(method, "/api/v1/runs")
     assert_problem(told, 405, "method-not-allowed")
-    assert told.headers["Allow"] == "GET, POST"
+    assert told.headers["Allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from snc_service.api.state import ACCESS
 from snc_service.auth import Access
+from snc_service.errors import KINDS, Problem
 
 HEADER: Final = "X-Request-ID"
 UNMATCHED: Final = "unmatched"  # the route of a URL that leads nowhere: paths are no labels
@@ -45,9 +47,12 @@ class AccessLog:
             return
         request_id = _request_id(scope["headers"])
         told = {"status": 500, "bytes": 0}  # 500: it ended without an answer of its own
+        started = False
 
         async def send_named(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 told["status"] = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
             elif message["type"] == "http.response.body":
@@ -58,6 +63,10 @@ class AccessLog:
         start = time.perf_counter()
         try:
             await self.app(scope, receive, send_named)
+        except Exception:  # a defect: whoever reports it can name its id
+            if not started:
+                await _defect(request_id)(scope, receive, send_named)
+            raise  # the server logs it
         finally:
             seconds = time.perf_counter() - start
             self._tell(scope, request_id, told["status"], told["bytes"], seconds)
@@ -84,6 +93,15 @@ class AccessLog:
             "token": access.name if access is not None else None,
         }
         log.info("%s %s %d", method, route, status, extra={"request": facts})
+
+
+def _defect(request_id: str) -> Response:
+    return Problem(
+        "internal",
+        KINDS["internal"].meaning,
+        headers={"X-Content-Type-Options": "nosniff"},
+        request_id=request_id,
+    ).response()
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -68,7 +68,7 @@ def answer(
 
 def text_answer(request: Request, body: bytes, content_type: str) -> Response:
     """Return bytes that are text already, compressed where the client reads that."""
-    headers = {"Vary": "Accept-Encoding", "Content-Type": content_type}
+    headers = {"Vary": "Accept, Accept-Encoding", "Content-Type": content_type}
     return Response(*_packed(request, body, headers, 200))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,12 +10,14 @@ from pydantic import Field
 
 from snc_service.api import queries
 from snc_service.api.answers import answer, text_answer
-from snc_service.api.openapi import responses
+from snc_service.api.openapi import Responses, responses
 from snc_service.api.queries import RunName
 from snc_service.api.state import InService
-from snc_service.exposition import CONTENT_TYPE
+from snc_service.exposition import CONTENT_TYPE, OPENMETRICS_TYPE
 
 router = APIRouter(tags=["prometheus"])
+OPENMETRICS, TEXT = "application/openmetrics-text", "text/plain"
+_WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 Part = Literal["process", "runs", "layers"]
 TEXT_EXAMPLE = '# TYPE snc_sigma gauge\nsnc_sigma{run="gpt-small-1",layer="fc1.weight"} 1.2\n'
 SD_EXAMPLE: list[dict[str, Any]] = [
@@ -28,6 +31,29 @@ SD_EXAMPLE: list[dict[str, Any]] = [
 ]
 
 
+def _text_responses(*kinds: str) -> Responses:
+    told = responses(*kinds, example=TEXT_EXAMPLE, media_type=CONTENT_TYPE)
+    told[200]["content"][OPENMETRICS_TYPE] = {"example": f"{TEXT_EXAMPLE}# EOF\n"}
+    return told
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Return whether an Accept header names OpenMetrics, and no other text before it."""
+    best = {OPENMETRICS: 0.0, TEXT: 0.0}
+    for part in accept.split(","):
+        name, *parameters = (word.strip().lower() for word in part.split(";"))
+        given = dict(parameter.partition("=")[::2] for parameter in parameters)
+        if name == OPENMETRICS and given.get("version", "1.0.0") not in ("0.0.1", "1.0.0"):
+            continue
+        if name in best:
+            best[name] = max(best[name], _weight(given.get("q", "1")))
+    return best[OPENMETRICS] > 0 and best[OPENMETRICS] >= best[TEXT]
+
+
+def _weight(text: str) -> float:
+    return float(text) if _WEIGHT.fullmatch(text) else 0.0
+
+
 class MetricsQuery(queries.Query):
     """Which parts, all of them by default."""
 
@@ -37,28 +63,26 @@ class MetricsQuery(queries.Query):
 @router.get(
     "/metrics",
     response_class=Response,
-    responses=responses(
-        "invalid", "store-unavailable", example=TEXT_EXAMPLE, media_type=CONTENT_TYPE
-    ),
+    responses=_text_responses("invalid", "store-unavailable"),
 )
 def get_metrics(
     request: Request, service: InService, query: Annotated[MetricsQuery, Query()]
 ) -> Response:
-    """Return all metrics in the Prometheus text format, per-layer series up to a bound."""
+    """Return all metrics, per-layer series up to a bound; in OpenMetrics where preferred."""
     wanted = query.collect or ["process", "runs", "layers"]
-    return text_answer(request, *service.exposition.metrics(wanted))
+    openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
+    return text_answer(request, *service.exposition.metrics(wanted, openmetrics=openmetrics))
 
 
 @router.get(
     "/metrics/runs/{run}",
     response_class=Response,
-    responses=responses(
-        "run-unknown", "invalid", "store-unavailable", example=TEXT_EXAMPLE, media_type=CONTENT_TYPE
-    ),
+    responses=_text_responses("run-unknown", "invalid", "store-unavailable"),
 )
 def get_run_metrics(request: Request, service: InService, run: RunName) -> Response:
     """Return one run's metrics, with all its layers."""
-    return text_answer(request, *service.exposition.run_metrics(run))
+    openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
+    return text_answer(request, *service.exposition.run_metrics(run, openmetrics=openmetrics))
 
 
 @router.get(

@@ -11,7 +11,7 @@ from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN_FAMILIES, Family, Part
 from snc_service.exposition.process import ProcessMetrics
 from snc_service.exposition.run_text import Counts, Newest, RunText
-from snc_service.exposition.text import CONTENT_TYPE
+from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
 from snc_service.store.protocol import Run, RunState, RunUnknown, Store
 
 # How long a run's series outlive its last report (or its end), in seconds.
@@ -62,7 +62,20 @@ class Exposition:
         """Count an attempt to deliver an alert: delivered, failed, refused or abandoned."""
         self._process.observe_delivery(outcome)
 
-    def metrics(self, collect: Collection[Part] = PARTS) -> Text:
+    def observe_lag(self, seconds: float) -> None:
+        """Count one look at by how much the event loop came late."""
+        self._process.observe_lag(seconds)
+
+    def watch(
+        self,
+        queue: Callable[[], int],
+        inflight_bytes: Callable[[], int],
+        streams: Callable[[], int],
+    ) -> None:
+        """Ask these at each scrape: batches that wait, bytes of bodies held, open streams."""
+        self._process.watch(queue, inflight_bytes, streams)
+
+    def metrics(self, collect: Collection[Part] = PARTS, *, openmetrics: bool = False) -> Text:
         """Return the body and content type of ``/metrics``, or of some of its parts.
 
         Raises what the store raises.
@@ -70,12 +83,12 @@ class Exposition:
         body = b""
         if "runs" in collect or "layers" in collect:
             with self._lock:
-                body = self._runs_text(collect)
+                body = self._runs_text(collect, openmetrics)
         if "process" in collect:
-            body += self._process.render()
-        return body, CONTENT_TYPE
+            body += self._process.render(openmetrics=openmetrics)
+        return _finished(body, openmetrics)
 
-    def run_metrics(self, run: str) -> Text:
+    def run_metrics(self, run: str, *, openmetrics: bool = False) -> Text:
         """Return one run's series, in full up to 100,000 per-layer series. Raises `RunUnknown`."""
         with self._lock:
             found = self._store.run(run)
@@ -86,7 +99,9 @@ class Exposition:
             now = self._clock()
             text.read(found, self._newest(found, now))
             text.choose(SINGLE_SERIES, now)
-            return _joined([text], self._counts(), (*LAYER_FAMILIES, *RUN_FAMILIES)), CONTENT_TYPE
+            wanted = (*LAYER_FAMILIES, *RUN_FAMILIES)
+            body = _joined([text], self._counts(), wanted, openmetrics)
+        return _finished(body, openmetrics)
 
     def service_discovery(self, host: str) -> list[dict[str, Any]]:
         """Return Prometheus' HTTP service discovery document: one target per listed run.
@@ -105,7 +120,7 @@ class Exposition:
             for run in runs
         ]
 
-    def _runs_text(self, collect: Collection[Part]) -> bytes:
+    def _runs_text(self, collect: Collection[Part], openmetrics: bool) -> bytes:
         now = self._clock()
         runs = self._listed(now)
         texts = {run.run: self._shared.get(run.run) or RunText(run.run) for run in runs}
@@ -116,7 +131,7 @@ class Exposition:
             text.choose(shares[name], now)
         self._shared = texts
         wanted = [family for family in families.FAMILIES if family.part in collect]
-        return _joined(texts.values(), self._counts(), wanted)
+        return _joined(texts.values(), self._counts(), wanted, openmetrics)
 
     def _newest(self, run: Run, now: float) -> Newest | None:
         """Return how to read what the run measured last, None when that is no longer shown."""
@@ -180,11 +195,17 @@ def _shows_layers(run: Run, now: float) -> bool:
     return now - run.updated_at <= (CLOSED_SECONDS if _is_closed(run) else SILENT_LAYERS_SECONDS)
 
 
-def _joined(texts: Collection[RunText], counts: Counts, wanted: Iterable[Family]) -> bytes:
+def _joined(
+    texts: Collection[RunText], counts: Counts, wanted: Iterable[Family], openmetrics: bool
+) -> bytes:
     """Return one group per family, each with its head; families without a sample are left out."""
     parts: list[bytes] = []
     for family in wanted:
         lines = b"".join([text.lines(family, counts) for text in texts])
         if lines:
-            parts += (family.head, lines)
+            parts += (family.open_head if openmetrics else family.head, lines)
     return b"".join(parts)
+
+
+def _finished(body: bytes, openmetrics: bool) -> Text:
+    return (body + b"# EOF\n", OPENMETRICS_TYPE) if openmetrics else (body, CONTENT_TYPE)

@@ -29,7 +29,16 @@ class Family:
     @property
     def head(self) -> bytes:
         """Return its HELP and TYPE lines."""
-        return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.type}\n".encode()
+        return _head(self.name, self.type, self.help)
+
+    @property
+    def open_head(self) -> bytes:
+        """Return the same in OpenMetrics, where a counter is named without what its samples add."""
+        return _head(self.name.removesuffix("_total"), self.type, self.help)
+
+
+def _head(name: str, type: str, text: str) -> bytes:
+    return f"# HELP {name} {text}\n# TYPE {name} {type}\n".encode()
 
 
 def _layer(name: str, text: str) -> Family:
@@ -87,6 +96,14 @@ INGEST_BYTES = _process("snc_ingest_bytes_total", "Bytes of batch bodies receive
 INGEST_SECONDS = _process(
     "snc_ingest_seconds", "Time from a batch's arrival to its answer.", type="histogram"
 )
+INGEST_QUEUE = _process("snc_ingest_queue_batches", "Batches that wait for their transaction.")
+INGEST_INFLIGHT = _process("snc_ingest_inflight_bytes", "Bytes of request bodies held right now.")
+STREAM_CLIENTS = _process("snc_stream_clients", "Open event streams.")
+LOOP_LAG = _process(
+    "snc_event_loop_lag_seconds",
+    "By how much the event loop came late, four times a second.",
+    type="histogram",
+)
 HTTP_REQUESTS = _process(
     "snc_http_requests_total",
     "Requests by route template, method and status.",
@@ -123,6 +140,10 @@ PROCESS_FAMILIES: Final = (
     INGEST_VALUES,
     INGEST_BYTES,
     INGEST_SECONDS,
+    INGEST_QUEUE,
+    INGEST_INFLIGHT,
+    STREAM_CLIENTS,
+    LOOP_LAG,
     HTTP_REQUESTS,
     ALERT_DELIVERIES,
     STORE_BYTES,

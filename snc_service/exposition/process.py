@@ -8,6 +8,7 @@ from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from snc_service import __version__
 from snc_service.exposition.families import (
@@ -16,9 +17,13 @@ from snc_service.exposition.families import (
     HTTP_REQUESTS,
     INGEST_BATCHES,
     INGEST_BYTES,
+    INGEST_INFLIGHT,
+    INGEST_QUEUE,
     INGEST_SECONDS,
     INGEST_VALUES,
+    LOOP_LAG,
     STORE_BYTES,
+    STREAM_CLIENTS,
     Family,
 )
 
@@ -41,11 +46,16 @@ class ProcessMetrics:
         self._values = Counter(*_named(INGEST_VALUES), registry=registry)
         self._bytes = Counter(*_named(INGEST_BYTES), registry=registry)
         self._seconds = Histogram(*_named(INGEST_SECONDS), buckets=BOUNDS, registry=registry)
+        self._lag = Histogram(*_named(LOOP_LAG), buckets=BOUNDS, registry=registry)
         self._requests = Counter(*_named(HTTP_REQUESTS), registry=registry)
         self._deliveries = Counter(*_named(ALERT_DELIVERIES), registry=registry)
         for outcome in DELIVERY_OUTCOMES:
             self._deliveries.labels(outcome)
-        Gauge(*_named(STORE_BYTES), registry=registry).set_function(store_bytes)
+        self._gauges = {
+            family: Gauge(*_named(family), registry=registry)
+            for family in (INGEST_QUEUE, INGEST_INFLIGHT, STREAM_CLIENTS, STORE_BYTES)
+        }
+        self._gauges[STORE_BYTES].set_function(store_bytes)
         build = Gauge(*_named(BUILD_INFO), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)
@@ -65,9 +75,27 @@ class ProcessMetrics:
         """Count one attempt to tell a receiver of an incident."""
         self._deliveries.labels(outcome).inc()
 
-    def render(self) -> bytes:
-        """Return the text of the whole registry."""
-        return prometheus_client.generate_latest(self.registry)
+    def observe_lag(self, seconds: float) -> None:
+        """Count one look at how late the event loop is."""
+        self._lag.observe(seconds)
+
+    def watch(
+        self,
+        queue: Callable[[], int],
+        inflight_bytes: Callable[[], int],
+        streams: Callable[[], int],
+    ) -> None:
+        """Show what these say at each scrape."""
+        shown = {INGEST_QUEUE: queue, INGEST_INFLIGHT: inflight_bytes, STREAM_CLIENTS: streams}
+        for family, read in shown.items():
+            self._gauges[family].set_function(read)
+
+    def render(self, *, openmetrics: bool = False) -> bytes:
+        """Return the text of the whole registry, without OpenMetrics' mark at the end."""
+        if not openmetrics:
+            return prometheus_client.generate_latest(self.registry)
+        text: bytes = openmetrics_text(self.registry)  # type: ignore[no-untyped-call]
+        return text.removesuffix(b"# EOF\n")
 
 
 def _named(family: Family) -> tuple[str, str, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Prometheus text, version 0.0.4: escaped labels, and templates whose numbers are filled in.
 
+Samples look the same in OpenMetrics; only heads and the end differ.
 A template is the lines of one family of one run with their numbers left open. All of a family are
 written by one call and put between the heads of its lines: tens of times faster than the library,
 which builds every label set again at every scrape.
@@ -17,6 +18,7 @@ from pydantic_core import to_json
 from snc_service.exposition.families import LAYER, Family
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 MANY = 100  # values: below it, one by one is faster than all at once
 _POWERS = 10.0 ** np.arange(20)  # exact in float64

@@ -1,0 +1,33 @@
+"""HEAD wherever there is GET: the same answer without its body, for probes and caches."""
+
+from __future__ import annotations
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Head:
+    """Pure ASGI middleware: asks for GET, passes on how its answer starts, and lets the rest be."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a HEAD; pass everything else on."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+        # A stream has no end: it is left as soon as it has begun.
+        with anyio.CancelScope() as answered:
+
+            async def send_start(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b""})
+                    answered.cancel()
+
+            try:
+                await self.app(asked, receive, send_start)
+            finally:
+                scope["route"] = asked.get("route")  # for the access log
