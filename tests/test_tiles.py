@@ -94,6 +94,19 @@ def test_a_slow_walk_shrinks_by_half_and_a_constant_to_nothing():
         assert len(tiles.encode(np.ones((16, 1_024), np.float32), form)[1]) < 400
 
 
+def test_a_smooth_schedule_and_a_constant_with_exceptions_take_differences_that_suit_them():
+    """In first differences the one takes 1.29 bytes per value, the other 0.023."""
+    pytest.importorskip("pcodec", reason="install pcodec to test its tiles")
+    rng = np.random.default_rng(0)
+    bends = np.cumsum(np.cumsum(rng.standard_normal((16, 1_024)) * 1e-6, axis=1), axis=1)
+    smooth = (1 + bends + 1e-7 * rng.standard_normal(bends.shape)).astype(np.float32)
+    scale = np.where(rng.random((16, 1_024)) < 0.01, 0.9, 1).astype(np.float32)
+    for values, most in ((smooth, 0.9), (scale, 0.018)):
+        form, data = tiles.encode(values)
+        assert len(data) < most * values.size
+        np.testing.assert_array_equal(bits(tiles.decode(form, data, 1_024)), bits(values))
+
+
 def test_without_pcodec_the_standard_library_does_it(monkeypatch):
     monkeypatch.setattr(tiles, "pcodec", None)
     values = golden_values()

@@ -239,7 +239,7 @@ def fingerprint(batch: Batch) -> int:
     head = [batch.layers, batch.steps, batch.metrics, batch.scalars, batch.times, batch.attempt]
     crc = zlib.crc32(json.dumps(head).encode())
     for values in (batch.values, batch.scalar_values):
-        crc = zlib.crc32(np.ascontiguousarray(values, "<f4"), crc)
+        crc = zlib.crc32(np.ascontiguousarray(values, "<f4").data, crc)
     return crc
 
 

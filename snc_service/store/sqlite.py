@@ -19,11 +19,13 @@ from snc_service.store.sql.database import Row
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
 BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
 IDLE_READERS = 8
-RECLAIM_PAGES = 2_000  # per call: 16 MB
-LEAST_FREE_PAGES = 250  # new batches will soon fill fewer
+PAGE_BYTES = 2_048  # of new files: half of a page per row is lost, and larger ones lose 5 % more
+RECLAIM_BYTES = 16 * 2**20  # per call
+LEAST_RECLAIM_BYTES = 2 * 2**20  # new batches will soon fill less
+MOST_LOG_BYTES = 64 * 2**20  # before a commit writes it back itself, and of what is left of it
 CHECKPOINT_BYTES = 4 * 2**20
 LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow, an "I/O error" to SQLite
-BACKUP_PAGES = 4_096  # at once: 32 MB, between which Ctrl-C is heard
+BACKUP_PAGES = 8_192  # at once: 16 MB (64 of older files), between which Ctrl-C is heard
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never hands out a number twice
     "text": "text",
@@ -128,15 +130,16 @@ class SqliteDatabase:
                 raise
 
     def reclaim(self) -> None:
-        """Return up to `RECLAIM_PAGES` free pages, unless new batches will fill them anyway."""
+        """Return up to `RECLAIM_BYTES` of free pages, unless new batches will fill them anyway."""
         with self._lock, self._named_errors():
             if self._closed:
                 return
             (free,) = self._writer.execute("pragma freelist_count").fetchone()
             (pages,) = self._writer.execute("pragma page_count").fetchone()
-            if free > max(LEAST_FREE_PAGES, pages // 16):
+            (size,) = self._writer.execute("pragma page_size").fetchone()
+            if free > max(LEAST_RECLAIM_BYTES // size, pages // 16):
                 # The pragma frees one page per step, and ``execute`` takes a single step.
-                self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_PAGES})")
+                self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_BYTES // size})")
 
     def checkpoint(self) -> None:
         """Write the log back into the file, beside the writer: commits need not wait for it."""
@@ -167,7 +170,8 @@ class SqliteDatabase:
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
         connection.execute("pragma cache_size = -16000")
         # `checkpoint` keeps the log short; a commit does it only where nobody else does.
-        connection.execute("pragma wal_autocheckpoint = 8000")
+        (size,) = connection.execute("pragma page_size").fetchone()
+        connection.execute(f"pragma wal_autocheckpoint = {MOST_LOG_BYTES // size}")
         return connection
 
     def _prepare(self) -> None:
@@ -178,10 +182,10 @@ class SqliteDatabase:
             raise StoreUnavailable(f"{self.path} is an SQLite file, but not a store of snc")
         if not tables:
             # Both only take effect before the first table.
-            self._writer.execute("pragma page_size = 8192")
+            self._writer.execute(f"pragma page_size = {PAGE_BYTES}")
             self._writer.execute("pragma auto_vacuum = incremental")
         self._writer.execute("pragma journal_mode = wal")
-        self._writer.execute("pragma journal_size_limit = 67108864")
+        self._writer.execute(f"pragma journal_size_limit = {MOST_LOG_BYTES}")
         self._writer.execute("begin immediate")
         try:
             self._upgrade()

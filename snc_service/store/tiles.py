@@ -100,9 +100,26 @@ def _to_pcodec(values: Floats) -> bytes:
     config: Any = pcodec.ChunkConfig(
         compression_level=8,
         mode_spec=pcodec.ModeSpec.classic(),
-        delta_spec=pcodec.DeltaSpec.try_consecutive(1),
+        delta_spec=pcodec.DeltaSpec.try_consecutive(_order(values)),
     )
     return bytes(pcodec.standalone.simple_compress(values.ravel(), config))
+
+
+def _order(values: Floats) -> int:
+    """Return which differences along time are shortest, judged by a part: of order 0, 1 or 2.
+
+    What a smooth schedule moves takes half the bytes in second differences, a constant with a few
+    exceptions in none; a walk and noise want the first, which others must beat clearly.
+    """
+    words = values[::4, :256].view("<i4").astype(np.float64)
+    if words.shape[1] < 3:
+        return 1
+    sizes = [np.log2(1 + np.abs(words - np.median(words))).mean()]
+    for _ in range(2):
+        words = np.diff(words, axis=1)
+        sizes.append(np.log2(1 + np.abs(words)).mean())
+    best = int(np.argmin(sizes))
+    return best if sizes[best] < sizes[1] - 0.1 else 1
 
 
 def _to_zlib(values: Floats) -> bytes:
