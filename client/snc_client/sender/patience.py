@@ -11,6 +11,9 @@ from typing import Literal, TypeAlias
 EndState: TypeAlias = Literal["finished", "failed"]
 
 
+GONE_SECONDS = 1.0  # without an answer, before the end: the service counts as switched off
+
+
 @dataclass(frozen=True)
 class Pace:
     """When to send and how long to wait; the page is live, so a value waits half a second."""
@@ -83,13 +86,14 @@ class Patience:
         """Wait with full jitter on top of what was asked for.
 
         At the end, hope ends too: at the deadline, or at once for a service that does not answer
-        and did not before. (A job must not hang at its end because a service is switched off.)
+        and did not for a while before. (A job must not hang at its end because a service is
+        switched off; one behind a bad network gets the time that there is.)
         """
         now = time.monotonic()
         self.failures += 1
         self._failing_since = self._failing_since or now
         if self._ended_at is not None:
-            gone = not answered and self._failing_since < self._ended_at
+            gone = not answered and self._failing_since < self._ended_at - GONE_SECONDS
             self.gave_up = self.gave_up or gone or now >= self._deadline
         doubled = self._pace.first_backoff_seconds * 2.0 ** min(self.failures - 1, 16)
         bound = min(doubled, self._pace.max_backoff_seconds)
