@@ -158,6 +158,8 @@ def walk(api, schema) -> dict[str, httpx.Response]:
     places["table_hash"] = LayerTable.parse(json.dumps(example).encode()).hash
     for name in ("put_layer_table", "post_batch", "put_policy", "put_project_policy"):
         send(name)
+    for name in ("put_rules", "put_project_rules", "add_annotation"):
+        send(name)
     for name in ("put_alerting", "test_receiver", "add_silence"):
         send(name)
     places["silence"] = told["add_silence"].json()["silence"]

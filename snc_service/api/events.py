@@ -27,7 +27,10 @@ class EventsQuery(ListQuery):
 
 
 class EventItem(BaseModel):
-    """Something that happened once; ``layer`` is the worst of ``layers`` (a count)."""
+    """Something that happened once; ``layer`` is the worst of ``layers`` (a count).
+
+    ``rules_version`` is that of the settings which a rule obeyed, null where no rule spoke.
+    """
 
     run: str
     id: int
@@ -40,6 +43,7 @@ class EventItem(BaseModel):
     limit: float | None
     message: str
     at: str
+    rules_version: int | None
 
 
 class EventPage(BaseModel):
@@ -61,6 +65,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
     "limit": 3.0,
     "message": "blocks.0.query.weight: sigma 3.20 exceeds its threshold 3.00 (2 layers)",
     "at": "2026-03-01T09:41:07.250Z",
+    "rules_version": 0,
 }
 PAGE_EXAMPLE = {"items": [ITEM_EXAMPLE], "next": None}
 
@@ -80,6 +85,7 @@ def as_item(stored: StoredEvent) -> dict[str, Any]:
         "limit": event.limit,
         "message": event.message,
         "at": rfc3339(stored.at),
+        "rules_version": event.rules_version,
     }
 
 

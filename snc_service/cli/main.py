@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from snc_service import __version__
+from snc_service.cli import judging
 from snc_service.cli.failure import Failure
+from snc_service.cli.parsing import count, later, of_run_or_project, port, reader, step, steps
 
 GROUP = "snc.commands"
-DEFAULT_URL = "http://127.0.0.1:8470"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     serve = commands.add_parser(name, help=text, description=text)
     serve.add_argument("--host", help="address to listen on (default: SNC_HOST or 127.0.0.1)")
     serve.add_argument(
-        "--port", type=_port, help="port to listen on, 0: any (default: SNC_PORT or 8470)"
+        "--port", type=port, help="port to listen on, 0: any (default: SNC_PORT or 8470)"
     )
     serve.add_argument("--store", metavar="URL", help="store, such as sqlite:///snc.db (SNC_STORE)")
     serve.add_argument(
@@ -87,85 +88,85 @@ def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
         action="store_true",
         help="say whether settings, store and port are fit for it, and end",
     )
-    serve.set_defaults(command=_later("serve", "serve"))
+    serve.set_defaults(command=later("serve", "serve"))
 
 
 def _runs(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    runs = _reader(commands, name, "list runs, newest first")
+    runs = reader(commands, name, "list runs, newest first")
     runs.add_argument("--project", help="only runs of this project")
     runs.add_argument("--state", choices=("active", "silent", "finished", "failed"))
-    runs.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
-    runs.set_defaults(command=_later("read", "runs"))
+    runs.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
+    runs.set_defaults(command=later("read", "runs"))
 
 
 def _layers(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    layers = _reader(commands, name, "list a run's layers, worst ratio first")
+    layers = reader(commands, name, "list a run's layers, worst ratio first")
     layers.add_argument("run", metavar="RUN")
     layers.add_argument("--sort", default="-ratio", help="column, - for descending (-ratio)")
-    layers.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
-    layers.set_defaults(command=_later("read", "layers"))
+    layers.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
+    layers.set_defaults(command=later("read", "layers"))
 
 
 def _history(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    history = _reader(commands, name, "show one layer's history")
+    history = reader(commands, name, "show one layer's history")
     history.add_argument("run", metavar="RUN")
     history.add_argument("layer", metavar="LAYER")
     history.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
-    _steps(history)
-    history.add_argument("--points", type=_count, default=30, help="at most so many (default: 30)")
-    history.set_defaults(command=_later("read", "history"))
+    steps(history)
+    history.add_argument("--points", type=count, default=30, help="at most so many (default: 30)")
+    history.set_defaults(command=later("read", "history"))
 
 
 def _worst(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    worst = _reader(commands, name, "list the layers with the largest single values in a run")
+    worst = reader(commands, name, "list the layers with the largest single values in a run")
     worst.add_argument("run", metavar="RUN")
     worst.add_argument("--metric", default="ratio", help="of what (default: ratio)")
-    _steps(worst)
-    worst.add_argument("--limit", type=_count, default=10, help="at most so many (default: 10)")
-    worst.set_defaults(command=_later("read", "worst"))
+    steps(worst)
+    worst.add_argument("--limit", type=count, default=10, help="at most so many (default: 10)")
+    worst.set_defaults(command=later("read", "worst"))
 
 
 def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    compare = _reader(commands, name, "show one layer in several runs")
+    compare = reader(commands, name, "show one layer in several runs")
     compare.add_argument("runs", metavar="RUN", nargs="+")
     compare.add_argument("--layer", required=True, help="found in each run by its name")
     compare.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
-    _steps(compare)
-    compare.add_argument("--points", type=_count, default=60, help="at most so many (default: 60)")
-    compare.set_defaults(command=_later("read", "compare"))
+    steps(compare)
+    compare.add_argument("--points", type=count, default=60, help="at most so many (default: 60)")
+    compare.set_defaults(command=later("read", "compare"))
 
 
 def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    export = _reader(commands, name, "write all values of a run to a file")
+    export = reader(commands, name, "write all values of a run to a file")
     export.add_argument("run", metavar="RUN")
     export.add_argument("--format", choices=("csv", "parquet"), help="default: the file's, or csv")
     export.add_argument("-o", "--output", metavar="FILE", help="- is stdout (default: RUN.FORMAT)")
     export.add_argument("--metric", action="append", help="only this one; may be repeated")
     export.add_argument("--layer", action="append", help="only this one; may be repeated")
-    _steps(export)
-    export.add_argument("--attempt", type=_step, help="only this one (default: all)")
-    export.set_defaults(command=_later("export", "export"))
+    steps(export)
+    export.add_argument("--attempt", type=step, help="only this one (default: all)")
+    export.set_defaults(command=later("export", "export"))
 
 
 def _events(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    events = _reader(commands, name, "list a run's events, oldest first")
+    events = reader(commands, name, "list a run's events, oldest first")
     events.add_argument("run", metavar="RUN")
     events.add_argument("--rule", help="only events of this rule")
     events.add_argument("--severity", choices=("info", "warning", "critical"))
-    events.add_argument("--limit", type=_count, default=50, help="the newest so many (default: 50)")
+    events.add_argument("--limit", type=count, default=50, help="the newest so many (default: 50)")
     events.add_argument("--follow", action="store_true", help="wait for more until the run closes")
-    events.set_defaults(command=_later("read", "events"))
+    events.set_defaults(command=later("read", "events"))
 
 
 def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     text = "show or change the policy in force"
     policy = commands.add_parser(name, help=text, description=text)
     verbs = policy.add_subparsers(title="commands", metavar="get|set", required=True)
-    get = _reader(verbs, "get", "show the policy in force")
-    _of_run_or_project(get)
-    get.set_defaults(command=_later("policy", "get"))
-    put = _reader(verbs, "set", "set the policy: a running job obeys within a few steps")
-    _of_run_or_project(put)
+    get = reader(verbs, "get", "show the policy in force")
+    of_run_or_project(get)
+    get.set_defaults(command=later("policy", "get"))
+    put = reader(verbs, "set", "set the policy: a running job obeys within a few steps")
+    of_run_or_project(put)
     put.add_argument(
         "--entry",
         action="append",
@@ -174,15 +175,15 @@ def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
         help='such as "*.weight=3x init:rescale"; may be repeated, the first match wins',
     )
     put.add_argument("--file", metavar="PATH", help='{"entries": [...]} as JSON; - reads stdin')
-    put.add_argument("--if-version", type=_step, help="change nothing unless this is in force")
-    put.set_defaults(command=_later("policy", "put"))
+    put.add_argument("--if-version", type=step, help="change nothing unless this is in force")
+    put.set_defaults(command=later("policy", "put"))
 
 
 def _token(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     text = "make, list or revoke the tokens that the service asks for"
     token = commands.add_parser(name, help=text, description=text)
     verbs = token.add_subparsers(title="commands", metavar="create|list|revoke", required=True)
-    create = _reader(verbs, "create", "make a token; its secret is printed, once")
+    create = reader(verbs, "create", "make a token; its secret is printed, once")
     create.add_argument("name", metavar="NAME", help="who it is for: the author in the audit log")
     create.add_argument(
         "--scope",
@@ -194,12 +195,12 @@ def _token(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     )
     create.add_argument("--project", help="only for this project")
     create.add_argument("--expires", metavar="TIME", help="after 12h, 90d or 4w (default: never)")
-    create.set_defaults(command=_later("token", "create"))
-    listed = _reader(verbs, "list", "list all tokens, never their secrets")
-    listed.set_defaults(command=_later("token", "list_tokens"))
-    revoke = _reader(verbs, "revoke", "revoke a token: at once here, elsewhere within a second")
+    create.set_defaults(command=later("token", "create"))
+    listed = reader(verbs, "list", "list all tokens, never their secrets")
+    listed.set_defaults(command=later("token", "list_tokens"))
+    revoke = reader(verbs, "revoke", "revoke a token: at once here, elsewhere within a second")
     revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=_later("token", "revoke"))
+    revoke.set_defaults(command=later("token", "revoke"))
     for verb in (create, listed, revoke):
         verb.add_argument(
             "--store",
@@ -214,24 +215,24 @@ def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     verbs = alerts.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(verb: str, text: str, function: str) -> argparse.ArgumentParser:
-        parser = _reader(verbs, verb, text)
-        parser.set_defaults(command=_later("alerts", function))
+        parser = reader(verbs, verb, text)
+        parser.set_defaults(command=later("alerts", function))
         return parser
 
     add("get", "show the routing in force; --json can be given to set", "get")
     put = add("set", "set the routing: receivers, and routes that lead to them", "put")
     put.add_argument("--file", required=True, metavar="PATH", help=".toml, or JSON; - reads stdin")
-    put.add_argument("--if-version", type=_step, help="change nothing unless this is in force")
+    put.add_argument("--if-version", type=step, help="change nothing unless this is in force")
     test = add("test", "send receivers a message that says it is a test", "test")
     test.add_argument("receivers", nargs="*", metavar="RECEIVER", help="default: all of them")
     listed = add("list", "list incidents, newest first", "incidents")
     listed.add_argument("--run")
     listed.add_argument("--project")
     listed.add_argument("--state", choices=("open", "resolved", "notice"))
-    listed.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    listed.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
     ack = add("ack", "look after an incident: nobody is told again unless it gets worse",
               "acknowledge")  # fmt: skip
-    ack.add_argument("incident", type=_count, metavar="INCIDENT")
+    ack.add_argument("incident", type=count, metavar="INCIDENT")
     ack.add_argument("--comment", default="", help="for the audit log")
     silence = add("silence", "keep what matches from telling anybody for a while", "silence")
     silence.add_argument("--for", dest="duration", required=True, help="such as 90m, 2h or 1d")
@@ -240,7 +241,7 @@ def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     silence.add_argument("--comment", default="")
     add("silences", "list the silences in force", "silences")
     unsilence = add("unsilence", "end a silence", "unsilence")
-    unsilence.add_argument("silence", type=_count, metavar="SILENCE")
+    unsilence.add_argument("silence", type=count, metavar="SILENCE")
 
 
 def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -248,47 +249,15 @@ def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str
     db = commands.add_parser(name, help=text, description=text)
     verbs = db.add_subparsers(title="commands", metavar="upgrade|backup|citus", required=True)
     upgrade = verbs.add_parser("upgrade", help="lead a store of an earlier release to this one's")
-    upgrade.set_defaults(command=_later("db", "upgrade"))
+    upgrade.set_defaults(command=later("db", "upgrade"))
     backup = verbs.add_parser("backup", help="copy an embedded store to a file while it is used")
     backup.add_argument("file", metavar="FILE", help="a new file")
-    backup.set_defaults(command=_later("db", "backup"))
+    backup.set_defaults(command=later("db", "backup"))
     spread = verbs.add_parser("citus", help="print what shards a new store by run, for psql")
-    spread.set_defaults(command=_later("db", "citus"))
+    spread.set_defaults(command=later("db", "citus"))
     for verb in (upgrade, backup):
         verb.add_argument("--store", metavar="URL", help="store (default: SNC_STORE)")
         verb.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
-
-
-def _backtest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    backtest = _reader(commands, name, "show what other rules would have said of runs")
-    backtest.add_argument(
-        "sources", metavar="RUN|FILE", nargs="+", help="a run's id, an .npz file, a folder of them"
-    )
-    backtest.add_argument("--rules", metavar="PATH", help="the other rules, .toml or JSON")
-    backtest.add_argument(
-        "--labels", metavar="PATH", help="CSV of id, healthy, cause, symptom: leads and a score"
-    )
-    backtest.set_defaults(command=_later("backtest", "backtest"))
-
-
-def _suggest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    suggest = _reader(commands, name, "derive thresholds and rule limits from healthy runs")
-    suggest.add_argument("runs", metavar="RUN", nargs="+", help="a run that went well")
-    suggest.add_argument("-o", "--output", metavar="PATH", help="policy, for snc policy set --file")
-    suggest.add_argument("--rules-output", metavar="PATH", help="rule limits, for snc backtest")
-    suggest.add_argument(
-        "--margin",
-        type=float,
-        default=1.5,
-        help="threshold: so many times the largest sigma (default: 1.5)",
-    )
-    suggest.add_argument(
-        "--action",
-        choices=("observe", "rescale", "cap", "stop"),
-        default="observe",
-        help="of every entry (default: observe)",
-    )
-    suggest.set_defaults(command=_later("suggest", "suggest"))
 
 
 BUILT_IN = {
@@ -300,70 +269,13 @@ BUILT_IN = {
     "compare": _compare,
     "export": _export,
     "events": _events,
-    "backtest": _backtest,
-    "suggest": _suggest,
+    "onset": judging.onset,
+    "annotate": judging.annotate,
+    "rules": judging.rules,
+    "backtest": judging.backtest,
+    "suggest": judging.suggest,
     "policy": _policy,
     "alerts": _alerts,
     "token": _token,
     "db": _db,
 }
-
-
-def _reader(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    """Add a command that asks a running service."""
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("SNC_URL", DEFAULT_URL),
-        help=f"the service (default: SNC_URL or {DEFAULT_URL})",
-    )
-    parser.add_argument(
-        "--token", default=os.environ.get("SNC_TOKEN"), help="bearer token (default: SNC_TOKEN)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
-
-
-def _steps(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from-step", type=_step, metavar="STEP")
-    parser.add_argument("--to-step", type=_step, metavar="STEP")
-
-
-def _of_run_or_project(parser: argparse.ArgumentParser) -> None:
-    whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("run", metavar="RUN", nargs="?")
-    whose.add_argument("--project", help="the policy of a project instead of a run's")
-
-
-def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """Return a command that is imported when it runs: ``snc --help`` must be fast."""
-
-    def command(arguments: argparse.Namespace) -> int:
-        from importlib import import_module
-
-        run: Callable[[argparse.Namespace], int] = getattr(
-            import_module(f"snc_service.cli.{module}"), function
-        )
-        return run(arguments)
-
-    return command
-
-
-def _whole(text: str, least: int, most: int, what: str) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
-        raise argparse.ArgumentTypeError(f"must be {what}, got {text[:40]!r}")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    return _whole(text, 0, 65_535, "a port from 0 to 65535")
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1, 1_000_000, "a number from 1 to 1000000")
-
-
-def _step(text: str) -> int:
-    return _whole(text, 0, 2**53 - 1, "a whole number >= 0")

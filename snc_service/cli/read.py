@@ -32,15 +32,20 @@ def runs(arguments: Namespace) -> int:
 
 
 def layers(arguments: Namespace) -> int:
-    """List the layers of a run."""
+    """List the layers of a run, and when each will reach its threshold if it goes on so."""
     with Service.of(arguments) as service:
+        soon = service.get("runs", arguments.run, "forecast", limit=500)["items"]
         items = list(
             service.items(
                 "runs", arguments.run, "layers", limit=arguments.limit, sort=arguments.sort
             )
         )
+    left = {each["layer"]: each["steps"] for each in soon}
+    for item in items:
+        item["steps_to_threshold"] = left.get(item["layer"])
     columns = ("layer", "kind", "shape", "step", "sigma", "sigma_upper", "threshold", "ratio")
-    return _list(arguments, f"Layers of {arguments.run}", (*columns, "scale"), items)
+    shown = (*columns, "scale", "steps_to_threshold")
+    return _list(arguments, f"Layers of {arguments.run}", shown, items)
 
 
 def history(arguments: Namespace) -> int:

@@ -198,6 +198,12 @@ def quiet_steps(state: bytes | None) -> Quiet:
     return Quiet(values["step"], values["trained"] * gap, rules)
 
 
+def row_gap(state: bytes | None) -> int:
+    """Return how many steps lie between the newest rows, 1 before there are two."""
+    line, _, _ = (state or b"{}").partition(b"\n")
+    return int(json.loads(line).get("gap") or 1)
+
+
 @lru_cache(maxsize=8)  # a pure function of the names, which come again with every batch
 def _keys(layers: tuple[str, ...]) -> Keys:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in layers)
