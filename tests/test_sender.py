@@ -400,6 +400,16 @@ class TestRepairs:
         (batch,) = ledger.batches[out.run]
         assert (batch.seq, batch.skipped, batch.dropped) == (1, 1, PER_ROW)
 
+    @pytest.mark.parametrize("away", [CUT, told(503), told(429)], ids=["cut", "503", "429"])
+    def test_after_a_long_outage_a_batch_is_repaired_and_not_given_up(self, ledger, away):
+        left = [away] * 40
+        ledger.before = lambda seen: left.pop() if seen.path.endswith("/batches") and left else None
+        out = sender(ledger.url)
+        put(out, 0)  # the first answer of the service will be that it does not know the table
+        ledger.until(lambda: ledger.num_batches == 1)
+        out.close()
+        assert (out.sent_values, out.dropped_values) == (PER_ROW, 0)
+
 
 WRONG = {
     "a page": Reply(200, b"<html>hello</html>", "text/html"),

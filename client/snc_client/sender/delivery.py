@@ -236,7 +236,6 @@ class Delivery:
     def _send(self, frame: Frame) -> None:
         """Try the batch once and do what the answer asks for."""
         self._last_send = time.monotonic()
-        frame.tries += 1
         headers = {
             "Content-Type": MEDIA_TYPE,
             POLICY_VERSION_HEADER: str(self.inbox.policy_version),
@@ -246,7 +245,8 @@ class Delivery:
         answer = self._request("POST", path, frame.data, headers)
         if self.state == "closed":
             return  # too late: the batch is counted as lost already
-        if frame.tries >= MAX_TRIES and answer.status not in _FOR_EVER:
+        frame.tries += answer.status not in _FOR_EVER
+        if frame.tries >= MAX_TRIES:
             self._refused(frame, answer)
         else:
             _ON_BATCH.get(answer.status, Delivery._not_ours)(self, frame, answer)
