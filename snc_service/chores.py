@@ -88,6 +88,9 @@ def start_chores(
             deleted += service.store.prune(now - settings.keep_days * 86_400)
         if settings.keep_bytes:
             deleted += service.store.shrink(settings.keep_bytes)
+        if settings.thin_days:
+            for run in service.store.thin(now - settings.thin_days * 86_400, service.clock()):
+                log.info("run %r was thinned: SNC_THIN_DAYS says so", run)
         for run in deleted:
             log.info("run %r was deleted: SNC_KEEP_DAYS and SNC_KEEP_BYTES say so", run)
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from snc_service.store.protocol import (
     AlertingConflict,
     CommandsWaiting,
+    HistoryThinned,
     LayerTableMismatch,
     LayerTableUnknown,
     LayerUnknown,
@@ -114,6 +115,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "method-not-allowed": Kind(
         405, "The method is not allowed here", "The Allow header lists those that are."
+    ),
+    "history-thinned": Kind(
+        410,
+        "Exact values of these steps are gone",
+        "SNC_THIN_DAYS dropped them: `below` is the first step that still has them. Histories and "
+        "heatmaps go on, with min, max and mean of every 32 measured steps.",
     ),
     "body-slow": Kind(
         408, "The body took too long to arrive", "Try again over a better connection."
@@ -248,6 +255,8 @@ def from_store(error: StoreError) -> Problem:
     """Return the problem of what the store refused."""
     if isinstance(error, SequenceGap):
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
+    if isinstance(error, HistoryThinned):
+        return Problem("history-thinned", str(error), field="from_step", below=error.below)
     if isinstance(error, PolicyConflict | RulesConflict | AlertingConflict):
         return Problem("precondition-failed", str(error), current=error.current)
     for of_store, kind in _STORE_KINDS:

@@ -55,6 +55,10 @@ class Settings:
     """SNC_KEEP_DAYS: runs that are over or silent are deleted so long after their last batch; 0:
     never."""
 
+    thin_days: float = 0
+    """SNC_THIN_DAYS: runs that are over or silent lose their exact values so long after their last
+    batch, and keep min, max and mean of every 32 measured steps, a tenth of the bytes; 0: never."""
+
     keep_bytes: int = 0
     """SNC_KEEP_BYTES: the most bytes of history; beyond it, runs that are over or silent are
     deleted, the oldest first. The database needs a tenth more. 0: as many as there are."""
@@ -204,6 +208,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "metrics_series": (0, 10_000_000),
     "silent_seconds": (1, 30 * 86_400),
     "keep_days": (0, 36_500),
+    "thin_days": (0, 36_500),
     "keep_bytes": (0, 2**53),
     "max_body_bytes": (1_024, 1_024 * MIB),
     "max_json_bytes": (1_024, 1_024 * MIB),

@@ -14,6 +14,7 @@ import pytest
 from api_cases import (
     RUN,
     Clock,
+    assert_problem,
     batch_of,
     register,
     serving_app,
@@ -260,3 +261,25 @@ def test_the_schema_is_made_once(tmp_path):
     with serving_app(settings_in(tmp_path)) as api:
         assert api.app.openapi() is api.app.openapi()
         assert api.get("/openapi.json").json() == json.loads(json.dumps(api.app.openapi()))
+
+
+def test_exact_values_of_old_runs_are_kept_as_long_as_the_settings_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
+    clock = Clock()
+    with serving_app(settings_in(tmp_path, thin_days=2), clock=clock) as api:
+        register(api, TABLE)
+        steps = tuple(range(200))
+        told = api.send(batch_of(TABLE, 0, steps, sigma=[[step] for step in steps]))
+        assert told.status_code == 200, told.text
+        api.post(f"{RUN}/finish", json={"state": "finished"})
+        api.service.store.fold(60, now=clock.now + 3_600)
+        time.sleep(0.2)  # several looks
+        history = f"{RUN}/layers/{TABLE.layers[0].name}/history"
+        assert api.get(history).json()["bucket_steps"] == 1
+        clock.now += 2.5 * 86_400
+        wait_until(lambda: api.get(history).json()["bucket_steps"] == 32)
+        assert api.get(history).json()["max"] == [31, 63, 95, 127, 159, 191, 199]
+        for path in ("worst", "export"):
+            problem = assert_problem(api.get(f"{RUN}/{path}"), 410, "history-thinned", "from_step")
+            assert problem["below"] == 1_024
+            assert api.get(f"{RUN}/{path}?from_step=1024").status_code == 200

@@ -68,6 +68,7 @@ CSV_EXAMPLE = (
     responses=responses(
         "run-unknown",
         "layer-unknown",
+        "history-thinned",
         "invalid",
         "format-unavailable",
         "overloaded",

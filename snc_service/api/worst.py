@@ -54,7 +54,9 @@ EXAMPLE: dict[str, Any] = {
 @router.get(
     "/runs/{run}/worst",
     response_model=WorstLayers,
-    responses=responses("run-unknown", "invalid", "store-unavailable", example=EXAMPLE),
+    responses=responses(
+        "run-unknown", "history-thinned", "invalid", "store-unavailable", example=EXAMPLE
+    ),
 )
 def list_worst(
     request: Request, service: InService, run: RunName, query: Annotated[WorstQuery, Query()]

@@ -152,7 +152,7 @@ class Histories(Protocol):
         steps without both do not count. Layers with values that are not finite come before all
         others. Exact: rollups only say where to look. ``window.points`` does not matter. Cost:
         rollups of the window and a few tiles, or all of it where ``below`` moves wildly.
-        Raises `RunUnknown`.
+        Raises `RunUnknown`, and `HistoryThinned` where the window's tiles were dropped.
         """
 
     def scan(self, run: str, extent: Extent) -> Iterator[Piece]:
@@ -162,8 +162,8 @@ class Histories(Protocol):
         before the call comes exactly once, whatever is ingested or folded meanwhile; what is stored
         later, at steps that attempts had reached before, may come or not, but never twice. A value
         that was sent again comes as it was sent last. Each piece is read in a transaction of its
-        own: a slow reader holds nothing. What thinning removes meanwhile may be missing.
+        own: a slow reader holds nothing. What thinning drops meanwhile may be missing.
 
-        Raises `RunUnknown` and `LayerUnknown` at once, and `RunUnknown` from the iterator as soon
-        as the run is deleted.
+        Raises `RunUnknown`, `LayerUnknown` and `HistoryThinned` at once, and `RunUnknown` from the
+        iterator as soon as the run is deleted.
         """

@@ -24,6 +24,7 @@ from snc_service.store.incidents import Severity as Severity
 from snc_service.store.records import Records, StoredCommand
 from snc_service.store.refusals import AlertingConflict as AlertingConflict
 from snc_service.store.refusals import CommandsWaiting as CommandsWaiting
+from snc_service.store.refusals import HistoryThinned as HistoryThinned
 from snc_service.store.refusals import LayerTableMismatch as LayerTableMismatch
 from snc_service.store.refusals import LayerTableUnknown as LayerTableUnknown
 from snc_service.store.refusals import LayerUnknown as LayerUnknown
@@ -232,6 +233,13 @@ class Store(Histories, Records, AlertStore, RuleStore, Protocol):
         """Delete runs that are not active, oldest first, until history has so many bytes at most.
 
         Returns their ids. Active runs may leave it larger. Looks at the length of every tile.
+        """
+
+    def thin(self, before: float, now: float) -> list[str]:
+        """Drop exact values of runs not active and last heard of before ``before``; keep rollups.
+
+        Their history has min, max and mean of every 32 measured steps from then on. Returns the ids
+        of runs that lost something (audit ``run_thinned``).
         """
 
     # Ingest

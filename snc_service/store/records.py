@@ -21,6 +21,7 @@ AuditAction: TypeAlias = Literal[
     "token_revoked",
     "command_sent",
     "run_deleted",
+    "run_thinned",
     "alerting_changed",
     "incident_acknowledged",
     "silence_added",

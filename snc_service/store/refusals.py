@@ -84,6 +84,17 @@ class AlertingConflict(StoreError):
         self.current = current
 
 
+class HistoryThinned(StoreError):
+    """Exact values below a step were dropped: rollups of them are left."""
+
+    def __init__(self, below: int) -> None:
+        super().__init__(
+            f"values below step {below} were dropped, but for min, max and mean of every 32 "
+            f"measured steps: ask with from_step={below} or later"
+        )
+        self.below = below
+
+
 class StoreUnavailable(StoreError):
     """The database cannot be reached or written (read-only, locked, gone)."""
 

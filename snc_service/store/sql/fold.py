@@ -299,7 +299,7 @@ def _fold_block(
     form, data = tiles.encode(values)
     ends = (int(steps[0]), int(steps[-1]), len(steps))
     changes.put(place, 0, ends, (form, pack_steps(steps), data))
-    rollups.add(connection, changes, place, chunk.low, steps, values)
+    rollups.add(connection, changes, place, chunk.low, steps, values, alone=row is None)
 
 
 def _laid_over(

@@ -78,6 +78,23 @@ def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
     return found
 
 
+def rollup_ends(
+    connection: Connection, wanted: Wanted, segment: Segment
+) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last step of the finest rollups of each block in a segment."""
+    for block in wanted.blocks:
+        found = [
+            connection.execute(
+                f"select step0, step1 from tile {_WHERE} and step0 < ? and step1 >= ? "
+                f"order by step0 {order} limit 1",
+                (*_key(wanted, segment, 1, block), segment.high, segment.low),
+            ).fetchone()
+            for order in ("asc", "desc")
+        ]
+        if found[0] is not None:
+            yield int(found[0][0]), int(found[1][1])
+
+
 def read_over(
     connection: Connection, wanted: Wanted, attempt: int, steps: Steps, values: Floats
 ) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from snc_service.store import buckets, tiles
 from snc_service.store.buckets import PLANES, Partial
 from snc_service.store.protocol import Buckets, Floats, Steps, Window
-from snc_service.store.sql import folded, tail
+from snc_service.store.sql import folded, tail, thinned
 from snc_service.store.sql.attempts import Attempts, Segment
 from snc_service.store.sql.database import Connection
 from snc_service.store.sql.layers import LayerBook
@@ -100,19 +100,27 @@ def bucket_width(
     connection: Connection, wanted: Wanted, segments: Sequence[Segment], points: int
 ) -> int:
     """Return the bucket width, the same whether history is folded or not."""
-    count = 0
+    count, least = 0, 1
     ends: list[int] = []
-    for segment in segments:
+    gone = thinned.below(connection, wanted.run_id)
+    for whole in segments:
+        coarse, segment = thinned.split(whole, gone)
+        if coarse is not None and (found_ends := thinned.ends(connection, wanted, coarse)):
+            shift = interval_shift(connection, wanted.run_id) or 0
+            count, least = points + 1, tiles.FANOUT << shift
+            ends += found_ends
+        if segment is None:
+            continue
         steps = tail.measured_steps(connection, wanted.run_id, segment, wanted.counted)
         found = folded.steps_between(connection, wanted, segment, most=points)
         if found is None:
-            count = points + 1
+            count = max(count, points + 1)
             ends += folded.ends(connection, wanted, segment)
         else:
             steps = tail.distinct([*found, steps], segment.low, segment.high)
             count += len(steps)
         ends += [int(step) for step in steps[[0, -1]]] if len(steps) else []
-    return buckets.width(count, min(ends), max(ends), points) if ends else 1
+    return max(least, buckets.width(count, min(ends), max(ends), points)) if ends else 1
 
 
 def partial_of(
@@ -126,7 +134,15 @@ def partial_of(
     shift = interval_shift(connection, wanted.run_id)
     everywhere = np.arange(wanted.num_rows)
     parts: list[tuple[Rows, Partial]] = []
-    for segment in segments:
+    gone = thinned.below(connection, wanted.run_id)
+    for whole in segments:
+        coarse, segment = thinned.split(whole, gone)
+        if coarse is not None:
+            parts += thinned.parts(
+                connection, wanted, coarse, bucket_steps, shift=shift or 0, planes=planes
+            )
+        if segment is None:
+            continue
         raw = [segment]
         if shift is not None and bucket_steps >= tiles.FANOUT << shift:
             dirty = _dirty_chunks(connection, wanted, segment, shift)

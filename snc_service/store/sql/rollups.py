@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.buckets import Partial, joined
+from snc_service.store.buckets import Partial, joined, merged
 from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database import Connection, Row
 
@@ -61,11 +61,19 @@ def add(
     low: int,
     steps: Steps,
     values: Floats,
+    *,
+    alone: bool,
 ) -> None:
-    """Roll up the chunk that begins at step ``low``: ``values`` [R, N] of ``steps`` [N]."""
+    """Roll up the chunk that begins at step ``low``: ``values`` [R, N] of ``steps`` [N].
+
+    ``alone``: there was no tile to lay them over. If there are rollups all the same, the chunk was
+    thinned, and the values are added to what the rollups tell.
+    """
     entries = Partial.of_groups((steps - low) // (tiles.FANOUT << place.shift), values)
     for level in range(1, LEVELS + 1):
         piece = _piece(entries, low, tiles.FANOUT**level << place.shift)
+        if alone and level == 1:
+            piece = _added_to_what_was(connection, place, piece)
         tile = _put_piece(connection, changes, place, level, piece)
         if tile is None:
             return
@@ -80,6 +88,21 @@ def _piece(known: Partial, low: int, entry: int) -> Partial:
     for name, plane in known.planes.items():
         piece.planes[name][:, known.keys] = plane
     return piece
+
+
+def _added_to_what_was(connection: Connection, place: Place, piece: Partial) -> Partial:
+    """Return a piece of the first level merged with the entries that are there in its place."""
+    low, high = int(piece.keys[0]), int(piece.keys[-1])
+    row = connection.execute(
+        f"select step0, n from tile where {_KEY} and step0 <= ? and step1 >= ?",
+        (*_key(place, 1), low, high),
+    ).fetchone()
+    if row is None:
+        return piece
+    was = _load(connection, place, 1, tiles.FANOUT << place.shift, *row)
+    both = _equal_rows([was.only((was.keys >= low) & (was.keys <= high)), piece])
+    everywhere = np.arange(both[0].num_rows)
+    return merged(len(everywhere), [(everywhere, part) for part in both])
 
 
 def _put_piece(

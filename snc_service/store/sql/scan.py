@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from snc_service.store import tiles
 from snc_service.store.protocol import Extent, Piece, RunUnknown
-from snc_service.store.sql import folded, runs, tail
+from snc_service.store.sql import folded, runs, tail, thinned
 from snc_service.store.sql.attempts import Attempts, Segment
 from snc_service.store.sql.database import Connection, Database
 from snc_service.store.sql.history import interval_shift, values_of
@@ -57,6 +57,7 @@ def scan(database: Database, book: LayerBook, run: str, extent: Extent) -> Itera
 
 def _plan(connection: Connection, book: LayerBook, run: str, extent: Extent) -> Plan:
     run_id = runs.number(connection, run)
+    thinned.check_whole(connection, run_id, extent.from_step)
     plan = Plan(run, run_id, book.layouts(connection, run_id))
     (last_step,) = connection.execute(
         "select last_step from run where run_id = ?", (run_id,)

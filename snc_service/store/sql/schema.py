@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 4
+VERSION = 5
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -168,6 +168,9 @@ create table annotation (
 
 alter table event add column rules_version integer;
 """,
+    5: """
+create table thinned (run_id integer primary key, below bigint not null, whole integer not null);
+""",
 }
 
 # Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
@@ -190,6 +193,7 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("run_policy", "version"),
     ("run_rules", "version"),
     ("annotation", "id"),
+    ("thinned", "run_id"),
     ("rule_state", "run_id"),
     ("run_author", "run_id"),
     ("run_config", "run_id"),

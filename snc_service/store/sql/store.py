@@ -48,6 +48,7 @@ from snc_service.store.sql.layers import LayerBook, metric_names
 from snc_service.store.sql.newest_scalars import newest_scalars
 from snc_service.store.sql.rulebook import SqlRules
 from snc_service.store.sql.scan import scan
+from snc_service.store.sql.thinning import thin
 from snc_service.store.sql.worst import worst
 from snc_service.wire import CommandAction, LayerTable, Policy
 
@@ -126,6 +127,10 @@ class SqlStore(SqlAlerts, SqlRules):
     def shrink(self, most_bytes: int) -> list[str]:
         """See `Store.shrink`."""
         return deletion.shrink(self._database, most_bytes)
+
+    def thin(self, before: float, now: float) -> list[str]:
+        """See `Store.thin`."""
+        return thin(self._database, before, now)
 
     # Ingest
     def put_layer_table(self, run: str, table: LayerTable) -> None:

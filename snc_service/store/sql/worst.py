@@ -16,7 +16,7 @@ import numpy.typing as npt
 from snc_service.store import tiles
 from snc_service.store.buckets import planes_for
 from snc_service.store.protocol import Floats, Window, Worst
-from snc_service.store.sql import history
+from snc_service.store.sql import history, thinned
 from snc_service.store.sql.attempts import Segment
 from snc_service.store.sql.database import Connection
 from snc_service.store.sql.layers import LayerBook, Layout
@@ -97,6 +97,7 @@ def worst(
     segments = history.segments_of(connection, run_id, window)
     if not reporting or not segments:
         return []
+    thinned.check_whole(connection, run_id, window.from_step)
     indexes = np.unique(np.concatenate(reporting)).astype(np.int64)
     question = Question(connection, run_id, layouts, metric, below, indexes, segments)
     keys, bounds, nonfinite = _bounds(question)
