@@ -41,6 +41,7 @@ LAYERS = 1_000
 LONG = {"long5": 10**5, "long6": 10**6}
 WRITERS, RATE = 8, 25.0  # batches per second and writer
 SECONDS, LEAST, MOST = 1.0, 10, 200  # of each query: so long, but that many times
+MOST_EXPORTED = {"parquet": 1e7, "csv": 1e6}  # values: what takes a few seconds
 START_TARGET_S, MEMORY_TARGET_MB = 2.0, 300
 
 
@@ -76,7 +77,8 @@ def fill(store: Store, run: str, num_layers: int, num_steps: int, at_once: int, 
         )  # fmt: skip
         (outcome,) = store.ingest([Submission(run, one, one.seq, NOW)], quiet)
         assert outcome.error is None
-        store.fold(0.2, now=NOW)
+        if job.seq % 20 == 0:
+            store.fold(1, now=NOW)
     while store.fold(60, now=NOW + 3_600):
         pass
     values, took = num_layers * job.step * most, time.perf_counter() - since
@@ -216,6 +218,23 @@ def verdict(one: Query, idle: list[float], busy: list[float]) -> str:
     return f"<= {one.target:g}: {'met' if met else 'missed'}"
 
 
+def exported(url: str, run: str, values: float) -> None:
+    """Export a run whole, as a client that does nothing with it; CSV only of a small one."""
+    for form in ("parquet", "csv"):
+        if values > MOST_EXPORTED[form]:
+            continue
+        since, size = time.perf_counter(), 0
+        path, params = f"{url}/api/v1/runs/{run}/export", {"format": form}
+        headers = {"Accept-Encoding": "identity"}
+        with httpx.stream("GET", path, params=params, headers=headers, timeout=60) as answer:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                size += len(chunk)
+        took = time.perf_counter() - since
+        print(f"  export as {form}: {values / took / 1e6:.2f} M values/s, {size / values:.2f} "
+              "bytes per value")  # fmt: skip
+
+
 def memory_mb(pid: int) -> tuple[float, float]:
     """Return the resident memory of a process now and at its peak."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -257,6 +276,7 @@ def one_engine(engine: str, sizes: list[float], folder: Path) -> float:
                     asked += long_questions()
                 with serving(store_url, folder / "log") as (url, pid):
                     measured(url, store, asked)
+                    exported(url, run, size)
                     now, most = memory_mb(pid)
             met = "met" if most <= MEMORY_TARGET_MB else "missed"
             print(f"  service: {now:.0f} MB resident, {most:.0f} MB at most"

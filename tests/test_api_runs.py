@@ -220,3 +220,13 @@ def test_a_run_that_does_not_exist_is_404_everywhere(api):
     assert_problem(api.get("/metrics/runs/none"), 404, "run-unknown")
     assert_problem(api.post("/api/v1/runs/none/finish", json={}), 404, "run-unknown")
     assert_problem(api.put("/api/v1/runs/none/policy", json=POLICY), 404, "run-unknown")
+
+
+def test_an_unchanged_list_is_304_and_a_changed_one_is_not(api):
+    api.post("/api/v1/runs", json={"run": "r"})
+    tag = api.get("/api/v1/runs").headers["ETag"]
+    told = api.get("/api/v1/runs", headers={"If-None-Match": tag})
+    assert (told.status_code, told.content) == (304, b"")
+    api.post("/api/v1/runs", json={"run": "s"})
+    told = api.get("/api/v1/runs", headers={"If-None-Match": tag})
+    assert [run["run"] for run in told.json()["items"]] == ["s", "r"]
