@@ -1,4 +1,4 @@
-"""Incidents on the page: which runs have one, what it is, and that somebody looks after it."""
+"""Trouble on the page: incidents, which layer went first, which is next at its threshold."""
 
 import httpx
 import numpy as np
@@ -64,3 +64,50 @@ def test_whoever_looks_after_an_incident_is_told_at_once(opened, page_service, t
         assert incident["acknowledged_at"] is not None
         page.reload()
         expect(page.locator(".event-owner")).to_contain_text("acknowledged")
+
+
+def test_the_page_says_which_layer_went_first(opened, page_service):
+    sigma = np.ones((80, 2))
+    sigma[60:, 0] = 1.5
+    sigma[64:, 1] = 1.3
+    Feed(page_service, "order", LAYERS).send(list(range(80)), sigma=sigma, threshold=4.0)
+    with opened(page_service, "#/runs/order?none=1") as page:
+        box = page.locator(".area-onset")
+        expect(box.locator(".order-layer")).to_have_text(LAYERS)
+        expect(box.locator(".order-value")).to_have_text(["step 60", "+4"])
+        # A jump by 1.5 is log(1.5) = 0.405, four times the limit of 0.1.
+        expect(box.locator(".order-detail").first).to_have_text("sigma jump, 4.05 \u00d7 its limit")
+        box.get_by_role("button", name=LAYERS[1]).click()
+        expect(page.locator(".legend-name")).to_have_text(LAYERS[1])
+        expect(page.locator(".legend-step")).to_have_text("step 64")
+
+
+def test_the_page_says_which_layer_reaches_its_threshold_next(opened, page_service):
+    """Sigma grows by 0.2 % a step: from 1.17 to 2 that takes log(2 / 1.17) / 0.002 steps."""
+    steps = np.arange(80)
+    sigma = np.stack([np.exp(0.002 * steps), np.full(80, 1.0)], 1)
+    feed = Feed(page_service, "ahead", LAYERS)
+    feed.send(steps.tolist(), sigma=sigma, threshold=2.0)
+    wanted = round(float(np.log(2.0 / sigma[-1, 0]) / 0.002))
+    with opened(page_service, "#/runs/ahead") as page:
+        box = page.locator(".area-forecast")
+        expect(box.locator(".order-layer")).to_have_text([LAYERS[0]])
+        expect(box.locator(".order-value")).to_have_text(f"in about {wanted} steps")
+        feed.finish()
+        expect(box).to_be_hidden()
+        expect(page.locator(".area-onset")).to_be_hidden()
+
+
+def test_the_table_says_what_a_bound_is_worth(opened, page_service):
+    feed = Feed(page_service, "bounds", ("new.weight", "carried.weight", "old.weight"))
+    feed.send([1], sigma=1.0, sigma_upper=1.1, certified_age=[0, 3, 9], bound_age=[0, 0, 4])
+    with opened(page_service, "#/runs/bounds") as page:
+        cells = page.locator(".layers td[data-key=sigma_upper]")
+        expect(cells).to_have_count(3)
+        titles = [cell.get_attribute("title") for cell in cells.all()]
+        assert titles == [
+            "A bound, certified at this step",
+            "A bound, carried from a certificate 3 steps ago",
+            "A bound 4 steps ago; the weight has moved since",
+        ]
+        assert page.locator(".layers .is-old").count() == 1

@@ -27,7 +27,7 @@ export function runFacts(run, policy) {
       tone: run.state === "silent" ? "warn" : "",
     },
     Layers: { value: count(run.layers) },
-    "Worst \u03c3 / threshold": {
+    "Worst ratio": {
       value: `${run.worst_ratio > 1 ? "\u25b2 " : ""}${ratio(run.worst_ratio)}`,
       tone: ratioTone(run),
       detail: shortName(run.worst_layer ?? "", 18),

@@ -88,12 +88,26 @@ export class LayerTable {
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
       setText(cell, item.nonfinite.includes(key) ? "not finite" : number(item[key]));
-      // A bound is measured more rarely than sigma; below it, it can only be an older one.
-      const old = key === "sigma_upper" && item[key] !== null && item[key] < item.sigma;
-      cell.classList.toggle("is-old", old);
-      cell.title = old ? "Of an earlier step than \u03c3" : "";
+      const said = key === "sigma_upper" ? origin(item) : worth(false, "");
+      cell.classList.toggle("is-old", said.old);
+      cell.title = said.title;
     }
   }
+}
+
+/** What sigma_upper is worth: a bound of this weight, or of one that has moved since. */
+function origin({ metrics, sigma, sigma_upper: upper }) {
+  const { bound_age: age, certified_age: since } = metrics;
+  if (upper === null) return worth(false, "");
+  // Whoever reports no ages: what is below sigma can only be of an earlier step.
+  if (age === undefined) return upper < sigma ? worth(true, "Of an earlier step than \u03c3") : worth(false, "");
+  if (age > 0) return worth(true, `A bound ${count(age)} steps ago; the weight has moved since`);
+  if (since > 0) return worth(false, `A bound, carried from a certificate ${count(since)} steps ago`);
+  return worth(false, "A bound, certified at this step");
+}
+
+function worth(old, title) {
+  return { old, title };
 }
 
 /** The ratio that a rescale left, null if there was none. */

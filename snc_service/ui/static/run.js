@@ -14,6 +14,7 @@ import { Legend } from "./legend.js";
 import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "./lines.js";
 import { Live, restAfter } from "./live.js";
 import { stepRange } from "./matrix.js";
+import { ForecastList, MOST_AHEAD, MOST_LEFT, OnsetList } from "./order.js";
 import { Choice, Facts, panel, problemNote, showState, stateBadge, waiting } from "./parts.js";
 import { PolicyPanel } from "./policy.js";
 import { amend, go, withQuery } from "./router.js";
@@ -68,8 +69,13 @@ export class RunView {
     this.hint = h("p", { class: "hint", hidden: true, text: BEFORE });
     this.lines = new Lines(HISTORY, { zoom, point, key });
     this.table = new LayerTable({ select, ask: () => this.refresh() });
-    this.eventList = new EventList({ go: (event) => this.showEvent(event) });
-    this.incidents = new IncidentPanel(this.run, { go: (event) => this.showEvent(event) });
+    const show = { go: (event) => this.showEvent(event) };
+    this.eventList = new EventList(show);
+    this.incidents = new IncidentPanel(this.run, show);
+    [this.onset, this.forecast] = [new OnsetList(show), new ForecastList(show)];
+    this.onsetBox = panel("area-onset", "Which layer went first", [], this.onset.element);
+    this.forecastBox = panel("area-forecast", "Next to reach their threshold", [], this.forecast.element);
+    for (const box of [this.onsetBox, this.forecastBox]) box.hidden = true;
     this.incidentBox = panel("area-incidents", "Incidents", [], this.incidents.element);
     this.policy = new PolicyPanel(this.run, () => this.refresh());
     this.content = this.arrange();
@@ -85,7 +91,9 @@ export class RunView {
       h("div", { class: "grid" },
         h("div", { class: "column" },
           panel("area-heatmap", "Layers \u00d7 steps", tools, this.heatmap.element),
-          panel("area-history", "History", [this.scale.element], ...history)),
+          panel("area-history", "History", [this.scale.element], ...history),
+          this.onsetBox,
+          this.forecastBox),
         h("div", { class: "column" },
           this.incidentBox,
           panel("area-layers", "Worst layers", [], this.table.element),
@@ -214,14 +222,19 @@ export class RunView {
       known(get(runPath(this.run, path), { ...span, ...parameters }, signal));
     const along = (metric) => (layer.length ? ask("/history", { metric, layer }) : null);
     const acted = this.item.rescales > 0;
-    const [sigma, before, after, history, thresholds, loss] = await Promise.all([
+    const ahead = this.item.state === "active";
+    const [sigma, before, after, history, thresholds, loss, onset, forecast] = await Promise.all([
       ask("/heatmap", { metric: "sigma", layers: ROWS }),
       ask("/heatmap", { metric: "ratio", layers: ROWS }),
       acted ? ask("/heatmap", { metric: "ratio_after", layers: ROWS }) : null,
       along("sigma"),
       along("threshold"),
       ask("/scalars/loss/history", {}),
+      get(runPath(this.run, "/onset"), { limit: MOST_LEFT }, signal),
+      ahead ? get(runPath(this.run, "/forecast"), { limit: MOST_AHEAD }, signal) : null,
     ]);
+    this.onsetBox.hidden = !this.onset.show(onset);
+    this.forecastBox.hidden = !this.forecast.show(forecast);
     const [histories, limits] = [byLayer(history), byLayer(thresholds)];
     this.data = { sigma, before, after, history: histories, thresholds: limits, loss };
     this.policy.preview(sigma?.layers ?? []);
