@@ -111,7 +111,7 @@ class Memory:
             "loss": [*vars(self.loss).values()],
             "gradient": [*vars(self.gradient).values()],
             "rise": [*vars(self.rise).values()],
-            "annotated": self.annotated,
+            "annotated": sorted(self.annotated),
             "begun": self.begun,
             "onset": self.onset,
             "onset_newest": self.onset_newest,

@@ -1,0 +1,94 @@
+"""Which layer went first: the order, its ties, and what the next incident makes of it."""
+
+import numpy as np
+
+from snc_service.detect import onset
+from snc_service.detect.rules import advance
+from snc_service.store.protocol import Rows
+from snc_service.wire import Batch, LayerTable
+
+LAYERS = ("fc1", "fc2", "fc3", "fc4")
+CALM = 60
+
+
+def rows(sigma: np.ndarray, first: int = 0, *, new_attempt: bool = False) -> Rows:
+    """Return training rows; the loss says that the first one is one of them."""
+    steps = tuple(range(first, first + len(sigma)))
+    table = LayerTable.of_names(LAYERS).hash
+    loss = np.ones((1, len(sigma)), np.float32)
+    values = sigma[None].astype(np.float32)
+    batch = Batch("w", 0, table, steps, ("sigma",), values, ("loss",), loss)
+    return Rows("r", batch, LAYERS, int(new_attempt), new_attempt)
+
+
+def calm(num_rows: int = CALM) -> np.ndarray:
+    return np.ones((num_rows, len(LAYERS)))
+
+
+def leaving(at: dict[str, tuple[int, float]], num_rows: int = 20) -> np.ndarray:
+    """Return a training in which each layer of ``at`` jumps by a factor at a row after CALM."""
+    sigma = calm(CALM + num_rows)
+    for layer, (row, factor) in at.items():
+        sigma[CALM + row :, LAYERS.index(layer)] *= factor
+    return sigma
+
+
+def order(sigma: np.ndarray, size: int | None = None) -> list[tuple[str, int]]:
+    state = None
+    for start in range(0, len(sigma), size or len(sigma)):
+        state, _ = advance(state, rows(sigma[start : start + (size or len(sigma))], start))
+    return [(each.layer, each.step) for each in onset.order(state, LAYERS)]
+
+
+def test_a_healthy_training_has_no_onset():
+    assert order(calm()) == []
+    assert onset.order(None, LAYERS) == []
+
+
+def test_layers_come_in_the_order_in_which_they_left_and_the_calm_ones_not_at_all():
+    sigma = leaving({"fc3": (2, 1.3), "fc1": (5, 1.5), "fc4": (9, 1.2)})
+    expected = [("fc3", CALM + 2), ("fc1", CALM + 5), ("fc4", CALM + 9)]
+    assert order(sigma) == expected
+    for size in (1, 7, CALM + 4):
+        assert order(sigma, size) == expected
+
+
+def test_of_one_step_the_furthest_comes_first_and_equals_in_model_order():
+    sigma = leaving({"fc2": (3, 1.3), "fc4": (3, 1.8), "fc1": (3, 1.3)})
+    assert [layer for layer, _ in order(sigma)] == ["fc4", "fc1", "fc2"]
+
+
+def test_it_says_by_which_rule_and_how_far_beyond_its_limit():
+    state, events = advance(None, rows(leaving({"fc2": (0, np.exp(0.25))})))
+    (left,) = onset.order(state, LAYERS)
+    assert (left.rule, left.step) == ("sigma_jump", CALM)
+    assert abs(left.times_limit - 2.5) < 1e-3
+    assert events[0].layer == left.layer
+
+
+def test_a_layer_that_comes_back_and_leaves_again_soon_keeps_its_place():
+    sigma = leaving({"fc2": (1, 1.3), "fc1": (3, 1.4)}, num_rows=40)
+    sigma[CALM + 20 :, 1] *= 1.5
+    assert order(sigma) == [("fc2", CALM + 1), ("fc1", CALM + 3)]
+
+
+def test_after_fifty_calm_steps_the_next_incident_begins_a_new_order():
+    sigma = calm(400)
+    sigma[100:, 0] *= 1.2
+    sigma[300:, 2] *= 1.2
+    sigma[302:, 3] *= 1.2
+    assert order(sigma[:200]) == [("fc1", 100)]
+    assert order(sigma) == [("fc3", 300), ("fc4", 302)]
+
+
+def test_a_new_attempt_knows_of_no_onset():
+    state, _ = advance(None, rows(leaving({"fc1": (0, 2.0)})))
+    assert onset.order(state, LAYERS)
+    state, _ = advance(state, rows(calm(5), first=10, new_attempt=True))
+    assert onset.order(state, LAYERS) == []
+
+
+def test_layers_are_found_by_name_in_any_order_and_strangers_are_left_out():
+    state, _ = advance(None, rows(leaving({"fc1": (0, 2.0), "fc4": (2, 2.0)})))
+    names = [each.layer for each in onset.order(state, ("new", *LAYERS[::-1]))]
+    assert names == ["fc1", "fc4"]
