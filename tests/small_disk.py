@@ -26,6 +26,10 @@ class SmallDisk:
             while file.write(b"x" * 4_096):
                 pass
 
+    def protect(self) -> None:
+        """Let nothing be written to it any more."""
+        self._mount("remount,ro")
+
     def _mount(self, options: str) -> None:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import closing
+
 import httpx
 import numpy as np
+import psycopg
 import pytest
 from ledger import Ledger, Reply, serving
-from service_process import Service, create, post, services, until
+from service_process import SERVE, Service, create, post, services, until
 from small_disk import small_disk
-from store_cases import batch, table
+from store_cases import batch, new_run, stored, submit, table
 
 from snc_client.sender import Pace, Sender
+from snc_service.store import open_store
+from snc_service.store.protocol import StoreFull
 from snc_service.wire import LayerTable
 
 WIDE = table(*(f"l{i}" for i in range(1_000)))
@@ -102,3 +108,44 @@ def test_a_full_disk_under_the_spool_costs_nothing_while_memory_lasts(tmp_path, 
     rows = ledger.rows("r")
     assert [step for _, step in rows] == list(range(300))
     assert all(got.tobytes() == row(step).tobytes() for (_, step), (got, _) in rows.items())
+
+
+def test_a_full_disk_of_postgresql_is_told_from_a_server_that_is_away(postgres):
+    url = postgres.new_url()
+    with closing(open_store(url)) as store:
+        new_run(store)
+        store.put_layer_table("r1", WIDE)
+        with psycopg.connect(url, autocommit=True) as connection:
+            # What the server says itself when it cannot extend a file.
+            connection.execute(
+                "create function full_disk() returns trigger language plpgsql as "
+                "$$ begin raise exception 'could not extend file' using errcode = '53100'; end $$"
+            )
+            connection.execute(
+                "create trigger full_disk before insert on tail for each row "
+                "execute function full_disk()"
+            )
+            with pytest.raises(StoreFull, match="could not extend file"):
+                submit(store, [big(0)])
+            assert store.run("r1").last_step is None
+            connection.execute("drop trigger full_disk on tail")
+        stored(store, big(0))
+    postgres.drop(url)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "of an earlier start"])
+def test_a_disk_that_cannot_be_written_gets_one_sentence(tmp_path, there):
+    with small_disk(tmp_path / "disk", 2) as disk:
+        if there:
+            open_store(f"sqlite:///{disk.folder}/snc.db").close()
+        disk.protect()
+        done = subprocess.run(
+            [*SERVE, "serve", "--port=0", f"--store=sqlite:///{disk.folder}/snc.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("snc: ")]
+    assert "snc.db cannot be used" in said
+    assert "Traceback" not in done.stderr
