@@ -1,4 +1,5 @@
 # Two commands: `make demo` and `make test`. Each sets up everything it needs in .venv.
+# For who changes the project: `make check`, `make fuzz`, `make audit-dependencies`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -21,6 +22,19 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
+	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest tests/test_schemathesis.py $(ARGS)
+
+audit-dependencies: $(VENV)/.test $(VENV)/audit/bin/pip-audit  ## known vulnerabilities of what is installed
+	$(BIN)/python .ci/audit_dependencies.py $(VENV)/audit/bin/pip-audit \
+	"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# In an environment of its own, so that it does not change what it audits.
+$(VENV)/audit/bin/pip-audit: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip --disable-pip-version-check install --quiet 'pip-audit>=2.7'
 
 # The stamp files make set-up run once, and again when what is to be installed changes.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
