@@ -45,6 +45,9 @@ TABLE_OF_ROUTES = {
     ("GET", "/api/v1/runs/{run}/history"): ("read", "run"),
     ("GET", "/api/v1/runs/{run}/scalars/{scalar}/history"): ("read", "run"),
     ("GET", "/api/v1/runs/{run}/heatmap"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/worst"): ("read", "run"),
+    ("GET", "/api/v1/runs/{run}/export"): ("read", "run"),
+    ("GET", "/api/v1/compare"): ("read", "record"),
     ("GET", "/api/v1/runs/{run}/events"): ("read", "run"),
     ("GET", "/api/v1/events"): ("read", "list"),
     ("GET", "/api/v1/runs/{run}/onset"): ("read", "run"),
@@ -101,7 +104,10 @@ BODIES = {
     ("POST", "/api/v1/silences"): {"seconds": 60},
     ("POST", "/api/v1/alerting/test"): {"receiver": "nobody"},
 }
-QUERIES = {("GET", "/api/v1/runs/{run}/history"): {"layer": "fc1.weight"}}
+QUERIES = {
+    ("GET", "/api/v1/runs/{run}/history"): {"layer": "fc1.weight"},
+    ("GET", "/api/v1/compare"): {"run": "r", "layer": "fc1.weight"},
+}
 # A right answer that is no success: the login of the table is given a token that is none.
 OTHER_SUCCESS = {
     ("POST", "/api/v1/alerting/test"): 422,
