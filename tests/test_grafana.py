@@ -160,6 +160,7 @@ VARIABLES = {
     "$project": ".*",
 }
 SECONDS = 10
+LATE_STEP = 60  # from which on a layer is broken: what is new must begin after the first scrape
 
 
 def train(url: str) -> None:
@@ -173,7 +174,7 @@ def train(url: str) -> None:
     with SNCallback(
         model, threshold="1.01x init", certify_every=1, url=url, run=RUN, project="research"
     ) as callback:
-        while time.monotonic() < end:
+        while time.monotonic() < end or step < 2 * LATE_STEP:  # a busy machine takes few steps
             x = torch.randn(16, 8)
             loss = (model(x) - 3 * x[:, :4]).square().mean()
             optimizer.zero_grad()
@@ -190,7 +191,7 @@ def train(url: str) -> None:
 
 
 def report_trouble(trouble: Feed, step: int) -> None:
-    late = step >= 60  # what is new within the graphs must begin after the first scrape
+    late = step >= LATE_STEP
     trouble.send(
         [step],
         sigma=[[math.nan if late else 1.0, 3.0 if late else 1.0]],

@@ -214,7 +214,14 @@ def _progress() -> list:
     counted = {"breaches": "snc_breaches_total", "rescales": "snc_rescales_total"}
     counted["vetoes of the guard"] = "snc_guard_vetoes_total"
     events = fresh(f"snc_events_total{{{RUN}}}", "run, rule, severity", known="snc_run_layers")
+    loss = newest("snc_scalar", f'{RUN}, name="loss"')
     return [
+        lines("Loss", {"loss": loss}, "Newest value at each scrape; a gap is one not finite."),
+        lines(
+            "Other scalars",
+            {"{{name}}": newest("snc_scalar", f'{RUN}, name!="loss"', by="name")},
+            "What else the run reports once a step, its first 16 names.",
+        ),
         lines("Step", {"step": newest("snc_run_last_step")}, "It goes back when a job resumes."),
         lines("Steps per second", {"steps": growth_of_step(RUN)}, "While the job reports."),
         lines(

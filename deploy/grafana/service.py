@@ -117,6 +117,31 @@ def _process() -> list:
             bars=True,
         ),
         lines(
+            "The event loop comes late by",
+            {
+                f"{share} %": f"histogram_quantile({share / 100}, sum by (le) "
+                f"(rate(snc_event_loop_lag_seconds_bucket[{WINDOW}])))"
+                for share in (50, 99)
+            },
+            "Whoever waits for an answer waits as long in addition.",
+            unit="s",
+            bounds=((0.02, ORANGE), (0.2, RED)),
+        ),
+        lines(
+            "Waiting and open",
+            {
+                "batches that wait": "sum(snc_ingest_queue_batches)",
+                "open streams": "sum(snc_stream_clients)",
+            },
+            "Batches that wait for their transaction, and pages that follow a run.",
+        ),
+        lines(
+            "Bodies held",
+            {"bytes": "sum(snc_ingest_inflight_bytes)"},
+            "Beyond SNC_MAX_INFLIGHT_BYTES more bodies are refused with 503.",
+            unit="bytes",
+        ),
+        lines(
             "Deliveries of alerts",
             {"{{outcome}}": f"sum by (outcome) (rate(snc_alert_deliveries_total[{WINDOW}]))"},
             "Attempts to tell a receiver of an incident, by what became of them.",
