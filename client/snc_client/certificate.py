@@ -60,11 +60,14 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Gram:
-    """G = (fW)'(fW), the small side, for the power of two f that brings W near one."""
+    """G = (fW)'(fW), the small side, for the power of two f that brings W near one.
+
+    Or of several W at once, [K, n, n], of which the largest norm is bounded.
+    """
 
     g_NN: Tensor
     factor: Tensor  # 0-d, f
-    squares: Tensor  # 0-d, squared Frobenius norm of fW: zero only for a zero W
+    squares: Tensor  # 0-d, (largest) squared Frobenius norm of fW: zero only for a zero W
     long: int
     arithmetic: Arithmetic
 
@@ -126,6 +129,17 @@ def sigma_upper(
     Cost as `certify`. On a GPU all rungs run and are selected on the device: the host never waits.
     """
     _check(weight_MN)
+    return largest_upper(weight_MN, sigma, arithmetic=arithmetic)
+
+
+@torch.no_grad()
+def largest_upper(
+    weight_MN: Tensor, sigma: Tensor, *, arithmetic: Arithmetic | None = None
+) -> Tensor:
+    """Do what `sigma_upper` does for a stack [K, m, n] too: bound the largest norm in it.
+
+    All of them are factored together; ``sigma`` is of the largest.
+    """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
     gram = _gram(weight_MN, arithmetic or arithmetic_of(weight_MN.device))
@@ -203,10 +217,15 @@ def _gram(weight: Tensor, arithmetic: Arithmetic) -> _Gram:
     factor = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0)
     factor = factor.clamp(max=LARGEST_FACTOR if arithmetic == "float64" else 2.0**120)
     w.mul_(factor)
-    tall = w if w.shape[0] >= w.shape[1] else w.mT
+    tall = w if w.shape[-2] >= w.shape[-1] else w.mT
     with full_precision(w.device):
         g = tall.mT @ tall
-    return _Gram(g, factor, g.diagonal().sum(), tall.shape[0], arithmetic)
+    squares = _diagonal(g).sum(-1).amax()
+    return _Gram(g, factor, squares, tall.shape[-2], arithmetic)
+
+
+def _diagonal(g: Tensor) -> Tensor:
+    return g.diagonal(dim1=-2, dim2=-1)
 
 
 def _first_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
@@ -227,7 +246,8 @@ def _lowest_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
 
 def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
     """Bound the norm without sigma; G's rounding is added where it is known."""
-    bound = gram_bound(gram.g_NN, squarings=squarings)
+    grams = [gram.g_NN] if gram.g_NN.ndim == 2 else gram.g_NN.unbind()
+    bound = torch.stack([gram_bound(g, squarings=squarings) for g in grams]).amax()
     if gram.arithmetic == "float32":
         return bound
     return (bound.square() + _gram_error(gram)).sqrt()
@@ -236,10 +256,10 @@ def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
 def _passes(gram: _Gram, s: Tensor) -> Tensor:
     """Return (0-d bool) whether s^2 I - G - shift has a Cholesky factor. NaN does not."""
     a = -gram.g_NN
-    a.diagonal().add_(s.square() - _shift(gram, s.square()))
+    _diagonal(a).add_(s.square() - _shift(gram, s.square()))
     factor, info = torch.linalg.cholesky_ex(a, check_errors=False)
     # CUDA returns info = 0 for a NaN matrix (pytorch#64818): the second test is part of the proof.
-    complete: Tensor = (info == 0) & factor.diagonal().isfinite().all()
+    complete: Tensor = (info == 0).all() & _diagonal(factor).isfinite().all()
     return complete
 
 
@@ -247,7 +267,7 @@ def _shift(gram: _Gram, s2: Tensor) -> Tensor:
     """Return what G's rounding, the diagonal's and Cholesky's can amount to, in the 2-norm."""
     if gram.arithmetic == "float32":
         return NUMERICAL_SHIFT * s2
-    n = gram.g_NN.shape[0]
+    n = gram.g_NN.shape[-1]
     factorization = _gamma(n + 2) / (1 - _gamma(n + 2))
     return _gram_error(gram) + s2 * (n * factorization + 4 * 2.0**-53)
 

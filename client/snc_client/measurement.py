@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from snc_client.certificate import carry, sigma_upper
+from snc_client.certificate import carry, largest_upper, sigma_upper
 from snc_client.estimator import BlockPower
 from snc_client.layers import find_layers
-from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
+from snc_client.operators import (
+    Adjoint,
+    BlockDiagonal,
+    Convolution,
+    Gain,
+    LowRank,
+    Matrix,
+    Operator,
+    Rows,
+)
+from snc_client.torus import on_torus
 
 # A cold start needs more iterations than the warm one of a training step: on a spectrum without a
 # gap 32 reach 1e-3 and 48 reach 1e-4. Sigma that stands still over 8 of them has arrived.
@@ -38,6 +49,9 @@ class Measurement:
 
 def measure(
     model_or_weights: nn.Module | Tensor | Mapping[str, Tensor] | Sequence[Tensor],
+    *,
+    conv: Literal["reshape", "operator"] = "reshape",
+    grids: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Measurement]:
     """Return sigma, a certified bound, Frobenius norm and stable rank of each matrix, by name.
 
@@ -46,11 +60,15 @@ def measure(
     fewer than 2 dimensions and those that are not floating-point are left out, and more dimensions
     are seen as out x rest.
 
+    ``conv="operator"`` measures a model's convolutions as the maps they are, on inputs of the sizes
+    ``grids`` (`snc_client.layers.find_layers`); their bound lies 1 to 9 % above sigma, more where
+    padding reflects or repeats, and NaN where it would take too long.
+
     Waits for the device; costs some tens of reads of each weight and one Gram matrix with a
     Cholesky factorisation in float64. Nothing is changed, the global random state included. Raises
     ValueError if there is no matrix.
     """
-    operators = _operators(model_or_weights)
+    operators = _operators(model_or_weights, conv, grids)
     if not operators:
         raise ValueError(
             "model_or_weights must hold a floating-point tensor with 2 or more dimensions, "
@@ -72,7 +90,7 @@ def _measured(operators: Mapping[str, Operator], device: torch.device) -> dict[s
     columns = torch.stack(
         [
             sigma,
-            torch.stack([bound(x, s) for x, s in zip(listed, sigma, strict=True)]),
+            torch.stack([_bound_of(x, s) for x, s in zip(listed, sigma, strict=True)]),
             torch.stack([_frobenius(x) for x in listed]).to(sigma),
         ]
     )
@@ -95,6 +113,13 @@ def _converged(operators: Sequence[Operator], device: torch.device) -> Tensor:
     return sigma
 
 
+def _bound_of(operator: Operator, sigma: Tensor) -> Tensor:
+    """Return the bound of any map: nothing is divided by this one."""
+    if isinstance(operator, Convolution | Adjoint):
+        return convolution_bound(operator)
+    return bound(operator, sigma)
+
+
 def certifiable(operator: Operator) -> bool:
     """Return whether `bound` proves anything for this map."""
     return isinstance(operator, Matrix | BlockDiagonal | LowRank | Gain | Rows)
@@ -106,6 +131,9 @@ def bound(operator: Operator, sigma: Tensor) -> Tensor:
         return sigma_upper(operator.weight, sigma)
     if isinstance(operator, BlockDiagonal):
         # Blocks share no input and no output: the largest bound of a block bounds them all.
+        if operator.weight.device.type == "cpu":
+            return largest_upper(operator.weight, sigma)
+        # Factored together, some of CUDA's libraries make the host wait.
         return torch.stack([sigma_upper(x, sigma) for x in operator.weight.unbind()]).amax()
     if isinstance(operator, LowRank):
         matrix, error = operator.small()
@@ -113,6 +141,36 @@ def bound(operator: Operator, sigma: Tensor) -> Tensor:
     if isinstance(operator, Gain | Rows):
         return operator.upper()
     return torch.full_like(sigma, math.nan)
+
+
+def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
+    """Return a certified bound of a convolution as the map it is, 0-d float32.
+
+    From its matrices on a torus (`snc_client.torus`), so it is 1 to 9 % above the norm with zeros
+    for padding, and too loose to divide by: that is why `bound` has none. NaN where it would take
+    more than a second.
+    """
+    convolution = operator.convolution if isinstance(operator, Adjoint) else operator
+    torus = on_torus(convolution)
+    if torus is None:
+        return torch.full_like(operator.amax(), math.nan)
+    found = largest_upper(torus.matrices, _largest_norm(torus.matrices))
+    upper = carry(found * torus.times, drift=torus.error.float() * torus.times)
+    return torch.where(upper.isnan(), math.inf, upper)
+
+
+def _largest_norm(matrices_KMN: Tensor) -> Tensor:
+    """Estimate the largest norm of a stack from below, by power iterations on all of them."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(matrices_KMN.shape[2], 4, generator=generator, dtype=torch.float64)
+    v = first.to(matrices_KMN.device).expand(len(matrices_KMN), -1, -1)
+    for _ in range(ITERATIONS * 4):
+        u = matrices_KMN @ v
+        x = matrices_KMN.mT @ u
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        v = torch.where(norm > 0, x / norm, v)
+    found: Tensor = torch.linalg.vector_norm(matrices_KMN @ v, dim=1).amax()
+    return found
 
 
 def _frobenius(operator: Operator) -> Tensor:
@@ -126,9 +184,12 @@ def _frobenius(operator: Operator) -> Tensor:
 
 def _operators(
     source: nn.Module | Tensor | Mapping[str, Tensor] | Sequence[Tensor],
+    conv: Literal["reshape", "operator"],
+    grids: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, Operator]:
     if isinstance(source, nn.Module):
-        return {layer.name: layer.operator() for layer in find_layers(source).layers}
+        layers = find_layers(source, conv=conv, grids=grids).layers
+        return {layer.name: layer.operator() for layer in layers}
     if isinstance(source, Tensor):
         source = [source]
     named = source.items() if isinstance(source, Mapping) else enumerate(source)

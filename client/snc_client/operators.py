@@ -251,7 +251,7 @@ class Adjoint:
     """The transpose of an operator. A transposed convolution is the adjoint of a convolution."""
 
     def __init__(self, operator: Convolution) -> None:
-        self._operator = operator
+        self.convolution = self._operator = operator
         self.shape: tuple[int, int] = (operator.shape[1], operator.shape[0])
 
     @property
