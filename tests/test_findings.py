@@ -190,3 +190,71 @@ def test_the_table_holds_the_eleven_rules_the_threshold_and_the_guard():
         *("coherent_growth", "loss_trend"),
         *("guard", "guard_rollback"),
     }
+
+
+def test_growth_of_every_layer_is_told_while_each_alone_would_not_be():
+    def change(columns, after):
+        columns["sigma"][after] *= np.exp(0.01 * np.arange(len(columns["sigma"][after])))[:, None]
+
+    event = only("coherent_growth", train(change, num_rows=CALM + 120))
+    assert (event.severity, event.layers) == ("warning", 3)
+    assert "every sigma is at least 1.38 times its mean of some 200 rows (limit 1.35)" in (
+        event.message
+    )
+    assert event.value == pytest.approx(np.log(1.38), abs=0.005)
+    assert "sigma_jump" not in {e.rule for e in train(change, num_rows=CALM + 120)}
+
+
+def test_growth_of_all_layers_but_one_is_not_coherent():
+    def change(columns, after):
+        growth = np.exp(0.01 * np.arange(len(columns["sigma"][after])))
+        columns["sigma"][after, :2] *= growth[:, None]
+
+    assert "coherent_growth" not in {e.rule for e in train(change, num_rows=CALM + 120)}
+
+
+def rising(grows: bool, rises: bool):
+    """Return a change in which half of the layers grow, the loss rises, or both, slowly."""
+
+    def change(columns, after):
+        num_rows = len(columns["loss"][after])
+        if grows:
+            growth = np.exp(np.minimum(0.006 * np.arange(num_rows), 1.2))
+            columns["sigma"][after, :2] *= growth[:, None]
+        if rises:
+            columns["loss"][after] *= np.exp(0.004 * np.arange(num_rows))
+
+    return change
+
+
+def test_growth_while_the_loss_rises_is_told_and_neither_alone_is():
+    event = only("loss_trend", train(rising(True, True), num_rows=CALM + 200))
+    assert (event.severity, event.layers) == ("warning", 2)
+    assert event.layer in LAYERS[:2]
+    assert " % of its size while half of the layers are at least 1.58 times their mean" in (
+        event.message
+    )
+    for grows, rises in ((True, False), (False, True)):
+        events = train(rising(grows, rises), num_rows=CALM + 200)
+        assert "loss_trend" not in {event.rule for event in events}
+
+
+def test_a_loss_below_zero_can_rise_too():
+    def change(columns, after):
+        rising(True, False)(columns, after)
+        num_rows = len(columns["loss"])
+        columns["loss"][:] = -3 + 0.02 * np.random.default_rng(1).standard_normal(num_rows)
+        columns["loss"][after] += 0.01 * np.arange(len(columns["loss"][after]))
+
+    assert only("loss_trend", train(change, num_rows=CALM + 200))
+
+
+def test_a_jump_of_the_frobenius_norm_is_a_jump_before_sigma_shows_it():
+    def change(columns, after):
+        columns["frobenius"][after, 2] *= 1.3
+
+    event = only("sigma_jump", train(change))
+    assert (event.step, event.layer) == (CALM, "fc3.weight")
+    assert event.message == (
+        "fc3.weight: the Frobenius norm changed by a factor of 1.30 in one step (limit 1.11)"
+    )

@@ -68,17 +68,25 @@ def by_the_formulas(
     num_rows, num_layers = sigma.shape
     s0 = [max(float(np.float32(s)), 1e-3) for s in registered]
     median, median_norm = float(np.median(s0)), float(np.median(norm[0]))
-    names = ("jump", "growth", "since_start", "update_ratio", "gradient_drop", "gradient_ratio")
+    names = ("jump", "growth", "since_start", "update_ratio", "gradient_drop", "gradient_ratio",
+             "long_growth", "norm_jump")  # fmt: skip
     found = {name: np.empty((num_rows, num_layers)) for name in names}
     for layer in range(num_layers):
         born_at_zero = s0[layer] < 0.02 * median
         floor, norm_floor = (0.5 * median, 0.5 * median_norm) if born_at_zero else (0.0, 0.0)
         start = newest = math.log(s0[layer] + floor)
-        mean = gradient_mean = None
+        mean = long_mean = gradient_mean = None
+        newest_norm = math.nan
         for t in range(num_rows):
             now = math.log(max(sigma[t, layer] + floor, 1e-6))
             gradient = max(metrics["grad_norm"][t, layer], 1e-20)
             mean = now if mean is None else mean
+            long_mean = now if long_mean is None else long_mean
+            now_norm = math.log(norm[t, layer] + norm_floor)
+            found["long_growth"][t, layer] = now - long_mean
+            found["norm_jump"][t, layer] = abs(now_norm - newest_norm)
+            newest_norm = now_norm
+            long_mean += (1 / (t + 1) if t <= 200 else 0.005) * (now - long_mean)
             gradient_mean = math.log(gradient) if gradient_mean is None else gradient_mean
             found["jump"][t, layer] = abs(now - newest)
             found["growth"][t, layer] = now - mean
@@ -95,7 +103,7 @@ def by_the_formulas(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.integers(3, 8), st.integers(1, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 240), st.integers(3, 6), st.integers(1, 40))
 def test_trends_follow_the_formulas_however_rows_are_cut(seed, num_rows, num_layers, size):
     metrics = training(seed, num_rows, num_layers)
     registered = [*(1.1 * metrics["sigma"][0, :-1]).tolist(), 0.0]

@@ -11,7 +11,7 @@ from snc_service.detect.memory import Memory
 from snc_service.detect.signals import Mask, Signals
 from snc_service.detect.trends import Doubles
 
-RISING = 0.15  # of a smoothed loss above its lowest: from there on growth is not progress
+RISING = 0.15  # of its size, above its lowest: from there on growth is no progress
 
 
 def loss_divergence(seen: Seen) -> Finding | None:
@@ -73,8 +73,8 @@ def loss_trend(seen: Seen) -> Finding | None:
         most, value = int(np.nanargmax(growth[row])), float(values[row])
         layer, layers = seen.signals.layers[most], int((growth[row] > limit).sum())
         text = (
-            f"the loss is {number(100 * float(rise[row]))} % above its lowest while half of the "
-            f"layers are at {factor(value)} times their mean of some 200 rows or more "
+            f"the loss rose by {number(100 * float(rise[row]))} % of its size while half of the "
+            f"layers are at least {factor(value)} times their mean of some 200 rows "
             f"(limit {factor(limit)})"
         )
         return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)

@@ -92,7 +92,7 @@ class Rise:
     count: int = 0
 
     def advance(self, value: float) -> float:
-        """Take in ``value`` and return the rise: 0 at the lowest so far, 0.2 a fifth above it.
+        """Take in ``value`` and return the rise: 0 at the lowest so far, 0.5 at twice that.
 
         It is relative to the larger of the two in size, so that losses below zero have one too, and
         never above 2. In the first rows there is none: they say what is usual.
