@@ -33,6 +33,10 @@ def test_the_service_never_loads_torch():
     assert loaded_by("import snc_service.app, snc_service.cli", ("torch", "snc_client")) == set()
 
 
+def test_the_service_loads_pyarrow_with_the_first_export_of_parquet():
+    assert loaded_by("import snc_service.app", ("pyarrow",)) == set()
+
+
 def test_the_client_never_loads_the_web_stack():
     assert loaded_by("from snc_client import SNCallback", WEB_STACK) == set()
 

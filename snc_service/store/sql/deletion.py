@@ -12,8 +12,8 @@ from snc_service.store.sql.database import Connection, Database
 from snc_service.store.sql.schema import PIECES
 
 SLICE_ROWS = 1_000
-RETENTION = "retention"  # the author of what is deleted for its age
-_OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
+RETENTION = "retention"  # the author of what happens to runs for their age
+OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
 
 
 def delete(
@@ -42,7 +42,7 @@ def prune(database: Database, before: float) -> list[str]:
     """Delete runs that are over, or silent, and were last heard of before ``before``."""
     with database.read() as connection:
         old = connection.execute(
-            f"select run from run where {_OLD} order by updated_at",
+            f"select run from run where {OLD} order by updated_at",
             (before,),
         ).fetchall()
     deleted = []
@@ -68,7 +68,7 @@ def shrink(database: Database, most_bytes: int) -> list[str]:
         ):
             sizes.update(dict(connection.execute(f"{part} group by run_id").fetchall()))
         old = connection.execute(
-            f"select run, run_id from run where {_OLD} order by updated_at", (now,)
+            f"select run, run_id from run where {OLD} order by updated_at", (now,)
         ).fetchall()
     excess = sizes.total() - most_bytes
     deleted = []
@@ -99,7 +99,7 @@ def resume(database: Database) -> None:
 
 def _is_old(connection: Connection, run_id: int, before: float) -> bool:
     row = connection.execute(
-        f"select run_id from run where run_id = ? and {_OLD}", (run_id, before)
+        f"select run_id from run where run_id = ? and {OLD}", (run_id, before)
     ).fetchone()
     return row is not None
 

@@ -13,10 +13,7 @@ from snc_service.store import tiles
 from snc_service.store.protocol import RunUnknown
 from snc_service.store.sql import audit, runs
 from snc_service.store.sql.database import Connection, Database
-
-SLICE_ROWS = 1_000
-RETENTION = "retention"  # the author of what happens to a run for its age
-_OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
+from snc_service.store.sql.deletion import OLD, RETENTION, SLICE_ROWS
 
 
 def thin(database: Database, before: float, now: float) -> list[str]:
@@ -27,7 +24,7 @@ def thin(database: Database, before: float, now: float) -> list[str]:
     """
     with database.read() as connection:
         old = connection.execute(
-            f"select run from run where {_OLD} order by updated_at", (before,)
+            f"select run from run where {OLD} order by updated_at", (before,)
         ).fetchall()
     thinned = []
     for (run,) in old:
@@ -55,7 +52,7 @@ def _thin_run(database: Database, run: str, before: float, now: float) -> bool:
 def _is_due(connection: Connection, run_id: int, before: float) -> bool:
     """Return whether a run is old, and has been folded further than it was thinned."""
     row = connection.execute(
-        f"select run_id from run where run_id = ? and interval_shift is not null and {_OLD}",
+        f"select run_id from run where run_id = ? and interval_shift is not null and {OLD}",
         (run_id, before),
     ).fetchone()
     if row is None:
