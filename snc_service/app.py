@@ -181,11 +181,16 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
             settings.body_deadline_seconds,
             settings.token_inflight_bytes,
             settings.token_requests_per_second,
+            settings.token_requests_at_once,
             settings.token_runs,
         ),
         budget=Budget(settings.max_inflight_bytes),
         tokens=Tokens(store.tokens, clock),
-        shares=Shares(settings.token_requests_per_second, settings.token_inflight_bytes),
+        shares=Shares(
+            settings.token_requests_per_second,
+            settings.token_inflight_bytes,
+            settings.token_requests_at_once,
+        ),
         clock=clock,
         public_host=settings.public_host,
     )

@@ -78,6 +78,9 @@ class Settings:
     token_requests_per_second: float = 1_000.0
     """SNC_TOKEN_REQUESTS_PER_SECOND: requests of one token, averaged over a second; then 429."""
 
+    token_requests_at_once: int = 128
+    """SNC_TOKEN_REQUESTS_AT_ONCE: requests of one token under way, open streams too; then 429."""
+
     token_runs: int = 1_000
     """SNC_TOKEN_RUNS: runs that exist at once and that one token has created; then 403."""
 
@@ -215,6 +218,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_inflight_bytes": (1_024, 64 * 1_024 * MIB),
     "token_inflight_bytes": (1_024, 64 * 1_024 * MIB),
     "token_requests_per_second": (0.1, 1_000_000),
+    "token_requests_at_once": (1, 1_000_000),
     "token_runs": (0, 1_000_000_000),
     "body_deadline_seconds": (0.1, 3_600),
 }

@@ -49,6 +49,7 @@ def test_the_service_tells_its_types_and_limits(api):
         "body_deadline_seconds": 30,
         "token_inflight_bytes": 16 * 1024 * 1024,
         "token_requests_per_second": 1000,
+        "token_requests_at_once": 128,
         "token_runs": 1000,
         "steps": 1024,
         "layers": 65_536,

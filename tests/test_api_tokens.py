@@ -236,7 +236,7 @@ def test_a_change_by_cookie_from_another_site_is_refused(api, root):
 
 def test_a_share_lets_a_burst_through_and_then_its_rate():
     now = [0.0]
-    share = Share(2.0, 100, lambda: now[0])
+    share = Share(2.0, 100, 5, lambda: now[0])
     share.ask()
     share.ask()
     with pytest.raises(Problem, match="2 per second") as refused:
@@ -254,7 +254,7 @@ def test_a_share_lets_a_burst_through_and_then_its_rate():
 
 
 def test_a_slow_rate_says_how_long_to_wait():
-    share = Share(0.1, 100, lambda: 0.0)
+    share = Share(0.1, 100, 5, lambda: 0.0)
     share.ask()
     with pytest.raises(Problem) as refused:
         share.ask()

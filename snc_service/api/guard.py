@@ -8,6 +8,7 @@ name), or openly (its changes are refused by origin). With a token, everybody ne
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -44,14 +45,19 @@ class Guard:
                 MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
-        app = self.app
-        try:
-            scope[ACCESS] = await self._admitted(scope, scope["app"].state.service)
-        except Problem as problem:
-            app = problem.response()
-        except StoreError as error:
-            app = from_store(error).response()
-        await app(scope, receive, send_safe)
+        service: Service = scope["app"].state.service
+        with ExitStack() as stack:
+            app = self.app
+            try:
+                access = scope[ACCESS] = await self._admitted(scope, service)
+                if share := service.shares.of(access):
+                    share.ask()
+                    stack.enter_context(share.answering())
+            except Problem as problem:
+                app = problem.response()
+            except StoreError as error:
+                app = from_store(error).response()
+            await app(scope, receive, send_safe)
 
     async def _admitted(self, scope: Scope, service: Service) -> Access:
         """Return who asks. Raises `Problem`."""
@@ -65,14 +71,11 @@ class Guard:
         if not service.tokens.required:
             return ANYBODY
         try:
-            access = identified(headers, service)
+            return identified(headers, service)
         except Problem:
             if path_is_open:
                 return NOBODY
             raise
-        if share := service.shares.of(access):
-            share.ask()
-        return access
 
     def _check_host(self, host: str) -> None:
         if self.hosts and host_name(host) not in self.hosts:

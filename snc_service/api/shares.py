@@ -1,10 +1,11 @@
-"""What each token may take of the service: requests per second, and bytes of bodies at once."""
+"""What each token may take of the service: requests per second and at once, bytes at once."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from snc_service.auth import Access
 from snc_service.errors import Problem
@@ -14,15 +15,35 @@ class Share:
     """One token's part. A bucket holds one second's requests and fills at that rate."""
 
     def __init__(
-        self, requests_per_second: float, inflight_bytes: int, clock: Callable[[], float]
+        self,
+        requests_per_second: float,
+        inflight_bytes: int,
+        at_once: int,
+        clock: Callable[[], float],
     ) -> None:
         self._rate = requests_per_second
         self._burst = max(requests_per_second, 1.0)
         self._left = self._burst
         self._limit = inflight_bytes
+        self._most = at_once
         self._clock = clock
         self._at = clock()
         self.held = 0
+        self.under_way = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request while it lasts. Raises `Problem` (429) if there are too many already."""
+        if self.under_way >= self._most:
+            raise Problem(
+                "rate-limited",
+                f"requests of one token under way must be at most {self._most}, streams included",
+            )
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
     def ask(self) -> None:
         """Count a request. Raises `Problem` (429) saying when the next one will be answered."""
@@ -59,10 +80,12 @@ class Shares:
         self,
         requests_per_second: float,
         inflight_bytes: int,
+        at_once: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate = requests_per_second
         self._bytes = inflight_bytes
+        self._at_once = at_once
         self._clock = clock
         self._of: dict[str, Share] = {}
 
@@ -71,5 +94,6 @@ class Shares:
         if access.token is None:
             return None
         if access.token.id not in self._of:
-            self._of[access.token.id] = Share(self._rate, self._bytes, self._clock)
+            share = Share(self._rate, self._bytes, self._at_once, self._clock)
+            self._of[access.token.id] = share
         return self._of[access.token.id]

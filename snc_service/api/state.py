@@ -31,6 +31,7 @@ class Limits:
     body_deadline_seconds: float
     token_inflight_bytes: int
     token_requests_per_second: float
+    token_requests_at_once: int
     token_runs: int
 
 
