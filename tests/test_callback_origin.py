@@ -25,9 +25,6 @@ OPTIMIZERS = {
     "SGD, momentum and decay": lambda p: torch.optim.SGD(
         p, lr=0.05, momentum=0.9, weight_decay=0.1
     ),
-    "SGD, Nesterov": lambda p: torch.optim.SGD(
-        p, lr=0.05, momentum=0.9, weight_decay=0.1, nesterov=True
-    ),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.5),
     "AdamW, one by one": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=False),
@@ -125,6 +122,19 @@ def test_a_carried_bound_is_never_divided_by():
         watched(model, optimizer, 60, threshold=threshold, signals=SIGNALS)
     for one, other in zip(held.parameters(), free.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.9, "nesterov": True}, {"weight_decay": 11.0}],
+    ids=["Nesterov", "a decay of half the weight"],
+)
+def test_a_step_whose_terms_may_cancel_carries_nothing(settings):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **settings)
+    witness = watched(model, optimizer, 20, signals=SIGNALS)
+    assert witness.seen["carried"] == 0
+    assert witness.seen["aged"] > 0
 
 
 def test_an_optimizer_of_unknown_steps_leaves_the_last_certificate_with_its_age():

@@ -56,7 +56,7 @@ class OnlySteps:
         noted = self._clean.get(id(parameter))
         if parameter is None or noted is None or noted.parameter() is not parameter:
             return False
-        if parameter.dtype not in FULL or not self._alone():
+        if parameter.dtype not in FULL or not self._alone() or not self._known():
             return False
         writes = parameter._version - noted.version  # fused steps do not count
         return parameter.data_ptr() == noted.place and writes <= MOST_WRITES
@@ -68,6 +68,17 @@ class OnlySteps:
     def _before(self, *_: Any) -> None:
         self._clean = {key: noted for key, noted in self._noted.items() if noted.untouched()}
         self._noted = {}
+
+    def _known(self) -> bool:
+        """Return whether the norm of a step, as it is computed, is right up to a few roundings.
+
+        Nesterov's two terms may cancel, and so may a decay that takes off most of a weight at once.
+        """
+        for group in self._optimizer.param_groups:
+            decay, lr = group["weight_decay"], group["lr"]
+            if group.get("nesterov") or (decay and (isinstance(lr, Tensor) or lr * decay > 0.5)):
+                return False
+        return True
 
     def _alone(self) -> bool:
         """Return whether the optimizer has no hooks but the callback's two."""
