@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from store_cases import bits
+from store_cases import as_sent, bits
 
 from snc_client.sender import Pace, Sender
 from snc_service.store.protocol import Store, Window
-from snc_service.wire import ABSENT, LayerTable, absent
+from snc_service.wire import ABSENT, LayerTable
 
 TABLE = LayerTable.of_names([f"blocks.{i}.weight" for i in range(8)])
 METRICS = ("sigma", "threshold")
@@ -102,10 +102,11 @@ class Job:
         assert present <= set(range(self.handed + 1))
         rows = [row(step) for step in got.steps.tolist()]
         sigma = np.stack([values[0] for values, _ in rows], axis=1)
-        finite = np.isfinite(sigma)
-        np.testing.assert_array_equal(bits(got.max)[finite], bits(sigma)[finite])
-        np.testing.assert_array_equal(absent(got.max), absent(sigma))
-        np.testing.assert_array_equal(got.nonfinite, ~finite & ~absent(sigma))
+        for number, metric in enumerate(METRICS):
+            steps, sent = as_sent(store, self.run, metric, names)
+            np.testing.assert_array_equal(steps, got.steps)
+            wanted = np.stack([values[number] for values, _ in rows], axis=1)
+            np.testing.assert_array_equal(sent, bits(wanted))
         loss = store.scalar_history(self.run, "loss", Window(points=10**7))
         np.testing.assert_array_equal(loss.steps, got.steps)
         wanted = np.array([loss for _, loss in rows], np.float32)

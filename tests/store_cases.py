@@ -8,7 +8,15 @@ from itertools import count
 
 import numpy as np
 
-from snc_service.store.protocol import Buckets, Event, Outcome, Store, Submission, Window
+from snc_service.store.protocol import (
+    Buckets,
+    Event,
+    Extent,
+    Outcome,
+    Store,
+    Submission,
+    Window,
+)
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, absent, encode
 
 NOW = 1_763_800_000.0
@@ -141,6 +149,19 @@ def assert_same(got: Buckets, wanted: Buckets) -> None:
     off = np.abs(got.mean.astype(np.float64) - wanted.mean)
     assert (np.isnan(off) == np.isnan(wanted.mean)).all()
     assert not (off > 2.0**-22 * largest + 1e-44).any()
+
+
+def as_sent(
+    store: Store, run: str, metric: str, layers: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps [N] of a run and the bits [L, N] of a metric, as they were sent."""
+    pieces = [piece for piece in store.scan(run, Extent(metrics=(metric,))) if len(piece.steps)]
+    steps = np.unique(np.concatenate([piece.steps for piece in pieces]))
+    found = np.full((len(layers), len(steps)), ABSENT, np.float32)
+    for piece in pieces:
+        rows = [layers.index(name) for name in piece.layers or ()]
+        found[np.ix_(rows, np.searchsorted(steps, piece.steps))] = piece.values
+    return steps, bits(found)
 
 
 def bits(values: np.ndarray) -> np.ndarray:

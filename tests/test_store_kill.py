@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_cases import bits, quiet
+from store_cases import as_sent, bits, quiet
 from store_victim import LAYERS, WRITERS, batch_number, next_seq, submission
 
 from snc_service.store import open_store, tiles
@@ -59,6 +59,9 @@ def check(store, stored: dict[str, int], run: str = "r1") -> None:
     order = np.argsort(steps)
     wanted = np.concatenate([b.values[0] for b in batches])[order].T
     loss = np.concatenate([b.scalar_values[0] for b in batches])[order]
+    sent_steps, sent = as_sent(store, run, "sigma", LAYERS.names)
+    np.testing.assert_array_equal(sent_steps, steps[order])
+    np.testing.assert_array_equal(sent, bits(wanted))
     got = store.history(run, "sigma", LAYERS.names, Window(points=10**7))
     assert got.bucket_steps == 1
     np.testing.assert_array_equal(got.steps, steps[order])
