@@ -18,8 +18,7 @@ from test_store_kill import check
 from snc_service.store import lane, open_store
 from snc_service.store.postgres import shown
 from snc_service.store.protocol import EventQuery, RunUnknown, StoreUnavailable, Submission, Window
-from snc_service.store.sql import fold as fold_module
-from snc_service.store.sql import schema
+from snc_service.store.sql import pieces, schema
 from snc_service.wire import LayerSpec, LayerTable, Policy
 
 LAYERS = table("a", "b")
@@ -314,14 +313,14 @@ def test_two_fold_different_runs_at_once_and_every_value_stays(two):
 def test_a_run_being_folded_does_not_keep_batches_waiting(two, monkeypatch):
     one, other = two
     stored(one, sigma(0, *range(100)))
-    real, seen = fold_module._blocks, []
+    real, seen = pieces.blocks, []
 
     def meanwhile(*arguments):
         found = list(real(*arguments))
         seen.append(stored(other, sigma(1, 200)))
         return iter(found)
 
-    monkeypatch.setattr(fold_module, "_blocks", meanwhile)
+    monkeypatch.setattr(pieces, "blocks", meanwhile)
     assert one.fold(60, now=NOW + 3_600) > 0
     assert len(seen) == 1
 

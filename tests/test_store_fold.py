@@ -11,7 +11,7 @@ from store_cases import NOW, Oracle, assert_same, batch, bits, new_run, stored, 
 
 from snc_service.store import buckets, open_store, tiles
 from snc_service.store.protocol import Window
-from snc_service.store.sql import fold as fold_module
+from snc_service.store.sql import due, pieces
 from snc_service.wire import ABSENT
 
 LATER = NOW + 3_600
@@ -166,15 +166,15 @@ def test_attempts_stay_apart_in_tiles(store):
 def test_a_batch_that_lands_while_a_chunk_is_encoded_stays(store, monkeypatch):
     run = Run(store)
     run.send(range(100), seed=1)
-    real = fold_module._blocks
+    real = pieces.blocks
 
-    def arriving(connection, chunk, waiting):
-        monkeypatch.setattr(fold_module, "_blocks", real)
-        found = list(real(connection, chunk, waiting))
+    def arriving(*arguments):
+        monkeypatch.setattr(pieces, "blocks", real)
+        found = list(real(*arguments))
         run.send([3, 4, 200], seed=9)
         return iter(found)
 
-    monkeypatch.setattr(fold_module, "_blocks", arriving)
+    monkeypatch.setattr(pieces, "blocks", arriving)
     store.fold(60, now=LATER)
     assert in_tail(store) == 1
     run.check()
@@ -186,15 +186,15 @@ def test_a_batch_that_lands_while_a_chunk_is_encoded_stays(store, monkeypatch):
 def test_of_two_that_fold_one_run_one_starts_again(store, store_url, monkeypatch):
     run, other = Run(store), open_store(store_url)
     run.send(range(100), seed=1)
-    real, folded = fold_module._blocks, []
+    real, folded = pieces.blocks, []
 
-    def overtaken(connection, chunk, waiting):
-        monkeypatch.setattr(fold_module, "_blocks", real)
-        found = list(real(connection, chunk, waiting))
+    def overtaken(*arguments):
+        monkeypatch.setattr(pieces, "blocks", real)
+        found = list(real(*arguments))
         folded.append(other.fold(60, now=LATER))
         return iter(found)
 
-    monkeypatch.setattr(fold_module, "_blocks", overtaken)
+    monkeypatch.setattr(pieces, "blocks", overtaken)
     folded.append(store.fold(0, now=LATER))
     # SQLite: the other one has done everything. PostgreSQL: it has kept out of the way.
     assert folded in ([100 * 21, 0], [0, 16 * 21])
@@ -285,7 +285,7 @@ def test_a_quiet_or_closed_run_is_folded_as_far_as_it_is(store):
 
 
 def test_a_tail_that_grows_too_large_is_folded_before_its_chunk_is_complete(store, monkeypatch):
-    monkeypatch.setattr(fold_module, "MOST_TAIL_BYTES", 10_000)
+    monkeypatch.setattr(due, "MOST_TAIL_BYTES", 10_000)
     run = Run(store)
     run.send(range(100), seed=1)
     assert store.fold(60, now=NOW) == 0  # an eighth of a chunk is allowed in any case
@@ -331,14 +331,14 @@ def test_folding_shrinks_the_history_and_ends(store):
 def test_a_deleted_run_is_not_folded(store, store_url, monkeypatch):
     run, other = Run(store), open_store(store_url)
     run.send(range(100), seed=1)
-    real = fold_module._blocks
+    real = pieces.blocks
 
-    def deleted(connection, chunk, waiting):
-        found = list(real(connection, chunk, waiting))
+    def deleted(*arguments):
+        found = list(real(*arguments))
         other.delete_run("r1")
         return iter(found)
 
-    monkeypatch.setattr(fold_module, "_blocks", deleted)
+    monkeypatch.setattr(pieces, "blocks", deleted)
     assert store.fold(60, now=LATER) == 0
     with store._database.read() as connection:
         assert connection.execute("select count(*) from tile").fetchone() == (0,)

@@ -42,7 +42,7 @@ from snc_service.store.sql import (
 from snc_service.store.sql.alert_store import SqlAlerts
 from snc_service.store.sql.at_work import RunGone, RunMemory
 from snc_service.store.sql.database import Database
-from snc_service.store.sql.fold import fold
+from snc_service.store.sql.fold import Folder
 from snc_service.store.sql.ingest import ingest
 from snc_service.store.sql.layers import LayerBook, metric_names
 from snc_service.store.sql.newest_scalars import newest_scalars
@@ -60,6 +60,7 @@ class SqlStore(SqlAlerts, SqlRules):
         self._database = database
         self._book = LayerBook()
         self._memory = RunMemory()
+        self._folder = Folder(database, self._book)
         deletion.resume(database)
 
     # Runs
@@ -333,7 +334,7 @@ class SqlStore(SqlAlerts, SqlRules):
     # Itself
     def fold(self, budget_s: float, *, now: float) -> int:
         """See `Store.fold`."""
-        return fold(self._database, self._book, budget_s, now)
+        return self._folder.fold(budget_s, now)
 
     def ping(self) -> None:
         """See `Store.ping`."""
