@@ -1,6 +1,6 @@
 """The schema by a fuzzer of others: what it describes, with all its checks, on a real process.
 
-``SNC_SCHEMATHESIS_EXAMPLES=500`` makes it a long run; the suite's is a short one.
+``make fuzz EXAMPLES=500 LOG=path`` makes it a long run; the suite's is a short one.
 """
 
 import os
@@ -33,6 +33,9 @@ def test_the_service_does_what_its_schema_says_and_nothing_else(tmp_path):
              "--no-color"],
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
+    if "SNC_SCHEMATHESIS_LOG" in os.environ:
+        said = f"make fuzz EXAMPLES={EXAMPLES}\n\n{done.stdout}"
+        Path(os.environ["SNC_SCHEMATHESIS_LOG"]).write_text(said)
     assert done.returncode == 0, done.stdout[-8_000:]
     tested, generated = (re.search(rf"{what}", done.stdout) for what in
                          (r"Tested: (\d+)", r"(\d+) generated"))  # fmt: skip

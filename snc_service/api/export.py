@@ -76,6 +76,7 @@ CSV_EXAMPLE = (
         "store-unavailable",
         example=CSV_EXAMPLE,
         media_type="text/csv",
+        others={"application/vnd.apache.parquet": {"schema": {"type": "string"}}},
     ),
 )
 def export_run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -40,12 +40,19 @@ class ProblemAnswer(BaseModel):
 
 
 def responses(
-    *kinds: str, example: Any = None, status: int = 200, media_type: str = "application/json"
+    *kinds: str,
+    example: Any = None,
+    status: int = 200,
+    media_type: str = "application/json",
+    others: Mapping[str, Any] | None = None,
 ) -> Responses:
-    """Return what a route answers: an example of success, and the kinds of problem it knows."""
+    """Return what a route answers: an example of success, and the kinds of problem it knows.
+
+    ``others`` describes the media types that success may have besides ``media_type``.
+    """
     told: Responses = {}
     if example is not None:
-        told[status] = {"content": {media_type: {"example": example}}}
+        told[status] = {"content": {media_type: {"example": example}, **(others or {})}}
     for kind in kinds:
         _add(told, KINDS[kind].status, kind)
         if kind == "store-unavailable":  # a full disk is one way of it, with a type of its own
@@ -84,6 +91,7 @@ def build(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
             operation = schema["paths"][route.path_format][method.lower()]
             _restore_examples(operation, route)
             _say_who_may(operation, route)
+            _say_how_long(operation)
             for body in _bodies(route.dependant):
                 _define(components, body.model)
                 operation["requestBody"] = _request_body(body)
@@ -108,6 +116,14 @@ def _say_who_may(operation: dict[str, Any], route: APIRoute) -> None:
     operation["security"] = [{}, {"bearer": []}, {"session": []}]
     scope = f"the scope `{need.scope}`" if need.scope else "any scope"
     operation["description"] = f"{operation['description']} Needs a token with {scope}."
+
+
+def _say_how_long(operation: dict[str, Any]) -> None:
+    """Describe what becomes of a query that is too long: see cli/connection.py."""
+    if any(each["schema"].get("type") == "array" for each in operation.get("parameters", ())):
+        operation["responses"]["431"] = {
+            "description": "The URL and the headers are longer than 64 KiB together; no body."
+        }
 
 
 def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:

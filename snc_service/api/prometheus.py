@@ -32,9 +32,8 @@ SD_EXAMPLE: list[dict[str, Any]] = [
 
 
 def _text_responses(*kinds: str) -> Responses:
-    told = responses(*kinds, example=TEXT_EXAMPLE, media_type=CONTENT_TYPE)
-    told[200]["content"][OPENMETRICS_TYPE] = {"example": f"{TEXT_EXAMPLE}# EOF\n"}
-    return told
+    others = {OPENMETRICS_TYPE: {"example": f"{TEXT_EXAMPLE}# EOF\n"}}
+    return responses(*kinds, example=TEXT_EXAMPLE, media_type=CONTENT_TYPE, others=others)
 
 
 def prefers_openmetrics(accept: str) -> bool:
