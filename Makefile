@@ -26,7 +26,7 @@ check: $(VENV)/.test
 
 fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \
-	OMP_NUM_THREADS=1 	$(BIN)/python -m pytest tests/test_schemathesis.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_schemathesis.py $(ARGS)
 
 audit-dependencies: $(VENV)/.test $(VENV)/audit/bin/pip-audit  ## known vulnerabilities of what is installed
 	$(BIN)/python .ci/audit_dependencies.py $(VENV)/audit/bin/pip-audit \

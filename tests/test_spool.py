@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from ledger import Ledger, Reply, serving
 
 from snc_client.sender import Pace, Sender
+from snc_client.sender.folders import new_folder
+from snc_client.sender.job import described
 from snc_client.sender.spooling import replay
 from snc_client.spool import Spool, SpoolBusy
 from snc_service.wire import ABSENT, LayerTable
@@ -448,6 +450,20 @@ class TestSender:
         new.close(30)
         assert arrived(ledger, "old") == [(0, step) for step in range(20)]
         assert arrived(ledger, "new") == [(0, step) for step in range(5)]
+
+    def test_folders_of_a_run_sort_by_age_although_the_clock_went_back(self, tmp_path, monkeypatch):
+        job = described(
+            "http://127.0.0.1:1", table=TABLE, metrics=("sigma",), run="a.b", name=None,
+            project=None, config=None, policy=None,
+        )  # fmt: skip
+        made = []
+        for now in (2_000, 1_000, 1_500, 3_000):
+            monkeypatch.setattr("time.time_ns", lambda now=now: now)
+            made.append(new_folder(tmp_path, job))
+            made[-1].mkdir()
+            (tmp_path / f"a.{now}.strange").mkdir()
+        assert made == sorted(made)
+        assert all(path.name.startswith("a.b.") for path in made)
 
     def test_the_folder_of_a_running_job_is_left_alone(self, ledger, tmp_path):
         ledger.before = lambda _: Reply(503, b"{}")

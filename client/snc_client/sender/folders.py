@@ -17,8 +17,19 @@ from snc_service.wire import METRIC_NAME, RUN_NAME, LayerTable, WireError
 
 
 def new_folder(root: Path, job: Job) -> Path:
-    """Return where a job's log shall live: folders of one run sort by their age."""
-    return root / f"{job.run}.{time.time_ns():019d}.{job.writer[:8]}"
+    """Return where a job's log shall live: folders of one run sort by their age.
+
+    Also where the clock went back since the last one was made.
+    """
+    ages = [_age(path) for path in root.iterdir() if path.name.startswith(f"{job.run}.")]
+    age = max(time.time_ns(), max(ages, default=0) + 1)
+    return root / f"{job.run}.{age:019d}.{job.writer[:8]}"
+
+
+def _age(folder: Path) -> int:
+    """Return the number that orders a run's folders; 0 for a name that is not ours."""
+    *_, age, _ = ("", "", *folder.name.rsplit(".", 2))
+    return int(age) if age.isdecimal() and len(age) == 19 else 0
 
 
 def create(folder: Path, job: Job, max_bytes: int) -> Spool:
