@@ -1,12 +1,12 @@
 # Two commands: `make demo` and `make test`. Each sets up everything it needs in .venv.
-# For who changes the project: `make check`, `make fuzz`, `make audit-dependencies`.
+# For who changes the project: `make check`, `make chaos`, `make fuzz`, `make audit-dependencies`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: demo test check chaos clean
+.PHONY: demo test check chaos fuzz audit-dependencies clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
