@@ -88,5 +88,5 @@ def test_runs_take_turns_slice_by_slice(store):
 
 def test_a_wide_run_is_cut_at_whole_blocks():
     """50,000 layers x 128 steps are 26 MB of one metric."""
-    assert pieces.width_of(128) == 8_192
+    assert pieces.width_of(128) == 4_096
     assert pieces.width_of(10**9) == 16

@@ -31,6 +31,7 @@ FORMS: Final = (RAW, PCODEC, ZLIB)
 
 BLOCK_LAYERS = 16  # layers of a tile
 TILE_STEPS = 1_024  # most measured steps of a tile, entries of a rollup tile
+LEAST_JUDGED = 4_096  # values of a tile worth choosing differences for
 FANOUT = 32  # entries of a level that make one of the next; FANOUT ** 2 == TILE_STEPS
 _HEAD = struct.Struct("<5B5I")
 
@@ -111,13 +112,14 @@ def _order(values: Floats) -> int:
     What a smooth schedule moves takes half the bytes in second differences, a constant with a few
     exceptions in none; a walk and noise want the first, which others must beat clearly.
     """
-    words = values[::4, :256].view("<i4").astype(np.float64)
-    if words.shape[1] < 3:
+    if values.size < LEAST_JUDGED:
         return 1
-    sizes = [np.log2(1 + np.abs(words - np.median(words))).mean()]
-    for _ in range(2):
-        words = np.diff(words, axis=1)
-        sizes.append(np.log2(1 + np.abs(words)).mean())
+    words = values[::4, :256].view("<i4").astype(np.float64)
+    words -= words[:, :1]
+    sizes = []
+    for _ in range(3):
+        sizes.append(float(np.log2(1 + np.abs(words)).mean()))
+        words = words[:, 1:] - words[:, :-1]
     best = int(np.argmin(sizes))
     return best if sizes[best] < sizes[1] - 0.1 else 1
 

@@ -18,7 +18,7 @@ from snc_service.store.sql.tail import Cut, distinct, lay_over, unpack_steps
 from snc_service.store.sql.wanted import Picked
 from snc_service.wire import ABSENT
 
-SLICE_BYTES = 4 * 2**20  # of values: 0.1 s of encoding, 10 ms of writing
+SLICE_BYTES = 2 * 2**20  # of values: 0.1 s of encoding, 10 ms of writing
 
 
 @dataclass(frozen=True)
