@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a folder for the recordings")
     parser.add_argument("--only", default="*", help="glob over TASK_SCENARIO; base runs always")
     parser.add_argument("--seeds", type=int, default=2, choices=range(1, 9))
-    parser.add_argument("--quick", action="store_true", help="one seed, mlp and td alone")
+    parser.add_argument("--quick", action="store_true", help="one seed, mlp alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -115,7 +115,7 @@ def main() -> int:
         or fnmatch.fnmatch(f"{scenario.task}_{scenario.name}", options.only)
     ]
     if options.quick:
-        chosen = [scenario for scenario in chosen if scenario.task in ("mlp", "td")]
+        chosen = [scenario for scenario in chosen if scenario.task == "mlp"]
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ FAULTY = tuple(
         Scenario("mlp", "high_rate", 1.2, optimizer="sgd", options={"depth": 5}),
         Scenario("mlp", "rate_ramp", 5e-3, optimizer="sgd", schedule="ramp"),
         Scenario("mlp", "label_burst", 5e-3, fault=late("label_burst", 80)),
-        Scenario("mlp", "deep", 0.01, options={"depth": 16, "gain": 2.2}, rows=300),
+        Scenario("mlp", "deep", 0.01, options={"depth": 16, "gain": 1.5}, rows=300),
         Scenario("mlp", "sigmoids", 2e-3, options={"depth": 10, "activation": nn.Sigmoid},
                  rows=300),
         Scenario(**BARE, name="lr_spike", fault=late("lr_spike", 25, 80)),
