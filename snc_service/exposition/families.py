@@ -54,7 +54,9 @@ def _process(name: str, text: str, labels: tuple[str, ...] = (), type: Type = "g
 
 
 SIGMA = _layer("snc_sigma", "Newest estimate of the largest singular value, from below.")
-SIGMA_UPPER = _layer("snc_sigma_upper", "Newest certified bound of sigma from above.")
+SIGMA_UPPER = _layer(
+    "snc_sigma_upper", "Newest bound of sigma from above; its bound_age (REST) is 0 while it holds."
+)
 THRESHOLD = _layer("snc_threshold", "Upper limit for sigma in force; absent where there is none.")
 RATIO = _layer("snc_threshold_ratio", "sigma / threshold: above 1 is a breach.")
 

@@ -89,8 +89,9 @@ class SNCallback:
 
     What is held: after a measured step a rescaled layer's spectral norm is at most its threshold,
     up to the rounding of the product, where it had a certificate at that step, or ``strict`` a
-    bound. Elsewhere sigma with a margin, 1e-3 or (residual / sigma)^2 if that is more, takes the bound's
-    place: evidence, no proof. The model gets no attribute, hook, buffer or state-dict entry.
+    bound. Elsewhere sigma with a margin, 1e-3 or (residual / sigma)^2 if that is more, takes the
+    bound's place: evidence, no proof. The model gets no attribute, hook, buffer or state-dict
+    entry.
 
     Where torch.distributed runs, every rank measures and acts alike on its replica and rank 0
     reports; a policy from the service is not applied then, and ``max_overhead`` must stay None,
