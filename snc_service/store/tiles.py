@@ -121,7 +121,7 @@ def _order(values: Floats) -> int:
         sizes.append(float(np.log2(1 + np.abs(words)).mean()))
         words = words[:, 1:] - words[:, :-1]
     best = int(np.argmin(sizes))
-    return best if sizes[best] < sizes[1] - 0.1 else 1
+    return best if sizes[best] < 0.9 * sizes[1] else 1
 
 
 def _to_zlib(values: Floats) -> bytes:
