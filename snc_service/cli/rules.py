@@ -61,9 +61,8 @@ def onset(arguments: Namespace) -> int:
         (place, each["layer"], each["step"], each["rule"], each["times_limit"])
         for place, each in enumerate(answer["items"], 1)
     ]
-    title = (
-        f"{answer['total']} layers of {answer['run']} left their band from step {answer['step']}"
-    )
+    total, first = answer["total"], answer["step"]
+    title = f"Layers of {answer['run']} that left their band, from step {first}: {total}"
     print_table(clean(title), ("", "layer", "step", "rule", "times its limit"), rows)
     return 0
 
