@@ -221,9 +221,10 @@ class Signals:
 
 def by_rows(x: Tensor) -> Tensor:
     """Return the Frobenius norm, 0-d float32, of the norms of rows: right to 1e-5 at any size."""
-    rows = x if x.dtype == torch.float64 else x.float()
-    rows = rows.flatten(1) if rows.ndim > 2 else rows
-    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=-1))
+    wide = x if x.dtype == torch.float64 else x.float()
+    norm = wide.flatten(2) if x.ndim > 2 else wide
+    while norm.ndim:
+        norm = torch.linalg.vector_norm(norm, dim=-1)
     return norm.float()
 
 
