@@ -49,16 +49,20 @@ def parquet_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
     )
     waiting: list[pa.Table] = []
     num_rows = 0
-    for piece in pieces:
-        for table in _tables(run, piece):
-            if num_rows + len(table) > GROUP_ROWS:
-                yield from _written(writer, sink, waiting)
-                waiting, num_rows = [], 0
-            waiting.append(table)
-            num_rows += len(table)
-    yield from _written(writer, sink, waiting)
-    writer.close()
-    yield sink.taken()
+    try:
+        for piece in pieces:
+            for table in _tables(run, piece):
+                if num_rows + len(table) > GROUP_ROWS:
+                    yield from _written(writer, sink, waiting)
+                    waiting, num_rows = [], 0
+                waiting.append(table)
+                num_rows += len(table)
+        yield from _written(writer, sink, waiting)
+        writer.close()
+        yield sink.taken()
+    finally:
+        waiting.clear()
+        pa.default_memory_pool().release_unused()  # a service exports rarely
 
 
 def _written(

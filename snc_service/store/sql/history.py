@@ -102,12 +102,11 @@ def bucket_width(
     """Return the bucket width, the same whether history is folded or not."""
     count, least = 0, 1
     ends: list[int] = []
-    gone = thinned.below(connection, wanted.run_id)
+    shift, gone = thinned.grain(connection, wanted.run_id)
     for whole in segments:
         coarse, segment = thinned.split(whole, gone)
         if coarse is not None and (found_ends := thinned.ends(connection, wanted, coarse)):
-            shift = interval_shift(connection, wanted.run_id) or 0
-            count, least = points + 1, tiles.FANOUT << shift
+            count, least = points + 1, tiles.FANOUT << (shift or 0)
             ends += found_ends
         if segment is None:
             continue
@@ -131,10 +130,9 @@ def partial_of(
     planes: Collection[str] = PLANES,
 ) -> Partial:
     """Return the wanted rows in buckets, keyed by step // bucket_steps."""
-    shift = interval_shift(connection, wanted.run_id)
+    shift, gone = thinned.grain(connection, wanted.run_id)
     everywhere = np.arange(wanted.num_rows)
     parts: list[tuple[Rows, Partial]] = []
-    gone = thinned.below(connection, wanted.run_id)
     for whole in segments:
         coarse, segment = thinned.split(whole, gone)
         if coarse is not None:
@@ -226,11 +224,3 @@ def values_at(connection: Connection, wanted: Wanted, attempt: int, steps: Steps
     folded.read_over(connection, wanted, attempt, steps, values)
     tail.read_over(connection, wanted.run_id, attempt, wanted.picked, steps, values)
     return values
-
-
-def interval_shift(connection: Connection, run_id: int) -> int | None:
-    """Return the run's measuring interval as a power of two; None until something was folded."""
-    (shift,) = connection.execute(
-        "select interval_shift from run where run_id = ?", (run_id,)
-    ).fetchone()
-    return None if shift is None else int(shift)

@@ -18,7 +18,7 @@ from snc_service.store.protocol import Extent, Piece, RunUnknown
 from snc_service.store.sql import folded, runs, tail, thinned
 from snc_service.store.sql.attempts import Attempts, Segment
 from snc_service.store.sql.database import Connection, Database
-from snc_service.store.sql.history import interval_shift, values_of
+from snc_service.store.sql.history import values_of
 from snc_service.store.sql.layers import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.wanted import Wanted, layers_of, scalar_of
 
@@ -128,15 +128,15 @@ def _wanted(connection: Connection, plan: Plan, part: Part) -> Wanted:
 
 def _next_span(connection: Connection, wanted: Wanted, rest: Segment) -> Segment | None:
     """Return whole chunks from the next measured step on, about a piece of them."""
-    shift = interval_shift(connection, wanted.run_id) or 0
+    shift, _ = thinned.grain(connection, wanted.run_id)
     found = [
         tail.next_step(connection, wanted.run_id, rest, wanted.counted),
-        folded.next_step(connection, wanted, rest, shift),
+        folded.next_step(connection, wanted, rest, shift or 0),
     ]
     first = min((step for step in found if step is not None), default=rest.high)
     if first >= rest.high:
         return None
-    chunk = tiles.TILE_STEPS << shift
+    chunk = tiles.TILE_STEPS << (shift or 0)
     most = min(PIECE_VALUES // (wanted.num_rows * tiles.TILE_STEPS), MOST_STEPS // chunk)
     high = (first // chunk + max(most, 1)) * chunk
     return Segment(rest.attempt, first, min(high, rest.high))

@@ -19,15 +19,23 @@ _NONE = np.empty(0, np.int64)
 STEPS_AT_ONCE = 1_024
 
 
-def below(connection: Connection, run_id: int) -> int:
-    """Return the step below which a run has rollups only; 0 for a run that is whole."""
-    row = connection.execute("select below from thinned where run_id = ?", (run_id,)).fetchone()
-    return 0 if row is None else int(row[0])
+def grain(connection: Connection, run_id: int) -> tuple[int | None, int]:
+    """Return how finely a run is kept: its measuring interval, and from which step on whole.
+
+    The interval is a power of two, None until something was folded; below the step, 0 for most
+    runs, there are rollups only.
+    """
+    shift, gone = connection.execute(
+        "select run.interval_shift, thinned.below from run "
+        "left join thinned on thinned.run_id = run.run_id where run.run_id = ?",
+        (run_id,),
+    ).fetchone()
+    return shift, gone or 0
 
 
 def check_whole(connection: Connection, run_id: int, from_step: int) -> None:
     """Raise `HistoryThinned` where exact values from ``from_step`` on are gone."""
-    end = below(connection, run_id)
+    _, end = grain(connection, run_id)
     if from_step < end:
         raise HistoryThinned(end)
 

@@ -50,8 +50,8 @@ class Question:
         wanted = self.wanted(self.metric, slice(None))
         points = max(1, MOST_BOUNDS // len(self.indexes))
         found = history.bucket_width(self.connection, wanted, self.segments, points)
-        shift = history.interval_shift(self.connection, self.run_id) or 0
-        return max(found, tiles.FANOUT << shift)
+        shift, _ = thinned.grain(self.connection, self.run_id)
+        return max(found, tiles.FANOUT << (shift or 0))
 
 
 class Known:
