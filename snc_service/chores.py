@@ -113,11 +113,15 @@ async def _watch_loop(observe: Callable[[float], None]) -> None:
 
 
 async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str) -> None:
+    said = ""
     while True:
         await asyncio.sleep(pause_seconds)
         try:
             await run_in_threadpool(chore)
+            said = ""
         except StoreError as error:
-            log.warning("%s: %s", failure, error)
+            if str(error) != said:  # a full disk is not filled further with what is known
+                log.warning("%s: %s", failure, error)
+            said = str(error)
         except Exception:  # a task's top: one defect must not end the chore for good
             log.exception(failure)

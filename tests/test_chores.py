@@ -8,6 +8,7 @@ from service_process import until
 
 from snc_service import chores
 from snc_service.chores import Leaps, steady_seconds
+from snc_service.store.protocol import StoreFull
 
 TABLE = table_of("a")
 DAY = 86_400.0
@@ -85,6 +86,25 @@ def test_a_service_that_was_down_gives_runs_the_time_to_report_again(tmp_path):
         assert api.get(RUN).json()["state"] == "active"
         clock.now += 1.1
         until(lambda: api.get(RUN).json()["state"] == "silent")
+
+
+def test_a_trouble_that_lasts_is_said_once_and_again_after_it_was_over(tmp_path, caplog):
+    tries, broken = [], [True]
+
+    def mark_silent(before, now):
+        tries.append(now)
+        if broken:
+            raise StoreFull("the disk is full")
+
+    with serving_app(settings_in(tmp_path, silent_seconds=1), clock=time.time) as api:
+        api.service.store.mark_silent = mark_silent
+        until(lambda: len(tries) >= 3)
+        assert caplog.text.count("silent runs could not be looked for: the disk is full") == 1
+        broken.clear()
+        seen = len(tries)
+        until(lambda: len(tries) >= seen + 2)
+        broken.append(True)
+        until(lambda: caplog.text.count("silent runs could not be looked for") == 2)
 
 
 def test_a_clock_that_leaps_ahead_makes_no_run_too_old_to_keep(tmp_path, monkeypatch):
