@@ -14,6 +14,8 @@ from torch import nn
 
 from snc_client import SNCallback
 from snc_client.callback.signals import ALL_SIGNALS
+from snc_client.callback.signals import norms as norms_of
+from snc_client.callback.updates import _bias
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -178,3 +180,26 @@ def test_all_signals_together_wait_for_nothing():
 def test_unknown_signals_are_refused(signals):
     with pytest.raises(ValueError, match="signals must be"):
         SNCallback(small_model(), signals=signals)
+
+
+@pytest.mark.parametrize("shape", [(4096, 512), (60_000, 64), (512, 256, 3, 3)])
+def test_norms_of_large_weights_do_not_lose_digits_in_a_long_sum(shape):
+    """One float32 sum over these loses up to 2 %."""
+    for weight in (torch.full(shape, 0.1), torch.randn(shape)):
+        exact = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+        (found,) = norms_of([weight])
+        assert float(found) == pytest.approx(exact, rel=2e-5)
+
+
+def test_norms_of_mixed_tensors_keep_their_order():
+    tensors = [torch.ones(3), torch.full((1024, 1024), 2.0), torch.ones(2, 2).double()]
+    assert [float(x) for x in norms_of(tensors)] == [pytest.approx(3**0.5), 2048.0, 2.0]
+
+
+def test_the_bias_correction_of_adam_keeps_its_digits_where_beta_is_near_one():
+    """In float32 the logarithm of 0.999999 is off by 2 %."""
+    steps = torch.tensor([1.0, 10.0, 1000.0])
+    found = _bias(0.999999, steps).double()
+    exact = 1 - 0.999999 ** steps.double()
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+    assert _bias(0.0, steps).tolist() == [1.0, 1.0, 1.0]

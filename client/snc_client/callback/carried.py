@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from snc_client.callback.signals import by_rows
 from snc_client.certificate import carry
 from snc_client.operators import BlockDiagonal, Matrix, Operator
 
@@ -103,8 +104,6 @@ def frobenius_upper(x: Tensor) -> Tensor:
     times as long, and the rounding of two short ones is known: (m + n) * 2^-24 at most, in any
     order. What may have vanished as a square is added.
     """
-    rows = x.flatten(1) if x.ndim > 2 else x
-    long, short = rows.shape[0], rows.shape[-1]
-    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=-1))
-    lost = math.sqrt(rows.numel()) * LOST
-    return norm * (1 + (long + short + 8) * ROUNDOFF) + lost
+    terms = sum(x.flatten(2).shape if x.ndim > 2 else x.shape)
+    lost = math.sqrt(x.numel()) * LOST
+    return by_rows(x) * (1 + (terms + 8) * ROUNDOFF) + lost
