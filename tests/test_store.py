@@ -133,7 +133,7 @@ def test_closing_a_closed_run_changes_nothing(store):
 
 def test_a_run_goes_silent_once_and_wakes_with_the_next_batch(store):
     new_run(store)
-    new_run(store, "r2", now=NOW + 100)
+    new_run(store, "r2", now=NOW + 65)
     store.put_layer_table("r1", LAYERS)
     (event,) = store.mark_silent(NOW + 50, NOW + 60)
     assert (event.run, event.event.rule, event.event.value) == ("r1", "run_silent", 60.0)
@@ -202,7 +202,7 @@ def test_a_deletion_cut_short_is_finished_when_the_store_opens(store_url):
 
 def test_pruning_deletes_old_runs_that_are_over(store):
     for run, state in (("old", "finished"), ("quiet", None), ("new", "failed"), ("alive", None)):
-        new_run(store, run, now=NOW + 100 if run in ("new", "alive") else NOW)
+        new_run(store, run, now=NOW + 65 if run in ("new", "alive") else NOW)
         if state:
             store.finish_run(run, state, NOW + 200 if run == "new" else NOW)
     store.mark_silent(NOW + 50, NOW + 60)
