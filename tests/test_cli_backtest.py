@@ -16,9 +16,15 @@ from snc_service.backtest.replay import replay
 from snc_service.cli import main, stored
 from snc_service.cli.service import Service
 from snc_service.cli.stored import layer_names, stored_run
-from snc_service.detect.rules import LOOKS
 
 FIELDS = ("step", "rule", "severity", "message", "layer", "layers", "value", "limit")
+OTHERS = (
+    "run_started",
+    "rewound",
+    "dropped",
+    "rules_changed",
+    "annotation",
+)  # of the service, not of its rules
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,9 @@ def stored_events(url: str, run: str) -> list[tuple]:
     """Return the events that ingest stored, those of detection, oldest first."""
     with Service(url) as service:
         items = list(service.items("runs", run, "events", limit=10_000))
-    return [tuple(item[name] for name in FIELDS) for item in items[::-1] if item["rule"] in LOOKS]
+    return [
+        tuple(item[name] for name in FIELDS) for item in items[::-1] if item["rule"] not in OTHERS
+    ]
 
 
 def replayed(url: str, run: str) -> list[tuple]:
@@ -109,6 +117,22 @@ def test_layers_that_come_and_go_steps_that_leap_and_thresholds_are_replayed_too
     found = stored_events(url, "odd")
     assert {"breach", "guard", "nonfinite"} <= {event[1] for event in found}
     assert replayed(url, "odd") == found
+
+
+def test_rules_of_the_run_and_its_planned_changes_count_in_a_replay(url):
+    metrics, scalars = trouble()
+    address = f"{url}/api/v1/runs/planned"
+    feed = Feed(url, "planned", LAYERS)
+    rules = {"rules": {"sigma_jump": {"limit": 0.4}, "grad_spike": {"on": False}}}
+    httpx.put(f"{address}/rules", json=rules).raise_for_status()
+    change = {"step": 240, "text": "other data", "quiet_steps": 100}
+    httpx.post(f"{address}/annotations", json=change).raise_for_status()
+    more(feed, metrics, scalars, [100, 130], first=1)
+    found = stored_events(url, "planned")
+    rules_seen = {event[1] for event in found}
+    assert "sigma_growth" in rules_seen
+    assert not {"sigma_jump", "grad_spike", "loss_divergence"} & rules_seen
+    assert replayed(url, "planned") == found
 
 
 def test_a_run_that_reported_nothing_has_no_events(url):

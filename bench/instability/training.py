@@ -53,14 +53,15 @@ def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
                 advance(scenario, task, fault, optimizer, callback, step, trained)
             except GuardStopped:
                 trained.stopped = True
-                break
             rows.append(callback.latest)
+            if trained.stopped:
+                break
             if any(not math.isfinite(loss) for loss in trained.losses[-AFTERMATH - 1 :][:1]):
                 break
     rows.append(callback.latest)
     if callback.errors:
         raise RuntimeError(f"the callback must measure every step, got {callback.errors} errors")
-    trained.arrays = arrays(rows)
+    trained.arrays = {} if trained.stopped else arrays(rows)  # its last row has no loss
     trained.vetoes = int(sum(row.scalars.get("guard_vetoes", 0) for row in rows))
     trained.rollbacks = int(sum(row.scalars.get("guard_rollbacks", 0) for row in rows))
     return trained

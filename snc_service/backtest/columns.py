@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store.protocol import Rows
-from snc_service.wire import Batch, LayerTable
+from snc_service.store.rulebook import Annotation
+from snc_service.wire import Batch, LayerTable, RuleSettings
 from snc_service.wire.checks import MAX_STEPS
 
 Floats = npt.NDArray[np.float32]
@@ -25,6 +26,8 @@ def rows(
     attempt: int = 0,
     new_attempt: bool = False,
     size: int = MAX_STEPS,
+    settings: RuleSettings | None = None,
+    annotations: tuple[Annotation, ...] = (),
 ) -> Iterator[Rows]:
     """Yield metrics [T, L] and scalars [T] at these steps in pieces of up to ``size`` steps.
 
@@ -47,4 +50,5 @@ def rows(
             tuple(scalars),
             np.stack(along) if along else np.empty((0, num), np.float32),
         )
-        yield Rows(run, batch, names, attempt, new_attempt and start == 0)
+        is_first = new_attempt and start == 0
+        yield Rows(run, batch, names, attempt, is_first, settings or RuleSettings(), annotations)

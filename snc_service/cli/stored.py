@@ -14,7 +14,8 @@ from snc_service.backtest.columns import Floats, rows
 from snc_service.cli.failure import Failure
 from snc_service.cli.service import Service
 from snc_service.store.protocol import Rows
-from snc_service.wire import ABSENT, WireError
+from snc_service.store.rulebook import Annotation
+from snc_service.wire import ABSENT, RuleSettings, WireError
 from snc_service.wire.checks import MAX_LAYERS
 
 # What rules look at.
@@ -23,6 +24,14 @@ SCALARS: Final = ("loss", "grad_norm", "lr", "guard_vetoes", "guard_rollbacks")
 CELLS_AT_ONCE: Final = 2_000_000  # steps x layers of a window; four bytes each, per metric
 MOST_STEPS: Final = 1_000  # of a window
 MOST_ATTEMPTS: Final = 1_000
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What rows carry for the rules beside values."""
+
+    settings: RuleSettings
+    annotations: tuple[Annotation, ...]
 
 
 @dataclass
@@ -57,10 +66,12 @@ def layer_names(service: Service, run: str) -> list[str]:
 def stored_run(service: Service, run: str) -> Iterator[Rows]:
     """Yield the rows of every attempt of a run, the oldest attempt first.
 
-    Rows of several writers at one step are one row. Memory: one window of at most
-    `CELLS_AT_ONCE` cells per metric. Raises `Failure`.
+    Rows of several writers at one step are one row. They carry the run's annotations and the rule
+    settings that are in force for it now. Memory: one window of at most `CELLS_AT_ONCE` cells per
+    metric. Raises `Failure`.
     """
     layers = layer_names(service, run)
+    planned = Planned(_settings(service, run), _annotations(service, run))
     known = service.get("runs", run)
     if known["attempt"] >= MOST_ATTEMPTS:
         raise Failure(f"{run} must have at most {MOST_ATTEMPTS} attempts, got {known['attempt']}")
@@ -75,7 +86,7 @@ def stored_run(service: Service, run: str) -> Iterator[Rows]:
         for low in range(bounds[0], bounds[1] + 1, size):
             window = Window(low, min(low + size - 1, bounds[1]), len(layers))
             _fill(window, service, run, attempt, layers, {*metrics, *scalars})
-            for piece in _cut(window, run, layers, attempt, is_new):
+            for piece in _cut(window, run, layers, attempt, is_new, planned):
                 yield piece
                 is_new = False
 
@@ -139,7 +150,24 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
         yield rest
 
 
-def _cut(window: Window, run: str, layers: list[str], attempt: int, is_new: bool) -> Iterator[Rows]:
+def _settings(service: Service, run: str) -> RuleSettings:
+    try:
+        return RuleSettings.parse({"rules": service.get("runs", run, "rules").get("rules")})
+    except WireError as error:
+        raise Failure(f"the rules of {run} are not in the form of this release: {error}") from None
+
+
+def _annotations(service: Service, run: str) -> tuple[Annotation, ...]:
+    items = service.get("runs", run, "annotations")["items"]
+    return tuple(
+        Annotation(each["id"], each["step"], each["quiet_steps"], each["text"], each["author"], 0.0)
+        for each in items
+    )
+
+
+def _cut(
+    window: Window, run: str, layers: list[str], attempt: int, is_new: bool, planned: Planned
+) -> Iterator[Rows]:
     """Yield the steps of a window at which something was measured."""
     columns = [*window.metrics.values(), *window.scalars.values()]
     there = np.zeros(window.high - window.low + 1, np.bool_)
@@ -158,6 +186,8 @@ def _cut(window: Window, run: str, layers: list[str], attempt: int, is_new: bool
             {name: column[at] for name, column in window.scalars.items()},
             attempt=attempt,
             new_attempt=is_new,
+            settings=planned.settings,
+            annotations=planned.annotations,
         )
     except WireError as error:
         raise Failure(f"{run}: {error}") from None
