@@ -9,7 +9,7 @@ from api_cases import RUN, Clock, batch_of, register, serving_app, settings_in, 
 from listeners import LOOPBACK, hangs, listening, nobody, says, until
 from prometheus_client.parser import text_string_to_metric_families
 
-from snc_service.alerts import worker
+from snc_service.alerts import plan, worker
 from snc_service.settings import Settings
 from snc_service.store.protocol import StoreUnavailable
 
@@ -298,7 +298,8 @@ def test_a_receiver_of_our_own_network_is_refused_unless_allowed(tmp_path, monke
         assert inside.heard == []
 
 
-def test_after_a_day_of_failures_it_is_given_up_and_counted(watched):
+def test_after_a_day_of_failures_it_is_given_up_and_counted(watched, monkeypatch):
+    monkeypatch.setattr(plan, "GIVE_UP_TRIES", 1)
     with nobody() as port:
         watched.route(pager=f"http://127.0.0.1:{port}/")
         watched.train(1, sigma=3.0)

@@ -17,6 +17,9 @@ REFRESH_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 300.0
 MOST_RETRY_AFTER_SECONDS: Final = 3_600.0
 GIVE_UP_SECONDS: Final = 86_400.0
+GIVE_UP_TRIES: Final = (
+    20  # at least: a day with waits of an hour has more, a clock that leaps fewer
+)
 
 Message: TypeAlias = Literal["firing", "resolved", "notice"]
 
@@ -109,7 +112,7 @@ def after_failure(
     wait *= 1 - jitter / 2
     if retry_after is not None:
         wait = max(wait, min(retry_after, MOST_RETRY_AFTER_SECONDS))
-    given_up = now - since >= GIVE_UP_SECONDS
+    given_up = now - since >= GIVE_UP_SECONDS and delivery.failures >= GIVE_UP_TRIES
     return replace(
         delivery,
         next_at=None if given_up else now + wait,
