@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from small_loops import spectral_norm
 from torch import nn
@@ -15,6 +16,9 @@ from torch import nn
 from snc_client import SNCallback
 from snc_client.layers import find_layers
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.distributed.fsdp, "fully_shard"), reason="needs torch >= 2.6"
+)
 RANKS = 2
 
 
