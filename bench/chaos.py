@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import random
+import sqlite3
 import sys
 import tempfile
 import time
@@ -21,6 +22,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from kill_rounds import play
+
+TARGET_ROUNDS = 50  # per engine
 
 
 def main() -> None:
@@ -31,13 +34,16 @@ def main() -> None:
     asked = parser.parse_args()
     print(
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}, Python {platform.python_version()}, seed {asked.seed}"
+        f"{os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, seed {asked.seed}"
     )
     for engine in asked.engines:
         print(f"{engine}:", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             for line in play(engine, asked.rounds, Path(folder), asked.seed):
                 print(f"  {line}", flush=True)
+        reached = "met" if asked.rounds >= TARGET_ROUNDS else f"not tried, {asked.rounds} asked for"
+        print(f"  target {TARGET_ROUNDS} rounds: {reached}", flush=True)
 
 
 if __name__ == "__main__":
