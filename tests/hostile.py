@@ -1,5 +1,6 @@
 """A real service with short deadlines as a victim, and what must hold whatever is done to it."""
 
+import gzip
 import json
 import re
 import socket
@@ -11,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 from api_cases import batch_of, table_of
 from test_cli import environment
 
-from snc_service.wire import MEDIA_TYPE, encode
+from snc_service.wire import MEDIA_TYPE, Batch, encode
 
 MIB = 1024 * 1024
 MAX_GROWTH_BYTES = 50 * MIB
@@ -54,7 +56,7 @@ class Victim:
 
 @contextmanager
 def running_victim(folder: Path) -> Iterator[Victim]:
-    """Run one; after everything that was done to it, it has not grown."""
+    """Run one; all that was done to it left it hardly larger than honest work of full size does."""
     command = [sys.executable, "-m", "snc_service.cli", "serve", "--port=0",
                f"--store=sqlite:///{folder / 'snc.db'}"]  # fmt: skip
     with (folder / "log").open("wb") as stderr, subprocess.Popen(
@@ -65,9 +67,11 @@ def running_victim(folder: Path) -> Iterator[Victim]:
             url = process.stdout.readline().split("serves ")[1].split("/ ")[0]
             victim = Victim(process, url, folder / "log")
             warm_up(victim)
+            fill_up(victim)
             before = victim.memory("VmRSS")
             yield victim
-            assert victim.memory("VmRSS") - before <= MAX_GROWTH_BYTES
+            grown = victim.memory("VmRSS") - before
+            assert grown <= MAX_GROWTH_BYTES, f"{grown / MIB:.0f} MiB"
             victim.http.close()
         finally:
             process.kill()
@@ -90,7 +94,7 @@ def surviving(victim: Victim) -> Iterator[None]:
 
 
 def warm_up(victim):
-    """Do what an honest client does; also the largest batch once, so that its buffers are there."""
+    """Do what an honest client does."""
     http = victim.http
     assert http.post("/api/v1/runs", json={"run": "r"}).status_code in (200, 201)
     path = f"/api/v1/runs/r/layer-tables/{TABLE.hash}"
@@ -101,3 +105,19 @@ def warm_up(victim):
     assert http.post(BATCHES, json=body).status_code == 200
     assert http.get("/metrics").status_code == 200
     assert http.get("/api/v1/runs/r/layers").json()["items"]
+
+
+def fill_up(victim: Victim) -> None:
+    """Send honest batches of nearly the largest size, JSON and packed: their buffers stay."""
+    names = [f"layer{i}" for i in range(1_000)]
+    values = np.random.default_rng(0).random((1, 1_000, len(names)), np.float32)
+    table = table_of(*names)
+    path = f"/api/v1/runs/r/layer-tables/{table.hash}"
+    assert victim.http.put(path, content=table.body, headers=JSON).status_code == 204
+    large = Batch("large", 0, table.hash, tuple(range(1_000)), ("sigma",), values)
+    headers = {"Content-Encoding": "gzip", **BINARY}
+    packed = gzip.compress(encode(large), 1)
+    assert victim.http.post(BATCHES, content=packed, headers=headers).status_code == 200
+    body = {"writer": "wide", "seq": 0, "steps": list(range(100)), "layers": names,
+            "metrics": {"sigma": np.round(values[0, :100], 4).tolist()}}  # fmt: skip
+    assert victim.http.post(BATCHES, json=body).status_code == 200

@@ -47,6 +47,13 @@ def test_a_head_without_end_is_cut_off(victim, part):
             pass
 
 
+@pytest.mark.parametrize("length", [60_000, 65_500, 65_536, 70_000, 200_000])
+def test_a_url_is_answered_or_too_long_never_misunderstood(victim, length):
+    head = b"GET /api/v1/runs?" + b"a" * length + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    assert victim.raw(head) in ((422,) if length < 65_000 else (422, 431))
+    assert length < 65_536 or victim.raw(head) == 431
+
+
 NO_HTTP = [
     b"\r\n\r\n\r\n",
     b"GET\r\n\r\n",

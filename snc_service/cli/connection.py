@@ -46,6 +46,14 @@ class BoundedConnection(HttpToolsProtocol):
         if self._unread > HEAD_BYTES:
             self._refuse(431)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; a URL that the parser cannot hold is only too long."""
+        if len(self.url or b"") < HEAD_BYTES:
+            super().send_400_response(msg)
+            return
+        self._stop_clock()
+        self._answer(431)
+
     def on_chunk_header(self) -> None:
         """Note that a chunk, or the trailers, begin."""
         self._progress = True
@@ -90,6 +98,10 @@ class BoundedConnection(HttpToolsProtocol):
             return
         answered = self.cycle is None or self.cycle.response_complete
         if self._in_head and self._unread and answered:  # a socket that stayed mute asked nothing
-            line = b"HTTP/1.1 %d %s\r\n" % (status, _REFUSALS[status])
-            self.transport.write(line + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self._answer(status)
+        self.transport.close()
+
+    def _answer(self, status: int) -> None:
+        line = b"HTTP/1.1 %d %s\r\n" % (status, _REFUSALS[status])
+        self.transport.write(line + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
