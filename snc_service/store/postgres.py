@@ -93,6 +93,9 @@ class PostgresConnection:
         cursor.executemany(translated(sql), parameters, returning=True)
         return [result.fetchall() for result in cursor.results()]
 
+    def mark(self) -> None:
+        """Return that nobody can tell who has written."""
+
     def together(self) -> AbstractContextManager[Any]:
         """Send what is run inside in one go."""
         return self._session.pipeline()

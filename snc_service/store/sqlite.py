@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql import schema
-from snc_service.store.sql.database import Row
+from snc_service.store.sql.database import Mark, Row
 
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
 BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
@@ -23,6 +26,8 @@ PAGE_BYTES = 2_048  # of new files: half of a page per row is lost, and larger o
 RECLAIM_BYTES = 16 * 2**20  # per call
 LEAST_RECLAIM_BYTES = 2 * 2**20  # new batches will soon fill less
 MOST_LOG_BYTES = 64 * 2**20  # before a commit writes it back itself, and of what is left of it
+MOST_ROWS = 64  # of one statement
+STATEMENTS = 256  # prepared ones that a connection keeps
 CHECKPOINT_BYTES = 4 * 2**20
 LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow, an "I/O error" to SQLite
 BACKUP_PAGES = 8_192  # at once: 16 MB (64 of older files), between which Ctrl-C is heard
@@ -33,6 +38,8 @@ WORDS: Final = {
     "real": "real",
     "clustered": " without rowid",
 }
+_INSERT: Final = re.compile(r"(insert into .* values )(\([?, ]+\))( on conflict .*)?")
+_UPDATE: Final = re.compile(r"update (\w+) set (.*) where (.*)")
 # Programming mistakes stay what they are; only what the disk and other processes do is mapped.
 _BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
 
@@ -42,6 +49,33 @@ class _Connection(sqlite3.Connection):
 
     for_update = ""
     skip_locked = ""
+    writes = 0
+
+    def executemany(  # type: ignore[override] # sqlite3 takes mappings too, nobody here has any
+        self, sql: str, parameters: Iterable[Sequence[Any]], /
+    ) -> sqlite3.Cursor:
+        """Run one statement for many rows, up to 64 of them at a time where it allows that.
+
+        Whoever steps a statement lets another thread have the interpreter, and may wait for it to
+        come back: with one step per row, a busy service waits most of the time.
+        """
+        rows, cursor = list(parameters), self.cursor()
+        start = 0
+        while start < len(rows):
+            # Powers of two: few statements, each of them prepared once.
+            size = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+            together = for_many(sql, size)
+            if together is None:
+                return cursor.executemany(sql, rows[start:])
+            some = rows[start : start + size]
+            cursor.execute(together, [value for row in some for value in row])
+            start += size
+        return cursor
+
+    def mark(self) -> Mark:
+        """Return where the file stands."""
+        (others,) = self.execute("pragma data_version").fetchone()
+        return Mark(self.writes, others)
 
     def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
         """Run one select for many parameters."""
@@ -50,6 +84,25 @@ class _Connection(sqlite3.Connection):
     def together(self) -> AbstractContextManager[None]:
         """Do nothing: there is nobody to wait for."""
         return nullcontext()
+
+
+@lru_cache(maxsize=1_024)
+def for_many(sql: str, num_rows: int) -> str | None:
+    """Return a statement that does for many rows what ``sql`` does for one, None for some kinds."""
+    if insert := _INSERT.fullmatch(sql):
+        before, row, after = insert.groups()
+        return f"{before}{', '.join([row] * num_rows)}{after or ''}"
+    if update := _UPDATE.fullmatch(sql):
+        table, changes, condition = update.groups()
+        number = count(1)
+        changes, condition = (
+            re.sub(r"\?", lambda _: f"new.column{next(number)}", part)
+            for part in (changes, condition)
+        )
+        row = f"({', '.join('?' * (next(number) - 1))})"
+        rows = ", ".join([row] * num_rows)
+        return f"update {table} set {changes} from (values {rows}) as new where {condition}"
+    return None
 
 
 def back_up(source: Path, target: Path) -> None:
@@ -123,6 +176,7 @@ class SqliteDatabase:
             try:
                 yield self._writer
                 self._writer.execute("commit")
+                self._writer.writes += 1
             except BaseException:
                 # A full disk may have rolled it back already.
                 if self._writer.in_transaction:
@@ -165,7 +219,11 @@ class SqliteDatabase:
 
     def _connect(self) -> _Connection:
         connection = _Connection(
-            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            self.path,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=STATEMENTS,
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
         connection.execute("pragma cache_size = -16000")

@@ -1,8 +1,9 @@
 """Runs at work: what a batch needs to know of its run, kept from one transaction to the next.
 
-A run's row is locked and read anew in every transaction. Everything else here is written by nobody
-but ingest, and each change of it lets the run's version grow: while the version is the one that was
-left, by this process or another, what is remembered is what is stored.
+A run's row is locked and read anew in every transaction, unless the engine can tell that nobody has
+written since. Everything else here is written by nobody but ingest, and each change of it lets the
+run's version grow: while the version is the one that was left, by this process or another, what is
+remembered is what is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from snc_service.store.protocol import RunUnknown, StoredEvent
 from snc_service.store.rulebook import Annotation, StoredRules
 from snc_service.store.sql import events, newest, writers
 from snc_service.store.sql.attempts import Attempts
-from snc_service.store.sql.database import Connection, Row
+from snc_service.store.sql.database import Connection, Mark, Row
 from snc_service.store.sql.layers import Indexes, KnownTable, LayerBook
 from snc_service.store.sql.rulebook import ANNOTATIONS, NO_RULES, rules_of_run
 from snc_service.store.sql.writers import Writer
@@ -82,6 +83,7 @@ class RunAtWork:
     next_event: int = 1
     next_tail: int = 1
     version: int = -1
+    era: int = -1  # in which the row was read: see `RunMemory`
     policy_version: int = 0
     rules_version: int = 0
     # What is remembered while the version stays.
@@ -140,11 +142,17 @@ class RunAtWork:
 
 
 class RunMemory:
-    """Runs as the last transactions left them, those used longest ago forgotten first."""
+    """Runs as the last transactions left them, those used longest ago forgotten first.
+
+    Where an engine can tell that nobody but ingest has written, which it does by marks, an era
+    lasts as long: a row that was read in it is not read again.
+    """
 
     def __init__(self, most_layers: int = MOST_LAYERS) -> None:
         self._most_layers = most_layers
         self._layers = 0
+        self._era = 0
+        self._expected: Mark | None = None
         self._runs: OrderedDict[str, tuple[RunAtWork, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -155,9 +163,17 @@ class RunMemory:
             self._layers -= sum(cost for _, cost in taken.values())
         return {run: work for run, (work, _) in taken.items()}
 
-    def keep(self, works: Iterable[RunAtWork]) -> None:
-        """Remember runs whose transaction was committed."""
+    def era(self, mark: Mark | None) -> int:
+        """Return the number of the era; a new one begins unless the mark is as it was left."""
         with self._lock:
+            if mark is None or mark != self._expected:
+                self._era += 1
+            return self._era
+
+    def keep(self, works: Iterable[RunAtWork], mark: Mark | None) -> None:
+        """Remember runs whose transaction, which began at ``mark``, was committed."""
+        with self._lock:
+            self._expected = None if mark is None else Mark(mark.own + 1, mark.others)
             for work in works:
                 if work.run in self._runs:  # another thread was faster; the newer one counts
                     self._layers -= self._runs.pop(work.run)[1]
@@ -168,7 +184,7 @@ class RunMemory:
 
 
 def locked(
-    connection: Connection, known: Mapping[str, RunAtWork], runs: Collection[str]
+    connection: Connection, known: Mapping[str, RunAtWork], era: int, runs: Collection[str]
 ) -> dict[str, RunAtWork]:
     """Lock runs in the order of their numbers, and return those that there are, in that order.
 
@@ -180,9 +196,18 @@ def locked(
     works = [known[run] for run in runs if run in known]
     works += [RunAtWork(int(rows[0][0])) for rows in found if rows]
     works.sort(key=lambda work: work.run_id)
+    _check(connection, [work for work in works if work.era != era], era)
+    return {work.run: work for work in works if work.era == era}
+
+
+def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
+    """Read rows of runs, and all else where a run's version is another; they are of ``era`` then.
+
+    Those that there are not stay as they were.
+    """
     lock = f"{_LOCK}{connection.for_update}"
     places = connection.fetch_each(lock, [(work.run_id,) * 3 for work in works])
-    there, stale = {}, []
+    stale = []
     for work, rows in zip(works, places, strict=True):
         if not rows:
             if work.run:
@@ -191,14 +216,13 @@ def locked(
         version = work.version
         for name, value in zip(_ROW, rows[0], strict=True):
             setattr(work, name, value)
-        there[work.run] = work
+        work.era = era
         if work.version != version:
             stale.append(work)
     _load(connection, stale)
-    for work in there.values():
-        if work.rules.version != work.rules_version:
+    for work in works:
+        if work.era == era and work.rules.version != work.rules_version:
             work.rules = rules_of_run(connection, work.run_id)
-    return there
 
 
 def unknown(run: str) -> RunUnknown:

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Row: TypeAlias = tuple[Any, ...]
+
+
+class Mark(NamedTuple):
+    """Where a database stands: if both numbers are as they were, nobody has written in between."""
+
+    own: int  # writing transactions of this process
+    others: int  # changes with each of another
 
 
 class Cursor(Protocol):
@@ -56,6 +63,9 @@ class Connection(Protocol):
 
         Where a server is asked, it is asked once and answers them all.
         """
+
+    def mark(self) -> Mark | None:
+        """Return what others' writing changes, None where nobody can tell: see `Mark`."""
 
     def together(self) -> AbstractContextManager[Any]:
         """Send what `executemany` runs inside without waiting for each; errors come at the end."""

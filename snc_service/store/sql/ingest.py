@@ -22,9 +22,9 @@ from snc_service.store.protocol import (
     Submission,
 )
 from snc_service.store.sql import at_work, commands, events, newest
-from snc_service.store.sql.at_work import RunAtWork
+from snc_service.store.sql.at_work import RunAtWork, RunMemory
 from snc_service.store.sql.attempts import Placed
-from snc_service.store.sql.database import Connection
+from snc_service.store.sql.database import Connection, Mark
 from snc_service.store.sql.layers import KnownTable, LayerBook
 from snc_service.store.sql.tail import pack_steps
 from snc_service.wire import Batch
@@ -35,19 +35,20 @@ MOST = 2**53 - 1  # counters stop here rather than overflow what engines and JSO
 def ingest(
     connection: Connection,
     book: LayerBook,
-    known: Mapping[str, RunAtWork],
+    memory: RunMemory,
     items: Sequence[Submission],
     advance: Advance,
-) -> tuple[list[Outcome], list[RunAtWork]]:
+) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
     """Store ``items`` inside the caller's transaction.
 
-    Returns the outcomes in the order of the items, and the runs as they are then: to be ``known``
-    next time, if the transaction is committed. Raises `RunGone`.
+    Returns the outcomes in the order of the items, and what ``memory`` is to keep if the
+    transaction is committed. Raises `RunGone`: then everything is to be begun anew.
     """
     by_run: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         by_run.setdefault(item.run, []).append(place)
-    works = at_work.locked(connection, known, by_run)
+    mark = connection.mark()
+    works = at_work.locked(connection, memory.take(by_run), memory.era(mark), by_run)
     outcomes: dict[int, Outcome] = {}
     for run, places in by_run.items():
         if run not in works:
@@ -60,7 +61,7 @@ def ingest(
         if work.commands_wait:
             _hand_over_commands(connection, work, {p: items[p] for p in by_run[run]}, outcomes)
         work.settled()
-    return [outcomes[place] for place in range(len(items))], list(works.values())
+    return [outcomes[place] for place in range(len(items))], list(works.values()), mark
 
 
 def _hand_over_commands(

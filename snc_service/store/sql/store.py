@@ -150,13 +150,14 @@ class SqlStore(SqlAlerts, SqlRules):
     def ingest(self, items: Sequence[Submission], advance: Advance) -> list[Outcome]:
         """See `Store.ingest`."""
         while True:
-            known = self._memory.take({item.run for item in items})
             try:
                 with self._database.write() as connection:
-                    outcomes, works = ingest(connection, self._book, known, items, advance)
+                    outcomes, works, mark = ingest(
+                        connection, self._book, self._memory, items, advance
+                    )
             except RunGone:  # again, with nothing remembered
                 continue
-            self._memory.keep(works)
+            self._memory.keep(works, mark)
             return outcomes
 
     # Reads
