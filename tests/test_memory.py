@@ -1,11 +1,13 @@
 """Detection's memory: its bytes, its gaps, and layers that come and go."""
 
+import json
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snc_service.detect.memory import COLUMNS, MOST_LAYERS, Memory
-from snc_service.detect.running import NEVER, Deviation, Firing
+from snc_service.detect.memory import COLUMNS, MOST_LAYERS, Memory, quiet_steps, row_gap
+from snc_service.detect.running import NEVER, Deviation, Firing, Rise
 
 
 def filled(num_layers: int) -> Memory:
@@ -115,3 +117,23 @@ def test_a_deviation_is_blind_to_scale_and_robust_to_one_outlier():
     assert max(np.abs(calm)) < 6
     assert one.score(1_000.0, 1e-9) > 500
     assert abs(one.mean) < 1  # 5 deviations x 3 % is all that an outlier moves
+
+
+def test_a_state_of_the_release_before_goes_on_and_what_it_did_not_know_begins():
+    memory = filled(5)
+    line, _, data = memory.dump().partition(b"\n")
+    values = json.loads(line)
+    for new in ("rise", "onset", "onset_newest", "annotated", "begun"):
+        del values[new]
+    old = json.dumps({**values, "version": 2}).encode() + b"\n" + data
+    again = Memory.load(old)
+    assert (again.step, again.trained, again.firing) == (41, 7, memory.firing)
+    np.testing.assert_array_equal(again.columns["start"], memory.columns["start"])
+    assert np.isnan(again.columns["long_mean"]).all()
+    assert (again.rise, again.onset, again.annotated) == (Rise(), None, [])
+    assert quiet_steps(old) == quiet_steps(memory.dump())
+
+
+def test_the_gap_between_rows_is_read_without_the_layers():
+    assert row_gap(filled(3).dump()) == 2
+    assert row_gap(None) == row_gap(Memory().dump()) == 1

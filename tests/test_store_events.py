@@ -67,7 +67,10 @@ def test_filters_hold_together(store):
 
 def test_an_event_comes_back_as_it_was(store):
     stored_event = everything(store, run="r1", rule="nonfinite")[0]
-    assert stored_event.event == Event(4, "nonfinite", "critical", "it happened", "b", 1, 2.0, 0.5)
+    judged_by = 0  # the shipped settings
+    assert stored_event.event == Event(
+        4, "nonfinite", "critical", "it happened", "b", 1, 2.0, 0.5, judged_by
+    )
 
 
 def test_counts_are_by_run_rule_and_severity(store):
