@@ -23,7 +23,7 @@ from snc_client.sender.folders import new_folder
 from snc_client.sender.job import described
 from snc_client.sender.spooling import replay
 from snc_client.spool import Spool, SpoolBusy
-from snc_service.wire import ABSENT, LayerTable
+from snc_service.wire import ABSENT, LayerTable, decode
 
 ROOMY = 2**30
 TABLE = LayerTable.of_names(["a", "b"])
@@ -341,6 +341,34 @@ class TestSender:
         (done,) = replay(tmp_path, ledger.url)
         assert done.sent_values == 30
         assert arrived(ledger, "r") == [(0, step) for step in range(20)]
+
+    def test_what_is_sent_and_its_number_are_on_the_disk_before(
+        self, ledger, tmp_path, monkeypatch
+    ):
+        synced = []
+
+        def fsync(file: int) -> None:
+            real(file)
+            synced.append(b"".join(log.read_bytes() for log in sorted(tmp_path.glob("*/*.log"))))
+
+        def look(seen):
+            if seen.path.endswith("/batches"):
+                batch = decode(seen.body)
+                assert synced[-1].count(b'"loss"') >= batch.steps[-1] + 1
+                assert b'"packed": %d, "seq": %d' % (len(batch.steps), batch.seq) in synced[-1]
+                looked.append(batch.seq)
+
+        looked: list[int] = []
+        real = os.fsync
+        monkeypatch.setattr("os.fsync", fsync)
+        ledger.before = look
+        out = sender(ledger.url, tmp_path)
+        for start in range(0, 60, 20):
+            put(out, range(start, start + 20))
+            until(lambda: out.sent_values == 3 * (start + 20))  # noqa: B023 # called at once
+        out.close(30)
+        assert len(arrived(ledger, out.run)) == 60
+        assert len(set(looked)) >= 3
 
     def test_what_is_acknowledged_frees_the_disk(self, ledger, tmp_path):
         out = sender(ledger.url, tmp_path, run="r", spool_bytes=20_000)

@@ -196,7 +196,10 @@ class SpooledRows:
         return packer.pack(rows, skipped=done.skipped, dropped=done.dropped)
 
     def packed(self, frame: Frame) -> None:
-        """Note that ``frame`` is under way, before any of it is sent."""
+        """Note that ``frame`` is under way, before any of it is sent.
+
+        On the disk: a machine that dies must not forget under which number it sent which rows.
+        """
         batch = frame.batch
         self._note(
             replace(
@@ -208,7 +211,8 @@ class SpooledRows:
                 dropped=batch.dropped,
                 attempt=batch.attempt,
                 last_step=batch.steps[-1],
-            )
+            ),
+            sync=True,
         )
 
     def settled(self) -> None:
@@ -245,14 +249,14 @@ class SpooledRows:
         index, entry = found
         return index, unpacked(entry, self._shape)
 
-    def _note(self, progress: Progress) -> None:
+    def _note(self, progress: Progress, *, sync: bool = False) -> None:
         with self._lock:
             if self._closed:
                 return  # an answer that came too late: the batch will be sent again
             self._progress = progress
             if self._spool is not None:
                 try:
-                    self._spool.set_note(progress.note())
+                    self._spool.set_note(progress.note(), sync=sync)
                 except OSError as error:
                     self._complain(error)
 

@@ -8,8 +8,8 @@ Past its bound a log first spares: it rewrites its oldest segments, each under i
 with what ``spare`` leaves of their entries; only then it drops whole segments.
 
 What `append` has written survives the death of the process, kill -9 included. It reaches the disk
-itself (`fsync`) when a segment is full and at `close`, so the death of the machine may cost the
-last segment.
+itself (`fsync`) when a segment is full, with a note that asks for it and at `close`: the death of
+the machine may cost what came since.
 """
 
 from __future__ import annotations
@@ -134,11 +134,13 @@ class Spool:
             segment.weight += sum(weight for _, weight in entries)
             self._keep_bound()
 
-    def set_note(self, note: bytes) -> None:
-        """Replace the log's state."""
+    def set_note(self, note: bytes, *, sync: bool = False) -> None:
+        """Replace the log's state; with ``sync`` it is on the disk then, as is all before it."""
         with self._lock:
             self._write(self._writable(), [packed(NOTE, note)])
             self.note = note
+            if sync and self._file is not None:
+                os.fsync(self._file)
 
     def next(self) -> tuple[int, bytes] | None:
         """Read the oldest unread entry and its index; None if there is none."""
