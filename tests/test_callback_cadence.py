@@ -38,13 +38,13 @@ def test_with_one_turn_and_no_bound_everything_is_measured_at_every_step():
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (8, 4), (500, 4)]
+    ("num_layers", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (8, 4), (500, 5)]
 )
 def test_no_turn_has_fewer_than_two_layers_unless_there_is_only_one(num_layers, expected):
     assert turns(num_layers) == expected
-    seen = measured_per_step(idle(num_layers, turns=turns(num_layers)), 3, 12)
+    seen = measured_per_step(idle(num_layers, turns=turns(num_layers)), 3, 60)
     assert seen.sum(1).min() >= min(2, num_layers)
-    assert seen.sum(0).tolist() == [12 // expected] * num_layers
+    assert seen.sum(0).tolist() == [60 // expected] * num_layers
 
 
 def test_idle_layers_take_turns_and_active_ones_do_not():
@@ -66,6 +66,19 @@ def test_a_bound_slows_the_pace_and_nothing_is_due_in_between():
     assert [due.in_turn for due in found] == [True, False, False] * 8
     assert [int(due.layers.sum()) for due in found] == [2, 0, 0] * 8
     assert sum(due.layers.astype(int) for due in found).tolist() == [2] * 8
+
+
+def test_a_layer_about_which_something_is_unusual_does_not_wait_for_its_turn():
+    cadence = idle(8, turns=4)
+    steady, limits = np.ones(8, np.float32), np.full(8, 9, np.float32)
+    moved, absent_but_two = steady.copy(), np.full(8, ABSENT, np.float32)
+    moved[3] = 0.96
+    cadence.saw(3, moved, limits, np.arange(8) == 5)
+    assert cadence.urgent(4).nonzero()[0].tolist() == [3, 5]
+    absent_but_two[[2, 3]] = [1.0, 0.96]
+    cadence.saw(4, absent_but_two, limits)
+    assert cadence.urgent(5).nonzero()[0].tolist() == [5], "5 was not measured, 3 came to rest"
+    assert cadence.active.sum() == 0
 
 
 def test_the_slowest_round_takes_fifty_steps():
@@ -174,6 +187,16 @@ def test_by_default_idle_layers_take_four_turns_on_a_cpu_and_every_row_has_some(
     rows = train(SNCallback(model), model, 40)
     assert [len(row) for row in rows[4:]] == [2] * 37
     assert np.bincount([i for row in rows[5:] for i in row]).tolist() == [9] * 8
+
+
+def test_a_layer_whose_gradient_vanishes_is_in_every_row():
+    model = deep()
+    with torch.no_grad():
+        model[7].weight.mul_(1e-9)  # nothing gets past it: the six before it learn nothing
+        model[7].bias.fill_(1.0)
+    rows = train(SNCallback(model), model, 30)
+    assert all({1, 2, 3, 4, 5, 6} <= set(row) for row in rows[3:])
+    assert not all(7 in row for row in rows[3:])
 
 
 def test_with_idle_every_1_every_row_has_every_layer():

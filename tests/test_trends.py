@@ -176,3 +176,17 @@ def test_extreme_values_neither_warn_nor_turn_into_nonsense():
     trends = trends_of(rows_of(metrics))
     for name in ("jump", "growth", "since_start", "update_ratio", "gradient_drop"):
         assert np.isfinite(getattr(trends, name)).all()
+
+
+def test_a_layer_that_waits_for_its_turn_keeps_its_sigma_and_one_that_is_gone_does_not():
+    """Else a rule about all layers would judge the few that happen to be in a row."""
+    memory = Memory()
+    trends_of(attach([1.0, 1.0]), memory)
+    sigma = np.full((60, 2), 1.0)
+    sigma[:, 0] = 3.0
+    sigma[3:5, 1] = sigma[6:, 1] = ABSENT
+    found = trends_of(rows_of({"sigma": sigma}, {"loss": np.ones(60)}, first=1), memory)
+    assert found.since_start[:56, 1] == pytest.approx(0.0)
+    assert np.isnan(found.since_start[57:, 1]).all()
+    assert np.fmin.reduce(found.long_growth, axis=1)[:56] == pytest.approx(0.0)
+    assert np.isnan(found.jump[3:5, 1]).all(), "what was not measured has not jumped"

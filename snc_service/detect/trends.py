@@ -17,6 +17,7 @@ import numpy.typing as npt
 from snc_service.detect.memory import Counts, Floats, Memory
 from snc_service.detect.signals import Mask, Signals
 
+LONGEST_TURN = 50  # rows that a layer may wait for its turn: past that it is gone
 LEAST_SIGMA = 1e-3  # a registered sigma below it counts as this
 BORN_AT_ZERO = 0.02  # of the median registered sigma: below it a layer was initialised to zero
 FLOOR = 0.5  # of the median, for such layers
@@ -88,7 +89,7 @@ def _of_sigma(
     _register(sigma, past)
     now = _log(sigma + past["floor"])
     after = _after_action(signals, sigma, now, past["floor"])
-    jump = _jumps(now, after, past, judged)
+    jump, now = _jumps(now, after, past, judged)
     recent = np.where(trained <= RECENT_ROWS, 1 / (trained + 1), 1 / RECENT_ROWS)
     long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
     growth, past["mean"] = _against_mean(now, past["mean"], judged, anew, recent)
@@ -112,23 +113,28 @@ def _log(values: Floats) -> Floats:
     return logs
 
 
-def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> Floats:
-    """Return how far each layer moved since it was last measured, per row in between."""
+def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> tuple[Floats, Floats]:
+    """Return how far each layer moved since it was last measured, per row in between; and ``now``.
+
+    There a layer that waits for its turn keeps what it had, or a rule about all layers, or about
+    several rows, would be one about those that happen to be in a row.
+    """
     newest, skipped = past["newest"], past["skipped"]
     if judged.all() and np.isnan(skipped).all() and not np.isnan(now).any():
         jump = np.empty_like(now)
         np.subtract(now[0], newest, out=jump[0])
         np.subtract(now[1:], after[:-1], out=jump[1:])
         past["newest"] = after[-1]
-        return np.abs(jump, out=jump)
-    jump, skipped = np.full(now.shape, NAN), np.nan_to_num(skipped)
+        return np.abs(jump, out=jump), now
+    jump, skipped, held = np.full(now.shape, NAN), np.nan_to_num(skipped), now.copy()
     for row in np.flatnonzero(judged):
         seen = ~np.isnan(now[row])
         jump[row] = np.abs(now[row] - newest) / (1 + skipped)
+        held[row] = np.where(seen | (skipped >= LONGEST_TURN), now[row], newest)
         newest = np.where(seen, after[row], newest)
         skipped = np.where(seen, np.float32(0), skipped + np.float32(1))
     past["newest"], past["skipped"] = newest, np.where(skipped > 0, skipped, NAN)
-    return jump
+    return jump, held
 
 
 def _against_mean(

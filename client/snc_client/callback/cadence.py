@@ -18,12 +18,15 @@ log = logging.getLogger("snc")
 # A layer whose newest sigma reached this share of its threshold may breach at the next step.
 ACTIVE = 0.9
 # Turns into which idle layers are divided: the rules of the service, replayed on 142 labelled runs,
-# catch as many failures as from full rows. A turn of one layer would leave rows without any.
-TURNS, LEAST_IN_TURN = 4, 2
+# catch the same failures as from full rows. A turn of one layer would leave rows without any.
+TURNS, LEAST_IN_TURN = 5, 2
 LONGEST = 50  # steps that an idle layer may go without a measurement
 NEVER = 10**9  # steps: the layer waits for its turn
 JUDGED = 8  # rows between two changes of the pace: one row's clock is too noisy
 FORGET = 0.9  # of the largest growth, per measurement
+# A layer whose sigma moved by this share a step, up or down, is measured at every step meanwhile:
+# what is unusual has to be seen several times in a row.
+RESTLESS = 0.03
 # A layer is taken to grow by this share of its sigma a step at least: 99.9 % of the steps of sound
 # training move no layer by more.
 GROWTH = 0.025
@@ -44,7 +47,8 @@ def turns(num_layers: int, most: int = TURNS) -> int:
 class Cadence:
     """Active layers at every measurement, idle ones in turns, as often as ``max_overhead`` allows.
 
-    A layer is active from 0.9 of its threshold on, and until its first row arrives. Idle layers,
+    A layer is active from 0.9 of its threshold on, and until its first row arrives; ``odd`` ones,
+    about which something is unusual, are measured as often. Idle layers,
     with no threshold or far below it, are divided into ``turns``; at every ``pace``-th measurement
     the next turn is measured, and an idle layer in any case before twice its largest recent growth
     (5 % of its sigma a step at least) could have made it active. ``max_overhead`` is a share of the
@@ -55,6 +59,7 @@ class Cadence:
     def __init__(self, num_layers: int, max_overhead: float | None, *, turns: int = 1) -> None:
         self.turns, self.pace = turns, 1
         self.active: Mask = np.ones(num_layers, np.bool_)
+        self.odd: Mask = np.zeros(num_layers, np.bool_)
         self._max = max_overhead
         self._turn = np.arange(num_layers)
         self._calls = 0
@@ -83,8 +88,8 @@ class Cadence:
         return Due(urgent | ((self._turn + turn) % self.turns == 0), True)
 
     def urgent(self, step: int) -> Mask:
-        """Return which layers may be active at ``step``, whoever's turn it is, [L] bool."""
-        urgent: Mask = self.active | (step >= self._deadline)
+        """Return which layers are not to wait for their turn at ``step``, [L] bool."""
+        urgent: Mask = self.active | self.odd | (step >= self._deadline)
         return urgent
 
     def reset(self) -> None:
@@ -93,12 +98,16 @@ class Cadence:
         self._sigma[:] = np.nan
         self._seen[:] = 0
 
-    def saw(self, step: int, sigma: Floats, threshold: Floats) -> None:
-        """Take in a row that has arrived, float32 [L] each; ABSENT where nothing was measured."""
+    def saw(self, step: int, sigma: Floats, threshold: Floats, odd: Mask | None = None) -> None:
+        """Take in a row that has arrived, float32 [L] each; ABSENT where nothing was measured.
+
+        ``odd`` [L] says about which of the layers measured something else than sigma is unusual.
+        """
         new = ~absent(sigma)
         with np.errstate(divide="ignore", invalid="ignore"):
-            growth = np.fmax((sigma - self._sigma) / np.maximum(step - self._seen, 1), 0.0)
-            growth = np.fmax(growth, FORGET * self._growth)
+            moved = (sigma - self._sigma) / np.maximum(step - self._seen, 1)
+            restless = np.abs(moved) > RESTLESS * self._sigma
+            growth = np.fmax(np.fmax(moved, 0.0), FORGET * self._growth)
             room = (ACTIVE * threshold - sigma) / (2.0 * np.fmax(growth, GROWTH * sigma))
         steps = np.clip(np.nan_to_num(room, nan=NEVER), 1, NEVER).astype(np.int64)
         # A layer that is not finite is active where it has a threshold.
@@ -108,6 +117,7 @@ class Cadence:
         self._seen = np.where(new, step, self._seen)
         self._deadline = np.where(new, step + steps, self._deadline)
         self.active = np.where(new, active, self.active)
+        self.odd = np.where(new, restless if odd is None else restless | odd, self.odd)
 
     def paid(self, callback_seconds: float, seconds: float) -> None:
         """Take in what a row cost, and the seconds since the row before; adapt the pace."""

@@ -162,9 +162,9 @@ class Signals:
 
     def _gradients(self, layers: Sequence[Layer]) -> None:
         """Find the gradient norm of every layer, and of all parameters together if `whole`."""
-        of = {layer: p.grad for layer in layers if (p := layer.parameter()) is not None}
-        slots = self._slots.parameters() if self.whole else [layer.parameter() for layer in layers]
-        every = {id(p.grad): p.grad.detach() for p in slots if p is not None and p.grad is not None}
+        of = [(layer, p.grad) for layer in layers if (p := layer.parameter()) is not None]
+        grads = (p.grad for p in self._slots.parameters()) if self.whole else (g for _, g in of)
+        every = {id(gradient): gradient for gradient in grads if gradient is not None}
         dense = {i: gradient for i, gradient in every.items() if _dense(gradient)}
         if not dense or len(dense) < len(every):
             self._say("grad_norm", "needs dense gradients when step() is called: call it before "
@@ -174,30 +174,31 @@ class Signals:
         whole = dict(zip(dense, norms(list(dense.values())), strict=True))
         parts: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
-        for layer, gradient in of.items():
-            if gradient is None or gradient.layout != torch.strided:
+        for layer, gradient in of:
+            if gradient is None or not _dense(gradient):
                 continue
             part = layer.part(gradient)
-            if part is gradient and id(gradient) in whole:
+            if part is gradient:
                 found[layer.name] = whole[id(gradient)]
             else:
-                parts[layer.name] = part.detach()
+                parts[layer.name] = part
         found.update(zip(parts, norms(list(parts.values())), strict=True))
-        self._found["grad_norm"] = found
-        together = list(whole.values())
-        if len({norm.device for norm in together}) == 1:
-            total = self._unless_zeroed(torch.linalg.vector_norm(torch.stack(together)))
+        if len({norm.device for norm in whole.values()}) == 1:
+            total = torch.linalg.vector_norm(torch.stack(list(whole.values())))
+            found, total = self._unless_zeroed(found, total)
             if self.whole and len(dense) == len(every):
                 self.scalars["grad_norm"] = total
+        self._found["grad_norm"] = found
 
-    def _unless_zeroed(self, total: Tensor) -> Tensor:
+    def _unless_zeroed(
+        self, found: dict[str, Tensor], total: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Take gradients that are all zero for zeroed ones, where `step` is called by the loop."""
         if self._optimizer is not None:  # called by the optimizer's step, before anything else
-            return total
-        zeroed = total == 0
-        for name, norm in self._found["grad_norm"].items():
-            self._found["grad_norm"][name] = torch.where(zeroed, NOT_MEASURED, norm)
-        return torch.where(zeroed, NOT_MEASURED, total)
+            return found, total
+        told = torch.stack([*found.values(), total])
+        *norms, total = torch.where(total == 0, NOT_MEASURED, told).unbind()
+        return dict(zip(found, norms, strict=True)), total
 
     def _updates(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         assert self._optimizer is not None

@@ -30,10 +30,8 @@ class Slots:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that have values."""
-        found = (here.get(key) for here, key in self._parameters)
-        return [
-            parameter for parameter in found if parameter is not None and not is_lazy(parameter)
-        ]
+        found = [here.get(key) for here, key in self._parameters]
+        return [p for p in found if p is not None and not is_lazy(p)]
 
     def buffers(self) -> list[Tensor]:
         """Return the floating-point buffers that the state dict holds, such as running means."""

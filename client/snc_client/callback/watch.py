@@ -38,6 +38,7 @@ LOST = 1.011
 # Half of what lies between an active layer and its threshold: a fall of all thresholds by more than
 # that makes every layer count as active until it was measured again.
 FALL = 0.95
+VANISHING = 1e-7  # of the weight's norm: where the service's rule begins to count
 
 
 class Measured(NamedTuple):
@@ -372,8 +373,9 @@ class Watch:
         if self._schedule:
             self._schedule.saw(latest.step, sigma, threshold)
         if latest.step > self._policy_step:
-            self.cadence.saw(latest.step, sigma, threshold)
-            self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
+            self.cadence.saw(latest.step, sigma, threshold, self._vanishing(latest))
+            if self._strict:
+                self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
         lost = latest.certified & (latest.row("sigma_upper") > LOST * sigma)
         if lost.any():
             for group in self._groups:
@@ -383,6 +385,13 @@ class Watch:
         if late.any() and self._alone:
             for group in self._groups:
                 group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
+
+    def _vanishing(self, latest: Latest) -> Mask | None:
+        """Return which layers' gradients are nothing beside their weights; None: not reported."""
+        if not {"grad_norm", "frobenius"} <= set(self.metrics):
+            return None
+        found: Mask = latest.row("grad_norm") < VANISHING * latest.row("frobenius")
+        return found  # False where one of the two is absent, a NaN
 
     def _readback(self, device: torch.device) -> Readback:
         if device not in self._readbacks:
