@@ -40,7 +40,7 @@ from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, Batch, encode
 LAYERS = 1_000
 LONG = {"long5": 10**5, "long6": 10**6}
 WRITERS, RATE = 8, 25.0  # batches per second and writer
-SECONDS, LEAST, MOST = 1.0, 10, 200  # of each query: so long, but that many times
+SECONDS, LEAST, MOST = 0.6, 10, 200  # of each query: so long, but that many times
 MOST_EXPORTED = {"parquet": 1e7, "csv": 1e6}  # values: what takes a few seconds
 START_TARGET_S, MEMORY_TARGET_MB = 2.0, 300
 
