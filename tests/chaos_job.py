@@ -82,7 +82,11 @@ class Job:
     def finish(self) -> None:
         """Let it flush and end: it fails if it had to drop anything."""
         Path(f"{self.lives[-1]}.stop").touch()
-        _, error = self.process.communicate(timeout=100)
+        try:
+            _, error = self.process.communicate(timeout=100)
+        except BaseException:
+            self.process.kill()
+            raise
         assert self.process.returncode == 0, error
 
     def check(self, store: Store) -> int:

@@ -77,6 +77,7 @@ class Writer(threading.Thread):
         super().__init__()
         self.writer, self.run_name, self.urls = name, run, urls
         self.stop = threading.Event()
+        self.abandoned = False  # the round has failed: a batch need not arrive any more
         self.acknowledged = -1
         self.wrong = ""
 
@@ -86,6 +87,8 @@ class Writer(threading.Thread):
             while not self.stop.is_set() and not self.wrong:
                 one = batch_number(self.writer, self.acknowledged + 1)
                 while not self._acknowledged(client, self.urls[turn % len(self.urls)], one):
+                    if self.abandoned:
+                        return
                     turn += 1
                     time.sleep(0.01)
                 self.acknowledged += 1
@@ -130,6 +133,11 @@ class Round:
                 self._kill(world, victim, rng)
                 self.killed.append(victim)
             self._grown(world, 3)
+        except BaseException:
+            self.job.process.kill()
+            for writer in self.writers:
+                writer.abandoned = True
+            raise
         finally:
             for proxy in world.proxies:
                 proxy.rate = 0.0
