@@ -9,6 +9,7 @@ from store_cases import NOW, batch, new_run, stored, table
 from snc_service.store import open_store
 from snc_service.store.protocol import StoreFull, StoreUnavailable, Window
 from snc_service.store.sql import schema
+from snc_service.store.sqlite import for_many
 
 LAYERS = table("a", "b")
 
@@ -106,3 +107,46 @@ def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
     stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))
     assert store.run("r1").layers == 2
     assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 63, 64, 65, 130])
+def test_many_rows_in_few_statements_are_what_they_are_one_by_one(store, num_rows):
+    def written(many):
+        with store._database.write() as connection:
+            for statement, rows in (
+                ("insert into rule_state (run_id, v) values (?, ?)", first),
+                (
+                    "insert into rule_state (run_id, v) values (?, ?) "
+                    "on conflict (run_id) do update set v = excluded.v",
+                    second,
+                ),
+                ("update rule_state set v = ? where run_id = ?", third),
+            ):
+                if many:
+                    connection.executemany(statement, rows)
+                else:
+                    for row in rows:
+                        connection.execute(statement, row)
+            found = connection.execute("select * from rule_state order by run_id").fetchall()
+            connection.executemany(
+                "delete from rule_state where run_id = ?", [(n,) for n, _ in found]
+            )
+            assert connection.execute("select count(*) from rule_state").fetchone() == (0,)
+            return found
+
+    first = [(n, b"a%d" % n) for n in range(num_rows)]
+    second = [(n, b"b%d" % n) for n in range(num_rows // 2, num_rows + 3)]
+    third = [(b"c%d" % n, n) for n in range(0, num_rows, 3)]
+    assert written(many=True) == written(many=False)
+
+
+def test_statements_for_many_rows_say_the_same():
+    assert for_many("insert into t (a, b) values (?, ?)", 2) == (
+        "insert into t (a, b) values (?, ?), (?, ?)"
+    )
+    assert for_many("update t set a = ?, b = b + 1 where c = ? and d = ?", 2) == (
+        "update t set a = new.column1, b = b + 1 from (values (?, ?, ?), (?, ?, ?)) as new "
+        "where c = new.column2 and d = new.column3"
+    )
+    assert for_many("delete from t where a = ?", 2) is None
+    assert for_many("insert into t (a) select ?, count(*) from t", 2) is None
