@@ -3,8 +3,11 @@
     python bench/store.py [--values 1e6 1e7] [--dir DIR]
 
 Data: random walks (2e-3 per step) of float32 with full mantissas, 5 metrics, 1000 layers unless
-said otherwise: harsher than real training. Every commit is synced. The calibration lines say how
-fast this disk syncs and this memory copies at the moment; read the figures against them.
+said otherwise: harsher than real training. Bytes per value are also measured on data as a training
+reports it: sigma and the Frobenius norm walk, sigma with the estimator's noise of 1e-5, the stable
+rank follows from both, the threshold is what it was set to, the gradient norm is noise of 30 %
+around a slow walk. Every commit is synced. The calibration lines say how fast this disk syncs and
+this memory copies at the moment; read the figures against them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from snc_service.store import open_store
 from snc_service.store.protocol import Event, Rows, Store, Submission, Window
 from snc_service.wire import Batch, LayerSpec, LayerTable
 
+BYTES_PER_VALUE = 2.3
 METRICS = ("sigma", "threshold", "frobenius", "stable_rank", "grad_norm")
 NOW = 1_763_800_000.0
 
@@ -43,11 +47,16 @@ class Walk:
         self.rng = np.random.default_rng(len(layers.layers))
         self.at = np.ones((len(METRICS), 1, len(layers.layers)), np.float32)
 
-    def batch(self, num_steps: int) -> Batch:
+    def values(self, num_steps: int) -> np.ndarray:
+        """Return the next values [M, S, L]."""
         shape = (len(METRICS), num_steps, self.at.shape[2])
         moves = self.rng.standard_normal(shape, dtype=np.float32) * np.float32(2e-3)
         values = self.at + np.cumsum(moves, axis=1, dtype=np.float32)
         self.at = values[:, -1:]
+        return values
+
+    def batch(self, num_steps: int) -> Batch:
+        values = self.values(num_steps)
         steps = tuple(range(self.step, self.step + num_steps))
         loss = np.ones((1, num_steps), np.float32)
         one = Batch(
@@ -55,6 +64,20 @@ class Walk:
         )
         self.seq, self.step = self.seq + 1, self.step + num_steps
         return one
+
+
+class Training(Walk):
+    """The same as a training would report it."""
+
+    def values(self, num_steps: int) -> np.ndarray:
+        walk = super().values(num_steps)
+        noise = self.rng.standard_normal((2, *walk.shape[1:]))
+        sigma = walk[0] * (1 + 1e-5 * noise[0]).astype(np.float32)
+        frobenius = 8 * (1 + (walk[2] - 1) / 4)
+        rank = (frobenius.astype(np.float64) / sigma) ** 2
+        threshold = np.full_like(sigma, 3) + np.arange(sigma.shape[1], dtype=np.float32) / 7
+        gradient = walk[4] * np.exp(0.3 * noise[1])
+        return np.array([sigma, threshold, frobenius, rank, gradient], np.float32)
 
 
 def started(store: Store, run: str, layers: LayerTable) -> None:
@@ -78,11 +101,13 @@ def calibrate(folder: Path) -> None:
     print(f"calibration: memcpy {copied:.1f} GB/s, fdatasync p50 {np.median(times) * 1e3:.2f} ms")
 
 
-def big_batches(store: Store, run: str, num_layers: int, num_values: float) -> int:
+def big_batches(
+    store: Store, run: str, num_layers: int, num_values: float, kind: type[Walk] = Walk
+) -> int:
     """Ingest and fold a run of batches of 100 steps; return its steps."""
     layers = table(num_layers)
     started(store, run, layers)
-    walk, per_step = Walk("w", layers), len(METRICS) * num_layers
+    walk, per_step = kind("w", layers), len(METRICS) * num_layers
     num_steps = max(100, round(num_values / per_step / 100) * 100)
     ingest_s = fold_s = longest_s = 0.0
     while walk.step < num_steps:
@@ -98,6 +123,8 @@ def big_batches(store: Store, run: str, num_layers: int, num_values: float) -> i
     start = time.perf_counter()
     while store.fold(60, now=NOW + 3_600):
         pass
+    for _ in range(20):  # as a service does that idles: what is free goes back, 16 MB at a time
+        store.fold(0, now=NOW + 3_600)
     fold_s += time.perf_counter() - start
     values = num_steps * per_step
     print(
@@ -108,9 +135,48 @@ def big_batches(store: Store, run: str, num_layers: int, num_values: float) -> i
     return num_steps
 
 
-def bytes_per_value(path: Path, num_values: float) -> None:
+def bytes_per_value(path: Path, num_values: float) -> float:
     """Print the size of a closed store's file as it is: no vacuum, free pages included."""
-    print(f"file: {path.stat().st_size / num_values:.2f} bytes per value")
+    found = path.stat().st_size / num_values
+    print(f"file: {found:.2f} bytes per value")
+    return found
+
+
+def as_trained(path: Path, num_values: float) -> None:
+    """Print what data of a training take, against the target."""
+    store = open_store(f"sqlite:///{path}")
+    print("as a training reports it, ", end="")
+    num_steps = big_batches(store, "trained", 1_000, num_values, Training)
+    store.close()
+    found = bytes_per_value(path, num_steps * 1_000 * len(METRICS))
+    print(
+        f"  target <= {BYTES_PER_VALUE} bytes per value: "
+        f"{'met' if found <= BYTES_PER_VALUE else 'missed'}"
+    )
+
+
+def wide(path: Path, budget_s: float) -> None:
+    """Fold 50,000 layers, and print how long one call takes: others get their turn after it."""
+    store = open_store(f"sqlite:///{path}")
+    layers = table(50_000)
+    started(store, "wide", layers)
+    walk = Walk("w", layers)
+    for _ in range(140):
+        one = walk.batch(1)
+        store.ingest([Submission("wide", one, one.seq, NOW)], quiet)
+    calls, num_values = [], 0
+    while True:
+        start = time.perf_counter()
+        folded = store.fold(budget_s, now=NOW)
+        if not folded:
+            break
+        calls.append(time.perf_counter() - start)
+        num_values += folded
+    store.close()
+    print(
+        f"50,000 layers x 140 steps, calls of {budget_s:g} s: {len(calls)} calls, longest "
+        f"{max(calls):.2f} s, {num_values / sum(calls) / 1e6:.1f} M values/s"
+    )
 
 
 def small_batches(store: Store, num_writers: int, seconds: float) -> None:
@@ -199,6 +265,8 @@ def main() -> None:
             queries(store, "big", num_layers, num_steps)
             store.close()
             bytes_per_value(path, num_steps * num_layers * len(METRICS))
+        as_trained(folder / "trained.db", arguments.values[-1])
+        wide(folder / "wide.db", 0.25)
         store = open_store(f"sqlite:///{folder}/small.db")
         for num_writers in (8, 100):
             small_batches(store, num_writers, 5.0)
