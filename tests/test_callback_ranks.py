@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from snc_client import SNCallback
+from snc_client.callback.readback import Readback
 
 RANKS = 2
 
@@ -54,3 +57,53 @@ def test_replicas_stay_equal_to_the_last_bit_and_rank_0_reports(tmp_path):
     assert min(scale for scale in first["scales"] if scale is not None) < 1
     assert (first["run"], second["run"]) == ("ranks", None)
     assert first["errors"] == second["errors"] == 0
+
+
+class Late:
+    """Values of a device that lags: they arrive when they like, on each rank at another time."""
+
+    def __init__(self, values: torch.Tensor, clock: random.Random) -> None:
+        self._values, self._clock = values.numpy(), clock
+
+    def ready(self) -> bool:
+        return self._clock.random() < 0.3
+
+    def wait(self) -> None:
+        pass
+
+    def take(self) -> np.ndarray:
+        return self._values
+
+    def device_seconds(self) -> float:
+        return 0.0
+
+
+def replica(clock: random.Random, monkeypatch) -> tuple[list[torch.Tensor], list[int]]:
+    """Train one rank's replica; the same numbers in, whenever they are seen."""
+    monkeypatch.setattr(Readback, "send", lambda self, values: Late(values.clone(), clock))
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(5)))
+    policy = {"entries": [{"pattern": "*", "threshold": "1.2x init", "action": "cap"}]}
+    callback = SNCallback(model, policy=policy, certify_every=7, idle_every=2)
+    seen = []
+    for _ in range(40):
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.add_(0.02 * torch.randn(12, 12))
+        callback.step()
+        seen.append(callback.latest.step)
+    callback.close()
+    assert callback.latest.step == 40, "the last rows are taken in the end"
+    assert callback.errors == 0
+    return [layer.weight.detach() for layer in model], seen
+
+
+def test_replicas_stay_equal_whenever_their_rows_arrive(monkeypatch):
+    for module in ("group", "watch"):
+        monkeypatch.setattr(f"snc_client.callback.{module}.reading_is_free", lambda device: False)
+    monkeypatch.setattr("snc_client.callback.watch.several_ranks", lambda: True)
+    first, seen = replica(random.Random(1), monkeypatch)
+    second, seen_too = replica(random.Random(2), monkeypatch)
+    assert seen == seen_too
+    assert seen[5:] == list(range(3, 38)), "a row is taken when three are on their way"
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from no_host_sync import NoHostSync
 from spectra import gaussian, norm
 from tape import record
-from torch import Tensor
+from torch import Tensor, nn
 
-from snc_client.estimator import BlockPower
-from snc_client.estimator.graph import MOST_RECORDINGS, GraphPower
+from snc_client import SNCallback
+from snc_client.estimator import BlockPower, warm_blocks
+from snc_client.estimator.graph import KINDS, MOST_RECORDINGS, GraphPower
 from snc_client.operators import BlockDiagonal, LowRank, Matrix, Operator
 
 CPU = torch.device("cpu")
@@ -203,3 +205,50 @@ def test_an_operator_that_does_not_say_what_it_reads_is_never_recorded() -> None
 def test_no_layers_is_no_trouble() -> None:
     _, graph = pair([])
     assert graph.step_([]).sigma.shape == (0,)
+
+
+def test_a_cuda_device_gets_the_graph_and_a_cpu_the_plain_way() -> None:
+    assert KINDS == {"cuda": GraphPower}
+    assert type(warm_blocks([(3, 4)], device=CPU)) is BlockPower
+
+
+def train_under_callback() -> tuple[list[Tensor], list[float | None], SNCallback]:
+    """Return weights and sigmas of a short training that is held, certified and continued."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 20), nn.Linear(20, 3))
+    callback = SNCallback(model, threshold="1.1x init", certify_every=5)
+    sigmas: list[float | None] = []
+    for step in range(30):
+        model.zero_grad()
+        (model(torch.randn(8, 20)) - 1).square().mean().backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0.3 * p.grad)
+        if step == 12:  # other tensors under the same names
+            copies = {name: value.clone() for name, value in model.state_dict().items()}
+            model.load_state_dict(copies, assign=True)
+        if step == 20:
+            callback.load_state_dict(callback.state_dict())
+        callback.step()
+        sigmas += [reading["sigma"] for reading in callback.latest.values()]
+    callback.close()
+    assert callback.errors == 0
+    return [p.detach() for p in model.parameters()], sigmas, callback
+
+
+def test_a_training_is_measured_and_held_alike_with_a_graph(monkeypatch) -> None:
+    monkeypatch.setattr("snc_client.callback.group.reading_is_free", lambda device: False)
+    monkeypatch.setattr("snc_client.callback.watch.reading_is_free", lambda device: False)
+    plain, sigmas, _ = train_under_callback()
+    made: list[GraphPower] = []
+
+    def graph(shapes: list[tuple[int, int]], **keywords: Any) -> GraphPower:
+        made.append(GraphPower(shapes, record=record, **keywords))
+        return made[-1]
+
+    monkeypatch.setitem(KINDS, "cpu", graph)
+    weights_now, sigmas_now, _ = train_under_callback()
+    assert all(torch.equal(a, b) for a, b in zip(plain, weights_now, strict=True))
+    assert sigmas == sigmas_now
+    # At the start; for the weights that were put in another's place; for the state that was loaded.
+    assert [power.recordings for power in made if power.recordings] == [2, 1]

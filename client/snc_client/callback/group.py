@@ -13,7 +13,7 @@ from snc_client.callback.carried import CarriedBounds, SteppedBounds
 from snc_client.callback.masters import Masters, cast_down, lowered
 from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import CLIPS, rescale_
-from snc_client.estimator import LAG, BlockPower
+from snc_client.estimator import LAG, warm_blocks
 from snc_client.layers import Layer
 from snc_client.measurement import bound
 from snc_client.operators import Gain, Operator, Rows
@@ -30,6 +30,8 @@ REGISTER_CALLS = 8
 # That does for a layer far from a threshold, but a certificate would miss its first rungs and fall
 # back on its dearest: so it gets one more for every four calls that the layer was left out of.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
+# Beyond this a certificate needed its last resort: the block has lost the top direction.
+LOST = 1.011
 # Between its turns a weight moves by several steps. To 5e-4 it would take 1.6 iterations a turn, to
 # 1.6e-3 (b = 16) it takes 1.15, and nothing is divided by what is found.
 IDLE_LAG = 0.03
@@ -64,7 +66,7 @@ class Group:
         self.indices = list(indices)
         self.device = device
         shapes = [layer.operator().shape for layer in layers]
-        self.power = BlockPower(shapes, device=device, block=block)
+        self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._masters = masters
         self._carried = CarriedBounds(len(layers), device) if strict else None
@@ -141,6 +143,16 @@ class Group:
             upper[i].copy_(bound(operators[i], sigma[i]))
             if self._carried is not None and i in self._held:
                 self._carried.certified(i, operators[i], upper[i])
+        if certify:
+            self._refill(list(certify), upper > LOST * sigma)
+
+    def _refill(self, certified: Sequence[int], lost: Tensor) -> None:
+        """Draw anew the warm blocks that have lost the top direction: the certificate says so.
+
+        Here and now, on the device: ranks that did it when their hosts learn of it would differ.
+        """
+        if not reading_is_free(self.device) or any(lost.tolist()):
+            self.power.refill_(lost[sent(certified, self.device, torch.int64)], certified)
 
     def _prove(
         self,
@@ -185,11 +197,6 @@ class Group:
             return values
         nan = torch.full_like(self.thresholds.value, math.nan)
         return nan.index_copy(0, sent(places, self.device, torch.int64), values)
-
-    def refill(self, lost: Sequence[bool]) -> None:
-        """Draw the warm blocks of the lost layers anew, all but their best vector."""
-        if any(lost):
-            self.power.refill_(sent(lost, self.device, torch.bool))
 
     def state(self) -> list[dict[str, Any]]:
         """Return what is warm of each layer, on the device."""

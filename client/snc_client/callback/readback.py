@@ -22,6 +22,9 @@ class Flight(Protocol):
     def ready(self) -> bool:
         """Return whether they have arrived; never waits."""
 
+    def wait(self) -> None:
+        """Return when they have arrived."""
+
     def take(self) -> Floats:
         """Return them, float32 [N], once; only after `ready` said so."""
 
@@ -85,6 +88,10 @@ class _Flying:
     def ready(self) -> bool:
         return bool(self._slot.end.query())  # type: ignore[no-untyped-call]
 
+    def wait(self) -> None:
+        if not self.ready():
+            self._slot.end.synchronize()
+
     def take(self) -> Floats:
         values: Floats = self._slot.host[: self._size].numpy().copy()
         self._free.append(self._slot)
@@ -100,6 +107,9 @@ class _Landed:
 
     def ready(self) -> bool:
         return True
+
+    def wait(self) -> None:
+        pass
 
     def take(self) -> Floats:
         return self._values

@@ -52,6 +52,11 @@ class Row:
         """Return whether everything has arrived; never waits."""
         return all(parcel.flight.ready() for parcel in self.parcels)
 
+    def wait(self) -> None:
+        """Return when everything has arrived."""
+        for parcel in self.parcels:
+            parcel.flight.wait()
+
     def take(self, num_layers: int) -> Floats:
         """Return the values, float32 [M, L] with ABSENT marked; ``scalars`` are complete then."""
         num_metrics = len(self.metrics)

@@ -33,11 +33,10 @@ log = logging.getLogger("snc")
 
 # Vectors per layer: enough for singular values that a threshold crowds together / to watch.
 HELD_BLOCK, WATCHED_BLOCK = 16, 8
-# Beyond this a certificate needed its last resort: the block has lost the top direction.
-LOST = 1.011
 # Half of what lies between an active layer and its threshold: a fall of all thresholds by more than
 # that makes every layer count as active until it was measured again.
 FALL = 0.95
+TAKEN_AT = 3  # rows in flight, among several ranks
 VANISHING = 1e-7  # of the weight's norm: where the service's rule begins to count
 
 
@@ -80,9 +79,8 @@ class Watch:
         self._steps = None if signals.steps_of is None else OnlySteps(signals.steps_of)
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.lost_rows = 0  # measurements that found every buffer still in flight
-        self._strict = strict
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._alone = not distributed or torch.distributed.get_world_size() == 1
+        self._strict, self._closed = strict, False
+        self._alone = not several_ranks()
         self._schedule = CertifySchedule(len(layers), certify_every) if certify_every else None
         self._idle_every = idle_every
         self.cadence = Cadence(len(layers), max_overhead)
@@ -200,12 +198,17 @@ class Watch:
         return True
 
     def arrived(self) -> Iterator[tuple[Row, Latest]]:
-        """Yield the rows that have reached the host, oldest first; never waits.
+        """Yield the rows that have reached the host, oldest first.
 
         Each comes with what was measured at its step; ``latest`` goes on to hold the others too.
+        Among several ranks a row is taken when three are on their way, whenever it arrived: what
+        follows from it (which layers are measured, certified, capped) has to follow at one step on
+        all ranks, or their weights would drift apart. A device that lags by more is waited for, and
+        has two steps to go on with meanwhile; alone, nothing is waited for.
         """
-        while self._rows and self._rows[0].ready():
+        while self._rows and (self._rows[0].ready() if self._ready_is_due() else self._overdue()):
             row = self._rows.popleft()
+            row.wait()
             values = self._origins.completed(row.step, row.take(len(self.layers)), row.certified)
             fresh = Latest(
                 self.latest.names,
@@ -219,8 +222,16 @@ class Watch:
             self._learn(fresh)
             yield row, fresh
 
+    def _ready_is_due(self) -> bool:
+        free = all(reading_is_free(group.device) for group in self._groups)
+        return self._alone or self._closed or free
+
+    def _overdue(self) -> bool:
+        return len(self._rows) >= TAKEN_AT
+
     def close(self) -> None:
-        """Take off what was put on the optimizer."""
+        """Take off what was put on the optimizer; rows are taken as they arrive from now on."""
+        self._closed = True
         if self._steps is not None:
             self._steps.close()
 
@@ -376,10 +387,6 @@ class Watch:
             self.cadence.saw(latest.step, sigma, threshold, self._vanishing(latest))
             if self._strict:
                 self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
-        lost = latest.certified & (latest.row("sigma_upper") > LOST * sigma)
-        if lost.any():
-            for group in self._groups:
-                group.refill([bool(lost[i]) for i in group.indices])
         late = latest.row("residual") > LAG * sigma
         # Rows arrive when they do: ranks that heeded them at different steps would drift apart.
         if late.any() and self._alone:
@@ -429,6 +436,12 @@ class Watch:
             )
             for (device, block), indices in places.items()
         ]
+
+
+def several_ranks() -> bool:
+    """Return whether other processes hold replicas of the model, or may."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and torch.distributed.get_world_size() > 1
 
 
 def _below(measured: Measured, row: Tensor) -> Measured:

@@ -10,5 +10,6 @@ above: that is the task of `certificate`.
 """
 
 from snc_client.estimator.block_power import LAG, BlockPower, Estimates, Operator
+from snc_client.estimator.graph import warm_blocks
 
-__all__ = ["LAG", "BlockPower", "Estimates", "Operator"]
+__all__ = ["LAG", "BlockPower", "Estimates", "Operator", "warm_blocks"]

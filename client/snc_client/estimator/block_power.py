@@ -155,17 +155,19 @@ class BlockPower:
         self._hurried.update(layers)
 
     @torch.no_grad()
-    def refill_(self, failed: Tensor) -> None:
-        """Draw all vectors but the first anew, where ``failed`` ([L] bool, on the device) is True.
+    def refill_(self, failed: Tensor, which: Sequence[int] | None = None) -> None:
+        """Draw all vectors but the first anew, where ``failed`` (bool, on the device) is True.
 
+        ``failed`` has one entry for each layer, or for each of those at the indexes ``which``.
         For a layer whose certificate failed well above sigma: the block has lost the top direction
         and finds it from fresh vectors in a few steps, where the explorer alone takes more.
         """
         with full_precision(self._device):
-            for i, block in enumerate(self._blocks):
+            for k, i in enumerate(range(len(self._blocks)) if which is None else which):
+                block = self._blocks[i]
                 rows = torch.cat([block[:1], self._random_rows(i)[1:]]).unsqueeze(0)
                 fresh = (orthonormalizer(_gram(rows)) @ rows)[0]
-                self._store(i, torch.where(failed[i], fresh, block))
+                self._store(i, torch.where(failed[k], fresh, block))
 
     def state_dict(self) -> dict[str, Any]:
         """Return shapes, steps and blocks: plain containers and tensors, no code to unpickle."""

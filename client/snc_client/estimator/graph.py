@@ -1,9 +1,10 @@
 """One iteration of all layers as one launch: recorded once as a CUDA graph, replayed at each step.
 
 Launched one by one, 72 layers take some 700 launches of about 5 microseconds: more host time than
-the device needs for the products. Not yet run on a GPU, so it is for those who ask for it. What can
-be tested on a CPU is: that the recorded work is the work of `BlockPower` bit for bit, that it reads
-and writes nothing but tensors that keep their address, and when it is recorded anew.
+the device needs for the products. So a CUDA device gets it (`warm_blocks`), and the plain way where
+recording fails. **Not yet run on a GPU.** What is tested on a CPU is: that the recorded work is the
+work of `BlockPower` bit for bit, under a callback too, that it reads and writes nothing but tensors
+that keep their address, and when it is recorded anew.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Addressed(Operator, Protocol):
 
 
 def record_cuda(work: Callable[[], None], device: torch.device) -> Replay:
-    """Record ``work`` as a CUDA graph on a side stream; nothing of it runs until it is replayed.
+    """Record ``work`` as a CUDA graph on a side stream, where it runs once before.
+
+    That run loads and allocates what a library keeps per stream, which a recording must not do; the
+    recorded work runs when it is replayed.
 
     `torch.cuda.graph` would synchronise, collect garbage and empty the allocator's cache before:
     a training loop must not be held up by that. Other threads may go on allocating meanwhile.
@@ -56,6 +60,7 @@ def record_cuda(work: Callable[[], None], device: torch.device) -> Replay:
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.device(device), torch.cuda.stream(side):
+        work()
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             work()
@@ -208,3 +213,13 @@ class GraphPower(BlockPower):
 
     def _store(self, layer: int, block_BN: Tensor) -> None:
         self._blocks[layer].copy_(block_BN)
+
+
+KINDS: dict[str, Callable[..., BlockPower]] = {"cuda": GraphPower}  # by device; else BlockPower
+
+
+def warm_blocks(
+    shapes: Sequence[tuple[int, int]], *, device: torch.device, block: int = 16
+) -> BlockPower:
+    """Return the warm state of the layers of one device, of the kind that is fastest there."""
+    return KINDS.get(device.type, BlockPower)(shapes, device=device, block=block)
