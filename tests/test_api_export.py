@@ -228,3 +228,11 @@ def test_absent_has_no_row_whatever_else_is_there(api):
     assert api.send(batch_of(LAYERS, 0, (0, 1), sigma=values)).status_code == 200
     got = from_parquet(api.get(f"{RUN}/export", params={"format": "parquet"}).content)
     assert got == {(0, "sigma", "a", 1): 0x3F800000}
+
+
+def test_both_forms_are_in_the_schema(api):
+    operation = api.get("/openapi.json").json()["paths"]["/api/v1/runs/{run}/export"]["get"]
+    described = set(operation["responses"]["200"]["content"])
+    for form in ("csv", "parquet"):
+        told = api.get(f"{RUN}/export", params={"format": form})
+        assert told.headers["Content-Type"].partition(";")[0] in described
