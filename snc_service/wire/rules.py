@@ -58,11 +58,11 @@ SHIPPED: Final[Mapping[str, RuleSetting]] = MappingProxyType(
         "sigma_jump": RuleSetting(limit=0.10, armed=10, severity="critical"),
         "sigma_growth": RuleSetting(limit=0.75, for_rows=2, armed=20),
         "sigma_vs_init": RuleSetting(limit=1.7, for_rows=3, armed=20),
-        "coherent_growth": RuleSetting(limit=0.3, for_rows=3, armed=20),
+        "coherent_growth": RuleSetting(limit=0.3, for_rows=3, armed=100),
         "grad_spike": RuleSetting(limit=8.0, armed=20),
         "grad_vanish": RuleSetting(limit=2.3, for_rows=3, armed=20),
         "loss_divergence": RuleSetting(limit=3.0, for_rows=3, armed=20, severity="critical"),
-        "loss_trend": RuleSetting(limit=0.45, for_rows=3, armed=20),
+        "loss_trend": RuleSetting(limit=0.4, for_rows=3, armed=20),
     }
 )
 _KEYS: Final = tuple(each.name for each in fields(RuleSetting))
