@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -124,7 +125,19 @@ def test_a_step_with_nan_gradients_is_undone_bit_for_bit_with_the_optimizers_sta
     assert training.vetoes == 1
 
 
-def test_only_the_first_rejection_in_a_row_restores_the_state():
+def test_five_rejections_in_a_row_of_steps_far_beyond_the_limits_restore_the_state():
+    training = Training(optimizer="SGD")
+    training.run(20)
+    state = training.state()
+    training.run(5, spoil=huge_gradients)
+    assert same(training.state(), state)
+    training.step(spoil=huge_gradients)
+    assert training.vetoes == 6
+    assert not same(training.state(), state)
+
+
+def test_of_steps_just_beyond_the_limits_only_the_first_in_a_row_restores_the_state(monkeypatch):
+    monkeypatch.setattr(guard_module, "FAR", math.inf)
     training = Training(optimizer="SGD")
     training.run(20)
     state = training.state()
@@ -135,10 +148,24 @@ def test_only_the_first_rejection_in_a_row_restores_the_state():
     assert not same(training.state(), state)
 
 
-def test_a_state_that_is_not_finite_is_cleared_when_it_comes_again():
+def test_three_broken_batches_leave_nothing_in_the_optimizers_momentum():
+    broken, healthy = Training(optimizer="SGD"), Training(None, optimizer="SGD")
+    for training in (broken, healthy):
+        training.run(30)
+    broken.run(3, spoil=huge_gradients)
+    for _ in range(3):
+        healthy.batch()  # the data goes on, the training does not
+    assert broken.run(20) == healthy.run(20)
+    assert broken.vetoes == 3
+
+
+def test_a_state_that_is_not_finite_is_cleared_when_it_comes_again_and_again():
     training = Training(optimizer="SGD")
     training.run(20)
-    training.run(2, spoil=nan_gradients)
+    state = training.state()
+    training.run(5, spoil=nan_gradients)
+    assert same(training.state(), state)
+    training.step(spoil=nan_gradients)
     assert all(bool((value == 0).all()) for value in training.state())
 
 

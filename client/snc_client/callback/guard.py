@@ -27,6 +27,9 @@ ARMED = 10  # steps that are accepted unseen: the first ones leap
 JUMP, RATIO = 0.10, 0.15  # of log sigma; of the update over the weight. Healthy: .041 and .051
 # A layer held at its threshold is rescaled at each step: what it moves between is no fault.
 HELD_FACTOR, HELD_FROM = 5.0, 0.9
+# A broken batch makes a few steps that go far beyond the limits: the state is worth keeping then. A
+# rate that is merely too high repeats the same step with the same state.
+FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
 SMALLEST_SIGMA, BORN_AT_ZERO, FLOOR = 1e-3, 0.02, 0.5
 SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
 MOST_ROLLBACKS, CALM = 3, 50
@@ -69,7 +72,7 @@ class Verdict(NamedTuple):
 
     rejected: Tensor
     back: Tensor  # rejected, and to the older copy
-    first: Tensor  # rejected, the first in a row
+    restored: Tensor  # rejected, and the optimizer's state goes back too
     cleared: Tensor  # the optimizer's state is of no use
 
 
@@ -118,9 +121,10 @@ class Guard:
     all parameters and the floating-point buffers of the state dict become those of the last
     accepted step, from the guard's own copy, so damage done between two steps is undone too.
 
-    The optimizer's state, where there is an optimizer, is put back for the first rejection in a row
-    only: the same state would repeat the same step. Later ones keep it, or clear it if a weight was
-    not finite. Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go
+    The optimizer's state, where there is an optimizer, is put back for the first rejection in a
+    row, and up to the fifth while steps go three times as far as is allowed, or are not finite.
+    After that the same state would repeat the same step: it is kept, or cleared if a weight was not
+    finite. Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go
     on: the host does not know that a step was undone.
 
     After ``max_rejections`` in a row the weights roll back to a copy 25 to 50 accepted steps old
@@ -217,7 +221,7 @@ class Guard:
         judged = look.known and self._steps >= ARMED
         finite = look.largest.isfinite()
         bad = (~finite | (strain > 1).any()) if judged else torch.zeros_like(finite)
-        verdict = self._verdict(bad, finite)
+        verdict = self._verdict(bad, finite, ~finite | (strain > FAR).any())
         self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
         self._steps += 1
         said: dict[str, Any] = dict(zip(TALLY, self._tally.float().unbind(), strict=True))
@@ -305,7 +309,7 @@ class Guard:
         assert self._floor is not None
         return (sigma + self._floor.sigma).clamp(min=1e-6).log()
 
-    def _verdict(self, bad: Tensor, finite: Tensor) -> Verdict:
+    def _verdict(self, bad: Tensor, finite: Tensor, far: Tensor) -> Verdict:
         """Count the step, and say what happens to it; nothing is read on the host."""
         vetoes, in_row, rollbacks, chain, calm = self._tally.unbind()
         most = self._settings.max_rejections
@@ -314,7 +318,7 @@ class Guard:
             rejected = bad & ((in_row < most) | ~finite)
         else:
             back = bad & (in_row + 1 >= most)
-        first = rejected & (in_row == 0)
+        restored = rejected & ((in_row == 0) | (far & (in_row < RESTORED)))
         zero = torch.zeros_like(in_row)
         counts = [
             vetoes + rejected,
@@ -324,7 +328,7 @@ class Guard:
             torch.where(back, zero, calm + ~rejected),
         ]
         self._tally = torch.stack([count.to(torch.int32) for count in counts])
-        return Verdict(rejected, back, first, rejected & ~finite & ~first & ~back)
+        return Verdict(rejected, back, restored, rejected & ~finite & ~restored & ~back)
 
     def _carry_out(self, verdict: Verdict, sigma: Tensor) -> None:
         """Undo or keep the step in weights, buffers and optimizer state; copy what is there."""
@@ -359,7 +363,7 @@ class Guard:
             self._accepted = self._snapshots.restore(verdict.back, values, self._accepted)
         torch._foreach_copy_(self._kept, list(values))
         if self._state is not None:
-            restored = verdict.first | verdict.back
+            restored = verdict.restored | verdict.back
             self._state.settle(verdict.rejected, restored, verdict.cleared)
 
     def _may_roll_back(self) -> bool:
