@@ -150,7 +150,8 @@ class Watch:
     def register(self, step: int) -> None:
         """Measure every layer before the training moves it: its first sigma is its reference."""
         self._signals.register([layer for group in self._groups for layer in group.layers])
-        values = [self._measured(x, x.indices, x.register()) for x in self._groups]
+        values = [self._registered(group) for group in self._groups]
+        self._note()
         if self._guard is not None:
             values = [_below(x, torch.full_like(x.rows[0], NOT_MEASURED)) for x in values]
         self._ship(step, values, {})
@@ -176,8 +177,7 @@ class Watch:
         except (LookupError, RuntimeError):
             self._regroup(self._warm())
             values = self._step(step, due, certify)
-        if self._steps is not None:
-            self._steps.note(x.parameter() for group in self._groups for x in group.layers)
+        self._note()
         told: dict[str, Any] = {}
         if self._guard is not None:
             values, told = self._guarded(self._guard, values)
@@ -321,6 +321,15 @@ class Watch:
                 found = [group.indices[k] for k in proven]
                 values.append(self._measured(group, indices, rows, found))
         return values
+
+    def _registered(self, group: Group) -> Measured:
+        rows, certified = group.register(certify=self._schedule is not None)
+        found = [group.indices[k] for k in certified]
+        return self._measured(group, group.indices, rows, found)
+
+    def _note(self) -> None:
+        if self._steps is not None:
+            self._steps.note(x.parameter() for group in self._groups for x in group.layers)
 
     def _drift(self, layers: Sequence[Layer], measured: Sequence[int]) -> dict[int, Tensor]:
         if self._steps is None:
