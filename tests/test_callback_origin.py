@@ -140,7 +140,9 @@ def test_a_step_whose_terms_may_cancel_carries_nothing(settings):
 def test_an_optimizer_of_unknown_steps_leaves_the_last_certificate_with_its_age():
     model = small_model()
     witness = watched(model, Muon(model.parameters()), 40)
-    assert set(witness.seen) == {"certified", "aged", "None"}
+    assert set(witness.seen) == {"certified", "aged"}, (
+        "the first look certifies, so none is without"
+    )
     assert witness.seen["aged"] > 40
 
 
@@ -259,8 +261,16 @@ def test_the_ages_are_those_of_the_certificate_and_of_the_last_bound():
             callback.step()
             reading = callback.latest["0.weight"]
             ages.append((reading["certified_age"], reading["bound_age"]))
-    known = [pair for pair in ages if pair != (None, None)]
-    assert known[:5] == [(0, 0), (1, 1), (2, 2), (3, 3), (0, 0)]
+    # The untouched weights, then each of two layers once in four measurements.
+    assert ages[:7] == [(0, 0), (1, 1), (0, 0), (1, 1), (2, 2), (3, 3), (0, 0)]
+
+
+def test_without_certificates_there_is_no_bound_to_speak_of():
+    model = small_model()
+    with SNCallback(model, certify_every=None) as callback:
+        for _ in range(4):
+            callback.step()
+    assert {x["sigma_upper_from"] for x in callback.latest.values()} == {None}
 
 
 def row(sigma: float, upper: float) -> np.ndarray:

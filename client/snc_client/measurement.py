@@ -61,8 +61,8 @@ def measure(
     are seen as out x rest.
 
     ``conv="operator"`` measures a model's convolutions as the maps they are, on inputs of the sizes
-    ``grids`` (`snc_client.layers.find_layers`); their bound lies 1 to 9 % above sigma, more where
-    padding reflects or repeats, and NaN where it would take too long.
+    ``grids`` (`snc_client.layers.find_layers`); their bound lies some per cent above sigma, more
+    where padding reflects or repeats (`snc_client.torus`), and is NaN where it would take too long.
 
     Waits for the device; costs some tens of reads of each weight and one Gram matrix with a
     Cholesky factorisation in float64. Nothing is changed, the global random state included. Raises
@@ -146,9 +146,9 @@ def bound(operator: Operator, sigma: Tensor) -> Tensor:
 def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
     """Return a certified bound of a convolution as the map it is, 0-d float32.
 
-    From its matrices on a torus (`snc_client.torus`), so it is 1 to 9 % above the norm with zeros
-    for padding, and too loose to divide by: that is why `bound` has none. NaN where it would take
-    more than a second.
+    From its matrices on a torus (`snc_client.torus`), so it is some per cent above the norm with
+    zeros for padding, and too loose to divide by: that is why `bound` has none. NaN where it would
+    take more than a second.
     """
     convolution = operator.convolution if isinstance(operator, Adjoint) else operator
     torus = on_torus(convolution)

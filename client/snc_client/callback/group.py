@@ -15,7 +15,7 @@ from snc_client.callback.thresholds import Thresholds, sent
 from snc_client.constraint import CLIPS, rescale_
 from snc_client.estimator import LAG, warm_blocks
 from snc_client.layers import Layer
-from snc_client.measurement import bound
+from snc_client.measurement import bound, certifiable
 from snc_client.operators import Gain, Operator, Rows
 from snc_client.policy import LayerPolicy
 
@@ -82,14 +82,22 @@ class Group:
         self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
 
-    def register(self) -> Tensor:
-        """Return a first measurement, [M, L]: sigma and residual; it acts on nothing."""
-        operators = [layer.operator() for layer in self.layers]
+    def register(self, *, certify: bool = True) -> Stepped:
+        """Return a first measurement: sigma, residual and a bound; it acts on nothing.
+
+        Certified at once, so that no layer waits for its turn to have a bound to start from.
+        """
+        operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
         for _ in range(REGISTER_CALLS):
-            estimates = self.power.step_(operators)
+            estimates = self.power.step_(list(operators.values()))
         self.thresholds.register(estimates.sigma)
         nan, inf = (torch.full_like(estimates.sigma, x) for x in (math.nan, math.inf))
-        return torch.stack([estimates.sigma, inf, nan, estimates.residual, nan])
+        upper = nan.clone()
+        proven = [i for i, x in operators.items() if certify and certifiable(x)]
+        self._certify(operators, proven, estimates.sigma, upper)
+        if self._stepped is not None:
+            self._stepped.acted(upper, torch.ones_like(upper))
+        return Stepped(torch.stack([estimates.sigma, inf, nan, estimates.residual, upper]), proven)
 
     def step(
         self,
