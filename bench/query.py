@@ -267,7 +267,10 @@ def one_engine(engine: str, sizes: list[float], folder: Path) -> float:
             for run, steps in LONG.items():
                 stored += fill(store, run, 16, steps, 1_000, 1)
         for number, size in enumerate(sizes):
-            run, steps = f"r{size:.0e}".replace("+", ""), round(size / LAYERS / len(METRICS))
+            run, steps = (
+                f"r{size:.0e}".replace("+", ""),
+                max(100, round(size / LAYERS / len(METRICS))),
+            )
             with closing(open_store(store_url)) as store:
                 stored += fill(store, run, LAYERS, steps, 100, len(METRICS))
                 per_value = store.size_bytes() / stored
@@ -278,7 +281,7 @@ def one_engine(engine: str, sizes: list[float], folder: Path) -> float:
                     asked += long_questions()
                 with serving(store_url, folder / "log") as (url, pid):
                     measured(url, store, asked)
-                    exported(url, run, size)
+                    exported(url, run, steps * LAYERS * len(METRICS))
                     now, most = memory_mb(pid)
             met = "met" if most <= MEMORY_TARGET_MB else "missed"
             print(f"  service: {now:.0f} MB resident, {most:.0f} MB at most"
