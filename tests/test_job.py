@@ -34,7 +34,8 @@ HEAD = """
         optimizer.step()
         callback.step(loss=loss.detach())
     def rows(root):
-        return sum(log.read_bytes().count(b'"callback_seconds"') for log in Path(root).glob("*/*.log"))
+        logs = Path(root).glob("*/*.log")
+        return sum(log.read_bytes().count(b'"callback_seconds"') for log in logs)
 """
 
 
