@@ -41,18 +41,20 @@ class Planned:
     muted: Mask
 
     def settled(self, trained: Counts, memory: Memory) -> Counts:
-        """Return how many training rows [S] came since the past last began anew."""
-        begun = np.where(self.anew, trained, memory.begun)
-        begun = np.maximum.accumulate(begun)
+        """Return how many training rows [S] came since the past last began anew; -1: muted."""
+        if not self.anew.any() and not self.muted.any():
+            return trained - memory.begun
+        begun = np.maximum.accumulate(np.where(self.anew, trained, memory.begun))
         memory.begun = int(begun[-1])
-        settled: Counts = trained - begun
-        return settled
+        return np.where(self.muted, -1, trained - begun)
 
 
 def planned(rows: Rows, memory: Memory) -> Planned:
     """Return what the annotations that rows carry mean for them; each begins anew once."""
+    anew, muted = np.zeros((2, len(rows.batch.steps)), np.bool_)
+    if not rows.annotations:
+        return Planned(anew, muted)
     steps = np.array(rows.batch.steps)
-    anew, muted = np.zeros((2, len(steps)), np.bool_)
     for each in rows.annotations:
         muted |= (steps >= each.step) & (steps < each.step + each.quiet_steps)
         row = int(np.searchsorted(steps, each.step))

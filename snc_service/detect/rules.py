@@ -23,7 +23,7 @@ from snc_service.detect.findings import Finding, Look, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned
 from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
-from snc_service.detect.signals import Mask, Signals
+from snc_service.detect.signals import Signals
 from snc_service.detect.trends import follow
 from snc_service.store.protocol import Event, Rows
 from snc_service.wire import RuleSetting, RuleSettings
@@ -92,7 +92,7 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
     scores = course.scores(signals, memory, trends.judged, plan.anew)
-    settled = plan.settled(trends.trained, memory)
+    settled = plan.settled(trends.trained, memory)  # -1: no rule that compares may speak
     seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
@@ -104,10 +104,8 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
         finding = look(seen) if setting.on else None
         if finding is not None:
             findings[name] = finding
-            relative = name in RELATIVE
-            ready = (settled if relative else trends.trained) >= _armed(setting, usual)
-            ready &= ~(plan.muted & relative)
-            fired = _fired(setting, finding, memory.of_rule(name), ready, usual)
+            past = settled if name in RELATIVE else trends.trained
+            fired = _fired(setting, finding, memory.of_rule(name), past, usual)
             found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
             if fired.rows:
                 firing[name] = tuple(steps[row] for row in fired.rows)
@@ -120,24 +118,18 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
 
 
 def _fired(
-    setting: RuleSetting, finding: Finding, firing: Firing, ready: Mask, usual: Counts
+    setting: RuleSetting, finding: Finding, firing: Firing, past: Counts, usual: Counts
 ) -> Fired:
     """Return the rows in which a rule fires, and those at which an event of it starts."""
     above = finding.values > setting.limit
     if not above.any():
         firing.pass_over(int(np.count_nonzero(finding.judged)))
         return Fired()
-    above &= ready
+    above &= past >= np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
     hold = -(-setting.for_rows // usual)
     rest = np.minimum(REST_ROWS, np.maximum(5, REST_ROWS // usual))
     rows = np.flatnonzero(finding.judged)
     return firing.advance(above[rows], hold[rows], rest[rows]).at(rows)
-
-
-def _armed(setting: RuleSetting, usual: Counts) -> Counts:
-    """Return how many training rows [S] a rule must have seen to speak, few where they are rare."""
-    armed: Counts = np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
-    return armed
 
 
 def _event(name: str, setting: RuleSetting, finding: Finding, step: int, row: int) -> Event:
