@@ -91,7 +91,8 @@ def test_the_service_gets_the_columns_that_the_run_began_with(monkeypatch):
     model = small_model()
     callback = SNCallback(model, url="http://127.0.0.1:9")
     sent = []
-    monkeypatch.setattr(callback._sender, "put", lambda step, values, *_: sent.append(values.shape))
+    sender = callback._connection._sender
+    monkeypatch.setattr(sender, "put", lambda step, values, *_: sent.append(values.shape))
     model.append(nn.Linear(6, 8))
     callback.rescan()
     steps(callback)

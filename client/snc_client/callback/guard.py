@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.guard_look import Floor, Look
+from snc_client.callback.guard_settings import CALM, MOST_ROLLBACKS, GuardSettings, GuardStopped
 from snc_client.callback.kept import KeptState, Snapshots, Versions
 from snc_client.callback.masters import KEYS
 from snc_client.callback.reading import NOT_MEASURED, Latest
@@ -30,41 +31,8 @@ HELD_FACTOR, HELD_FROM = 5.0, 0.9
 # A broken batch makes a few steps that go far beyond the limits: the state is worth keeping then. A
 # rate that is merely too high repeats the same step with the same state.
 FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
-SMALLEST_SIGMA, BORN_AT_ZERO, FLOOR = 1e-3, 0.02, 0.5
 SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
-MOST_ROLLBACKS, CALM = 3, 50
 CHUNK = 2**24  # numbers compared at a time: bounds the temporaries
-
-
-class GuardStopped(RuntimeError):
-    """Raised in the training loop when rolling back does not help: the third one without rest."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(
-            f"the guard must find {CALM} good steps between two roll-backs, got {MOST_ROLLBACKS} "
-            f"roll-backs without them by step {step}: the fault lies in what every step does, such "
-            "as the learning rate, the data or the loss"
-        )
-        self.step = step
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """``max_rejections`` steps in a row may be undone; then ``at_limit`` says what happens.
-
-    ``"roll back"``: to weights 25 to 50 steps old. ``"accept"``: the step stays, unless a weight is
-    not finite; it needs no older copies, and loses what the guard is for where a fault lasts.
-    """
-
-    max_rejections: int = 20
-    at_limit: Literal["roll back", "accept"] = "roll back"
-
-    def __post_init__(self) -> None:
-        most = self.max_rejections
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-            raise ValueError(f"max_rejections must be an integer of at least 1, got {most!r}")
-        if self.at_limit not in ("roll back", "accept"):
-            raise ValueError(f"at_limit must be 'roll back' or 'accept', got {self.at_limit!r}")
 
 
 class Verdict(NamedTuple):
@@ -74,41 +42,6 @@ class Verdict(NamedTuple):
     back: Tensor  # rejected, and to the older copy
     restored: Tensor  # rejected, and the optimizer's state goes back too
     cleared: Tensor  # the optimizer's state is of no use
-
-
-@dataclass
-class Look:
-    """A step seen before the action; norms by layer, 0-d."""
-
-    known: bool  # there is something to compare it with
-    updates: dict[str, Tensor]
-    frobenius: dict[str, Tensor]
-    largest: Tensor  # norm of a parameter's change; NaN if one is
-
-
-class Floor(NamedTuple):
-    """What is added to sigma and Frobenius norm of layers born at zero, [L]; 0 for the others."""
-
-    sigma: Tensor
-    frobenius: Tensor
-
-    @classmethod
-    def of(cls, reference: Tensor, frobenius: Tensor) -> Floor:
-        """Derive it from the registered sigmas (NaN: none) and the first Frobenius norms."""
-        sigma = reference.clamp(min=SMALLEST_SIGMA)
-        middle = median(sigma)
-        born = (sigma < BORN_AT_ZERO * middle).float()
-        stored = torch.where(frobenius > 0, frobenius, torch.nan)
-        size = torch.nan_to_num(median(stored))
-        return cls(FLOOR * torch.nan_to_num(middle) * born, FLOOR * size * born)
-
-
-def median(values: Tensor) -> Tensor:
-    """Return the median of the values that are not NaN, 0-d; torch's own waits for the device."""
-    ordered = values.sort().values  # NaN last
-    count = (~values.isnan()).sum()
-    places = torch.stack([(count - 1) // 2, count // 2]).clamp(min=0, max=len(values) - 1)
-    return ordered.gather(0, places).mean()
 
 
 class Guard:

@@ -14,9 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snc_client.callback.cadence import LONGEST
-from snc_client.callback.commands import Commands, OnCommand
-from snc_client.callback.guard import Guard, GuardSettings, GuardStopped, furthest
+from snc_client.callback.arguments import check_cost, check_counts, check_together
+from snc_client.callback.commands import OnCommand
+from snc_client.callback.connection import Connection
+from snc_client.callback.guard import Guard, furthest
+from snc_client.callback.guard_settings import GuardSettings, GuardStopped
+from snc_client.callback.learning_rate import learning_rate
 from snc_client.callback.masters import Masters
 from snc_client.callback.overhead import Overhead
 from snc_client.callback.reading import Latest, ThresholdBreached
@@ -26,8 +29,7 @@ from snc_client.callback.warmup import Schedule, ThresholdFactor
 from snc_client.callback.watch import Watch
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
-from snc_client.sender import Sender
-from snc_service.wire import Command, LayerSpec, LayerTable, Policy
+from snc_service.wire import Command, Policy
 
 log = logging.getLogger("snc")
 
@@ -130,17 +132,9 @@ class SNCallback:
         max_overhead: float | None = None,
         signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
-        if guard and masters:
-            raise ValueError("masters must be None with guard, got some: it judges the model's own")
-        _check(every=every, certify_every=certify_every, idle_every=idle_every)
-        _check_cost(every, idle_every, max_overhead, guard)
-        if not isinstance(optimizer, torch.optim.Optimizer | None):
-            raise ValueError(
-                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
-                "it out and call step() after its step"
-            )
-        if max_overhead is not None and ranks()[1] > 1:
-            raise ValueError("max_overhead must be None in a job of several ranks: clocks differ")
+        check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
+        check_together(optimizer, masters, guard)
+        check_cost(every, idle_every, max_overhead, guard)
         self._model = model
         self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
         self.layers: Coverage = self._find(model)
@@ -148,7 +142,6 @@ class SNCallback:
         self._policy = chosen = make_policy(threshold, action, policy)
         resolved = resolve(chosen, self.layers.layers)
         resolved.require_matched()
-        self._commands = Commands(on_command)
         self.attempt = 0
         self.errors = 0
         self._step = 0
@@ -156,7 +149,6 @@ class SNCallback:
         self._factor = ThresholdFactor(schedule)
         self._strict = strict
         self._closed = False
-        self._rank, self._num_ranks = ranks()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars that came before their measurement
         self._guard: Guard | None = None
@@ -181,14 +173,16 @@ class SNCallback:
                 f"strict must be False where a layer to be held has no certificate, got True with "
                 f"{', '.join(names)}: give these the action observe"
             )
-        self._num_reported = len(self.layers.layers)  # the columns of a row that the service takes
         self._known_missing = self._watch.missing
         self._watch.register(step=0)
-        self._sender = self._connected(
-            url or os.environ.get("SNC_URL"),
-            token=token or os.environ.get("SNC_TOKEN"),
-            run=run or os.environ.get("SNC_RUN"),
-            project=project or os.environ.get("SNC_PROJECT"),
+        self._connection = Connection(
+            url,
+            token=token,
+            run=run,
+            project=project,
+            layers=self.layers.layers,
+            metrics=self._watch.metrics,
+            on_command=on_command,
             name=name,
             config=config,
             spool=spool,
@@ -196,7 +190,7 @@ class SNCallback:
         )
         self._optimizer = optimizer
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(self._hooked)
-        log.info("snc: %s; %s", self.layers.summary, self._destination())
+        log.info("snc: %s; %s", self.layers.summary, self._connection.destination)
 
     def step(self, loss: float | Tensor | None = None, lr: Any = None, **scalars: Any) -> None:
         """Count an optimizer step; measure, act and report when it is due.
@@ -215,7 +209,7 @@ class SNCallback:
             elif not self._watch.report(self._step, given):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
         if self._hook is None:
-            self._commands.obey(self._sender)
+            self._connection.obey()
 
     def take_commands(self) -> list[Command]:
         """Return the commands that wait, oldest first; ``on_command`` is not called for them.
@@ -223,7 +217,7 @@ class SNCallback:
         What a pause may do: ``while "resume" not in [c.action for c in callback.take_commands()]:
         sleep(1)``.
         """
-        return self._commands.take(self._sender)
+        return self._connection.take_commands()
 
     @property
     def latest(self) -> Latest:
@@ -233,7 +227,7 @@ class SNCallback:
     @property
     def run(self) -> str | None:
         """Return the run's id on the service, None without a service."""
-        return self._sender.run if self._sender else None
+        return self._connection.run
 
     @property
     def overhead(self) -> float:
@@ -246,13 +240,12 @@ class SNCallback:
     @property
     def sent_values(self) -> int:
         """Return how many values the service has acknowledged."""
-        return self._sender.sent_values if self._sender else 0
+        return self._connection.sent_values
 
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost on the way, for want of memory or of a service."""
-        lost = self._watch.lost_rows * len(self._watch.metrics) * self._num_reported
-        return lost + (self._sender.dropped_values if self._sender else 0)
+        return self._connection.dropped_values(self._watch.lost_rows, len(self._watch.metrics))
 
     def rescan(self) -> Coverage:
         """Look which layers the model has now; return ``layers``, and say what has changed.
@@ -334,7 +327,7 @@ class SNCallback:
         early, self._early = self._early, {}
         with self._outer_edge():
             self._advance({"lr": learning_rate(optimizer), **early})
-        self._commands.obey(self._sender)
+        self._connection.obey()
 
     def _advance(self, scalars: dict[str, Any]) -> None:
         self._overhead.enter()
@@ -378,10 +371,8 @@ class SNCallback:
             if "step_seconds" in row.scalars:
                 passed = row.scalars["step_seconds"] * row.num_steps
                 self._watch.cadence.paid(seconds, passed)
-            if self._sender is not None:
-                scalars = self._signals.wanted(row.scalars)
-                reported = latest.columns[:, : self._num_reported]
-                self._sender.put(row.step, reported, scalars, row.time)
+            scalars = self._signals.wanted(row.scalars)
+            self._connection.put(row.step, latest.columns, scalars, row.time)
             breach = breach or row.breach(latest)
         return breach
 
@@ -399,14 +390,10 @@ class SNCallback:
             log.warning("snc: the model is not followed any more: %s", error)
 
     def _take_policy(self) -> None:
-        taken = self._sender.take_policy() if self._sender else None
+        taken = self._connection.take_policy()
         if taken is None:
             return
         version, policy = taken
-        if self._num_ranks > 1:
-            # The others have no sender: one rank alone would scale its replica away from theirs.
-            log.warning("snc: policy version %d is not applied: the job has several ranks", version)
-            return
         self._policy = policy
         resolved = resolve(policy, self._watch.layers)
         self._watch.set_policy(resolved.layers, step=self._step - 1)
@@ -441,66 +428,10 @@ class SNCallback:
             while self._watch.pending and time.monotonic() < deadline - timeout / 2:
                 time.sleep(1e-3)
                 self._collect()
-        if self._sender is not None:
-            self._sender.close(max(deadline - time.monotonic(), 0.0), state)
+        self._connection.close(max(deadline - time.monotonic(), 0.0), state)
         if self.errors:
             log.warning("snc: %d steps were not measured", self.errors)
-
-    def _connected(self, url: str | None, **keywords: Any) -> Sender | None:
-        if not url or self._rank != 0:
-            return None
-        specs = tuple(LayerSpec(x.name, x.kind, x.shape) for x in self.layers.layers)
-        return Sender(url, table=LayerTable(specs), metrics=self._watch.metrics, **keywords)
-
-    def _destination(self) -> str:
-        if self._rank != 0:
-            return f"nothing is sent: rank 0 reports, this is rank {self._rank}"
-        if self._sender is None:
-            return "nothing is sent: no url was given"
-        return f"sent as run {self._sender.run}"
-
-
-def ranks() -> tuple[int, int]:
-    """Return this process's rank and the number of ranks; (0, 1) where nothing is distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _without_graph(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:
-    """Return the largest learning rate of the groups; a tensor, not read, where one is a tensor."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    tensors = [rate for rate in rates if isinstance(rate, Tensor)]
-    if not tensors:
-        return float(max(rates))
-    on = tensors[0].device
-    same = [r if isinstance(r, Tensor) else torch.full((), r, device=on) for r in rates]
-    return torch.stack([rate.detach().reshape(()).float() for rate in same]).amax()
-
-
-def _check(**counts: int | None) -> None:
-    for what, value in counts.items():
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
-
-
-def _check_cost(
-    every: int, idle_every: int | None, max_overhead: float | None, guard: object
-) -> None:
-    if not isinstance(guard, bool | GuardSettings):
-        raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
-    if idle_every is not None and idle_every > LONGEST:
-        raise ValueError(f"idle_every must be at most {LONGEST}, got {idle_every}: use every")
-    if guard and (every != 1 or max_overhead is not None or idle_every not in (None, 1)):
-        raise ValueError(
-            f"every and idle_every must be 1 and max_overhead None with guard, got {every}, "
-            f"{idle_every} and {max_overhead}: it judges every step by every layer"
-        )
-    if max_overhead is not None and not 0 < max_overhead < 1:
-        raise ValueError(f"max_overhead must be a share of step time in (0, 1), got {max_overhead}")

@@ -17,6 +17,7 @@ from snc_client.callback.group import Group, reading_is_free
 from snc_client.callback.guard import Guard
 from snc_client.callback.masters import Masters
 from snc_client.callback.origin import Origins
+from snc_client.callback.ranks import several_ranks
 from snc_client.callback.readback import Readback
 from snc_client.callback.reading import METRICS, NOT_MEASURED, ORIGIN_METRICS, Latest
 from snc_client.callback.row import Row, Scalars, parcel
@@ -445,12 +446,6 @@ class Watch:
             )
             for (device, block), indices in places.items()
         ]
-
-
-def several_ranks() -> bool:
-    """Return whether other processes hold replicas of the model, or may."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed and torch.distributed.get_world_size() > 1
 
 
 def _below(measured: Measured, row: Tensor) -> Measured:

@@ -1,0 +1,48 @@
+"""What `SNCallback` is given, checked before anything is built."""
+
+from __future__ import annotations
+
+import torch
+
+from snc_client.callback.cadence import LONGEST
+from snc_client.callback.guard_settings import GuardSettings
+from snc_client.callback.ranks import several_ranks
+
+
+def check_together(optimizer: object, masters: object, guard: object) -> None:
+    """Raise ValueError for what is no optimizer and no guard, and for masters with a guard."""
+    if not isinstance(guard, bool | GuardSettings):
+        raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
+    if guard and masters:
+        raise ValueError("masters must be None with guard, got some: it judges the model's own")
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise ValueError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
+            "it out and call step() after its step"
+        )
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise ValueError for a number of steps that is none."""
+    for what, value in counts.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
+
+
+def check_cost(
+    every: int, idle_every: int | None, max_overhead: float | None, guard: object
+) -> None:
+    """Raise ValueError where one setting asks for less than another needs."""
+    if idle_every is not None and idle_every > LONGEST:
+        raise ValueError(f"idle_every must be at most {LONGEST}, got {idle_every}: use every")
+    if guard and (every != 1 or max_overhead is not None or idle_every not in (None, 1)):
+        raise ValueError(
+            f"every and idle_every must be 1 and max_overhead None with guard, got {every}, "
+            f"{idle_every} and {max_overhead}: it judges every step by every layer"
+        )
+    if max_overhead is not None and not 0 < max_overhead < 1:
+        raise ValueError(f"max_overhead must be a share of step time in (0, 1), got {max_overhead}")
+    if max_overhead is not None and several_ranks():
+        raise ValueError("max_overhead must be None in a job of several ranks: clocks differ")

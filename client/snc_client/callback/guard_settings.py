@@ -1,0 +1,39 @@
+"""What a job sets of the guard, and what the guard raises when it cannot help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MOST_ROLLBACKS, CALM = 3, 50
+
+
+class GuardStopped(RuntimeError):
+    """Raised in the training loop when rolling back does not help: the third one without rest."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the guard must find {CALM} good steps between two roll-backs, got {MOST_ROLLBACKS} "
+            f"roll-backs without them by step {step}: the fault lies in what every step does, such "
+            "as the learning rate, the data or the loss"
+        )
+        self.step = step
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """``max_rejections`` steps in a row may be undone; then ``at_limit`` says what happens.
+
+    ``"roll back"``: to weights 25 to 50 steps old. ``"accept"``: the step stays, unless a weight is
+    not finite; it needs no older copies, and loses what the guard is for where a fault lasts.
+    """
+
+    max_rejections: int = 20
+    at_limit: Literal["roll back", "accept"] = "roll back"
+
+    def __post_init__(self) -> None:
+        most = self.max_rejections
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ValueError(f"max_rejections must be an integer of at least 1, got {most!r}")
+        if self.at_limit not in ("roll back", "accept"):
+            raise ValueError(f"at_limit must be 'roll back' or 'accept', got {self.at_limit!r}")
