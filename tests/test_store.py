@@ -144,6 +144,14 @@ def test_a_run_goes_silent_once_and_wakes_with_the_next_batch(store):
     assert store.run("r1").updated_at == NOW + 70
 
 
+def test_a_run_heard_of_in_the_future_is_silent_too_and_a_little_ahead_is_not(store):
+    new_run(store, "ahead", now=NOW + 86_400)
+    new_run(store, "another service's clock", now=NOW + 8)
+    (event,) = store.mark_silent(NOW - 10, NOW)
+    assert (event.run, event.event.value) == ("ahead", 10.0)
+    assert store.mark_silent(NOW - 10, NOW) == []
+
+
 def test_late_batches_of_a_finished_run_are_kept_and_leave_it_finished(store):
     new_run(store)
     store.put_layer_table("r1", LAYERS)
