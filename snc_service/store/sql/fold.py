@@ -109,6 +109,8 @@ class Job:
                 return 0
             if self._epoch is None:
                 self._heads = pieces.heads_of(connection, book, chunk)
+                if not self._heads:  # folded by another process since it was found due
+                    return 0
                 self._left.extend(pieces.cut_up(connection, chunk, self._heads))
             some = self._slice()
             changes = Changes()
