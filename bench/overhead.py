@@ -7,8 +7,11 @@ step of each, in a shuffled order, so that a busy machine slows all of them alik
 whole process on one thread. "over bare" is the median over rounds of (variant - bare) in the same
 round, as % of the bare median; its quartiles show the noise, and so does a second bare variant.
 "sigma alone" reports no norms of weights and gradients, as torch's parametrization reports none.
-"after the step" is the part that runs behind optimizer.step(), by itself. `max_overhead` is judged
-afterwards, in a loop of its own: it goes by the time between its steps, which here are others'.
+"after the step" is the part that runs behind optimizer.step(), by itself and as % of the bare step:
+steadier than the difference of two whole steps, so the targets are compared with it. What torch's
+parametrization costs lies inside the step, so of that there is only the difference. `max_overhead`
+is judged afterwards, in a loop of its own: it goes by the time between its steps, which here are
+others'.
 """
 
 from __future__ import annotations
@@ -29,7 +32,16 @@ from snc_client import SNCallback
 
 VOCABULARY, WIDTH, HEADS, DEPTH, CONTEXT, BATCH = 256, 256, 4, 6, 128, 8
 WARM_UP = 4
-SETTLE = 40  # steps in which max_overhead finds its interval
+SETTLE = 40  # steps in which max_overhead finds its pace
+EVERY_LAYER = {"idle_every": 1}
+TARGETS = {  # % of a bare step, after it
+    "SNCallback, observe, sigma alone": 1.0,
+    "SNCallback, observe": 1.0,
+    "SNCallback, observe, every layer, sigma alone": 2.5,
+    "SNCallback, observe, every layer": 2.5,
+}
+TIMES_CHEAPER = 3.0  # than torch's parametrization
+TORCH = "torch parametrizations.spectral_norm"
 
 
 class Block(nn.Module):
@@ -130,17 +142,18 @@ def variants() -> dict[str, Variant]:
         "bare, again": Variant(model(), nothing),
         "naive loop with .item(), 1 vector": with_naive_loop(model()),
         "SNCallback, observe, sigma alone": with_callback(model(), signals=("loss",)),
-        "SNCallback, rescale, sigma alone": with_callback(
-            model(), signals=("loss",), threshold="1.1x init"
-        ),
         "SNCallback, observe": with_callback(model()),
-        "SNCallback, observe, every=10": with_callback(model(), every=10),
+        "SNCallback, observe, every layer, sigma alone": with_callback(
+            model(), signals=("loss",), **EVERY_LAYER
+        ),
+        "SNCallback, observe, every layer": with_callback(model(), **EVERY_LAYER),
+        "SNCallback, rescale at 3x init": with_callback(model(), threshold="3x init"),
         "SNCallback, rescale at 1.1x init": with_callback(model(), threshold="1.1x init"),
         "SNCallback, strict at 3x init": with_callback(model(), threshold="3x init", strict=True),
         "SNCallback, strict at 1.1x init": with_callback(
             model(), threshold="1.1x init", strict=True
         ),
-        "torch parametrizations.spectral_norm": with_parametrization(model()),
+        TORCH: with_parametrization(model()),
     }
 
 
@@ -166,20 +179,7 @@ def main() -> None:
         tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1), generator=data)
         for name in shuffle.sample(list(made), len(made)):
             made[name].step(tokens, timed=i >= WARM_UP)
-    bare = made["bare"].seconds
-    print(f"\n{rounds} rounds; CPU time a step")
-    print(f"{'variant':38}{'median':>10}{'over bare (quartiles)':>27}{'after the step':>16}")
-    for name, variant in made.items():
-        over = [
-            100 * (x - b) / statistics.median(bare)
-            for x, b in zip(variant.seconds, bare, strict=True)
-        ]
-        low, middle, high = statistics.quantiles(over, n=4)
-        print(
-            f"{name:38}{1e3 * statistics.median(variant.seconds):7.1f} ms"
-            f"{middle:+9.2f} % ({low:+6.2f}, {high:+6.2f})"
-            f"{1e3 * statistics.median(variant.after_seconds):13.2f} ms"
-        )
+    report(made, rounds)
     name, share = "SNCallback, observe, max_overhead=1 %", 0.01
     torch.manual_seed(0)
     alone = with_callback(Transformer(), max_overhead=share)
@@ -189,7 +189,40 @@ def main() -> None:
     print(
         f"\n{name}, alone, after {SETTLE} steps: mean {1e3 * after:.2f} ms after the step, ", end=""
     )
-    print(f"{100 * after / statistics.mean(alone.seconds):.2f} % of its step")
+    reached = 100 * after / statistics.mean(alone.seconds)
+    print(f"{reached:.2f} % of its step{verdict(reached, 100 * share)}")
+
+
+def report(made: dict[str, Variant], rounds: int) -> None:
+    """Print what each variant took, beside its target where there is one."""
+    bare = made["bare"].seconds
+    usual = statistics.median(bare)
+    print(f"\n{rounds} rounds; CPU time a step")
+    print(f"{'variant':47}{'median':>8}{'over bare (quartiles)':>28}{'after the step':>18}")
+    over: dict[str, float] = {}
+    for name, variant in made.items():
+        low, over[name], high = statistics.quantiles(
+            [100 * (x - b) / usual for x, b in zip(variant.seconds, bare, strict=True)], n=4
+        )
+        after = statistics.median(variant.after_seconds)
+        share = 100 * after / usual
+        print(
+            f"{name:47}{1e3 * statistics.median(variant.seconds):6.1f} ms"
+            f"{over[name]:+9.2f} % ({low:+6.2f}, {high:+6.2f})"
+            f"{1e3 * after:8.2f} ms {share:5.2f} %"
+            f"{verdict(share, TARGETS[name]) if name in TARGETS else ''}"
+        )
+    for name in ("SNCallback, observe, sigma alone", "SNCallback, observe"):
+        share = 100 * statistics.median(made[name].after_seconds) / usual
+        times = over[TORCH] / share
+        said = "met" if times >= TIMES_CHEAPER else "missed"
+        print(
+            f"{name}: {times:.1f} times cheaper than torch's (target {TIMES_CHEAPER:.0f}: {said})"
+        )
+
+
+def verdict(share: float, target: float) -> str:
+    return f" (target {target:.1f} %: {'met' if share <= target else 'missed'})"
 
 
 if __name__ == "__main__":
