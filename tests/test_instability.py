@@ -211,8 +211,8 @@ def test_scenarios_have_names_of_their_own_and_faults_a_cause_for_each_seed():
 @pytest.mark.timeout(180)
 def test_the_whole_bench_runs_writes_labels_and_prints_the_score(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(BENCH / "run.py"), "--quick", "--first-seed", "0", "--only", "mlp_bad_batch",
-         "--keep", str(tmp_path)],
+        [sys.executable, str(BENCH / "run.py"), "--quick", "--first-seed", "0",
+         "--only", "mlp_bad_batch", "--keep", str(tmp_path)],
         capture_output=True, text=True, timeout=170,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
