@@ -73,7 +73,8 @@ class SNCallback:
       is at most the threshold. Keeps a copy of these weights.
     * ``idle_every``: a layer with no threshold, or whose sigma is below 0.9 of it and cannot come
       there at twice its recent growth, is measured once in so many measurements; layers take turns,
-      two at least at a time. None: 5 on a CPU; 1 elsewhere, with ``guard``, ``every``, update_norm.
+      two at least at a time. One whose sigma moves by 3 % a step or whose gradient vanishes does
+      not wait. None: 5 on a CPU; 1 elsewhere, with ``guard``, ``every``, update_norm.
     * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
       these layers more seldom (up to every 50 steps: their sigma may err by 1 % then), and nothing
       at all in between. Layers near their threshold are measured always.
