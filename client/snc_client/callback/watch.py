@@ -293,8 +293,6 @@ class Watch:
     def _step(self, step: int, due: Mask, certify: Sequence[int]) -> list[Measured]:
         values = []
         pressing = self._proofs.urgent(step)
-        if not self._alone:
-            pressing[:] = True  # rows arrive at one step here, at another there: no guesses
         for device in {group.device for group in self._groups}:
             self._readback(device).start()
         every = [i for group in self._groups for i in group.indices]
@@ -398,8 +396,7 @@ class Watch:
             if self._strict:
                 self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
         late = latest.row("residual") > LAG * sigma
-        # Rows arrive when they do: ranks that heeded them at different steps would drift apart.
-        if late.any() and self._alone:
+        if late.any():
             for group in self._groups:
                 group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
 
