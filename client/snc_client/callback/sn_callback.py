@@ -207,7 +207,7 @@ class SNCallback:
         with self._outer_edge():
             if self._hook is None:
                 self._advance(given)
-            elif not self._watch.report(self._step, given):
+            elif not self._watch.rows.report(self._step, given):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
         if self._hook is None:
             self._connection.obey()
@@ -246,7 +246,7 @@ class SNCallback:
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost on the way, for want of memory or of a service."""
-        return self._connection.dropped_values(self._watch.lost_rows, len(self._watch.metrics))
+        return self._connection.dropped_values(self._watch.rows.lost, len(self._watch.metrics))
 
     def rescan(self) -> Coverage:
         """Look which layers the model has now; return ``layers``, and say what has changed.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor
 from snc_client.callback.cadence import Cadence, Mask, turns
 from snc_client.callback.group import Group, reading_is_free
 from snc_client.callback.guard import Guard
+from snc_client.callback.in_flight import InFlight, Measured
 from snc_client.callback.masters import Masters
 from snc_client.callback.origin import Origins
 from snc_client.callback.ranks import several_ranks
-from snc_client.callback.readback import Readback
 from snc_client.callback.reading import METRICS, NOT_MEASURED, ORIGIN_METRICS, Latest
-from snc_client.callback.row import Row, Scalars, parcel
+from snc_client.callback.row import Row
 from snc_client.callback.schedule import CertifySchedule
 from snc_client.callback.signals import Signals
 from snc_client.callback.stepping import OnlySteps
@@ -37,17 +36,7 @@ HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # Half of what lies between an active layer and its threshold: a fall of all thresholds by more than
 # that makes every layer count as active until it was measured again.
 FALL = 0.95
-TAKEN_AT = 3  # rows in flight, among several ranks
 VANISHING = 1e-7  # of the weight's norm: where the service's rule begins to count
-
-
-class Measured(NamedTuple):
-    """What a device has of one step: [M, l] for the layers at ``indices``."""
-
-    device: torch.device
-    indices: Sequence[int]
-    rows: Tensor
-    certified: Sequence[int] = ()
 
 
 class Watch:
@@ -79,16 +68,13 @@ class Watch:
         self._origins = Origins(len(layers))
         self._steps = None if signals.steps_of is None else OnlySteps(signals.steps_of)
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
-        self.lost_rows = 0  # measurements that found every buffer still in flight
+        self.rows = InFlight(self._device_metrics)
         self._strict, self._closed = strict, False
         self._alone = not several_ranks()
         self._schedule = CertifySchedule(len(layers), certify_every) if certify_every else None
         self._idle_every = idle_every
         self.cadence = Cadence(len(layers), max_overhead)
         self._proofs = Cadence(len(layers), None)  # the same, of the bounds: strict goes by them
-        self._scalars = Scalars()
-        self._readbacks: dict[torch.device, Readback] = {}
-        self._rows: deque[Row] = deque()
         self._held: set[int] = set()
         self.missing: frozenset[int] = frozenset()  # places of layers that could not be looked up
         self._stretch = self._known_stretch = 1.0
@@ -132,8 +118,7 @@ class Watch:
         warm = self._warm()
         self.layers = tuple(layers)
         self.latest = self.latest.wider([layer.name for layer in layers])
-        for row in self._rows:
-            row.stops, row.certified = (np.pad(x, (0, more)) for x in (row.stops, row.certified))
+        self.rows.widen(more)
         if more:
             self._origins = self._origins.wider(more)
             self.cadence, self._proofs = self.cadence.wider(more), self._proofs.wider(more)
@@ -155,7 +140,7 @@ class Watch:
         self._note()
         if self._guard is not None:
             values = [_below(x, torch.full_like(x.rows[0], NOT_MEASURED)) for x in values]
-        self._ship(step, values, {})
+        self.rows.ship(step, self._stops, values, {})
 
     @torch.no_grad()
     def measure(self, step: int, scalars: Mapping[str, Any]) -> Row | None:
@@ -182,21 +167,9 @@ class Watch:
         told: dict[str, Any] = {}
         if self._guard is not None:
             values, told = self._guarded(self._guard, values)
-        return self._ship(step, values, {**self._signals.scalars, **scalars, **told})
-
-    def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
-        """Add scalars to the row of ``step`` unless it has arrived; return whether it took them."""
-        row = self._rows[-1] if self._rows and self._rows[-1].step == step else None
-        if row is None:
-            return False
-        numbers, tensors = self._scalars.sort(scalars)
-        row.scalars.update(numbers)
-        for device, named in tensors.items():
-            readback = self._readback(device)
-            if not readback.full():
-                readback.start()
-                row.parcels.append(parcel(readback, [], [], named))
-        return True
+        return self.rows.ship(
+            step, self._stops, values, {**self._signals.scalars, **scalars, **told}
+        )
 
     def arrived(self) -> Iterator[tuple[Row, Latest]]:
         """Yield the rows that have reached the host, oldest first.
@@ -207,9 +180,7 @@ class Watch:
         all ranks, or their weights would drift apart. A device that lags by more is waited for, and
         has two steps to go on with meanwhile; alone, nothing is waited for.
         """
-        while self._rows and (self._rows[0].ready() if self._ready_is_due() else self._overdue()):
-            row = self._rows.popleft()
-            row.wait()
+        for row in self.rows.taken(at_once=self._ready_is_due()):
             values = self._origins.completed(row.step, row.take(len(self.layers)), row.certified)
             fresh = Latest(
                 self.latest.names,
@@ -227,9 +198,6 @@ class Watch:
         free = all(reading_is_free(group.device) for group in self._groups)
         return self._alone or self._closed or free
 
-    def _overdue(self) -> bool:
-        return len(self._rows) >= TAKEN_AT
-
     def close(self) -> None:
         """Take off what was put on the optimizer; rows are taken as they arrive from now on."""
         self._closed = True
@@ -239,13 +207,11 @@ class Watch:
     @property
     def pending(self) -> bool:
         """Return whether rows are still on their way."""
-        return bool(self._rows)
+        return bool(self.rows)
 
     def forget(self) -> None:
         """Drop the rows on their way: they belong to a training that did not happen."""
-        for row in self._rows:
-            row.take(len(self.layers))  # gives the buffers back
-        self._rows.clear()
+        self.rows.drop()
         self._origins = Origins(len(self.layers))
         self._policy_step = -1
         self._take_all_for_active()
@@ -294,7 +260,7 @@ class Watch:
         values = []
         pressing = self._proofs.urgent(step)
         for device in {group.device for group in self._groups}:
-            self._readback(device).start()
+            self.rows.start(device)
         every = [i for group in self._groups for i in group.indices]
         self._masters.refresh(self.layers[i] for i in every if i in self._held)
         self._signals.begin([self.layers[i] for i in every if due[i]])
@@ -361,31 +327,6 @@ class Watch:
         at = [sent(x.indices, x.device, torch.int64) for x in values]
         return [_below(x, strain[places]) for x, places in zip(values, at, strict=True)], told
 
-    def _ship(
-        self, step: int, values: Sequence[Measured], scalars: Mapping[str, Any]
-    ) -> Row | None:
-        numbers, tensors = self._scalars.sort(scalars)
-        by_device: dict[torch.device, list[Measured]] = {device: [] for device in tensors}
-        for measured in values:
-            by_device.setdefault(measured.device, []).append(measured)
-        if any(self._readback(device).full() for device in by_device):
-            self.lost_rows += 1
-            return None
-        parcels = [
-            parcel(
-                self._readback(device),
-                [each.rows for each in here],
-                [i for each in here for i in each.indices],
-                tensors.get(device, {}),
-            )
-            for device, here in by_device.items()
-        ]
-        certified = np.zeros(len(self.layers), np.bool_)
-        certified[[i for measured in values for i in measured.certified]] = True
-        row = Row(step, self._stops, numbers, parcels, certified, metrics=self._device_metrics)
-        self._rows.append(row)
-        return row
-
     def _learn(self, latest: Latest) -> None:
         """Draw conclusions for the next steps from a row that has arrived."""
         sigma, threshold = latest.row("sigma"), latest.row("threshold")
@@ -406,11 +347,6 @@ class Watch:
             return None
         found: Mask = latest.row("grad_norm") < VANISHING * latest.row("frobenius")
         return found  # False where one of the two is absent, a NaN
-
-    def _readback(self, device: torch.device) -> Readback:
-        if device not in self._readbacks:
-            self._readbacks[device] = Readback(device)
-        return self._readbacks[device]
 
     def _grouped(self) -> list[Group]:
         devices: dict[int, torch.device] = {}
