@@ -191,7 +191,7 @@ class SqliteDatabase:
             (free,) = self._writer.execute("pragma freelist_count").fetchone()
             (pages,) = self._writer.execute("pragma page_count").fetchone()
             (size,) = self._writer.execute("pragma page_size").fetchone()
-            if free > max(LEAST_RECLAIM_BYTES // size, pages // 16):
+            if free > max(LEAST_RECLAIM_BYTES // size, pages // 32):
                 # The pragma frees one page per step, and ``execute`` takes a single step.
                 self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_BYTES // size})")
 

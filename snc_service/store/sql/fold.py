@@ -29,6 +29,8 @@ from snc_service.store.sql.rollups import Changes, Place
 from snc_service.store.sql.tail import pack_steps, unpack_steps
 from snc_service.wire import ABSENT, absent
 
+LEAVING_BYTES = 8 * 2**20  # that one transaction takes from the tail
+
 
 class Folder:
     """Folds a store, a slice of each run in turn: a wide run keeps no other waiting.
@@ -116,10 +118,12 @@ class Job:
             changes = Changes()
             for place, steps, values in pieces.blocks(connection, chunk, self._heads, some):
                 _fold_block(connection, changes, chunk, place, steps, values)
-            folded = [] if self._left else self._heads
-            if not _write(database, chunk, row[0], folded, changes):
-                return 0
-            self._epoch, self.is_over = row[0] + 1, not self._left
+            self._epoch = row[0]
+            for folded in [[]] if self._left else _portions(self._heads):
+                if not _write(database, chunk, self._epoch, folded, changes):
+                    return 0
+                self._epoch, changes = self._epoch + 1, Changes()
+            self.is_over = not self._left
         return sum(
             int(pieces.inside(head.steps, chunk).sum()) * len(picked.columns)
             for head in self._heads
@@ -138,6 +142,19 @@ class Job:
                 break
             some.append(self._left.popleft())
         return some
+
+
+def _portions(heads: Sequence[Head]) -> list[list[Head]]:
+    """Return batches, a portion for each transaction: to free pages takes long, too."""
+    portions: list[list[Head]] = [[]]
+    size = 0
+    for head in heads:
+        size += head.num_bytes
+        if portions[-1] and size > LEAVING_BYTES:
+            portions.append([])
+            size = head.num_bytes
+        portions[-1].append(head)
+    return portions
 
 
 def _write(

@@ -29,6 +29,13 @@ class Head:
     layout: Layout
     steps: Steps
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of its columns."""
+        layout = self.layout
+        columns = len(layout.metrics) * len(layout.layers) + len(layout.scalars)
+        return 4 * columns * len(self.steps)
+
 
 @dataclass(frozen=True)
 class Waiting:
