@@ -32,9 +32,10 @@ REGISTER_CALLS = 8
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
 # Beyond this a certificate needed its last resort: the block has lost the top direction.
 LOST = 1.011
-# Between its turns a weight moves by several steps. To 5e-4 it would take 1.6 iterations a turn, to
-# 1.6e-3 (b = 16) it takes 1.15, and nothing is divided by what is found.
-IDLE_LAG = 0.03
+# Between its turns a weight moves by several steps, and one layer in seven lags. A call costs as
+# much for one layer as for eight, so it is measured again with the next turn, unless it is far off:
+# sigma errs by up to 7e-3 meanwhile, and nothing is divided by it.
+IDLE_LAG, FAR_OFF = 0.03, 0.06
 
 
 class Stepped(NamedTuple):
@@ -121,7 +122,7 @@ class Group:
         # The norm of these is read off, so its bound costs nothing.
         certify = {*certify, *(i for i, x in operators.items() if isinstance(x, Gain | Rows))}
         self._catch_up(operators, certify)
-        lag = [IDLE_LAG if i in idle else LAG for i in measured]
+        lag = [FAR_OFF if i in idle else LAG for i in measured]
         estimates = self.power.step_(list(operators.values()), measured, lag=lag)
         sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
         self.thresholds.register(sigma)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snc_client.callback.cadence import Cadence, Mask, turns
-from snc_client.callback.group import Group, reading_is_free
+from snc_client.callback.group import IDLE_LAG, Group, reading_is_free
 from snc_client.callback.guard import Guard
 from snc_client.callback.in_flight import InFlight, Measured
 from snc_client.callback.masters import Masters
@@ -333,7 +333,7 @@ class Watch:
         if self._schedule:
             self._schedule.saw(latest.step, sigma, threshold)
         if latest.step > self._policy_step:
-            self.cadence.saw(latest.step, sigma, threshold, self._vanishing(latest))
+            self.cadence.saw(latest.step, sigma, threshold, self._unusual(latest))
             if self._strict:
                 self._proofs.saw(latest.step, latest.row("sigma_upper"), threshold)
         late = latest.row("residual") > LAG * sigma
@@ -341,11 +341,11 @@ class Watch:
             for group in self._groups:
                 group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
 
-    def _vanishing(self, latest: Latest) -> Mask | None:
-        """Return which layers' gradients are nothing beside their weights; None: not reported."""
-        if not {"grad_norm", "frobenius"} <= set(self.metrics):
-            return None
-        found: Mask = latest.row("grad_norm") < VANISHING * latest.row("frobenius")
+    def _unusual(self, latest: Latest) -> Mask:
+        """Return which blocks lag, and which gradients are nothing beside their weights."""
+        found: Mask = latest.row("residual") > IDLE_LAG * latest.row("sigma")
+        if {"grad_norm", "frobenius"} <= set(self.metrics):
+            found |= latest.row("grad_norm") < VANISHING * latest.row("frobenius")
         return found  # False where one of the two is absent, a NaN
 
     def _grouped(self) -> list[Group]:
