@@ -100,16 +100,17 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     findings: dict[str, Finding] = {}
     steps = rows.batch.steps
     for name, look in LOOKS.items():
-        setting = settings[name]
-        finding = look(seen) if setting.on else None
+        finding = look(seen) if settings[name].on else None
         if finding is not None:
             findings[name] = finding
-            past = settled if name in RELATIVE else trends.trained
-            fired = _fired(setting, finding, memory.of_rule(name), past, usual)
-            found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
-            if fired.rows:
-                firing[name] = tuple(steps[row] for row in fired.rows)
-                outside += onset.outside(name, setting.limit, finding, fired.rows)
+    for name in _above(findings, settings, memory):
+        setting, finding = settings[name], findings[name]
+        past = settled if name in RELATIVE else trends.trained
+        fired = _fired(setting, finding, memory.of_rule(name), past, usual)
+        found += [(row, _event(name, setting, finding, steps[row], row)) for row in fired.edges]
+        if fired.rows:
+            firing[name] = tuple(steps[row] for row in fired.rows)
+            outside += onset.outside(name, setting.limit, finding, fired.rows)
     if outside:
         onset.remember(memory, rows, outside)
     found.sort(key=lambda pair: pair[0])
@@ -117,14 +118,31 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     return Verdict(memory.dump(), events, firing, findings, trends.trained)
 
 
+def _above(findings: Mapping[str, Finding], settings: RuleSettings, memory: Memory) -> list[str]:
+    """Return the rules above their limits in some row; the others have passed over all of them.
+
+    They are nearly all rules of nearly all batches, so they are told apart in one comparison.
+    """
+    if not findings:
+        return []
+    values = np.stack([finding.values for finding in findings.values()])
+    limits = np.array([settings[name].limit for name in findings])
+    is_above = np.logical_or.reduce(values > limits[:, None], axis=1).tolist()
+    above = []
+    for name, is_one in zip(findings, is_above, strict=True):
+        firing = memory.of_rule(name)  # also of one above: the state keeps the order of the rules
+        if is_one:
+            above.append(name)
+        else:
+            firing.pass_over(int(np.count_nonzero(findings[name].judged)))
+    return above
+
+
 def _fired(
     setting: RuleSetting, finding: Finding, firing: Firing, past: Counts, usual: Counts
 ) -> Fired:
     """Return the rows in which a rule fires, and those at which an event of it starts."""
     above = finding.values > setting.limit
-    if not above.any():
-        firing.pass_over(int(np.count_nonzero(finding.judged)))
-        return Fired()
     above &= past >= np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
     hold = -(-setting.for_rows // usual)
     rest = np.minimum(REST_ROWS, np.maximum(5, REST_ROWS // usual))

@@ -145,17 +145,11 @@ def _against_mean(
     The mean begins with a layer's first value; each value then has ``shares`` [S] in it. A row that
     is not ``judged`` and a layer that was not measured change nothing; ``anew`` forgets the mean.
     """
-    rows = np.flatnonzero(judged | anew)
-    whole = bool(judged.all()) and not anew.any() and not np.isnan(now).any()
-    apart = np.empty_like(now) if whole else np.full(now.shape, NAN)
     weights = shares.astype(np.float32)
-    if whole:
-        mean = _begun(mean, now[0])
-    for row in rows:
-        if whole:
-            np.subtract(now[row], mean, out=apart[row])
-            mean = mean + weights[row] * apart[row]
-            continue
+    if judged.all() and not anew.any() and not np.isnan(now).any():
+        return _against_whole(now, _begun(mean, now[0]), weights)
+    apart = np.full(now.shape, NAN)
+    for row in np.flatnonzero(judged | anew):
         if anew[row]:
             mean = np.full_like(mean, NAN)
         if judged[row]:
@@ -163,6 +157,15 @@ def _against_mean(
             np.subtract(now[row], mean, out=apart[row])
             moved = mean + weights[row] * apart[row]
             mean = np.where(np.isnan(moved), mean, moved)
+    return apart, mean
+
+
+def _against_whole(now: Floats, mean: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Do the same where nothing is missing, as in nearly all batches."""
+    apart = np.empty_like(now)
+    for row, weight in enumerate(weights):
+        np.subtract(now[row], mean, out=apart[row])
+        mean = mean + weight * apart[row]
     return apart, mean
 
 
