@@ -10,6 +10,7 @@ import sharding
 from chromium import browser, opened, page_service, pair, planted  # noqa: F401  (fixtures)
 from postgres_server import PostgresServer, running_postgres
 from sandbox import ROOT, Sandbox, Stage
+from sending import dead_port, ledger  # noqa: F401  (fixtures)
 
 from snc_client.demo.service import free_port, serving
 from snc_service.store import open_store

@@ -6,8 +6,8 @@ import time
 import httpx
 import pytest
 import torch
-from ledger import Ledger, serving, told
-from test_sender import batches_posted, put, sender
+from ledger import told
+from sending import batches_posted, put, sender
 
 from snc_client import SNCallback
 from snc_service.wire import Command, WireError
@@ -118,12 +118,6 @@ def test_without_a_service_there_are_no_commands():
 
 
 # The sender alone, against a service that misbehaves
-
-
-@pytest.fixture
-def ledger():
-    with serving(Ledger()) as ledger:
-        yield ledger
 
 
 def with_commands(ledger, commands):

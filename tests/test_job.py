@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from ledger import Ledger, Reply, serving
+from ledger import Ledger, Reply
 
 from snc_client.demo.service import free_port
 from snc_client.sender.spooling import replay
@@ -43,12 +43,6 @@ def job(code: str, **values: object) -> subprocess.CompletedProcess[str]:
     names = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     text = names + textwrap.dedent(HEAD) + textwrap.dedent(code)
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=110)
-
-
-@pytest.fixture
-def ledger():
-    with serving(Ledger()) as ledger:
-        yield ledger
 
 
 def steps_of(ledger: Ledger, run: str = "r") -> list[int]:

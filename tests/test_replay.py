@@ -10,16 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ledger import Ledger, Reply, serving
+from ledger import Reply
 
 from snc_client.sender import Sender
 from snc_service.wire import LayerTable
-
-
-@pytest.fixture
-def ledger():
-    with serving(Ledger()) as ledger:
-        yield ledger
 
 
 @pytest.fixture
