@@ -20,6 +20,7 @@ from test_walk import planted_model
 
 from snc_client import SNCallback
 from snc_client.demo.service import free_port, serving
+from snc_service.wire import ABSENT
 
 pytestmark = needs_chromium
 NAN, INF = float("nan"), float("inf")
@@ -165,6 +166,33 @@ def test_a_value_between_two_gaps_is_drawn(opened, page_service):
         assert dots[0]["x"] == list(range(0, 60, 2))
 
 
+def test_a_layer_that_waits_for_its_turn_keeps_its_value_but_not_for_long(opened, page_service):
+    """The second layer is measured at every fifth step, and not at all from 60 to 139."""
+    steps = np.arange(200)
+    sigma = np.stack([np.ones(200), 1 + steps / 100], axis=1).astype(np.float32)
+    gone = (steps % 5 > 0) | ((steps >= 60) & (steps < 140))
+    sigma[gone, 1] = ABSENT
+    Feed(page_service, "turns", ["a.weight", "b.weight"]).send(steps.tolist(), sigma=sigma)
+    with opened(page_service, "#/runs/turns?layer=b.weight&layer=a.weight") as page:
+        wait_for_heatmap(page)
+        cells = page.locator(".heatmap .plot").first.evaluate("plot => plot.data[0].z[1]")
+        assert [i for i, cell in enumerate(cells) if cell is None] == list(range(106, 140))
+        page.mouse.move(*heatmap_point(page, 1, 13.5))
+        expect(page.locator(".heatmap .readout")).to_have_text(
+            f"b.weight · step 13 · {SIGMA} 1.100 of step 10"
+        )
+        expect(page.locator(".legend-value").first).to_have_text(f"{SIGMA} 1.100")
+        line, _ = [
+            t
+            for t in traces(page, ".area-history .plot")
+            if t["mode"] == "lines" and t["yaxis"] == "y"
+        ]
+        there = [(x, y) for x, y in zip(line["x"], line["y"], strict=True) if y is not None]
+        assert [x for x, _ in there] == [*range(0, 60, 5), *range(140, 200, 5)]
+        # The long silence breaks the line, the short waits do not.
+        assert [x for x, y in zip(line["x"], line["y"], strict=True) if y is None] == [56]
+
+
 def test_without_a_threshold_the_heatmap_shows_sigma(opened, page_service):
     Feed(page_service, "observed", ["a.weight"]).send([1, 2, 3], sigma=[[1.0], [1.5], [3.0]])
     with opened(page_service, "#/runs/observed") as page:
@@ -181,7 +209,7 @@ def test_without_a_threshold_the_heatmap_shows_sigma(opened, page_service):
 # Names
 
 
-def test_hostile_names_stay_text_everywhere(opened, page_service):
+def test_hostile_names_stay_text_everywhere(opened, page_service, planted):
     name = '<img src=x onerror="alert(2)"> {{7*7}}'
     feed = Feed(page_service, "hostile", HOSTILE_LAYERS, name=name, tags=["<u>"])
     feed.send([1, 2], sigma=[[1, 2, 3, 4]] * 2, threshold=2.5)

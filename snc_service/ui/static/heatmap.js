@@ -3,7 +3,7 @@
 import { Chart, leftMargin, stepAxis } from "./chart.js";
 import { h, setText } from "./dom.js";
 import { count, number, plotlyText, ratio, shortName } from "./format.js";
-import { aligned, columnAt, columns, extent, growth, stretches } from "./matrix.js";
+import { aligned, columnAt, columns, extent, growth, held, stretches } from "./matrix.js";
 import { color } from "./theme.js";
 
 // Cividis (Nunez, Anderton, Renslow 2018): even in lightness, the same to color-blind eyes.
@@ -69,11 +69,13 @@ export class Heatmap {
    */
   draw({ sigma, before, after }, { metric, range, selected = [], limits = null }) {
     this.answer = sigma;
-    this.ratio = aligned(sigma, before);
-    this.after = aligned(sigma, after);
-    const shown = { ratio: this.ratio, after: this.after, sigma: sigma.max };
+    const kept = (matrix) => held(matrix, sigma, (r, i) => this.nonfinite(r, i));
+    this.ratio = kept(aligned(sigma, before));
+    this.after = kept(aligned(sigma, after));
+    this.sigma = kept(sigma.max);
+    const shown = { ratio: this.ratio, after: this.after, sigma: this.sigma };
     this.metric = metric;
-    this.shown = shown[metric] ?? growth(sigma.max);
+    this.shown = shown[metric] ?? growth(this.sigma);
     this.grid = columns(sigma.steps, sigma.bucket_steps);
     this.selected = selected;
     if (!sigma.layers.length || !sigma.steps.length) {
@@ -243,17 +245,25 @@ export class Heatmap {
   }
 
   values(row, i) {
-    const sigma = this.answer.max[row][i];
+    const sigma = this.sigma[row][i];
     const [over, left] = [this.ratio[row][i], this.after[row][i]];
     const bad = this.nonfinite(row, i) ? "not finite" : null;
     if (sigma === null) return bad ?? "not measured";
-    const parts = [`\u03c3 ${number(sigma)}`];
+    const parts = [`\u03c3 ${number(sigma)}${this.since(row, i)}`];
     // The ratio is sigma over the smallest threshold in the cell, so this is that threshold.
     if (over > 0) parts.push(`threshold ${number(sigma / over)}`, `ratio ${ratio(over)}`);
     if (over > 1) parts.push("breach");
     if (left !== null && left < over) parts.push(`after the action ${ratio(left)}`);
     if (bad) parts.push(`some values ${bad}`);
     return parts.join(" \u00b7 ");
+  }
+
+  /** When a value was measured that a layer keeps while it waits for its turn. */
+  since(row, i) {
+    const values = this.answer.max[row];
+    if (values[i] !== null) return "";
+    const at = values.findLastIndex((value, j) => j < i && value !== null);
+    return ` of step ${count(this.answer.steps[at])}`;
   }
 
   summary() {

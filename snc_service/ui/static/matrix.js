@@ -6,8 +6,7 @@
  */
 export function columns(steps, bucketSteps) {
   if (!steps.length) return { edges: [], source: [] };
-  const gaps = steps.slice(1).map((step, i) => step - steps[i]).sort((a, b) => a - b);
-  const width = Math.max(bucketSteps, gaps.length ? gaps[gaps.length >> 1] : 1);
+  const width = spacing(steps, bucketSteps);
   const edges = [steps[0]];
   const source = [];
   steps.forEach((step, i) => {
@@ -20,6 +19,36 @@ export function columns(steps, bucketSteps) {
     source.push(i);
   });
   return { edges, source };
+}
+
+/** How far apart steps usually are: the median, a bucket at least. */
+export function spacing(steps, bucketSteps) {
+  const gaps = steps.slice(1).map((step, i) => step - steps[i]).sort((a, b) => a - b);
+  return Math.max(bucketSteps, gaps.length ? gaps[gaps.length >> 1] : 1);
+}
+
+// An idle layer waits for its turn for so many rows at most: who is silent for longer is gone.
+const LONGEST_WAIT = 50;
+
+/** Whether a layer without a value between two steps was only waiting for its turn. */
+export function waits(before, after, usual) {
+  return after - before <= LONGEST_WAIT * usual;
+}
+
+/**
+ * A matrix in which layers that wait for their turn keep what they had; null where nothing was
+ * measured for too long, and where `isBroken(row, column)`: what is not finite holds nothing.
+ */
+export function held(matrix, { steps, bucket_steps: bucket }, isBroken) {
+  const usual = spacing(steps, bucket);
+  return matrix.map((row, r) => {
+    let newest = -1;
+    return row.map((value, i) => {
+      if (value !== null) newest = i;
+      else if (isBroken(r, i)) newest = -1;
+      return newest >= 0 && waits(steps[newest], steps[i], usual) ? row[newest] : null;
+    });
+  });
 }
 
 /** The index of the column that holds `step`, -1 outside. */

@@ -298,7 +298,8 @@ export class RunView {
 
   key(event) {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const history = this.data?.history.values().next().value ?? this.data?.loss;
+    const { history: layers, loss } = this.data ?? {};
+    const history = loss?.steps.length ? loss : layers?.values().next().value;
     if (!move || !history?.steps.length) return;
     const at = this.at ?? null;
     // The first key shows the newest step, the next ones move.
