@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.alerts import Alerting, NotDelivered
 from snc_service.alerts.receivers import place
-from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
+from snc_service.api.answers import answer, rfc3339
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import Responses, responses
-from snc_service.api.policy import IfMatch, seen
 from snc_service.api.state import InAccess, InService
+from snc_service.api.versions import IfMatch, seen, versioned
 from snc_service.errors import Problem, from_wire
 from snc_service.store.incidents import StoredAlerting
 from snc_service.wire import WireError
@@ -269,7 +269,4 @@ def _as_answer(stored: StoredAlerting) -> dict[str, Any]:
 
 
 def _answer(request: Request, stored: StoredAlerting) -> Response:
-    tag = f'"{stored.version}"'
-    if request.method == "GET" and is_unchanged(request, tag):
-        return unchanged(tag)
-    return answer(request, _as_answer(stored), tag=tag)
+    return versioned(request, stored.version, _as_answer(stored))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
+from snc_service.api.answers import answer
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import Responses, responses
 from snc_service.api.queries import ProjectName, RunName
 from snc_service.api.state import InAccess, InService
-from snc_service.errors import Problem, from_wire
+from snc_service.api.versions import CHANGING, IfMatch, origin, seen, versioned
+from snc_service.errors import from_wire
 from snc_service.store.protocol import StoredPolicy
 from snc_service.wire import Policy, WireError
 
@@ -88,9 +88,7 @@ def as_answer(stored: StoredPolicy) -> dict[str, Any]:
     return {
         "policy": stored.policy.as_dict(),
         "policy_version": stored.version,
-        "scope": stored.scope,
-        "author": stored.author,
-        "at": rfc3339(stored.at) if stored.version else None,
+        **origin(stored),
     }
 
 
@@ -98,20 +96,8 @@ def _told(*kinds: str, example: Any = ANSWER_EXAMPLE) -> Responses:
     return responses(*kinds, "invalid", "store-unavailable", example=example)
 
 
-_CHANGING = (
-    "body-malformed",
-    "body-slow",
-    "precondition-failed",
-    "body-too-large",
-    "media-type",
-    "overloaded",
-)
 _VERSIONS_EXAMPLE = {"items": [ANSWER_EXAMPLE], "next": None}
 NewPolicy = Annotated[PolicyBody, Depends(JsonBody(PolicyBody, POLICY_EXAMPLE))]
-IfMatch = Annotated[
-    str | None,
-    Header(max_length=256, description="The ETag of what this one replaces."),
-]
 
 
 @router.get("/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown"))
@@ -121,7 +107,7 @@ def get_policy(request: Request, service: InService, run: RunName) -> Response:
 
 
 @router.put(
-    "/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown", *_CHANGING)
+    "/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown", *CHANGING)
 )
 def put_policy(
     request: Request,
@@ -158,7 +144,7 @@ def get_project_policy(request: Request, service: InService, project: ProjectNam
     return _answer(request, service.store.project_policy(project))
 
 
-@router.put("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told(*_CHANGING))
+@router.put("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told(*CHANGING))
 def put_project_policy(
     request: Request,
     service: InService,
@@ -191,25 +177,8 @@ def list_project_policy_versions(
 
 
 def _answer(request: Request, stored: StoredPolicy) -> Response:
-    tag = f'"{stored.version}"'
-    if request.method == "GET" and is_unchanged(request, tag):
-        return unchanged(tag)
-    return answer(request, as_answer(stored), tag=tag)
+    return versioned(request, stored.version, as_answer(stored))
 
 
 def _versions(request: Request, stored: list[StoredPolicy]) -> Response:
     return answer(request, {"items": [as_answer(each) for each in stored], "next": None})
-
-
-def seen(if_match: str | None) -> int | None:
-    """Return the version that If-Match names, None if any will do."""
-    if if_match is None or if_match.strip() == "*":
-        return None
-    match = re.fullmatch(r'\s*"([0-9]{1,15})"\s*', if_match)
-    if match is None:
-        raise Problem(
-            "precondition-failed",
-            f"If-Match must be the ETag of what is in force, got {if_match[:80]!r}",
-            field="If-Match",
-        )
-    return int(match[1])

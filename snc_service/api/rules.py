@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from snc_service.api.answers import answer, is_unchanged, rfc3339, unchanged
+from snc_service.api.answers import answer
 from snc_service.api.body import JsonBody
 from snc_service.api.openapi import Responses, responses
-from snc_service.api.policy import IfMatch, seen
 from snc_service.api.queries import ProjectName, RunName
 from snc_service.api.state import InAccess, InService
+from snc_service.api.versions import CHANGING, IfMatch, origin, seen, versioned
 from snc_service.errors import from_wire
 from snc_service.store.rulebook import StoredRules
 from snc_service.wire import RuleSettings, WireError
@@ -87,14 +87,6 @@ ANSWER_EXAMPLE: dict[str, Any] = {
     "at": "2026-03-01T09:30:00.000Z",
 }
 _VERSIONS_EXAMPLE = {"items": [ANSWER_EXAMPLE], "next": None}
-_CHANGING = (
-    "body-malformed",
-    "body-slow",
-    "precondition-failed",
-    "body-too-large",
-    "media-type",
-    "overloaded",
-)
 NewRules = Annotated[RulesBody, Depends(JsonBody(RulesBody, BODY_EXAMPLE))]
 
 
@@ -109,7 +101,7 @@ def get_rules(request: Request, service: InService, run: RunName) -> Response:
 
 
 @router.put(
-    "/runs/{run}/rules", response_model=RulesAnswer, responses=_told("run-unknown", *_CHANGING)
+    "/runs/{run}/rules", response_model=RulesAnswer, responses=_told("run-unknown", *CHANGING)
 )
 def put_rules(
     request: Request,
@@ -146,7 +138,7 @@ def get_project_rules(request: Request, service: InService, project: ProjectName
     return _answer(request, service.store.project_rules(project))
 
 
-@router.put("/projects/{project}/rules", response_model=RulesAnswer, responses=_told(*_CHANGING))
+@router.put("/projects/{project}/rules", response_model=RulesAnswer, responses=_told(*CHANGING))
 def put_project_rules(
     request: Request,
     service: InService,
@@ -189,17 +181,12 @@ def _as_answer(stored: StoredRules) -> dict[str, Any]:
     return {
         **stored.settings.as_dict(),
         "rules_version": stored.version,
-        "scope": stored.scope,
-        "author": stored.author,
-        "at": rfc3339(stored.at) if stored.version else None,
+        **origin(stored),
     }
 
 
 def _answer(request: Request, stored: StoredRules) -> Response:
-    tag = f'"{stored.version}"'
-    if request.method == "GET" and is_unchanged(request, tag):
-        return unchanged(tag)
-    return answer(request, _as_answer(stored), tag=tag)
+    return versioned(request, stored.version, _as_answer(stored))
 
 
 def _versions(request: Request, stored: list[StoredRules]) -> Response:
