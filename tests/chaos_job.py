@@ -1,7 +1,7 @@
 """A training job as far as the sender sees it: `python chaos_job.py URL SPOOL RUN FIRST LOG`.
 
 Hands over the steps from FIRST on until a file LOG.stop appears. What a step carries is a function
-of its number alone, so whoever looks at the store later knows every bit that must be there. After
+of its number alone, so whoever looks at the store later knows every bit that must be there. Before
 each step a line in LOG gives it and the number of values acknowledged so far; after a clean end the
 last line is repeated with all of them.
 """
@@ -135,8 +135,9 @@ def main() -> None:
     with open(log, "a") as file:
         while not Path(f"{log}.stop").exists():
             values, loss = row(step)
-            out.put(step, values, {"loss": loss}, 1_763_800_000.0 + step)
+            # Before it is handed over: a next life must not hand over again what this one did.
             said(file, step, out.sent_values)
+            out.put(step, values, {"loss": loss}, 1_763_800_000.0 + step)
             time.sleep(STEP_SECONDS)
             step += 1
         out.close(CLOSE_SECONDS)
