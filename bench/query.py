@@ -32,7 +32,7 @@ import numpy as np
 from ingest import serving, stores
 from store import METRICS, NOW, Walk, calibrate, quiet, started, table
 
-from snc_service.api.heatmap import ratio_heatmap
+from snc_service.api.history.heatmap import ratio_heatmap
 from snc_service.store import open_store
 from snc_service.store.protocol import Store, Submission, Window
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, Batch, encode

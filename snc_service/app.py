@@ -13,47 +13,34 @@ from typing import Final
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from snc_service import __version__, errors, ui
+from snc_service import __version__, problems, ui
 from snc_service.alerts import Alerts
 from snc_service.alerts.address import networks
-from snc_service.api import (
-    access,
-    alerts,
+from snc_service.api.alerting import incidents, routing
+from snc_service.api.conventions.head import Head
+from snc_service.api.history import compare, export, heatmap, history, layers, onset, worst
+from snc_service.api.ingest import batches
+from snc_service.api.ingest.fast_path import ShortCut
+from snc_service.api.runs import (
     annotation,
-    audit,
-    batches,
     commands,
-    compare,
-    docs,
     events,
-    export,
-    health,
-    heatmap,
-    history,
-    incidents,
-    layers,
-    onset,
-    openapi,
-    policy,
-    prometheus,
-    rules,
+    policies,
+    rule_settings,
     runs,
-    session,
     stream,
-    tokens,
-    worst,
 )
-from snc_service.api.access_log import AccessLog
-from snc_service.api.guard import Guard
-from snc_service.api.head import Head
-from snc_service.api.shares import Shares
-from snc_service.api.short_cut import ShortCut
+from snc_service.api.security import audit, authorization, session, tokens
+from snc_service.api.security.access_log import AccessLog
+from snc_service.api.security.authentication import Guard
+from snc_service.api.security.rate_limit import Shares
 from snc_service.api.state import Budget, Limits, Service
+from snc_service.api.system import docs, health, openapi, prometheus
 from snc_service.auth import Tokens
-from snc_service.chores import start_chores, steady_seconds
+from snc_service.background_tasks import start_chores, steady_seconds
 from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
-from snc_service.ingest import GroupCommit
+from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import open_store
 from snc_service.store.protocol import Store
@@ -72,12 +59,12 @@ ROUTERS: Final = tuple(
         heatmap,
         export,
         events,
-        policy,
-        rules,
+        policies,
+        rule_settings,
         annotation,
         commands,
         incidents,
-        alerts,
+        routing,
         stream,
         prometheus,
         tokens,
@@ -137,10 +124,10 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    errors.install(app)
-    access.check_complete(ROUTERS)
+    problems.install(app)
+    authorization.check_complete(ROUTERS)
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(access.authorised)])
+        app.include_router(router, dependencies=[Depends(authorization.authorised)])
     ui.mount(app)
     app.add_middleware(ShortCut)
     app.add_middleware(Head)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import sys
 
-from snc_service.store.postgres import translated
-from snc_service.store.sql import citus
+from snc_service.store.engines.postgres import translated
+from snc_service.store.sql.database import citus
 
 # Statements that are about many runs: the nodes are asked all at once. Each is short, or runs in
 # the background. A pattern is found at the start of a statement; the reason is for the reader.

@@ -8,15 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from snc_service.store.protocol import (
-    Buckets,
-    Event,
-    Extent,
-    Outcome,
-    Store,
-    Submission,
-    Window,
-)
+from snc_service.store.protocol import Buckets, Event, Extent, Outcome, Store, Submission, Window
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, absent, encode
 
 NOW = 1_763_800_000.0

@@ -15,7 +15,7 @@ from spectra import SPECTRA, gaussian, planted
 from torch import Tensor, nn
 
 from snc_client import SNCallback, measure
-from snc_client.callback.watch import WATCHED_BLOCK
+from snc_client.callback.monitor.layer_monitor import WATCHED_BLOCK
 
 SIGNS = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
 SHAPES = [(1, 40), (40, 1), (3, 5), (WATCHED_BLOCK - 1, 90), (90, WATCHED_BLOCK + 1)]

@@ -11,7 +11,7 @@ from alert_cases import entry, incident
 
 from snc_service.alerts import Alerting
 from snc_service.alerts.receivers import TYPES
-from snc_service.cli.alerts import read_document
+from snc_service.cli.commands.alerts import read_document
 from snc_service.wire import WireError
 
 MASK = "********"

@@ -7,10 +7,11 @@ import pytest
 from alert_cases import entry, incident
 from store_cases import NOW, batch, new_run, stored, submit, table
 
-from snc_service.store import open_store, sqlite
-from snc_service.store.incidents import Change, Delivery, Silence
+from snc_service.store import open_store
+from snc_service.store.engines import sqlite
 from snc_service.store.protocol import AlertingConflict, Event
-from snc_service.store.sql import schema
+from snc_service.store.protocol.incidents import Change, Delivery, Silence
+from snc_service.store.sql.database import schema
 
 LAYERS = table("fc1.weight")
 DOCUMENT = {"receivers": {}, "routes": []}

@@ -12,7 +12,7 @@ from api_cases import assert_problem, register, serving_app, settings_in, table_
 from test_cli import environment
 
 from snc_service.auth import make_token
-from snc_service.cli.logs import JsonLines
+from snc_service.cli.server.logs import JsonLines
 from snc_service.store import open_store
 
 TABLE = table_of("a")

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snc_service.api.answers import answer, rfc3339, seven_digits, shortest
+from snc_service.api.conventions.answers import answer, rfc3339, seven_digits, shortest
 
 floats = st.lists(st.floats(width=32), min_size=1, max_size=20)
 

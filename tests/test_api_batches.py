@@ -17,7 +17,7 @@ from api_cases import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snc_service.api.batches import fingerprint
+from snc_service.api.ingest.batches import fingerprint
 from snc_service.store.protocol import StoreUnavailable
 from snc_service.wire import ABSENT, JSON_MEDIA_TYPE, MEDIA_TYPE, LayerTable, decode, encode
 

@@ -20,8 +20,8 @@ from api_cases import (
     table_of,
 )
 
-from snc_service.api.body import inflate
-from snc_service.errors import Problem
+from snc_service.api.ingest.body import inflate
+from snc_service.problems import Problem
 from snc_service.wire import MEDIA_TYPE, encode
 
 TABLE = table_of("a")

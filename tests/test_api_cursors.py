@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snc_service.api import cursors
-from snc_service.errors import Problem
+from snc_service.api.conventions import cursors
+from snc_service.problems import Problem
 
 numbers = st.floats(allow_nan=False, allow_infinity=False, max_value=1e299, min_value=-1e299)
 

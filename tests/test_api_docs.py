@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from api_cases import serving_app, settings_in
 
-from snc_service.errors import KINDS
+from snc_service.problems import KINDS
 
 
 class Seen(HTMLParser):

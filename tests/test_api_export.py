@@ -13,7 +13,7 @@ import pytest
 from api_cases import RUN, assert_problem, batch_of, register, serving_app, settings_in, table_of
 from store_cases import NOW, submit
 
-from snc_service.api import export, export_csv, export_parquet
+from snc_service.api.history import export, export_csv, export_parquet
 from snc_service.settings import Settings
 from snc_service.wire import ABSENT
 

@@ -3,7 +3,7 @@
 import pytest
 from api_cases import assert_problem, serving_app, settings_in
 
-from snc_service.api.guard import host_name
+from snc_service.api.security.authentication import host_name
 
 ORIGIN = "http://127.0.0.1:8470"
 

@@ -8,8 +8,8 @@ from api_cases import RUN, assert_problem, serving_app, settings_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snc_service.api.json_batch import decode_json
-from snc_service.errors import Problem
+from snc_service.api.ingest.json_batch import decode_json
+from snc_service.problems import Problem
 from snc_service.wire import ABSENT, Batch, LayerTable, WireError, absent, decode, encode
 
 FORM = {

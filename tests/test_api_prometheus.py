@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from snc_service.api.prometheus import prefers_openmetrics
+from snc_service.api.system.prometheus import prefers_openmetrics
 
 TABLE = table_of("a", 'b"\\')
 

@@ -7,9 +7,9 @@ from test_cli import snc
 from test_prometheus import eventually
 
 from snc_client.demo.service import free_port, serving
-from snc_service.api.shares import Share, Shares
+from snc_service.api.security.rate_limit import Share, Shares
 from snc_service.auth import ANYBODY, access_of, make_token
-from snc_service.errors import Problem
+from snc_service.problems import Problem
 
 
 def bearer(secret):

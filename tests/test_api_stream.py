@@ -9,7 +9,7 @@ import pytest
 from api_cases import RUN, assert_problem, serving_app, settings_in
 
 from snc_service import app
-from snc_service.api import stream
+from snc_service.api.runs import stream
 
 
 @pytest.fixture

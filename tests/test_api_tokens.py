@@ -15,9 +15,9 @@ from api_cases import (
     table_of,
 )
 
-from snc_service.api.shares import Share
+from snc_service.api.security.rate_limit import Share
 from snc_service.auth import SECRET, access_of, make_token
-from snc_service.errors import Problem
+from snc_service.problems import Problem
 from snc_service.wire import MEDIA_TYPE, encode
 
 TABLE = table_of("a")

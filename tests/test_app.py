@@ -22,7 +22,7 @@ from api_cases import (
     table_of,
 )
 
-from snc_service import chores
+from snc_service import background_tasks
 from snc_service.app import create_app
 from snc_service.settings import Settings, SettingsError
 from snc_service.store import open_store
@@ -119,7 +119,7 @@ def test_a_run_that_is_not_heard_of_becomes_silent_once_and_wakes_with_its_next_
 def test_runs_that_are_over_are_kept_as_long_and_as_large_as_the_settings_say(
     tmp_path, setting, monkeypatch
 ):
-    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(background_tasks, "KEEP_PAUSE_SECONDS", 0.05)
     clock = Clock()
     clock.now = time.time() - 86_400
     with serving_app(settings_in(tmp_path, **setting), clock=clock) as api:
@@ -264,7 +264,7 @@ def test_the_schema_is_made_once(tmp_path):
 
 
 def test_exact_values_of_old_runs_are_kept_as_long_as_the_settings_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(background_tasks, "KEEP_PAUSE_SECONDS", 0.05)
     clock = Clock()
     with serving_app(settings_in(tmp_path, thin_days=2), clock=clock) as api:
         register(api, TABLE)

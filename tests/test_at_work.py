@@ -7,8 +7,8 @@ from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit,
 
 from snc_service.store import open_store
 from snc_service.store.protocol import RunUnknown, StoreUnavailable, Window
-from snc_service.store.sql.at_work import LEAST_LAYERS, RunAtWork, RunMemory
-from snc_service.store.sql.database import Mark
+from snc_service.store.sql.database.dialect import Mark
+from snc_service.store.sql.ingest.run_cache import LEAST_LAYERS, RunAtWork, RunMemory
 from snc_service.wire import Policy, PolicyEntry
 
 LAYERS = table("a", "b")
@@ -108,7 +108,7 @@ def test_a_transaction_that_was_undone_is_not_remembered(two, monkeypatch):
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr("snc_service.store.sql.at_work.save", broken)
+        patch.setattr("snc_service.store.sql.ingest.run_cache.save", broken)
         with pytest.raises(ZeroDivisionError):
             submit(one, [sigma(1, 1)])
     assert steps(one) == [0]

@@ -6,9 +6,9 @@ import time
 import pytest
 from api_cases import START, Clock, assert_problem, batch_of, serving_app, settings_in, table_of
 
-from snc_service.api import access
+from snc_service.api.security import authorization
 from snc_service.auth import digest, make_token
-from snc_service.store.incidents import Silence
+from snc_service.store.protocol.incidents import Silence
 from snc_service.wire import MEDIA_TYPE, encode
 
 TABLE = table_of("fc1.weight")
@@ -218,8 +218,8 @@ def test_every_route_has_an_entry_in_the_table(door):
 
 
 def test_the_service_does_not_start_with_a_route_that_nobody_decided_about(monkeypatch, tmp_path):
-    needs = {name: need for name, need in access.NEEDS.items() if name != "get_heatmap"}
-    monkeypatch.setattr(access, "NEEDS", needs)
+    needs = {name: need for name, need in authorization.NEEDS.items() if name != "get_heatmap"}
+    monkeypatch.setattr(authorization, "NEEDS", needs)
     with pytest.raises(LookupError, match="get_heatmap"), serving_app(settings_in(tmp_path)):
         pass
 

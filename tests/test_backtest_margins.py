@@ -19,7 +19,7 @@ from snc_service.backtest.margins import (
     rules_from,
 )
 from snc_service.backtest.replay import replay
-from snc_service.cli.alerts import read_document
+from snc_service.cli.commands.alerts import read_document
 from snc_service.wire import PolicyEntry, RuleSettings
 
 

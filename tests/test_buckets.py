@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_cases import bits
 
-from snc_service.store import buckets
-from snc_service.store.buckets import Partial
+from snc_service.store import downsampling
+from snc_service.store.downsampling import Partial
 from snc_service.wire import ABSENT, absent
 
 
 @given(st.integers(0, 2**53 - 1), st.integers(0, 2**53 - 1), st.integers(1, 5_000))
 def test_the_width_is_the_smallest_power_of_two_that_fits(a, b, points):
     first, last = min(a, b), max(a, b)
-    width = buckets.width(points + 1, first, last, points)
+    width = downsampling.width(points + 1, first, last, points)
     assert width & (width - 1) == 0
     assert last // width - first // width + 1 <= points
     if width > 1:
@@ -23,7 +23,7 @@ def test_the_width_is_the_smallest_power_of_two_that_fits(a, b, points):
 
 
 def test_steps_that_fit_are_exact_however_far_apart():
-    assert buckets.width(3, 0, 2**53 - 1, 3) == 1
+    assert downsampling.width(3, 0, 2**53 - 1, 3) == 1
 
 
 def random_values(seed: int, rows: int, n: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_one_pass_two_passes_and_pieces_agree(seed, rows, n, group):
         (everyone, Partial.of_groups(keys[c], values[:, c])) for c in (cuts[2], cuts[0], cuts[1])
     ]
     by_rows = [(np.array([r]), Partial.of_groups(keys, values[r : r + 1])) for r in range(rows)]
-    for other in (twice, buckets.merged(rows, pieces), buckets.merged(rows, by_rows)):
+    for other in (twice, downsampling.merged(rows, pieces), downsampling.merged(rows, by_rows)):
         for name in ("keys", "low", "high", "finite", "nonfinite"):
             np.testing.assert_array_equal(getattr(other, name), getattr(once, name))
         np.testing.assert_allclose(other.total, once.total, atol=1e-9)
@@ -59,7 +59,7 @@ def test_one_pass_two_passes_and_pieces_agree(seed, rows, n, group):
 def test_absent_counts_for_nothing_and_nan_stays_visible():
     values = np.array([[ABSENT, ABSENT, np.nan, ABSENT, 2, np.inf, ABSENT, ABSENT]], np.float32)
     partial = Partial.of_groups(np.arange(8) // 2, values)
-    got = buckets.finished(("a",), partial, 2)
+    got = downsampling.finished(("a",), partial, 2)
     assert got.steps.tolist() == [2, 4]
     assert got.nonfinite.tolist() == [[1, 1]]
     assert np.isnan(got.mean[0, 0])
@@ -69,7 +69,7 @@ def test_absent_counts_for_nothing_and_nan_stays_visible():
 
 def test_a_row_without_a_value_where_another_has_one_is_absent():
     values = np.array([[1, 2], [ABSENT, 3]], np.float32)
-    got = buckets.finished(("a", "b"), Partial.of_values(np.arange(2), values), 1)
+    got = downsampling.finished(("a", "b"), Partial.of_values(np.arange(2), values), 1)
     assert absent(got.mean).tolist() == [[False, False], [True, False]]
     np.testing.assert_array_equal(bits(got.max), bits(values))
 
@@ -79,12 +79,12 @@ def test_a_mean_is_taken_in_double_precision():
     values[0, 0] = 2.0**24
     partial = Partial.of_groups(np.zeros(2**16, np.int64), values)
     wanted = values.astype(np.float64).mean()
-    assert buckets.finished(("a",), partial, 2**16).mean[0, 0] == np.float32(wanted)
+    assert downsampling.finished(("a",), partial, 2**16).mean[0, 0] == np.float32(wanted)
 
 
 def test_large_values_do_not_overflow_their_sum():
     values = np.full((1, 4), np.finfo(np.float32).max, np.float32)
-    got = buckets.finished(("a",), Partial.of_groups(np.zeros(4, np.int64), values), 4)
+    got = downsampling.finished(("a",), Partial.of_groups(np.zeros(4, np.int64), values), 4)
     assert got.mean[0, 0] == values[0, 0]
 
 
@@ -98,8 +98,8 @@ def test_merged_rows_hold_the_values_of_all_their_layers():
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_nothing_merges_to_nothing(rows):
-    empty = buckets.merged(rows, [(np.arange(rows), Partial.empty(rows))])
-    got = buckets.finished(tuple("abc"[:rows]), empty, 1)
+    empty = downsampling.merged(rows, [(np.arange(rows), Partial.empty(rows))])
+    got = downsampling.finished(tuple("abc"[:rows]), empty, 1)
     assert got.mean.shape == (rows, 0)
 
 
@@ -123,15 +123,15 @@ def test_groups_of_any_size_are_reduced_like_one_by_one(size, first):
 def test_planes_that_nobody_needs_are_not_made_and_read_as_nan():
     values = np.array([[1, np.nan, 3, 4], [5, 6, ABSENT, ABSENT]], np.float32)
     keys = np.arange(4) // 2
-    whole = buckets.finished(("a", "b"), Partial.of_groups(keys, values), 2)
+    whole = downsampling.finished(("a", "b"), Partial.of_groups(keys, values), 2)
     for column in ("min", "max", "mean"):
-        planes = buckets.planes_for((column,))
+        planes = downsampling.planes_for((column,))
         parts = [
             (np.array([row]), Partial.of_groups(keys, values[row : row + 1], planes))
             for row in (0, 1)
         ]
         assert all(set(part.planes) == planes for _, part in parts)
-        got = buckets.finished(("a", "b"), buckets.merged(2, parts, planes), 2)
+        got = downsampling.finished(("a", "b"), downsampling.merged(2, parts, planes), 2)
         np.testing.assert_array_equal(got.nonfinite, whole.nonfinite)
         for other in ("min", "max", "mean"):
             wanted = getattr(whole, other) if other == column else np.full((2, 2), np.nan)

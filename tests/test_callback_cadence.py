@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from snc_client import SNCallback
-from snc_client.callback.cadence import JUDGED, LONGEST, Cadence, turns
+from snc_client.callback.schedule.measure_schedule import JUDGED, LONGEST, Cadence, turns
 from snc_service.wire import ABSENT, absent
 
 

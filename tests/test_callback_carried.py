@@ -9,7 +9,7 @@ import torch
 from small_loops import spectral_norm
 from torch import Tensor
 
-from snc_client.callback.carried import CarriedBounds, SteppedBounds, frobenius_upper
+from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds, frobenius_upper
 from snc_client.certificate import sigma_upper
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
 

@@ -13,7 +13,7 @@ from no_host_sync import NoHostSync
 from torch import Tensor, nn
 
 from snc_client import GuardSettings, GuardStopped, SNCallback
-from snc_client.callback import guard as guard_module
+from snc_client.callback.guard import guard as guard_module
 from snc_client.estimator import block_power
 
 STEPS = 60

@@ -55,7 +55,9 @@ def test_neither_does_an_action(action):
 
 @pytest.mark.parametrize("limits", [{"*": 0.5}, {"0.*": 0.5, "*": None}])
 def test_the_way_of_a_device_that_must_not_be_read_holds_too(monkeypatch, limits):
-    monkeypatch.setattr("snc_client.callback.group.reading_is_free", lambda device: False)
+    monkeypatch.setattr(
+        "snc_client.callback.monitor.device_group.reading_is_free", lambda device: False
+    )
     model = small_model()
     before = model[2].weight.clone()
     callback = SNCallback(model, threshold=limits, max_overhead=1e-6, certify_every=None)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from snc_client import SNCallback
-from snc_client.callback.origin import Origins
-from snc_client.callback.reading import METRICS
+from snc_client.callback.readback.bound_provenance import Origins
+from snc_client.callback.readback.latest import METRICS
 from snc_service.wire import ABSENT, absent
 
 SIGNALS = ("update_norm",)

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from snc_client import SNCallback
-from snc_client.callback.readback import Readback
+from snc_client.callback.readback.pinned_buffers import Readback
 
 RANKS = 2
 
@@ -101,7 +101,7 @@ def replica(clock: random.Random, monkeypatch) -> tuple[list[torch.Tensor], list
 def test_replicas_stay_equal_whenever_their_rows_arrive(monkeypatch):
     for module in ("group", "watch"):
         monkeypatch.setattr(f"snc_client.callback.{module}.reading_is_free", lambda device: False)
-    monkeypatch.setattr("snc_client.callback.watch.several_ranks", lambda: True)
+    monkeypatch.setattr("snc_client.callback.monitor.layer_monitor.several_ranks", lambda: True)
     first, seen = replica(random.Random(1), monkeypatch)
     second, seen_too = replica(random.Random(2), monkeypatch)
     assert seen == seen_too

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from snc_client.callback.readback import SLOTS, Readback
-from snc_client.callback.reading import METRICS, Latest, mark_absent
-from snc_client.callback.row import Row, Scalars, parcel
+from snc_client.callback.readback.latest import METRICS, Latest, mark_absent
+from snc_client.callback.readback.pending_row import Row, Scalars, parcel
+from snc_client.callback.readback.pinned_buffers import SLOTS, Readback
 from snc_service.wire import absent
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snc_client import SNCallback
-from snc_client.callback.roll import weights
+from snc_client.callback.model.rescan import weights
 
 
 def steps(callback: SNCallback, count: int = 3) -> None:

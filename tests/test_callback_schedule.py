@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snc_client.callback.schedule import CertifySchedule
+from snc_client.callback.schedule.certify_schedule import CertifySchedule
 
 
 def everything(num_layers: int) -> np.ndarray:

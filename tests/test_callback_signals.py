@@ -13,9 +13,9 @@ from small_loops import norms, small_model
 from torch import nn
 
 from snc_client import SNCallback
-from snc_client.callback.signals import ALL_SIGNALS
-from snc_client.callback.signals import norms as norms_of
-from snc_client.callback.updates import _bias
+from snc_client.callback.monitor.norms import ALL_SIGNALS
+from snc_client.callback.monitor.norms import norms as norms_of
+from snc_client.callback.monitor.update_norms import _bias
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),

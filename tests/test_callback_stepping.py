@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from snc_client.callback.stepping import OnlySteps
+from snc_client.callback.monitor.write_tracker import OnlySteps
 
 
 def settings(**more):

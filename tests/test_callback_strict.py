@@ -13,7 +13,9 @@ from snc_client import SNCallback
 def way(request, monkeypatch):
     """Run both ways: the host may look at the device's values, or learns of them a step later."""
     if request.param == "read a step later":
-        monkeypatch.setattr("snc_client.callback.group.reading_is_free", lambda device: False)
+        monkeypatch.setattr(
+            "snc_client.callback.monitor.device_group.reading_is_free", lambda device: False
+        )
 
 
 def certificates(callback: SNCallback) -> int:

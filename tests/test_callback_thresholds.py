@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from snc_client.callback.group import MARGIN, MOST_MARGIN, presumed
-from snc_client.callback.thresholds import Thresholds
+from snc_client.callback.monitor.device_group import MARGIN, MOST_MARGIN, presumed
+from snc_client.callback.monitor.thresholds import Thresholds
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from no_host_sync import NoHostSync
 from small_loops import grow, norms, small_model, thresholds
 
 from snc_client import SNCallback, warm_up
-from snc_client.callback.warmup import ThresholdFactor
+from snc_client.callback.schedule.threshold_schedule import ThresholdFactor
 
 
 def test_a_warm_up_falls_from_its_start_to_one_and_stays():

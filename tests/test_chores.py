@@ -6,8 +6,8 @@ import pytest
 from api_cases import RUN, Clock, batch_of, register, serving_app, settings_in, table_of
 from service_process import until
 
-from snc_service import chores
-from snc_service.chores import Leaps, steady_seconds
+from snc_service import background_tasks
+from snc_service.background_tasks import Leaps, steady_seconds
 from snc_service.store.protocol import StoreFull
 
 TABLE = table_of("a")
@@ -108,7 +108,7 @@ def test_a_trouble_that_lasts_is_said_once_and_again_after_it_was_over(tmp_path,
 
 
 def test_a_clock_that_leaps_ahead_makes_no_run_too_old_to_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr(chores, "KEEP_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(background_tasks, "KEEP_PAUSE_SECONDS", 0.05)
     clock, steady = Clock(), Clock()
     with serving_app(settings_in(tmp_path, keep_days=2), clock=clock, steady=steady) as api:
         register(api, TABLE)

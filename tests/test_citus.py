@@ -13,10 +13,10 @@ from store_cases import NOW, batch, breach_once, new_run, stored, table
 
 from snc_service.cli.main import main
 from snc_service.store import open_store
-from snc_service.store.incidents import Change, Incident
-from snc_service.store.postgres import WORDS
+from snc_service.store.engines.postgres import WORDS
 from snc_service.store.protocol import EventQuery
-from snc_service.store.sql import citus, schema
+from snc_service.store.protocol.incidents import Change, Incident
+from snc_service.store.sql.database import citus, schema
 
 LAYERS = table("a")
 

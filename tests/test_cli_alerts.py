@@ -7,7 +7,7 @@ import pytest
 from listeners import listening, nobody, until
 from test_cli import HOSTILE, failed, post, serving, snc
 
-from snc_service.cli.alerts import duration, read_document
+from snc_service.cli.commands.alerts import duration, read_document
 from snc_service.cli.failure import Failure
 
 SECRET = "a secret of sixteen characters"

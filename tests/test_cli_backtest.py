@@ -13,9 +13,9 @@ from feed import Feed
 from test_cli import serving, snc
 
 from snc_service.backtest.replay import replay
-from snc_service.cli import main, stored
+from snc_service.cli import main, stored_rows
 from snc_service.cli.service import Service
-from snc_service.cli.stored import layer_names, stored_run
+from snc_service.cli.stored_rows import layer_names, stored_run
 
 FIELDS = ("step", "rule", "severity", "message", "layer", "layers", "value", "limit")
 OTHERS = (
@@ -82,7 +82,7 @@ def test_stored_events_of_a_run_are_those_of_its_replay_whatever_the_batches(url
     for run in cuts:
         assert stored_events(url, run) == expected
         assert replayed(url, run) == expected
-    monkeypatch.setattr(stored, "MOST_STEPS", 37)
+    monkeypatch.setattr(stored_rows, "MOST_STEPS", 37)
     assert replayed(url, "dice") == expected
 
 

@@ -18,9 +18,9 @@ from test_store_kill import check
 
 from snc_service.cli.main import main
 from snc_service.store import open_store
-from snc_service.store.postgres import WORDS
+from snc_service.store.engines.postgres import WORDS
 from snc_service.store.protocol import EventQuery, Window
-from snc_service.store.sql import schema
+from snc_service.store.sql.database import schema
 
 # A store as each earlier schema version left it lies beside this file.
 EARLIER = tuple(range(1, schema.VERSION))
@@ -158,7 +158,7 @@ def test_a_newer_store_is_one_sentence(tmp_path, capsys):
 
 
 def test_a_backup_taken_during_ingest_is_a_whole_store(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("snc_service.store.sqlite.BACKUP_PAGES", 5)
+    monkeypatch.setattr("snc_service.store.engines.sqlite.BACKUP_PAGES", 5)
     url = f"sqlite:///{tmp_path}/snc.db"
     stop = threading.Event()
     with closing(open_store(url)) as store:

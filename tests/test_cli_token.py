@@ -8,8 +8,8 @@ import pytest
 from test_cli import failed, serving, snc
 
 from snc_service.auth import SECRET
+from snc_service.cli.commands.token import expiry
 from snc_service.cli.failure import Failure
-from snc_service.cli.token import expiry
 from snc_service.store import open_store
 
 

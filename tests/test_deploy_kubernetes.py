@@ -128,7 +128,7 @@ def test_settings_of_the_pod_exist_and_its_secrets_are_references(objects):
 
 
 def test_the_pod_has_time_to_drain(objects):
-    from snc_service.cli.serve import DRAIN_SECONDS
+    from snc_service.cli.commands.serve import DRAIN_SECONDS
 
     stop = container_of(objects)["lifecycle"]["preStop"]["exec"]["command"]
     assert stop[0] == "sleep"

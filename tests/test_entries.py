@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from snc_client.sender.entries import active, packed, thinned, unpacked
-from snc_client.sender.row import Row
+from snc_client.sender.queue.row import Row
+from snc_client.sender.queue.spool_codec import active, packed, thinned, unpacked
 from snc_service.wire import ABSENT
 
 METRICS = ("sigma", "threshold", "scale", "residual")

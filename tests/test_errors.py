@@ -7,8 +7,8 @@ import pytest
 from api_cases import PROBLEM, assert_problem, serving_app, settings_in
 from fastapi import FastAPI
 
-from snc_service import errors
-from snc_service.errors import KINDS, Problem, from_store, from_wire
+from snc_service import problems
+from snc_service.problems import KINDS, Problem, from_store, from_wire
 from snc_service.store import protocol
 from snc_service.wire import WireError
 
@@ -69,7 +69,7 @@ def test_broken_framing_is_400_and_all_else_422(field):
 
 def test_a_defect_is_500_and_tells_nothing_of_itself():
     app = FastAPI()
-    errors.install(app)
+    problems.install(app)
 
     @app.get("/")
     def broken() -> None:

@@ -237,8 +237,12 @@ def train_under_callback() -> tuple[list[Tensor], list[float | None], SNCallback
 
 
 def test_a_training_is_measured_and_held_alike_with_a_graph(monkeypatch) -> None:
-    monkeypatch.setattr("snc_client.callback.group.reading_is_free", lambda device: False)
-    monkeypatch.setattr("snc_client.callback.watch.reading_is_free", lambda device: False)
+    monkeypatch.setattr(
+        "snc_client.callback.monitor.device_group.reading_is_free", lambda device: False
+    )
+    monkeypatch.setattr(
+        "snc_client.callback.monitor.layer_monitor.reading_is_free", lambda device: False
+    )
     plain, sigmas, _ = train_under_callback()
     made: list[GraphPower] = []
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from api_cases import START, batch_of, table_of
 
-from snc_service import ingest
+from snc_service import group_commit
 from snc_service.detect.rules import advance
-from snc_service.ingest import Closed, GroupCommit, QueueFull
+from snc_service.group_commit import Closed, GroupCommit, QueueFull
 from snc_service.store import open_store
 from snc_service.store.protocol import RunUnknown, StoreUnavailable, Submission, Window
 
@@ -153,7 +153,7 @@ def test_while_the_store_is_unavailable_all_are_refused_and_later_ones_are_store
 
 
 def test_a_full_queue_refuses_more(commits, gate, monkeypatch):
-    monkeypatch.setattr(ingest, "MAX_WAITING", 2)
+    monkeypatch.setattr(group_commit, "MAX_WAITING", 2)
     gate.open.clear()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(submit, commits, submission(0))

@@ -13,7 +13,7 @@ import pytest
 from ledger import Ledger, Reply
 
 from snc_client.demo.service import free_port
-from snc_client.sender.spooling import replay
+from snc_client.sender.spool_replay import replay
 
 EVERY = 4
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from snc_service.app import ROUTERS
-from snc_service.errors import KINDS, PROBLEM_MEDIA_TYPE
+from snc_service.problems import KINDS, PROBLEM_MEDIA_TYPE
 from snc_service.wire import LayerTable
 
 ROUTES = [

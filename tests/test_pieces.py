@@ -9,7 +9,7 @@ from test_store_fold import LATER, LAYERS, Run, in_tail, small, store
 
 from snc_service.store import open_store
 from snc_service.store.protocol import Window
-from snc_service.store.sql import fold, pieces
+from snc_service.store.sql.compaction import compact, slices
 
 __all__ = ["small", "store"]  # fixtures
 WINDOW = Window(points=5)
@@ -18,7 +18,7 @@ WINDOW = Window(points=5)
 @pytest.fixture
 def narrow(small, monkeypatch):
     """Slices of one block of one metric: three per chunk of 16 steps."""
-    monkeypatch.setattr(pieces, "SLICE_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
 
 
 def num_tiles(store, run: str) -> int:
@@ -88,18 +88,18 @@ def test_runs_take_turns_slice_by_slice(store):
 
 def test_a_wide_run_is_cut_at_whole_blocks():
     """50,000 layers x 128 steps are 26 MB of one metric."""
-    assert pieces.width_of(128) == 4_096
-    assert pieces.width_of(10**9) == 16
+    assert slices.width_of(128) == 4_096
+    assert slices.width_of(10**9) == 16
 
 
 @pytest.mark.usefixtures("narrow")
 def test_batches_leave_the_tail_in_portions_and_every_answer_stays(store, monkeypatch):
-    monkeypatch.setattr(fold, "LEAVING_BYTES", 1)
+    monkeypatch.setattr(compact, "LEAVING_BYTES", 1)
     run = Run(store)
     for seed, steps in enumerate((range(10), range(10, 16), range(4, 30))):
         run.send(steps, seed=seed)
     seen = []
-    real = fold._write
+    real = compact._write
 
     def watched(*arguments):
         done = real(*arguments)
@@ -107,7 +107,7 @@ def test_batches_leave_the_tail_in_portions_and_every_answer_stays(store, monkey
         run.check_heatmap(WINDOW)
         return done
 
-    monkeypatch.setattr(fold, "_write", watched)
+    monkeypatch.setattr(compact, "_write", watched)
     while store.fold(60, now=LATER):
         pass
     assert seen == [3, 3, 2, 1, 1, 1, 1, 0]  # three slices of one chunk, then of the other

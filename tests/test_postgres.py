@@ -15,10 +15,12 @@ from store_victim import LAYERS as WIDE
 from store_victim import submission
 from test_store_kill import check
 
-from snc_service.store import lane, open_store
-from snc_service.store.postgres import shown
+from snc_service.store import open_store
+from snc_service.store.engines import connection_pool
+from snc_service.store.engines.postgres import shown
 from snc_service.store.protocol import EventQuery, RunUnknown, StoreUnavailable, Submission, Window
-from snc_service.store.sql import pieces, schema
+from snc_service.store.sql.compaction import slices
+from snc_service.store.sql.database import schema
 from snc_service.wire import LayerSpec, LayerTable, Policy
 
 LAYERS = table("a", "b")
@@ -259,7 +261,7 @@ def test_of_two_that_look_for_silence_one_finds_it(two):
 
 
 def test_of_two_that_delete_a_run_one_does_and_nothing_is_left(two, monkeypatch):
-    monkeypatch.setattr("snc_service.store.sql.deletion.SLICE_ROWS", 3)
+    monkeypatch.setattr("snc_service.store.sql.records.deletion.SLICE_ROWS", 3)
     for seq in range(40):
         stored(two[0], sigma(seq, seq))
 
@@ -313,20 +315,20 @@ def test_two_fold_different_runs_at_once_and_every_value_stays(two):
 def test_a_run_being_folded_does_not_keep_batches_waiting(two, monkeypatch):
     one, other = two
     stored(one, sigma(0, *range(100)))
-    real, seen = pieces.blocks, []
+    real, seen = slices.blocks, []
 
     def meanwhile(*arguments):
         found = list(real(*arguments))
         seen.append(stored(other, sigma(1, 200)))
         return iter(found)
 
-    monkeypatch.setattr(pieces, "blocks", meanwhile)
+    monkeypatch.setattr(slices, "blocks", meanwhile)
     assert one.fold(60, now=NOW + 3_600) > 0
     assert len(seen) == 1
 
 
 def test_who_waits_too_long_for_a_connection_is_told(two, monkeypatch):
-    monkeypatch.setattr(lane, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(connection_pool, "WAIT_SECONDS", 0.1)
     one, _ = two
     held = [one._database.write() for _ in range(4)]
     for context in held:

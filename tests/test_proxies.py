@@ -19,7 +19,7 @@ from sandbox import ROOT
 from test_prometheus import eventually
 
 from snc_client.demo.service import free_port, serving
-from snc_client.sender.connection import Connection
+from snc_client.sender.http import Connection
 from snc_service.settings import Settings
 from snc_service.wire import MEDIA_TYPE
 

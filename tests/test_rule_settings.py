@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snc_service.wire import RuleSetting, RuleSettings, WireError
-from snc_service.wire.rules import SHIPPED
+from snc_service.wire.rule_settings import SHIPPED
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads TOML with tomli")
 

@@ -5,13 +5,8 @@ from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
-from snc_service.store.protocol import (
-    EventQuery,
-    RulesConflict,
-    RunUnknown,
-    TooManyAnnotations,
-)
-from snc_service.store.sql import rulebook
+from snc_service.store.protocol import EventQuery, RulesConflict, RunUnknown, TooManyAnnotations
+from snc_service.store.sql.records import rule_settings
 from snc_service.wire import RuleSettings
 
 LAYERS = table("a", "b")
@@ -138,8 +133,8 @@ def test_an_annotation_is_numbered_told_and_seen_by_the_next_batch(store):
 
 
 def test_a_run_has_so_many_annotations_and_no_more(store, monkeypatch):
-    assert rulebook.MAX_ANNOTATIONS == 1_000
-    monkeypatch.setattr(rulebook, "MAX_ANNOTATIONS", 3)
+    assert rule_settings.MAX_ANNOTATIONS == 1_000
+    monkeypatch.setattr(rule_settings, "MAX_ANNOTATIONS", 3)
     for number in range(3):
         store.annotate("r1", number, "so", 0, author="", now=NOW)
     with pytest.raises(TooManyAnnotations, match="at most 3 annotations"):

@@ -8,7 +8,7 @@ import pytest
 
 from snc_service.detect.planned import RELATIVE
 from snc_service.wire import RuleSettings
-from snc_service.wire.rules import SHIPPED
+from snc_service.wire.rule_settings import SHIPPED
 
 PAGE = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
 _ROW = re.compile(

@@ -7,7 +7,7 @@ import logging
 import pytest
 from api_cases import START, batch_of, register, serving_app, settings_in, table_of
 
-from snc_service.api import short_cut
+from snc_service.api.ingest import fast_path
 from snc_service.auth import make_token
 from snc_service.wire import MAX_STEP, MEDIA_TYPE, encode
 
@@ -28,13 +28,13 @@ def api(tmp_path):
 def taken(monkeypatch):
     """Whether each request that was acknowledged took the short cut."""
     found = []
-    real = short_cut.acknowledged
+    real = fast_path.acknowledged
 
     async def noted(*arguments, **options):
         found.append(True)
         return await real(*arguments, **options)
 
-    monkeypatch.setattr(short_cut, "acknowledged", noted)
+    monkeypatch.setattr(fast_path, "acknowledged", noted)
     return found
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from ledger import Ledger, Reply, serving
 
 from snc_client.sender import Pace, Sender
-from snc_client.sender.folders import new_folder
-from snc_client.sender.job import described
-from snc_client.sender.spooling import replay
+from snc_client.sender.job_spec import described
+from snc_client.sender.queue.spool_directory import new_folder
+from snc_client.sender.spool_replay import replay
 from snc_client.spool import Spool, SpoolBusy
 from snc_service.wire import ABSENT, LayerTable, decode
 

@@ -7,9 +7,9 @@ import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import open_store
+from snc_service.store.engines.sqlite import for_many
 from snc_service.store.protocol import StoreFull, StoreUnavailable, Window
-from snc_service.store.sql import schema
-from snc_service.store.sqlite import for_many
+from snc_service.store.sql.database import schema
 
 LAYERS = table("a", "b")
 

@@ -9,7 +9,7 @@ from store_cases import NOW, batch, new_run, quiet, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.protocol import EventQuery, RunUnknown, StoreUnavailable, Window
-from snc_service.store.sql import schema
+from snc_service.store.sql.database import schema
 from snc_service.wire import Policy
 
 LAYERS = table("a", "b")
@@ -162,7 +162,7 @@ def test_late_batches_of_a_finished_run_are_kept_and_leave_it_finished(store):
 
 
 def test_nothing_of_a_deleted_run_is_left(store, monkeypatch):
-    monkeypatch.setattr("snc_service.store.sql.deletion.SLICE_ROWS", 3)
+    monkeypatch.setattr("snc_service.store.sql.records.deletion.SLICE_ROWS", 3)
     for run in ("r1", "r2"):
         new_run(store, run, config={"run": run}, policy=Policy())
         store.put_layer_table(run, LAYERS)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from store_cases import NOW, Oracle, assert_same, batch, bits, new_run, stored, table
 
-from snc_service.store import buckets, open_store, tiles
+from snc_service.store import downsampling, open_store, tiles
 from snc_service.store.protocol import Window
-from snc_service.store.sql import due, pieces
+from snc_service.store.sql.compaction import due_chunks, slices
 from snc_service.wire import ABSENT
 
 LATER = NOW + 3_600
@@ -166,15 +166,15 @@ def test_attempts_stay_apart_in_tiles(store):
 def test_a_batch_that_lands_while_a_chunk_is_encoded_stays(store, monkeypatch):
     run = Run(store)
     run.send(range(100), seed=1)
-    real = pieces.blocks
+    real = slices.blocks
 
     def arriving(*arguments):
-        monkeypatch.setattr(pieces, "blocks", real)
+        monkeypatch.setattr(slices, "blocks", real)
         found = list(real(*arguments))
         run.send([3, 4, 200], seed=9)
         return iter(found)
 
-    monkeypatch.setattr(pieces, "blocks", arriving)
+    monkeypatch.setattr(slices, "blocks", arriving)
     store.fold(60, now=LATER)
     assert in_tail(store) == 1
     run.check()
@@ -186,15 +186,15 @@ def test_a_batch_that_lands_while_a_chunk_is_encoded_stays(store, monkeypatch):
 def test_of_two_that_fold_one_run_one_starts_again(store, store_url, monkeypatch):
     run, other = Run(store), open_store(store_url)
     run.send(range(100), seed=1)
-    real, folded = pieces.blocks, []
+    real, folded = slices.blocks, []
 
     def overtaken(*arguments):
-        monkeypatch.setattr(pieces, "blocks", real)
+        monkeypatch.setattr(slices, "blocks", real)
         found = list(real(*arguments))
         folded.append(other.fold(60, now=LATER))
         return iter(found)
 
-    monkeypatch.setattr(pieces, "blocks", overtaken)
+    monkeypatch.setattr(slices, "blocks", overtaken)
     folded.append(store.fold(0, now=LATER))
     # SQLite: the other one has done everything. PostgreSQL: it has kept out of the way.
     assert folded in ([100 * 21, 0], [0, 16 * 21])
@@ -285,7 +285,7 @@ def test_a_quiet_or_closed_run_is_folded_as_far_as_it_is(store):
 
 
 def test_a_tail_that_grows_too_large_is_folded_before_its_chunk_is_complete(store, monkeypatch):
-    monkeypatch.setattr(due, "MOST_TAIL_BYTES", 10_000)
+    monkeypatch.setattr(due_chunks, "MOST_TAIL_BYTES", 10_000)
     run = Run(store)
     run.send(range(100), seed=1)
     assert store.fold(60, now=NOW) == 0  # an eighth of a chunk is allowed in any case
@@ -331,14 +331,14 @@ def test_folding_shrinks_the_history_and_ends(store):
 def test_a_deleted_run_is_not_folded(store, store_url, monkeypatch):
     run, other = Run(store), open_store(store_url)
     run.send(range(100), seed=1)
-    real = pieces.blocks
+    real = slices.blocks
 
     def deleted(*arguments):
         found = list(real(*arguments))
         other.delete_run("r1")
         return iter(found)
 
-    monkeypatch.setattr(pieces, "blocks", deleted)
+    monkeypatch.setattr(slices, "blocks", deleted)
     assert store.fold(60, now=LATER) == 0
     with store._database.read() as connection:
         assert connection.execute("select count(*) from tile").fetchone() == (0,)
@@ -368,7 +368,7 @@ def test_rollups_equal_a_recomputation_from_the_tiles(store):
             ).fetchall()
             steps = np.concatenate([p[0] + np.arange(p[1]) for p in parts])
             values = np.concatenate([tiles.decode(p[2], p[3], p[1]) for p in parts], axis=1)
-            wanted = buckets.Partial.of_values(steps, values).grouped(steps // entry * entry)
+            wanted = downsampling.Partial.of_values(steps, values).grouped(steps // entry * entry)
             known = np.isin(keys, wanted.keys)
             for name in ("low", "high", "finite", "nonfinite"):
                 np.testing.assert_array_equal(getattr(got, name)[:, known], getattr(wanted, name))

@@ -7,6 +7,7 @@ import pytest
 from store_cases import NOW, batch, new_run, quiet, submit, table
 
 from snc_service.store import open_store
+from snc_service.store.engines.sqlite import APPLICATION_ID, WORDS
 from snc_service.store.protocol import (
     CommandsWaiting,
     EventQuery,
@@ -17,9 +18,8 @@ from snc_service.store.protocol import (
     TokenExists,
     TokenUnknown,
 )
-from snc_service.store.records import MAX_WAITING_COMMANDS, Token
-from snc_service.store.sql import schema
-from snc_service.store.sqlite import APPLICATION_ID, WORDS
+from snc_service.store.protocol.records import MAX_WAITING_COMMANDS, Token
+from snc_service.store.sql.database import schema
 from snc_service.wire import Policy
 
 LAYERS = table("a")

@@ -13,7 +13,7 @@ from test_store_history import NAMES, SENT, Story, small_tiles
 
 from snc_service.store import open_store
 from snc_service.store.protocol import Extent, LayerUnknown, RunUnknown
-from snc_service.store.sql import scan as module
+from snc_service.store.sql.queries import export_scan as module
 from snc_service.wire import ABSENT, absent
 
 LAYERS = table("a", "b")

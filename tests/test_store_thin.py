@@ -13,7 +13,7 @@ from test_store_history import SPECIAL, small_tiles
 
 from snc_service.store import open_store
 from snc_service.store.protocol import Extent, HistoryThinned, Window
-from snc_service.store.sql import thinning
+from snc_service.store.sql.compaction import thinning
 from snc_service.wire import ABSENT
 
 LAYERS = table(*(f"l{i}" for i in range(20)))

@@ -13,7 +13,7 @@ from test_store_history import small_tiles
 
 from snc_service.store import open_store
 from snc_service.store.protocol import RunUnknown, Window
-from snc_service.store.sql import worst as module
+from snc_service.store.sql.queries import worst as module
 from snc_service.wire import ABSENT, absent
 
 NUM = 40

@@ -19,7 +19,7 @@ from test_training import CONTEXT, Orthogonalised
 from torch import Tensor, nn
 
 from snc_client import SNCallback
-from snc_client.callback.group import REGISTER_CALLS
+from snc_client.callback.monitor.device_group import REGISTER_CALLS
 from snc_client.certificate import RUNGS, certify, sigma_upper
 from snc_client.demo.model import CharTransformer
 from snc_client.demo.text import VOCABULARY, encode, minibatches, standard_library_text

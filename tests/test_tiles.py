@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from store_cases import bits
 
 from snc_service.store import tiles
-from snc_service.store.buckets import Partial
+from snc_service.store.downsampling import Partial
 from snc_service.wire import ABSENT
 
 SPECIAL = np.array([0x7FC00001, 0x7FC00000, 0x7F800001, 0xFFC12345, 0x7F800000, 0xFF800000,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from snc_service import errors, ui
+from snc_service import problems, ui
 
 STATIC = files("snc_service.ui") / "static"
 MODULES = sorted(entry.name for entry in STATIC.iterdir() if entry.name.endswith(".js"))
@@ -22,7 +22,7 @@ def source(name: str) -> str:
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
     app = FastAPI()
-    errors.install(app)
+    problems.install(app)
     ui.mount(app)
     return app
 

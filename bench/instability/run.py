@@ -31,7 +31,7 @@ from rules import TARGETS, report, table
 from scenarios import SCENARIOS, Scenario
 from training import Trained, train
 
-from snc_client.callback.signals import DEFAULT_SIGNALS
+from snc_client.callback.monitor.norms import DEFAULT_SIGNALS
 
 COLUMNS = ("id", "task", "scenario", "healthy", "kind", "cause", "symptom", "steps", "layers",
            "excluded")  # fmt: skip

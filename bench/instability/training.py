@@ -15,7 +15,7 @@ from tasks import Task, make
 from torch import nn
 
 from snc_client import GuardStopped, SNCallback
-from snc_client.callback.signals import ALL_SIGNALS
+from snc_client.callback.monitor.norms import ALL_SIGNALS
 from snc_service.backtest.files import METRICS, SCALARS
 
 AFTERMATH = 15  # rows that follow a loss that is not finite

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from snc_client.sender.spooling import Replayed, replay
+from snc_client.sender.spool_replay import Replayed, replay
 
 URL = "http://127.0.0.1:8470"
 

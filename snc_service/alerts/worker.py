@@ -21,8 +21,8 @@ from snc_service.alerts.channels import tell
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
-from snc_service.store.incidents import AlertStore, Change, Delivery, Incident
 from snc_service.store.protocol import StoreError
+from snc_service.store.protocol.incidents import AlertStore, Change, Delivery, Incident
 
 PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds to a delivery
 SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over

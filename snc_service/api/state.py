@@ -10,11 +10,11 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from snc_service.alerts import Alerts
-from snc_service.api.shares import Shares
+from snc_service.api.security.rate_limit import Shares
 from snc_service.auth import Access, Tokens
-from snc_service.errors import Problem
 from snc_service.exposition import Exposition
-from snc_service.ingest import GroupCommit
+from snc_service.group_commit import GroupCommit
+from snc_service.problems import Problem
 from snc_service.store.protocol import Store
 
 INFLATING = 2

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store.protocol import Rows
-from snc_service.store.rulebook import Annotation
+from snc_service.store.protocol.rule_settings import Annotation
 from snc_service.wire import Batch, LayerTable, RuleSettings
 from snc_service.wire.checks import MAX_STEPS
 

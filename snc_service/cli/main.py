@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from snc_service import __version__
-from snc_service.cli import judging
+from snc_service.cli import rule_arguments
+from snc_service.cli.arguments import count, later, of_run_or_project, port, reader, step, steps
 from snc_service.cli.failure import Failure
-from snc_service.cli.parsing import count, later, of_run_or_project, port, reader, step, steps
 
 GROUP = "snc.commands"
 
@@ -96,7 +96,7 @@ def _runs(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: s
     runs.add_argument("--project", help="only runs of this project")
     runs.add_argument("--state", choices=("active", "silent", "finished", "failed"))
     runs.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
-    runs.set_defaults(command=later("read", "runs"))
+    runs.set_defaults(command=later("history", "runs"))
 
 
 def _layers(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -104,7 +104,7 @@ def _layers(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     layers.add_argument("run", metavar="RUN")
     layers.add_argument("--sort", default="-ratio", help="column, - for descending (-ratio)")
     layers.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
-    layers.set_defaults(command=later("read", "layers"))
+    layers.set_defaults(command=later("history", "layers"))
 
 
 def _history(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -114,7 +114,7 @@ def _history(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     history.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
     steps(history)
     history.add_argument("--points", type=count, default=30, help="at most so many (default: 30)")
-    history.set_defaults(command=later("read", "history"))
+    history.set_defaults(command=later("history", "history"))
 
 
 def _worst(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -123,7 +123,7 @@ def _worst(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     worst.add_argument("--metric", default="ratio", help="of what (default: ratio)")
     steps(worst)
     worst.add_argument("--limit", type=count, default=10, help="at most so many (default: 10)")
-    worst.set_defaults(command=later("read", "worst"))
+    worst.set_defaults(command=later("history", "worst"))
 
 
 def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -133,7 +133,7 @@ def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     compare.add_argument("--metric", default="sigma", help="what to show (default: sigma)")
     steps(compare)
     compare.add_argument("--points", type=count, default=60, help="at most so many (default: 60)")
-    compare.set_defaults(command=later("read", "compare"))
+    compare.set_defaults(command=later("history", "compare"))
 
 
 def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -155,7 +155,7 @@ def _events(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     events.add_argument("--severity", choices=("info", "warning", "critical"))
     events.add_argument("--limit", type=count, default=50, help="the newest so many (default: 50)")
     events.add_argument("--follow", action="store_true", help="wait for more until the run closes")
-    events.set_defaults(command=later("read", "events"))
+    events.set_defaults(command=later("history", "events"))
 
 
 def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -269,11 +269,11 @@ BUILT_IN = {
     "compare": _compare,
     "export": _export,
     "events": _events,
-    "onset": judging.onset,
-    "annotate": judging.annotate,
-    "rules": judging.rules,
-    "backtest": judging.backtest,
-    "suggest": judging.suggest,
+    "onset": rule_arguments.onset,
+    "annotate": rule_arguments.annotate,
+    "rules": rule_arguments.rules,
+    "backtest": rule_arguments.backtest,
+    "suggest": rule_arguments.suggest,
     "policy": _policy,
     "alerts": _alerts,
     "token": _token,

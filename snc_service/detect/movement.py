@@ -6,16 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from snc_service.detect.findings import (
-    Columns,
-    Finding,
-    Seen,
-    Told,
-    count,
-    factor,
-    largest,
-    number,
-)
+from snc_service.detect.findings import Columns, Finding, Seen, Told, count, factor, largest, number
 from snc_service.detect.signals import Floats, Signals
 from snc_service.detect.trends import Doubles
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from snc_service.store.engines.sqlite import SqliteDatabase, back_up
 from snc_service.store.protocol import Store, StoreUnavailable
-from snc_service.store.sql import SqlStore, schema
-from snc_service.store.sql.database import Database
-from snc_service.store.sqlite import SqliteDatabase, back_up
+from snc_service.store.sql import SqlStore
+from snc_service.store.sql.database import schema
+from snc_service.store.sql.database.dialect import Database
 
 __all__ = ["back_up_store", "open_store", "upgrade_store"]
 
@@ -53,7 +54,7 @@ def back_up_store(url: str, target: Path) -> None:
 def _database(url: str) -> Database:
     if url.startswith(_POSTGRES):
         try:
-            from snc_service.store.postgres import PostgresDatabase
+            from snc_service.store.engines.postgres import PostgresDatabase
         except ImportError as error:
             raise StoreUnavailable(
                 f"PostgreSQL needs its driver ({error}): pip install 'snc[postgres]'"

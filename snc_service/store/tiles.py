@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.buckets import PLANES, Partial
+from snc_service.store.downsampling import PLANES, Partial
 from snc_service.store.protocol import Floats
 
 try:

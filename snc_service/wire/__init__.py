@@ -15,15 +15,10 @@ from snc_service.wire.batch import (
     encode,
 )
 from snc_service.wire.checks import MAX_STEP, METRIC_NAME, RUN_NAME, WireError
-from snc_service.wire.command import (
-    COMMAND_ACTIONS,
-    COMMANDS_SEEN_HEADER,
-    Command,
-    CommandAction,
-)
+from snc_service.wire.command import COMMAND_ACTIONS, COMMANDS_SEEN_HEADER, Command, CommandAction
 from snc_service.wire.layer_table import LayerSpec, LayerTable
 from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
-from snc_service.wire.rules import RuleSetting, RuleSettings
+from snc_service.wire.rule_settings import RuleSetting, RuleSettings
 
 __all__ = [
     "ABSENT",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from snc_client.callback.cadence import LONGEST
-from snc_client.callback.guard_settings import GuardSettings
-from snc_client.callback.ranks import several_ranks
+from snc_client.callback.guard.settings import GuardSettings
+from snc_client.callback.model.distributed import several_ranks
+from snc_client.callback.schedule.measure_schedule import LONGEST
 
 
 def check_together(optimizer: object, masters: object, guard: object) -> None:

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.arguments import check_cost, check_counts, check_together
-from snc_client.callback.commands import OnCommand
-from snc_client.callback.connection import Connection
-from snc_client.callback.guard import Guard, furthest
-from snc_client.callback.guard_settings import GuardSettings, GuardStopped
-from snc_client.callback.learning_rate import learning_rate
-from snc_client.callback.masters import Masters
-from snc_client.callback.overhead import Overhead
-from snc_client.callback.reading import Latest, ThresholdBreached
-from snc_client.callback.roll import called, weights
-from snc_client.callback.signals import DEFAULT_SIGNALS, Signals
-from snc_client.callback.warmup import Schedule, ThresholdFactor
-from snc_client.callback.watch import Watch
+from snc_client.callback.guard.guard import Guard, furthest
+from snc_client.callback.guard.settings import GuardSettings, GuardStopped
+from snc_client.callback.model.learning_rate import learning_rate
+from snc_client.callback.model.master_weights import Masters
+from snc_client.callback.model.rescan import called, weights
+from snc_client.callback.monitor.layer_monitor import Watch
+from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, Signals
+from snc_client.callback.readback.latest import Latest, ThresholdBreached
+from snc_client.callback.schedule.overhead import Overhead
+from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
+from snc_client.callback.service.commands import OnCommand
+from snc_client.callback.service.reporter import Connection
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
 from snc_service.wire import Command, Policy
@@ -78,9 +78,9 @@ class SNCallback:
     * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
       these layers more seldom (up to every 50 steps: their sigma may err by 1 % then), and nothing
       at all in between. Layers near their threshold are measured always.
-    * ``guard``: undo a step that would ruin the training, see `snc_client.callback.guard.Guard`;
+    * ``guard``: undo a step that would ruin the training, see `callback.guard.Guard`;
       True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
-    * ``signals``: what else is measured and reported, see `snc_client.callback.signals.Signals`.
+    * ``signals``: what else is measured and reported, see `callback.monitor.norms.Signals`.
     * ``conv``, ``split``, ``maps``, ``logits``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as

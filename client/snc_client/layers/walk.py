@@ -13,9 +13,9 @@ from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.logits import Heads, logit_layers
 from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.maps import asked, mapped
+from snc_client.layers.module_views import Conv, views
 from snc_client.layers.place import Place, layer
 from snc_client.layers.reasons import nothing, packed, reason
-from snc_client.layers.rules import Conv, views
 from snc_client.layers.sources import sources
 from snc_client.layers.view import Parts, View, cut
 

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snc_client.sender.connection import Connection, hold_forks_while_importing
+from snc_client.sender.backoff import EndState, Pace, Patience
 from snc_client.sender.delivery import Delivery, State
-from snc_client.sender.job import check_token, described
-from snc_client.sender.lifetime import CLOSE_SECONDS, Lifetime
-from snc_client.sender.patience import EndState, Pace, Patience
-from snc_client.sender.row import Floats, Row
-from snc_client.sender.rows import QUEUE_BYTES, SPOOL_BYTES, RowQueue
+from snc_client.sender.http import Connection, hold_forks_while_importing
+from snc_client.sender.job_spec import check_token, described
+from snc_client.sender.queue.memory import QUEUE_BYTES, SPOOL_BYTES, RowQueue
+from snc_client.sender.queue.row import Floats, Row
+from snc_client.sender.threads import CLOSE_SECONDS, Lifetime
 from snc_service.wire import MAX_STEP, Command, LayerTable, Policy
 
 if TYPE_CHECKING:
     import httpx
 
-    from snc_client.sender.spooled import SpooledRows
+    from snc_client.sender.queue.spooled import SpooledRows
 
 __all__ = ["Pace", "Sender"]
 
@@ -41,7 +41,7 @@ class Sender:
     ``queue_bytes`` bounds the memory of waiting values; past it the oldest step is dropped and
     counted. With a ``spool`` folder rows go to local disk at once, at most ``spool_bytes`` of them,
     and what the service has not acknowledged when the process ends, however it ends, is sent by the
-    next job with the same folder, or by `snc_client.sender.spooling.replay`.
+    next job with the same folder, or by `snc_client.sender.spool_replay.replay`.
 
     In a forked child every method does nothing. `put`, `take_policy`, `take_commands` and `close`
     are for one thread at a time. Raises `ValueError` for what could never be sent.
@@ -86,7 +86,7 @@ class Sender:
         spooling = None
         if spool is not None:
             # Its locks exist on POSIX systems only, and without a spool nobody needs them.
-            from snc_client.sender.spooling import Spooling
+            from snc_client.sender.spool_replay import Spooling
 
             spooling = Spooling(Path(spool), spool_bytes, job, self._pace, connect)
             self._rows = spooling.rows(self._rows, self._patience)

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
-from snc_client.sender.backlog import Backlog
-from snc_client.sender.connection import READ_SECONDS, Answer, Connection
+from snc_client.sender.backoff import Pace, Patience
+from snc_client.sender.failures import Troubles
+from snc_client.sender.http import READ_SECONDS, Answer, Connection
 from snc_client.sender.inbox import Inbox, whole
-from snc_client.sender.job import Job
-from snc_client.sender.packing import MAX_STEPS, Frame, Packer
-from snc_client.sender.patience import Pace, Patience
-from snc_client.sender.row import Row
-from snc_client.sender.troubles import Troubles
+from snc_client.sender.job_spec import Job
+from snc_client.sender.queue.batching import MAX_STEPS, Frame, Packer
+from snc_client.sender.queue.interface import Backlog
+from snc_client.sender.queue.row import Row
 from snc_service.wire import COMMANDS_SEEN_HEADER, MEDIA_TYPE, POLICY_VERSION_HEADER, Command
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from snc_client.sender.troubles import Troubles
+from snc_client.sender.failures import Troubles
 from snc_service.wire import Command, Policy, WireError
 
 

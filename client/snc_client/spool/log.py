@@ -23,16 +23,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from snc_client.spool.claim import Claim
-from snc_client.spool.records import (
-    ENTRY,
-    HEADER,
-    INDEX,
-    NOTE,
-    Record,
-    packed,
-    record_at,
-    records,
-)
+from snc_client.spool.records import ENTRY, HEADER, INDEX, NOTE, Record, packed, record_at, records
 
 SEGMENT_BYTES: Final = 8 * 2**20
 WORTH: Final = 0.9  # a segment is rewritten if at most this share of it is left

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from snc_service.store.incidents import (
+from snc_service.store.protocol import AlertingConflict
+from snc_service.store.protocol.incidents import (
     Change,
     Delivery,
     Gather,
@@ -19,9 +20,8 @@ from snc_service.store.incidents import (
     StoredAlerting,
     Work,
 )
-from snc_service.store.protocol import AlertingConflict
-from snc_service.store.sql import alerts, audit
-from snc_service.store.sql.database import Connection, Database
+from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.records import audit, incidents
 
 NO_ALERTING = StoredAlerting({"receivers": {}, "routes": []}, 0, "", 0.0)
 _ALERTING = "select body, version, author, at from alerting order by version desc"
@@ -43,7 +43,7 @@ class SqlAlerts:
     ) -> StoredAlerting:
         """See `AlertStore.put_alerting`."""
         with self._database.write() as connection:
-            alerts.lock(connection)
+            incidents.lock(connection)
             current = _alerting(connection).version
             if if_version is not None and if_version != current:
                 raise AlertingConflict(current)
@@ -71,28 +71,28 @@ class SqlAlerts:
     def alert_work(self, now: float) -> Work:
         """See `AlertStore.alert_work`."""
         with self._database.read() as connection:
-            return alerts.work(connection, now)
+            return incidents.work(connection, now)
 
     def gather_events(self, gather: Gather, *, now: float, limit: int) -> int:
         """See `AlertStore.gather_events`."""
         with self._database.write() as connection:
-            return alerts.gather(connection, gather, now, limit)
+            return incidents.gather(connection, gather, now, limit)
 
     def open_incidents(self) -> list[tuple[Incident, RunFacts]]:
         """See `AlertStore.open_incidents`."""
         with self._database.read() as connection:
-            return alerts.opened(connection)
+            return incidents.opened(connection)
 
     def change_incidents(self, changes: Sequence[Change], *, now: float) -> int:
         """See `AlertStore.change_incidents`."""
         with self._database.write() as connection:
-            alerts.lock(connection)
-            return sum([alerts.change(connection, each, now) for each in changes])
+            incidents.lock(connection)
+            return sum([incidents.change(connection, each, now) for each in changes])
 
     def incident(self, id_: int) -> Incident | None:
         """See `AlertStore.incident`."""
         with self._database.read() as connection:
-            return alerts.load(connection, id_)
+            return incidents.load(connection, id_)
 
     def incidents(
         self,
@@ -105,7 +105,7 @@ class SqlAlerts:
     ) -> tuple[list[Incident], int | None]:
         """See `AlertStore.incidents`."""
         with self._database.read() as connection:
-            return alerts.page(
+            return incidents.page(
                 connection, run=run, project=project, state=state, limit=limit, after=after
             )
 
@@ -114,29 +114,29 @@ class SqlAlerts:
     ) -> Incident | None:
         """See `AlertStore.acknowledge`."""
         with self._database.write() as connection:
-            return alerts.acknowledge(connection, id_, author, now, comment)
+            return incidents.acknowledge(connection, id_, author, now, comment)
 
     def due_delivery(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
         """See `AlertStore.due_delivery`."""
         with self._database.read() as connection:
-            return alerts.due(connection, receiver, now)
+            return incidents.due(connection, receiver, now)
 
     def claim_delivery(self, delivery: Delivery, *, now: float, until: float) -> bool:
         """See `AlertStore.claim_delivery`."""
         with self._database.write() as connection:
-            return alerts.claim(connection, delivery, now, until)
+            return incidents.claim(connection, delivery, now, until)
 
     def save_delivery(
         self, delivery: Delivery, *, revision: int, now: float, hold_until: float | None = None
     ) -> None:
         """See `AlertStore.save_delivery`."""
         with self._database.write() as connection:
-            alerts.save_delivery(connection, delivery, revision, now, hold_until)
+            incidents.save_delivery(connection, delivery, revision, now, hold_until)
 
     def wake_deliveries(self, now: float) -> None:
         """See `AlertStore.wake_deliveries`."""
         with self._database.write() as connection:
-            alerts.lock(connection)
+            incidents.lock(connection)
             connection.execute(
                 "update delivery set next_at = ?, claimed_until = null "
                 "where next_at is not null and silenced = 0",
@@ -146,7 +146,7 @@ class SqlAlerts:
     def receiver_health(self) -> list[Health]:
         """See `AlertStore.receiver_health`."""
         with self._database.read() as connection:
-            return alerts.health(connection)
+            return incidents.health(connection)
 
     def silences(self, now: float) -> list[Silence]:
         """See `AlertStore.silences`."""
@@ -179,7 +179,7 @@ class SqlAlerts:
     def delete_silence(self, id_: int, *, author: str, now: float) -> bool:
         """See `AlertStore.delete_silence`."""
         with self._database.write() as connection:
-            alerts.lock(connection)
+            incidents.lock(connection)
             deleted = connection.execute("delete from silence where id = ?", (id_,)).rowcount
             if deleted:
                 # Whatever was held back may be told now; what another silence covers waits again.

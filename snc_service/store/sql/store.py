@@ -6,8 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from snc_service.store.buckets import planes_for
-from snc_service.store.histories import COLUMNS
+from snc_service.store.downsampling import planes_for
 from snc_service.store.protocol import (
     Advance,
     Buckets,
@@ -27,29 +26,22 @@ from snc_service.store.protocol import (
     Window,
     Worst,
 )
-from snc_service.store.records import AuditAction, AuditEntry, StoredCommand, Token
-from snc_service.store.sql import (
-    audit,
-    commands,
-    deletion,
-    events,
-    history,
-    newest,
-    policies,
-    runs,
-    tokens,
-)
+from snc_service.store.protocol.histories import COLUMNS
+from snc_service.store.protocol.records import AuditAction, AuditEntry, StoredCommand, Token
 from snc_service.store.sql.alert_store import SqlAlerts
-from snc_service.store.sql.at_work import RunGone, RunMemory
-from snc_service.store.sql.database import Database
-from snc_service.store.sql.fold import Folder
-from snc_service.store.sql.ingest import ingest
-from snc_service.store.sql.layers import LayerBook, metric_names
-from snc_service.store.sql.newest_scalars import newest_scalars
-from snc_service.store.sql.rulebook import SqlRules
-from snc_service.store.sql.scan import scan
-from snc_service.store.sql.thinning import thin
-from snc_service.store.sql.worst import worst
+from snc_service.store.sql.compaction.compact import Folder
+from snc_service.store.sql.compaction.thinning import thin
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.ingest.run_cache import RunGone, RunMemory
+from snc_service.store.sql.ingest.transaction import ingest
+from snc_service.store.sql.queries import history
+from snc_service.store.sql.queries.export_scan import scan
+from snc_service.store.sql.queries.worst import worst
+from snc_service.store.sql.records import audit, commands, deletion, events, policies, runs, tokens
+from snc_service.store.sql.records.rule_settings import SqlRules
+from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series.latest_scalars import newest_scalars
+from snc_service.store.sql.series.layouts import LayerBook, metric_names
 from snc_service.wire import CommandAction, LayerTable, Policy
 
 
@@ -166,7 +158,7 @@ class SqlStore(SqlAlerts, SqlRules):
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
             layers = self._book.specs(connection, run_id)
-            now = newest.merged(len(layers), newest.load(connection, run_id).values())
+            now = latest_values.merged(len(layers), latest_values.load(connection, run_id).values())
             return Latest(layers, now.steps, now.metrics, now.values)
 
     def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,347 @@
+"""The guard: a step that would ruin the training is undone on the device, in the same step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snc_client.callback.guard.inspection import Floor, Look
+from snc_client.callback.guard.settings import CALM, MOST_ROLLBACKS, GuardSettings, GuardStopped
+from snc_client.callback.guard.undo import KeptState, Snapshots, Versions
+from snc_client.callback.model.live_parameters import Slots
+from snc_client.callback.model.master_weights import KEYS
+from snc_client.callback.monitor.norms import norms
+from snc_client.callback.monitor.thresholds import sent
+from snc_client.callback.readback.latest import NOT_MEASURED, Latest
+from snc_client.layers import Layer
+
+log = logging.getLogger("snc")
+
+TALLY = ("guard_vetoes", "guard_in_row", "guard_rollbacks", "guard_chain", "guard_calm")
+STEPS = "guard_steps"  # how many steps the tally is of
+ARMED = 10  # steps that are accepted unseen: the first ones leap
+JUMP, RATIO = 0.10, 0.15  # of log sigma; of the update over the weight. Healthy: .041 and .051
+# A layer held at its threshold is rescaled at each step: what it moves between is no fault.
+HELD_FACTOR, HELD_FROM = 5.0, 0.9
+# A broken batch makes a few steps that go far beyond the limits: the state is worth keeping then. A
+# rate that is merely too high repeats the same step with the same state.
+FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
+SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
+CHUNK = 2**24  # numbers compared at a time: bounds the temporaries
+
+
+class Verdict(NamedTuple):
+    """What happens to a step, 0-d bool each on the device."""
+
+    rejected: Tensor
+    back: Tensor  # rejected, and to the older copy
+    restored: Tensor  # rejected, and the optimizer's state goes back too
+    cleared: Tensor  # the optimizer's state is of no use
+
+
+class Guard:
+    """Reject steps that leap; keep what is needed to undo them.
+
+    From the tenth step on a step is rejected if a parameter is not finite, if log sigma of a layer
+    moved by more than .10, or if its update exceeds .15 of its Frobenius norm, against the last
+    *accepted* step; five times that for a layer held at 0.9 of its threshold or more. Layers born
+    at zero get half the median layer's sigma and norm added. A rejected step is undone bit for bit:
+    all parameters and the floating-point buffers of the state dict become those of the last
+    accepted step, from the guard's own copy, so damage done between two steps is undone too.
+
+    The optimizer's state, where there is an optimizer, is put back for the first rejection in a
+    row, and up to the fifth while steps go three times as far as is allowed, or are not finite.
+    After that the same state would repeat the same step: it is kept, or cleared if a weight was not
+    finite. Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go
+    on: the host does not know that a step was undone.
+
+    After ``max_rejections`` in a row the weights roll back to a copy 25 to 50 accepted steps old
+    and the optimizer's state to that of the last accepted step.
+
+    Memory: one copy of the model and of the optimizer's state, and two more of the model for the
+    roll-back: with AdamW five times the weights. Cost: about four passes over the weights and two
+    over the state at each step. No wait for the device, no random number; an accepted step is not
+    changed by a bit.
+
+    A change between steps that is no step (``load_state_dict``) is seen by the version counters of
+    the parameters, or by their new place: that step is accepted unseen and starts a new copy. A
+    write around these counters (``.data``, another process's memory, a bit flip) is not seen, and
+    is undone if it leaps.
+
+    Raises ValueError if the parameters are not on one device, or are sharded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        optimizer: torch.optim.Optimizer | None,
+        settings: GuardSettings,
+    ) -> None:
+        self._slots = Slots(model)
+        self._layers = tuple(layers)
+        self._optimizer = optimizer
+        self._settings = settings
+        parameters = self._slots.parameters()
+        if len({p.device for p in parameters}) != 1 or any(
+            type(p.detach()) is not Tensor for p in parameters
+        ):
+            raise ValueError(
+                "guard must be False for a model that is sharded or on several devices, got True"
+            )
+        self.device = parameters[0].device
+        self._tally = torch.zeros(len(TALLY), dtype=torch.int32, device=self.device)
+        self._told = (0, 0)  # vetoes and roll-backs that the host knows of
+        self._known_row = self._known_at = 0  # rejections in a row, and after how many steps
+        self._steps = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Accept the next step as it is: the weights have been changed on purpose."""
+        self._kept: list[Tensor] = []
+        self._snapshots = Snapshots()
+        self._state = KeptState(self._optimizer) if self._optimizer is not None else None
+        self._versions = Versions()
+        self._accepted: Tensor | None = None  # sigma [L] after the last accepted step
+        self._floor: Floor | None = None
+        self._look: Look | None = None
+
+    def relist(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        """Go on with these layers (those known so far at their places) and a new copy."""
+        self._slots, self._layers = Slots(model), tuple(layers)
+        self.reset()
+
+    @torch.no_grad()
+    def look(self) -> dict[str, dict[str, Tensor]]:
+        """Compare the weights with those of the last accepted step, before the action.
+
+        Returns update_norm and frobenius of the layers that are stored, 0-d float32 by name.
+        """
+        parameters = self._parameters()
+        if self._versions.changed(parameters, learn=self._steps < ARMED):
+            log.info("snc: weights were changed between steps: the guard starts a new copy")
+            self._kept = []
+        known = bool(self._kept) and self._fits(self._kept, self._values())
+        self._look = Look(known, {}, self._frobenius(), torch.zeros((), device=self.device))
+        if known:
+            self._compare(parameters, self._look)
+        return {"update_norm": self._look.updates, "frobenius": self._look.frobenius}
+
+    @torch.no_grad()
+    def settle(
+        self,
+        sigma: Tensor,
+        threshold: Tensor,
+        scale: Tensor,
+        reference: Tensor,
+        held: Sequence[int],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Judge the step and undo it if need be, after the action; float32 [L] each, NaN: unknown.
+
+        ``held`` are the layers that are rescaled or capped. Returns how far each layer went of what
+        is allowed, [L] with 1 the limit, and the scalars that `arrived` wants back.
+        """
+        look, self._look = self._look, None
+        assert look is not None, "settle follows look"
+        if self._floor is None:
+            self._floor = Floor.of(reference, self._stack(look.frobenius, 0.0))
+        strain = self._strain(look, sigma, threshold, held)
+        judged = look.known and self._steps >= ARMED
+        finite = look.largest.isfinite()
+        bad = (~finite | (strain > 1).any()) if judged else torch.zeros_like(finite)
+        verdict = self._verdict(bad, finite, ~finite | (strain > FAR).any())
+        self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
+        self._steps += 1
+        said: dict[str, Any] = dict(zip(TALLY, self._tally.float().unbind(), strict=True))
+        return strain, {**said, STEPS: self._steps}
+
+    def arrived(
+        self, step: int, scalars: dict[str, float], worst: str | None
+    ) -> GuardStopped | None:
+        """Put what the host is told in the place of the device's counts; return why to stop.
+
+        ``worst`` names the layer that went furthest at ``step``.
+        """
+        if STEPS not in scalars:
+            return None
+        vetoes, in_row, rollbacks, chain, _ = (int(scalars.pop(name)) for name in TALLY)
+        new = (vetoes - self._told[0], rollbacks - self._told[1])
+        self._told = (vetoes, rollbacks)
+        self._known_row, self._known_at = in_row, int(scalars.pop(STEPS))
+        scalars["guard_vetoes"], scalars["guard_rollbacks"] = map(float, new)
+        if new[0] and in_row == 1:
+            log.warning("snc: the guard undid step %d: %s went too far", step, worst)
+        if not new[1]:
+            return None
+        log.error("snc: the guard rolled the weights back at step %d (%d in a row)", step, chain)
+        return GuardStopped(step) if chain >= MOST_ROLLBACKS else None
+
+    def _parameters(self) -> list[Tensor]:
+        """Return the model's parameters, and what else the optimizer steps: masters."""
+        found: dict[int, Tensor] = {id(p): p for p in self._slots.parameters()}
+        for group in self._optimizer.param_groups if self._optimizer is not None else ():
+            for p in group["params"]:
+                state = self._optimizer.state.get(p, {}) if self._optimizer is not None else {}
+                masters = [state[key] for key in KEYS if isinstance(state.get(key), Tensor)]
+                found.update((id(x), x) for x in [p, *masters] if x.device == self.device)
+        return [p for p in found.values() if p.is_floating_point()]
+
+    def _values(self) -> list[Tensor]:
+        """Return what is kept: parameters first, then buffers.
+
+        Written past autograd's counters: a graph that outlives the step may hold frozen weights.
+        """
+        return [p.data for p in [*self._parameters(), *self._slots.buffers()]]
+
+    def _frobenius(self) -> dict[str, Tensor]:
+        stored = {
+            x.name: x.part(p.detach()) for x in self._layers if (p := _parameter(x)) is not None
+        }
+        return dict(zip(stored, norms(list(stored.values())), strict=True))
+
+    def _compare(self, parameters: Sequence[Tensor], look: Look) -> None:
+        """Find the norm of each parameter's and each layer's change, chunk by chunk."""
+        of: dict[int, list[Layer]] = {}
+        for layer in self._layers:
+            parameter = _parameter(layer)
+            if parameter is not None:
+                of.setdefault(id(parameter), []).append(layer)
+        sizes: list[Tensor] = []
+        for chunk in _chunks(list(zip(parameters, self._kept, strict=False))):
+            moved = torch._foreach_sub([p.detach() for p, _ in chunk], [kept for _, kept in chunk])
+            whole = norms(moved)
+            sizes += whole
+            for (parameter, _), change, size in zip(chunk, moved, whole, strict=True):
+                for layer in of.get(id(parameter), []):
+                    part = layer.part(change)
+                    look.updates[layer.name] = size if part is change else norms([part])[0]
+        look.largest = torch.stack(sizes).amax()  # passes NaN on
+
+    def _strain(self, look: Look, sigma: Tensor, threshold: Tensor, held: Sequence[int]) -> Tensor:
+        """Return the larger of jump and update over its limit, [L]; inf where not finite."""
+        assert self._floor is not None
+        update = self._stack(look.updates, 0.0)
+        size = (self._stack(look.frobenius, 0.0) + self._floor.frobenius).clamp(min=1e-9)
+        ratio = torch.where(update.isfinite(), update / size / RATIO, torch.inf)
+        if self._accepted is None:
+            return torch.full_like(ratio, NOT_MEASURED)
+        jump = (self._log(sigma) - self._log(self._accepted)).abs() / JUMP
+        at_threshold = self._accepted >= HELD_FROM * threshold
+        is_held = torch.zeros_like(at_threshold)
+        if held:
+            is_held.index_fill_(0, sent(held, self.device, torch.int64), True)
+        wide = torch.where(at_threshold & is_held, HELD_FACTOR, 1.0)
+        return torch.fmax(jump, ratio) / wide
+
+    def _log(self, sigma: Tensor) -> Tensor:
+        assert self._floor is not None
+        return (sigma + self._floor.sigma).clamp(min=1e-6).log()
+
+    def _verdict(self, bad: Tensor, finite: Tensor, far: Tensor) -> Verdict:
+        """Count the step, and say what happens to it; nothing is read on the host."""
+        vetoes, in_row, rollbacks, chain, calm = self._tally.unbind()
+        most = self._settings.max_rejections
+        rejected, back = bad, torch.zeros_like(bad)
+        if self._settings.at_limit == "accept":
+            rejected = bad & ((in_row < most) | ~finite)
+        else:
+            back = bad & (in_row + 1 >= most)
+        restored = rejected & ((in_row == 0) | (far & (in_row < RESTORED)))
+        zero = torch.zeros_like(in_row)
+        counts = [
+            vetoes + rejected,
+            torch.where(rejected & ~back, in_row + 1, zero),
+            rollbacks + back,
+            torch.where(back, torch.where(calm >= CALM, zero, chain) + 1, chain),
+            torch.where(back, zero, calm + ~rejected),
+        ]
+        self._tally = torch.stack([count.to(torch.int32) for count in counts])
+        return Verdict(rejected, back, restored, rejected & ~finite & ~restored & ~back)
+
+    def _carry_out(self, verdict: Verdict, sigma: Tensor) -> None:
+        """Undo or keep the step in weights, buffers and optimizer state; copy what is there."""
+        parameters = self._parameters()
+        values = self._values()
+        if self._accepted is None or not self._fits(self._kept, values):
+            self._kept, self._accepted = [value.clone() for value in values], sigma.clone()
+            self._snapshots.clear()
+            if self._state is not None:
+                self._state.accept()
+        elif reading_is_free(self.device) and not any(verdict.rejected.reshape(1).tolist()):
+            self._keep(values, sigma)
+        else:
+            self._undo(verdict, values, sigma)
+        if self._settings.at_limit == "roll back" and self._steps % SNAPSHOT_EVERY == ARMED - 1:
+            self._snapshots.take(verdict.rejected, self._kept, self._accepted)
+        self._versions.note(parameters)
+
+    def _keep(self, values: Sequence[Tensor], sigma: Tensor) -> None:
+        torch._foreach_copy_(self._kept, list(values))
+        self._accepted = sigma.clone()
+        if self._state is not None:
+            self._state.accept()
+
+    def _undo(self, verdict: Verdict, values: Sequence[Tensor], sigma: Tensor) -> None:
+        """Do what the verdict says, whatever it is: the host does not know it."""
+        assert self._accepted is not None
+        for value, kept in zip(values, self._kept, strict=True):
+            torch.where(verdict.rejected, kept, value, out=value)
+        self._accepted = torch.where(verdict.rejected, self._accepted, sigma)
+        if self._may_roll_back():
+            self._accepted = self._snapshots.restore(verdict.back, values, self._accepted)
+        torch._foreach_copy_(self._kept, list(values))
+        if self._state is not None:
+            restored = verdict.restored | verdict.back
+            self._state.settle(verdict.rejected, restored, verdict.cleared)
+
+    def _may_roll_back(self) -> bool:
+        """Return whether the device may have come to a roll-back, by what the host knows of it."""
+        most = self._known_row + self._steps - self._known_at
+        return self._settings.at_limit == "roll back" and most + 1 >= self._settings.max_rejections
+
+    def _stack(self, found: Mapping[str, Tensor], default: float) -> Tensor:
+        nothing = torch.full((), default, device=self.device)
+        return torch.stack([found.get(layer.name, nothing) for layer in self._layers])
+
+    @staticmethod
+    def _fits(kept: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        return len(kept) == len(values) and all(
+            (k.shape, k.dtype, k.device) == (v.shape, v.dtype, v.device)
+            for k, v in zip(kept, values, strict=True)
+        )
+
+
+def furthest(latest: Latest) -> str | None:
+    """Return the layer that went furthest of what is allowed."""
+    strain = latest.row("guard")
+    return None if np.isnan(strain).all() else latest.names[int(np.nanargmax(strain))]
+
+
+def _parameter(layer: Layer) -> Tensor | None:
+    try:
+        return layer.parameter()
+    except LookupError:  # gone from the model: the others go on
+        return None
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Return whether the host may look at a value of ``device`` without waiting for it."""
+    return device.type == "cpu"
+
+
+def _chunks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    chunk: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    for pair in pairs:
+        if chunk and size + pair[0].numel() > CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(pair)
+        size += pair[0].numel()
+    if chunk:
+        yield chunk

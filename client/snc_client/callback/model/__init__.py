@@ -1,0 +1,1 @@
+"""Follow the parameters of a model: new layers, master weights, ranks."""

@@ -1,0 +1,1 @@
+"""Decide at which steps layers are measured and certified, and how thresholds change."""

@@ -1,0 +1,1 @@
+"""Exchange rows, policies and commands with the service."""

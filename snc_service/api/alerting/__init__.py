@@ -1,0 +1,1 @@
+"""Routes for incidents and for the routing of alerts."""

@@ -1,0 +1,1 @@
+"""What all routes share: answers, cursors, parameters, versions."""

@@ -1,0 +1,1 @@
+"""Routes that answer queries about the stored values of a run."""

@@ -1,0 +1,103 @@
+"""Runs side by side: one metric of one layer in each of them, the layer found by its name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from snc_service.api.conventions.answers import answer, etag, is_unchanged, unchanged
+from snc_service.api.conventions.parameters import MetricName, Name, RunId, WindowQuery
+from snc_service.api.history.history import Columns, along, columns
+from snc_service.api.state import InAccess, InService
+from snc_service.api.system.openapi import responses
+from snc_service.store.protocol import LayerUnknown, Run, RunUnknown
+
+router = APIRouter(prefix="/api/v1", tags=["history"])
+
+
+class CompareQuery(WindowQuery):
+    """Which runs (`run` repeated), and what of them."""
+
+    run: list[RunId] = Field(min_length=1, max_length=20)
+    layer: Name
+    metric: MetricName = "sigma"
+    points: int = Field(200, ge=1, le=2_000, description="The most buckets of each run.")
+
+
+class RunColumns(Columns):
+    """One run's part: its buckets are its own, for runs may differ in length."""
+
+    run: str
+    bucket_steps: int
+    steps: list[int]
+
+
+class Comparison(BaseModel):
+    """One layer in several runs, in the order asked for; ``without`` names runs that lack it."""
+
+    layer: str
+    metric: str
+    runs: list[RunColumns]
+    without: list[str]
+
+
+EXAMPLE: dict[str, Any] = {
+    "layer": "fc1.weight",
+    "metric": "sigma",
+    "runs": [
+        {
+            "run": "gpt-small-1",
+            "bucket_steps": 1,
+            "steps": [100, 101],
+            "mean": [1.1, 1.2],
+            "min": [1.1, 1.2],
+            "max": [1.1, 1.2],
+            "nonfinite": [0, 0],
+        }
+    ],
+    "without": ["gpt-tiny-7"],
+}
+
+
+@router.get(
+    "/compare",
+    response_model=Comparison,
+    responses=responses(
+        "run-unknown", "layer-unknown", "invalid", "store-unavailable", example=EXAMPLE
+    ),
+)
+def compare_runs(
+    request: Request, service: InService, access: InAccess, query: Annotated[CompareQuery, Query()]
+) -> Response:
+    """Return one metric of one layer in several runs (`run` repeated), the layer found by name.
+
+    A run that has no layer of that name is listed in `without`; if none has it, that is 404.
+    """
+    found = [service.store.run(run) for run in dict.fromkeys(query.run)]
+    for run in found:
+        if not access.reaches(run.project):
+            raise RunUnknown(f"there is no run {run.run!r}")
+    tag = _tag(found, request)
+    if is_unchanged(request, tag):
+        return unchanged(tag)
+    parts, without = [], []
+    for run in found:
+        try:
+            history = service.store.history(
+                run.run, query.metric, [query.layer], query.window(query.points)
+            )
+        except LayerUnknown:
+            without.append(run.run)
+        else:
+            parts.append({"run": run.run} | along(history) | columns(history)[0])
+    if not parts:
+        raise LayerUnknown(f"none of the runs has a layer {query.layer!r}")
+    content = {"layer": query.layer, "metric": query.metric, "runs": parts, "without": without}
+    return answer(request, content, tag=tag)
+
+
+def _tag(runs: list[Run], request: Request) -> str:
+    """Return a tag that changes with every one of the runs."""
+    return 'W/"' + "-".join(etag(run, request)[3:-1] for run in runs) + '"'

@@ -1,0 +1,48 @@
+"""Pieces of history as CSV: a line per value, numbers that mean the same float32 when read back.
+
+A text cell is quoted, and one that a spreadsheet would take for a formula begins with an
+apostrophe: take one off the front to get the name back. Numbers are never touched, a negative one
+stays a number. What is not finite is ``nan``, ``inf`` or ``-inf``: CSV cannot say which NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from snc_service.api.conventions.answers import shortest
+from snc_service.store.protocol import Piece
+from snc_service.wire import absent
+
+MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
+HEADER = b"run,attempt,metric,layer,step,value\r\n"
+LINES_AT_ONCE = 32_768  # a quarter of a second in which other threads only get their turns
+# What spreadsheets take for the beginning of a formula, wide forms too, and our own mark.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\N{FULLWIDTH EQUALS SIGN}",
+            "\N{FULLWIDTH PLUS SIGN}", "\N{FULLWIDTH HYPHEN-MINUS}",
+            "\N{FULLWIDTH COMMERCIAL AT}", "'")  # fmt: skip
+
+
+def csv_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
+    """Yield the file in chunks of at most `LINES_AT_ONCE` lines."""
+    yield HEADER
+    for piece in pieces:
+        for row in range(len(piece.values)):
+            layer = "" if piece.layers is None else cell(piece.layers[row])
+            head = f"{cell(run)},{piece.attempt},{cell(piece.metric)},{layer},"
+            there = np.flatnonzero(~absent(piece.values[row]))
+            for start in range(0, len(there), LINES_AT_ONCE):
+                at = there[start : start + LINES_AT_ONCE]
+                some = piece.values[row, at]
+                some[np.isnan(some)] = np.nan  # a signalling one cannot be converted in silence
+                numbers = map(repr, shortest(some))
+                steps = map(str, piece.steps[at].tolist())
+                lines = map(",".join, zip(steps, numbers, strict=True))
+                yield (head + f"\r\n{head}".join(lines) + "\r\n").encode()
+
+
+def cell(text: str) -> str:
+    """Return a text cell: quoted, and no formula."""
+    mark = "'" if text.startswith(_FORMULA) else ""
+    return '"' + mark + text.replace('"', '""') + '"'

@@ -1,0 +1,1 @@
+"""Receive batches: binary and JSON."""

@@ -1,0 +1,224 @@
+"""Reading a request's body: limits on what is declared, streamed and inflated, and on its time.
+
+Nothing else reads a body. FastAPI's own JSON reader accepts bare NaN, has no deadline, and knows no
+gzip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
+
+from anyio import to_thread
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from snc_service.api.security.rate_limit import Share
+from snc_service.api.state import Budget, InService, Service, access_of
+from snc_service.problems import Problem, from_validation
+from snc_service.wire import JSON_MEDIA_TYPE
+
+PIECE_BYTES = 64 * 1024  # of what is inflated at a time
+OFF_LOOP_BYTES = 64 * 1024  # decoding more than this would hold up other requests
+_LENGTH = re.compile(r"[0-9]{1,18}")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def media_type(request: Request, *accepted: str) -> str:
+    """Return the body's media type. Raises `Problem` (415) listing those that are accepted."""
+    text = request.headers.get("content-type", "")
+    found = text.partition(";")[0].strip().lower()
+    if found not in accepted:
+        raise Problem(
+            "media-type",
+            f"Content-Type must be {' or '.join(accepted)}, got {text[:80]!r}",
+            field="Content-Type",
+            headers={"Accept": ", ".join(accepted)},
+            accepted=list(accepted),
+        )
+    return found
+
+
+@asynccontextmanager
+async def read_body(request: Request, service: Service, limit: int) -> AsyncIterator[bytes]:
+    """Lend the body, inflated, at most ``limit`` bytes before and after inflating.
+
+    Its bytes count against the budget of the whole service, and the token's share of it, until the
+    context ends. Raises `Problem` 400 (broken gzip), 408, 413, 415, 429, 503.
+    """
+    packed = _is_gzip(request)
+    loan = _Loan(service.budget, service.shares.of(access_of(request)))
+    try:
+        body = await _received(request, loan, limit, service.limits.body_deadline_seconds)
+        if packed:
+            # Reserved before inflating: the bytes may turn out to be that many.
+            loan.take(limit)
+            body = await to_thread.run_sync(inflate, body, limit, limiter=service.inflating)
+        yield body
+    finally:
+        loan.give_back()
+
+
+class _Loan:
+    """Bytes charged to a token's share and to the whole service's budget."""
+
+    def __init__(self, budget: Budget, share: Share | None) -> None:
+        self._budget = budget
+        self._share = share
+        self.taken = 0
+
+    def take(self, num_bytes: int) -> None:
+        if self._share is not None:
+            self._share.take(num_bytes)
+        try:
+            self._budget.take(num_bytes)
+        except Problem:
+            if self._share is not None:
+                self._share.give_back(num_bytes)
+            raise
+        self.taken += num_bytes
+
+    def give_back(self) -> None:
+        self._budget.give_back(self.taken)
+        if self._share is not None:
+            self._share.give_back(self.taken)
+
+
+async def _received(request: Request, loan: _Loan, limit: int, deadline_seconds: float) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if not _LENGTH.fullmatch(declared) or int(declared) > limit:
+        raise _too_large(limit, "declares more")
+    chunks: list[bytes] = []
+    try:
+        with _deadline(deadline_seconds):
+            async for chunk in request.stream():
+                loan.take(len(chunk))
+                if loan.taken > limit:
+                    raise _too_large(limit, "is longer")
+                chunks.append(chunk)
+    except ClientDisconnect:  # nobody reads the answer, but it is no defect of ours either
+        raise Problem("body-malformed", "the body must not end early", field="body") from None
+    except TimeoutError:
+        raise Problem(
+            "body-slow", f"the body must arrive within {deadline_seconds:g} seconds"
+        ) from None
+    return b"".join(chunks)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` where the task still waits after so long.
+
+    One timer, for every request pays for it: what libraries offer costs as much as decoding.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, give_up)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise TimeoutError from None
+    finally:
+        timer.cancel()
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """Return one gzip member's content, never allocating more than ``limit`` bytes for it."""
+    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    # In small pieces: zlib would hold all it makes twice, and copy all it has not read each time.
+    content = bytearray()
+    try:
+        for start in range(0, len(data), PIECE_BYTES):
+            rest = data[start : start + PIECE_BYTES]
+            while rest and not inflater.eof and len(content) <= limit:
+                content += inflater.decompress(rest, PIECE_BYTES)
+                rest = inflater.unconsumed_tail
+            if (rest and inflater.eof) or inflater.unused_data:
+                raise _not_one_member("goes on after its end")
+            if len(content) > limit:
+                raise _too_large(limit, "inflates to more")
+        content += inflater.flush()
+    except zlib.error as error:
+        raise Problem("body-malformed", f"body must be gzip: {error}", field="body") from None
+    if not inflater.eof:
+        raise _not_one_member("is cut short")
+    if len(content) > limit:
+        raise _too_large(limit, "inflates to more")
+    return bytes(content)
+
+
+def _not_one_member(how: str) -> Problem:
+    return Problem("body-malformed", f"body must be one gzip member, it {how}", field="body")
+
+
+class JsonBody(Generic[Model]):
+    """A dependency that reads a JSON body as ``model``, strictly; OpenAPI shows the example.
+
+    ``max_bytes``: less than the service's own limit, for who has not said yet who it is.
+    """
+
+    def __init__(self, model: type[Model], example: Any, *, max_bytes: int | None = None) -> None:
+        self.model = model
+        self.example = example
+        self.max_bytes = max_bytes
+
+    async def __call__(self, request: Request, service: InService) -> Model:
+        """Return the body. Raises `Problem` 400, 408, 413, 415, 422, 429, 503."""
+        media_type(request, JSON_MEDIA_TYPE)
+        limit = min(service.limits.json_bytes, self.max_bytes or service.limits.json_bytes)
+        async with read_body(request, service, limit) as body:
+            model: Model = await off_loop(len(body), parse_json, self.model, body)
+            return model
+
+
+def parse_json(model: type[Model], body: bytes) -> Model:
+    """Return ``body`` as ``model``. Raises `Problem` 400 (no JSON) or 422 naming the field."""
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise from_validation(list(error.errors(include_url=False))) from None
+
+
+async def off_loop(num_bytes: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run ``work`` here if it has little to do, else in a thread."""
+    if num_bytes > OFF_LOOP_BYTES:
+        return await run_in_threadpool(work, *arguments)
+    return work(*arguments)
+
+
+def _is_gzip(request: Request) -> bool:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise Problem(
+            "media-type",
+            f"Content-Encoding must be gzip or identity, got {encoding[:80]!r}",
+            field="Content-Encoding",
+            headers={"Accept-Encoding": "gzip, identity"},
+            accepted=["gzip", "identity"],
+        )
+    return encoding == "gzip"
+
+
+def _too_large(limit: int, how: str) -> Problem:
+    return Problem(
+        "body-too-large", f"the body must be at most {limit} bytes, it {how}", limit=limit
+    )

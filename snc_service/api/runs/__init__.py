@@ -1,0 +1,1 @@
+"""Routes of a run: its record, policy, rule settings, commands, events."""

@@ -1,0 +1,124 @@
+"""Commands to a running job. They ride in the next acknowledgement, until the job says it has them.
+
+The job's user decides what obeying means: the client calls what was set for the action, at a step
+boundary, and nothing if nothing was set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from snc_service.api.conventions.answers import answer, rfc3339
+from snc_service.api.conventions.parameters import RunName
+from snc_service.api.ingest.body import JsonBody
+from snc_service.api.state import InAccess, InService
+from snc_service.api.system.openapi import responses
+from snc_service.store.protocol.records import StoredCommand
+from snc_service.wire import CommandAction
+from snc_service.wire.checks import printable
+
+router = APIRouter(prefix="/api/v1", tags=["commands"])
+
+
+def _reason(value: str) -> str:
+    return printable(value, "reason", max_bytes=256) if value else value
+
+
+class CommandRequest(BaseModel):
+    """What the job is asked to do, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+    action: CommandAction
+    reason: Annotated[str, AfterValidator(_reason)] = ""
+
+
+class CommandItem(BaseModel):
+    """A command; ``seen_at`` is null until the job has it."""
+
+    id: int
+    action: CommandAction
+    reason: str
+    author: str
+    at: str
+    seen_at: str | None
+
+
+class CommandList(BaseModel):
+    """Every command of a run, the newest first."""
+
+    items: list[CommandItem]
+    next: None
+
+
+REQUEST_EXAMPLE = {"action": "checkpoint", "reason": "before the cluster goes down at 18:00"}
+ITEM_EXAMPLE: dict[str, Any] = {
+    "id": 1,
+    **REQUEST_EXAMPLE,
+    "author": "anna",
+    "at": "2026-03-01T09:41:07.250Z",
+    "seen_at": None,
+}
+
+
+def as_item(command: StoredCommand) -> dict[str, Any]:
+    """Return the JSON form of a command."""
+    return {
+        "id": command.id,
+        "action": command.action,
+        "reason": command.reason,
+        "author": command.author,
+        "at": rfc3339(command.at),
+        "seen_at": None if command.seen_at is None else rfc3339(command.seen_at),
+    }
+
+
+@router.post(
+    "/runs/{run}/commands",
+    status_code=201,
+    response_model=CommandItem,
+    responses=responses(
+        "body-malformed",
+        "body-slow",
+        "body-too-large",
+        "media-type",
+        "run-unknown",
+        "run-closed",
+        "commands-waiting",
+        "invalid",
+        "overloaded",
+        "store-unavailable",
+        example=ITEM_EXAMPLE,
+        status=201,
+    ),
+)
+def send_command(
+    request: Request,
+    service: InService,
+    access: InAccess,
+    run: RunName,
+    wanted: Annotated[CommandRequest, Depends(JsonBody(CommandRequest, REQUEST_EXAMPLE))],
+) -> Response:
+    """Leave a command for a run's job. What the run has not taken when it ends is void."""
+    command = service.store.add_command(
+        run, wanted.action, wanted.reason, author=access.name, now=service.clock()
+    )
+    return answer(request, as_item(command), status_code=201)
+
+
+@router.get(
+    "/runs/{run}/commands",
+    response_model=CommandList,
+    responses=responses(
+        "run-unknown",
+        "invalid",
+        "store-unavailable",
+        example={"items": [ITEM_EXAMPLE], "next": None},
+    ),
+)
+def list_commands(request: Request, service: InService, run: RunName) -> Response:
+    """List a run's commands, and whether its job has them."""
+    items = [as_item(command) for command in service.store.commands(run)]
+    return answer(request, {"items": items, "next": None})

@@ -1,0 +1,142 @@
+"""Events of one run and of all runs, the newest first."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from snc_service.api.conventions import cursors
+from snc_service.api.conventions.answers import answer, rfc3339
+from snc_service.api.conventions.parameters import ListQuery, MetricName, Name, RunName, Step
+from snc_service.api.state import InAccess, InService
+from snc_service.api.system.openapi import responses
+from snc_service.store.protocol import EventQuery, StoredEvent
+
+router = APIRouter(prefix="/api/v1", tags=["events"])
+
+
+class EventsQuery(ListQuery):
+    """Which events."""
+
+    rule: MetricName | None = None
+    severity: Literal["info", "warning", "critical"] | None = None
+    layer: Name | None = None
+    from_step: Step | None = None
+
+
+class EventItem(BaseModel):
+    """Something that happened once; ``layer`` is the worst of ``layers`` (a count).
+
+    ``rules_version`` is that of the settings which a rule obeyed, null where no rule spoke.
+    """
+
+    run: str
+    id: int
+    step: int
+    rule: str
+    severity: Literal["info", "warning", "critical"]
+    layer: str | None
+    layers: int
+    value: float | None
+    limit: float | None
+    message: str
+    at: str
+    rules_version: int | None
+
+
+class EventPage(BaseModel):
+    """A page of events."""
+
+    items: list[EventItem]
+    next: str | None
+
+
+ITEM_EXAMPLE: dict[str, Any] = {
+    "run": "gpt-small-1",
+    "id": 7,
+    "step": 1200,
+    "rule": "breach",
+    "severity": "warning",
+    "layer": "blocks.0.query.weight",
+    "layers": 2,
+    "value": 3.2,
+    "limit": 3.0,
+    "message": "blocks.0.query.weight: sigma 3.20 exceeds its threshold 3.00 (2 layers)",
+    "at": "2026-03-01T09:41:07.250Z",
+    "rules_version": 0,
+}
+PAGE_EXAMPLE = {"items": [ITEM_EXAMPLE], "next": None}
+
+
+def as_item(stored: StoredEvent) -> dict[str, Any]:
+    """Return the JSON form of an event."""
+    event = stored.event
+    return {
+        "run": stored.run,
+        "id": stored.id,
+        "step": event.step,
+        "rule": event.rule,
+        "severity": event.severity,
+        "layer": event.layer,
+        "layers": event.layers,
+        "value": event.value,
+        "limit": event.limit,
+        "message": event.message,
+        "at": rfc3339(stored.at),
+        "rules_version": event.rules_version,
+    }
+
+
+@router.get(
+    "/runs/{run}/events",
+    response_model=EventPage,
+    responses=responses("run-unknown", "invalid", "store-unavailable", example=PAGE_EXAMPLE),
+)
+def list_run_events(
+    request: Request, service: InService, run: RunName, query: Annotated[EventsQuery, Query()]
+) -> Response:
+    """List a run's events."""
+    return _list(request, service, query, cursors.load(query.cursor, int), run=run)
+
+
+@router.get(
+    "/events",
+    response_model=EventPage,
+    responses=responses("invalid", "store-unavailable", example=PAGE_EXAMPLE),
+)
+def list_events(
+    request: Request,
+    service: InService,
+    access: InAccess,
+    query: Annotated[EventsQuery, Query()],
+) -> Response:
+    """List the events of all runs; a token for one project sees that one's."""
+    after = cursors.load(query.cursor, float, int, int)
+    return _list(request, service, query, after, project=access.project)
+
+
+def _list(
+    request: Request,
+    service: InService,
+    query: EventsQuery,
+    after: tuple[Any, ...] | None,
+    *,
+    run: str | None = None,
+    project: str | None = None,
+) -> Response:
+    page = service.store.events(
+        EventQuery(
+            run=run,
+            rule=query.rule,
+            severity=query.severity,
+            layer=query.layer,
+            from_step=query.from_step,
+            limit=query.limit,
+            after=after,
+            project=project,
+        )
+    )
+    items = [as_item(stored) for stored in page.items]
+    return answer(request, {"items": items, "next": cursors.dump(page.next)})

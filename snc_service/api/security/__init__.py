@@ -1,0 +1,1 @@
+"""Authentication, authorization, rate limits, sessions, tokens and logs of access."""

@@ -1,0 +1,149 @@
+"""The door: who asks, and from where. Nothing behind it runs or reads a body before that is known.
+
+Without any token in the store the service is open, and a browser is the danger: a page of another
+site can make it connect to a loopback address under its own host name pointed here (refused by
+name), or openly (its changes are refused by origin). With a token, everybody needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from snc_service.api.security.authorization import SESSION_PATH, is_open
+from snc_service.api.state import ACCESS, Service
+from snc_service.auth import ANYBODY, Access, TokenRefused, access_of
+from snc_service.problems import Problem, from_store
+from snc_service.store.protocol import StoreError
+
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+COOKIE = "snc_session"
+CHALLENGE = 'Bearer realm="snc"'
+NOBODY = Access("anonymous", frozenset())  # at an open door while others need a token
+
+
+class Guard:
+    """Pure ASGI middleware. ``hosts`` are the names served without tokens; empty serves any."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
+        self.app = app
+        self.hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or refuse one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
+            await send(message)
+
+        service: Service = scope["app"].state.service
+        with ExitStack() as stack:
+            app = self.app
+            try:
+                access = scope[ACCESS] = await self._admitted(scope, service)
+                if share := service.shares.of(access):
+                    share.ask()
+                    stack.enter_context(share.answering())
+            except Problem as problem:
+                app = problem.response()
+            except StoreError as error:
+                app = from_store(error).response()
+            await app(scope, receive, send_safe)
+
+    async def _admitted(self, scope: Scope, service: Service) -> Access:
+        """Return who asks. Raises `Problem`."""
+        headers = Headers(scope=scope)
+        path_is_open = is_open(scope["path"])
+        if not path_is_open or scope["path"] == SESSION_PATH:  # a probe touches no disk
+            await service.tokens.refresh()
+        if not service.tokens.required:
+            self._check_host(headers.get("host", ""))
+        self._check_origin(scope["method"], headers)
+        if not service.tokens.required:
+            return ANYBODY
+        try:
+            return identified(headers, service)
+        except Problem:
+            if path_is_open:
+                return NOBODY
+            raise
+
+    def _check_host(self, host: str) -> None:
+        if self.hosts and host_name(host) not in self.hosts:
+            raise Problem(
+                "host-refused",
+                f"Host must be one of {', '.join(sorted(self.hosts))}, got {host[:80]!r}: "
+                f"add it to SNC_ALLOWED_HOSTS",
+                field="Host",
+            )
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if method in SAFE_METHODS or origin is None:
+            return
+        if not _is_own(origin, headers.get("host", "")):
+            raise Problem(
+                "cross-origin",
+                f"Origin must be this service's own, got {origin[:80]!r}",
+                field="Origin",
+            )
+
+
+def identified(headers: Headers, service: Service) -> Access:
+    """Return who a request is from. Raises `Problem` (401) with the challenge.
+
+    The header wins over the cookie, which is for the page alone. Nothing in a URL counts.
+    """
+    given = headers.getlist("authorization")
+    if given:
+        scheme, _, secret = given[0].strip().partition(" ")
+        if len(given) > 1 or scheme.lower() != "bearer":
+            raise unauthorised("token-missing", "Authorization must be one Bearer <token>")
+    else:
+        secret = _cookie(headers)
+    if not secret.strip():
+        raise unauthorised("token-missing", "a token must be sent as Authorization: Bearer <token>")
+    try:
+        return access_of(service.tokens.find(secret.strip()))
+    except TokenRefused as refused:
+        raise unauthorised("token-invalid", str(refused)) from None
+
+
+def unauthorised(kind: str, detail: str) -> Problem:
+    """Return a 401 that says how to authenticate."""
+    more = ', error="invalid_token"' if kind == "token-invalid" else ""
+    return Problem(kind, detail, headers={"WWW-Authenticate": CHALLENGE + more})
+
+
+def _cookie(headers: Headers) -> str:
+    for text in headers.getlist("cookie"):
+        try:
+            cookies = SimpleCookie(text)
+        except CookieError:
+            continue
+        if COOKIE in cookies:
+            return cookies[COOKIE].value
+    return ""
+
+
+def _is_own(origin: str, host: str) -> bool:
+    try:
+        netloc = urlsplit(origin).netloc.lower()
+    except ValueError:
+        return False
+    return bool(netloc) and netloc == host.lower()
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header, without port, in lower case."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") and ":" in host else host
+    return name.strip("[]").lower()

@@ -1,0 +1,99 @@
+"""What each token may take of the service: requests per second and at once, bytes at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from snc_service.auth import Access
+from snc_service.problems import Problem
+
+
+class Share:
+    """One token's part. A bucket holds one second's requests and fills at that rate."""
+
+    def __init__(
+        self,
+        requests_per_second: float,
+        inflight_bytes: int,
+        at_once: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._rate = requests_per_second
+        self._burst = max(requests_per_second, 1.0)
+        self._left = self._burst
+        self._limit = inflight_bytes
+        self._most = at_once
+        self._clock = clock
+        self._at = clock()
+        self.held = 0
+        self.under_way = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request while it lasts. Raises `Problem` (429) if there are too many already."""
+        if self.under_way >= self._most:
+            raise Problem(
+                "rate-limited",
+                f"requests of one token under way must be at most {self._most}, streams included",
+            )
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    def ask(self) -> None:
+        """Count a request. Raises `Problem` (429) saying when the next one will be answered."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            seconds = math.ceil((1 - self._left) / self._rate)
+            raise Problem(
+                "rate-limited",
+                f"requests of one token must be at most {self._rate:g} per second",
+                headers={"Retry-After": str(seconds)},
+            )
+        self._left -= 1
+
+    def take(self, num_bytes: int) -> None:
+        """Charge bytes. Raises `Problem` (429) instead of holding more than the limit."""
+        if self.held + num_bytes > self._limit:
+            raise Problem(
+                "rate-limited",
+                f"bodies of one token that are read at once must be at most {self._limit} bytes",
+            )
+        self.held += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Release bytes taken before."""
+        self.held -= num_bytes
+
+
+class Shares:
+    """The shares of all tokens, made at their first use. For the event loop's thread."""
+
+    def __init__(
+        self,
+        requests_per_second: float,
+        inflight_bytes: int,
+        at_once: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rate = requests_per_second
+        self._bytes = inflight_bytes
+        self._at_once = at_once
+        self._clock = clock
+        self._of: dict[str, Share] = {}
+
+    def of(self, access: Access) -> Share | None:
+        """Return the share of whoever asks; None where no token is asked for: nobody to limit."""
+        if access.token is None:
+            return None
+        if access.token.id not in self._of:
+            share = Share(self._rate, self._bytes, self._at_once, self._clock)
+            self._of[access.token.id] = share
+        return self._of[access.token.id]

@@ -1,0 +1,1 @@
+"""Routes about the service itself: health, Prometheus, the API reference."""

@@ -1,0 +1,76 @@
+"""Is it alive, can it serve, and what does it speak."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from snc_service import __version__
+from snc_service.api.conventions.answers import answer
+from snc_service.api.state import InService
+from snc_service.api.system.openapi import responses
+from snc_service.problems import KINDS, TYPE_PREFIX, Problem
+from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE
+from snc_service.wire.checks import MAX_COLUMNS, MAX_LAYERS, MAX_STEPS
+
+router = APIRouter(tags=["service"])
+
+
+class Health(BaseModel):
+    """Fine."""
+
+    status: Literal["ok"]
+
+
+class About(BaseModel):
+    """What the service understands, and how much of it at once."""
+
+    version: str
+    media_types: list[str]
+    encodings: list[str]
+    limits: dict[str, float]
+    problems: dict[str, str]
+
+
+@router.get("/healthz", response_model=Health, responses=responses(example={"status": "ok"}))
+async def get_health() -> dict[str, str]:
+    """Say that the process answers. Touches nothing."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    response_model=Health,
+    responses=responses("draining", "store-unavailable", example={"status": "ok"}),
+)
+def get_readiness(service: InService) -> dict[str, str]:
+    """Say that the store is reachable and the service is not about to stop."""
+    if service.draining:
+        raise Problem("draining", "the service is stopping")
+    service.store.ping()
+    return {"status": "ok"}
+
+
+_ABOUT_EXAMPLE: dict[str, Any] = {
+    "version": __version__,
+    "media_types": [MEDIA_TYPE, JSON_MEDIA_TYPE],
+    "encodings": ["gzip", "identity"],
+    "limits": {"body_bytes": 8_388_608, "json_bytes": 2_097_152, "steps": MAX_STEPS},
+    "problems": {"/problems/run-unknown": "The run does not exist"},
+}
+
+
+@router.get("/api/v1", response_model=About, responses=responses(example=_ABOUT_EXAMPLE))
+def get_about(request: Request, service: InService) -> Response:
+    """Return the media types, limits and types of problem of this service."""
+    limits = {
+        **dataclasses.asdict(service.limits),
+        "steps": MAX_STEPS,
+        "layers": MAX_LAYERS,
+        "metrics_and_scalars": MAX_COLUMNS,
+    }
+    problems = {f"{TYPE_PREFIX}{name}": kind.title for name, kind in KINDS.items()}
+    return answer(request, _ABOUT_EXAMPLE | {"limits": limits, "problems": problems})

@@ -1,0 +1,1 @@
+"""The commands of ``snc``, one file each."""

@@ -1,0 +1,227 @@
+"""``snc backtest``: what other rules would have said of runs, and what that would be worth."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from snc_service.backtest.compare import Change, compare
+from snc_service.backtest.files import read_run
+from snc_service.backtest.labels import Label, read_labels
+from snc_service.backtest.replay import Replay, replay
+from snc_service.backtest.score import Score
+from snc_service.cli.commands.alerts import read_document
+from snc_service.cli.failure import Failure
+from snc_service.cli.output import clean, print_json, print_table
+from snc_service.cli.service import Service
+from snc_service.cli.stored_rows import stored_run
+from snc_service.store.protocol import Event, Rows
+from snc_service.wire import RuleSettings, WireError
+
+MOST_LABEL_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run by both settings; without others than those in force, ``after`` is ``before``."""
+
+    run: str
+    before: Replay
+    after: Replay
+
+    @property
+    def changes(self) -> list[Change]:
+        """Return its events, paired."""
+        return compare(self.before.events, self.after.events)
+
+
+def backtest(arguments: Namespace) -> int:
+    """Judge runs and files by the rules in force and by those of ``--rules``."""
+    changed = _settings(arguments.rules)
+    labels = _labels(arguments.labels)
+    scores = (Score(), Score())
+    shown: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        service: list[Service] = []
+
+        def connected() -> Service:
+            if not service:
+                service.append(stack.enter_context(Service.of(arguments)))
+            return service[0]
+
+        for source in _sources(arguments.sources):
+            judged = _judge(source, connected, changed)
+            label = labels.get(judged.run)
+            if label is not None:
+                for score, found in zip(scores, (judged.before, judged.after), strict=True):
+                    score.add(label, found.active, found.last_step)
+            if arguments.json:
+                shown.append(_as_json(judged, label))
+            else:
+                _print_run(judged, label, changed=changed is not None)
+    if arguments.json:
+        names = ("before", "after")
+        both = {name: score.as_dict() for name, score in zip(names, scores, strict=True)}
+        print_json({"items": shown, "score": both if labels else None})
+    elif labels:
+        _print_scores(*scores, changed=changed is not None)
+    return 0
+
+
+def _settings(path: str | None) -> RuleSettings | None:
+    if path is None:
+        return None
+    try:
+        return RuleSettings.parse(read_document(path))
+    except WireError as error:
+        raise Failure(f"{path}: {error}") from None
+
+
+def _labels(path: str | None) -> Mapping[str, Label]:
+    if path is None:
+        return {}
+    try:
+        if Path(path).stat().st_size > MOST_LABEL_BYTES:
+            raise Failure(f"{path} must be at most {MOST_LABEL_BYTES} bytes")
+        with Path(path).open(encoding="utf-8", newline="") as lines:
+            return read_labels(lines)
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise Failure(f"{path} must be CSV in UTF-8") from None
+    except WireError as error:
+        raise Failure(f"{path}: {error}") from None
+
+
+def _sources(given: list[str]) -> Iterator[Path | str]:
+    """Yield files, those of folders too, and what else must be the id of a run."""
+    for source in given:
+        path = Path(source)
+        if path.is_dir():
+            found = sorted(path.glob("*.npz"))
+            if not found:
+                raise Failure(f"{source} must hold .npz files of runs, got none")
+            yield from found
+        elif path.suffix.lower() == ".npz":
+            yield path
+        else:
+            yield source
+
+
+def _judge(source: Path | str, connected: Any, changed: RuleSettings | None) -> Judged:
+    if isinstance(source, Path):
+        run, stream = source.stem, _file(source)
+    else:
+        run, stream = source, stored_run(connected(), source)
+    settings = [None] if changed is None else [None, changed]
+    found = replay(stream, settings)
+    return Judged(run, found[0], found[-1])
+
+
+def _file(path: Path) -> Iterator[Rows]:
+    try:
+        yield from read_run(path)
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror or error}") from None
+    except WireError as error:
+        raise Failure(str(error)) from None
+
+
+def lead(event: Event | None, label: Label | None) -> int | None:
+    """Return how many steps before the symptom an event came, None where there is no saying."""
+    if event is None or label is None or label.symptom is None or event.step - 1 < label.cause:
+        return None
+    return label.symptom + 1 - event.step
+
+
+def _print_run(judged: Judged, label: Label | None, *, changed: bool) -> None:
+    changes = judged.changes
+    count = {kind: sum(c.kind == kind for c in changes) for kind in ("added", "gone", "moved")}
+    title = f"{judged.run}: {len(judged.before.events)} events by the rules in force"
+    if changed:
+        title += f", {len(judged.after.events)} by the others ({_counts(count)})"
+    if not changes:
+        print(clean(title))
+        return
+    columns = ["step", "rule", "severity", "layer", "message"]
+    rows = [[c.event.step, c.event.rule, c.event.severity, c.event.layer, c.event.message]
+            for c in changes]  # fmt: skip
+    if label is not None:
+        columns.insert(1, "lead")
+        for row, change in zip(rows, changes, strict=True):
+            row.insert(1, lead(change.event, label))
+    if changed:
+        columns.insert(0, "change")
+        for row, change in zip(rows, changes, strict=True):
+            row.insert(0, _change(change))
+    print_table(title, columns, rows)
+
+
+def _counts(count: dict[str, int]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in count.items())
+
+
+def _change(change: Change) -> str:
+    if change.kind != "moved":
+        return "" if change.kind == "same" else change.kind
+    assert change.moved is not None
+    return f"{abs(change.moved)} {'later' if change.moved > 0 else 'earlier'}"
+
+
+def _as_json(judged: Judged, label: Label | None) -> dict[str, Any]:
+    return {
+        "run": judged.run,
+        "last_step": judged.after.last_step,
+        "events": [
+            {
+                "change": change.kind,
+                "moved_steps": change.moved,
+                "before": _event(change.before, label),
+                "after": _event(change.after, label),
+            }
+            for change in judged.changes
+        ],
+    }
+
+
+def _event(event: Event | None, label: Label | None) -> dict[str, Any] | None:
+    return None if event is None else {**asdict(event), "lead": lead(event, label)}
+
+
+def _print_scores(before: Score, after: Score, *, changed: bool) -> None:
+    columns = ("", "rules in force", *(("others",) if changed else ()))
+    lines = (
+        ("false alarms per 10k healthy rows", _rate, "false_rate", "<= 1"),
+        ("  from row 150 on", _rate, "late_false_rate", "<= 0.3"),
+        ("recall by symptom + 5 rows", _share, "recall", ">= 0.90"),
+        ("gradual faults: recall", _share, "gradual_recall", ""),
+        ("gradual faults: lead >= 5 rows", _share, "lead_5", ">= 0.85"),
+        ("gradual faults: median lead", _rate, "median_lead", ">= 50"),
+    )
+    scores = (before, after) if changed else (before,)
+    rows = [
+        (text, *(form(_figure(score, name)) for score in scores)) for text, form, name, _ in lines
+    ]
+    print_table(f"Score over {before.symptoms} runs with a symptom, {before.gradual} gradual, "
+                f"{before.healthy_rows} healthy rows", columns, rows)  # fmt: skip
+    print(clean(f"Missed: {', '.join(after.missed) or 'none'}"))
+    print(clean(f"False alarms in: {', '.join(sorted(after.noisy)) or 'none'}"))
+    if after.excluded:
+        print(clean(f"Excluded: {', '.join(sorted(after.excluded))}"))
+
+
+def _figure(score: Score, name: str) -> float:
+    return score.lead_share(5) if name == "lead_5" else float(getattr(score, name))
+
+
+def _rate(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

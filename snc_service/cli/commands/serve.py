@@ -1,0 +1,140 @@
+"""``snc serve``: the service in this process, until SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from argparse import Namespace
+from contextlib import closing
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from snc_service import __version__
+from snc_service.cli.failure import Failure
+
+if TYPE_CHECKING:
+    from snc_service.settings import Settings
+
+DRAIN_SECONDS = 5  # an open event stream would keep the process alive for ever
+FAILED_TO_START = 1
+MAX_CONNECTIONS = 1_000  # beyond it 503: each costs a descriptor, and systems allow 1,024 or more
+
+
+def serve(arguments: Namespace) -> int:
+    """Serve until a signal. Raises `Failure` if it cannot start, before anything is served."""
+    try:
+        import uvicorn
+
+        from snc_service.app import create_app, drain
+        from snc_service.cli.server import logs
+        from snc_service.cli.server.bounded_connection import BoundedConnection
+    except ModuleNotFoundError as error:
+        raise Failure(
+            f"snc serve needs {error.name}, which is not installed: pip install 'snc[service]'"
+        ) from None
+    settings = _settings(arguments)
+    if arguments.check:
+        return _check(settings)
+    with _listening(settings.host, settings.port) as listener:
+        _check_store(settings)
+        logs.start(access_log=settings.access_log)
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            http=BoundedConnection,
+            ws="none",
+            limit_concurrency=MAX_CONNECTIONS,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        server = uvicorn.Server(config)
+        stop = server.handle_exit
+
+        def drain_and_stop(sig: int, frame: FrameType | None) -> None:
+            drain(app)  # streams end by themselves: the server waits for them before it stops
+            stop(sig, frame)
+
+        server.handle_exit = drain_and_stop  # type: ignore[method-assign]
+        print(f"snc {__version__} serves {_url(listener)} (Ctrl-C ends it)", flush=True)
+        server.run(sockets=[listener])
+    return 0 if server.started else FAILED_TO_START
+
+
+def _check(settings: Settings) -> int:
+    """Say of each thing that a start needs whether it is there; raise `Failure` at the first."""
+    print(f"settings: understood; the service would listen on {settings.host}:{settings.port}")
+    num_tokens = _check_store(settings)
+    asked = (
+        f"{num_tokens} tokens, everybody needs one" if num_tokens else "no token, nobody is asked"
+    )
+    print(f"store: reachable, its tables are those of this release; {asked}")
+    _listening(settings.host, settings.port).close()
+    print("port: free")
+    return 0
+
+
+def _settings(arguments: Namespace) -> Settings:
+    from snc_service.settings import Settings, SettingsError
+
+    try:
+        return Settings.from_env(
+            os.environ,
+            host=arguments.host,
+            port=arguments.port,
+            store=arguments.store,
+            insecure=arguments.insecure or None,
+        )
+    except SettingsError as error:
+        raise Failure(str(error)) from None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a bound socket: a taken port is found before the store is opened, and only once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise Failure(f"cannot listen on {host}: {error.strerror or error}") from None
+    try:
+        if sys.platform != "win32":  # there it would allow two services on one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise Failure(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another with --port or SNC_PORT"
+        ) from None
+    return listener
+
+
+def _check_store(settings: Settings) -> int:
+    """Open the store, close it, and return how many tokens it holds.
+
+    A wrong one is one sentence here, a traceback inside the server.
+    """
+    from snc_service.settings import SettingsError
+    from snc_service.store import open_store
+    from snc_service.store.protocol import StoreError
+
+    try:
+        with closing(open_store(settings.store)) as store:
+            num_tokens = len(store.tokens())
+        settings.check_exposure(num_tokens > 0)
+    except SettingsError as error:
+        raise Failure(str(error)) from None
+    except (StoreError, ValueError) as error:
+        raise Failure(f"{error}; choose another store with --store or SNC_STORE") from None
+    return num_tokens
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}/"

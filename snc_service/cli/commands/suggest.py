@@ -1,0 +1,82 @@
+"""``snc suggest``: thresholds and rule limits from runs that went well, with their margin."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from snc_service.backtest.margins import Observed, as_toml, policy_from, rules_from
+from snc_service.cli.failure import Failure
+from snc_service.cli.output import clean, print_json, print_table
+from snc_service.cli.service import Service
+from snc_service.cli.stored_rows import stored_run
+from snc_service.wire import Policy, RuleSettings, WireError
+
+
+def suggest(arguments: Namespace) -> int:
+    """Print what the runs suggest, or write it to files."""
+    margin = arguments.margin
+    if not (math.isfinite(margin) and 1 <= margin <= 1_000):
+        raise Failure(f"--margin must be a number from 1 to 1000, got {margin:g}")
+    observed = Observed()
+    with Service.of(arguments) as service:
+        for run in arguments.runs:
+            observed.add(stored_run(service, run))
+    for run, what in observed.critical.items():
+        print(clean(f"snc: {run} had {what}: is it a run that went well?"), file=sys.stderr)
+    try:
+        policy = policy_from(observed, margin, arguments.action)
+    except WireError as error:
+        raise Failure(f"the runs give no policy: {error}") from None
+    if not policy.entries:
+        raise Failure(f"{', '.join(arguments.runs)} must have reported sigma, got none")
+    rules = rules_from(observed, margin)
+    basis = (f"{margin:g} times the largest value in {', '.join(arguments.runs)} "
+             f"({observed.num_rows} rows), rounded up to two digits")  # fmt: skip
+    if arguments.output:
+        _write(arguments.output, json.dumps(policy.as_dict(), indent=2) + "\n")
+    if arguments.rules_output:
+        _write(arguments.rules_output, as_toml(rules, [basis]))
+    if arguments.json:
+        print_json({**policy.as_dict(), **rules.changes(), "margin": margin,
+                    "runs": arguments.runs, "rows": observed.num_rows})  # fmt: skip
+    else:
+        _print(policy, rules, observed, basis)
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _print(policy: Policy, rules: RuleSettings, observed: Observed, basis: str) -> None:
+    rows = []
+    for entry in policy.entries:
+        mine = [layer for layer in observed.sigma if policy.entry(layer) is entry]
+        largest = max(observed.sigma[layer] for layer in mine)
+        rows.append((entry.pattern, len(mine), largest, entry.threshold, entry.action))
+    print_table(
+        f"Thresholds: {basis}",
+        ("pattern", "layers", "largest sigma", "threshold", "action"),
+        rows,
+    )
+    shipped = RuleSettings()
+    limits = [
+        (name, value, shipped[name].limit, rules[name].limit)
+        for name, value in sorted(observed.values.items())
+        if name in rules.changes()["rules"]
+    ]
+    if limits:
+        print_table(
+            "Rule limits, where the shipped ones would be too near:",
+            ("rule", "largest value", "shipped limit", "suggested limit"),
+            limits,
+        )
+    else:
+        print("The shipped rule limits leave that margin: none needs to be raised.")

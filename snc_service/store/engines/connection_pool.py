@@ -1,0 +1,74 @@
+"""A bounded lane of connections: lent to one thread at a time, replaced when they break."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.sql.database.dialect import Row
+
+WAIT_SECONDS = 15.0  # for a connection that others use
+
+
+class Lane:
+    """At most ``most`` connections, each made when all others are in use."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], most: int) -> None:
+        self._connect = connect
+        self._free = threading.BoundedSemaphore(most)
+        self._idle: deque[psycopg.Connection[Row]] = deque()
+        self._closed = False
+
+    @contextmanager
+    def lent(self, begin: str) -> Iterator[psycopg.Connection[Row]]:
+        """Lend a connection on which the statement ``begin`` has worked.
+
+        Raises `StoreUnavailable` after `WAIT_SECONDS` without one, and what connecting raises.
+        """
+        if not self._free.acquire(timeout=WAIT_SECONDS):
+            raise StoreUnavailable(f"all connections were in use for {WAIT_SECONDS:.0f} seconds")
+        try:
+            session = self._begun(begin)
+            try:
+                yield session
+            finally:
+                self._take_back(session)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Close what is idle, and from now on whatever comes back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _begun(self, begin: str) -> psycopg.Connection[Row]:
+        """Begin on the connection used last. A server that was away has left all of them dead."""
+        while True:
+            try:
+                session = self._idle.pop()
+            except IndexError:
+                break
+            try:
+                session.execute(begin)
+                return session
+            except psycopg.OperationalError:
+                session.close()
+        session = self._connect()
+        try:
+            session.execute(begin)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _take_back(self, session: psycopg.Connection[Row]) -> None:
+        if session.closed or self._closed:
+            session.close()
+        else:
+            self._idle.append(session)

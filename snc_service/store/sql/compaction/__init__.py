@@ -1,0 +1,1 @@
+"""Turn batches of the tail into tiles and rollups, and drop old tiles."""

@@ -1,0 +1,241 @@
+"""Folding: batches of the tail become tiles and rollups, a chunk of steps at a time.
+
+A chunk is an aligned range of 1024 measuring intervals. It is folded slice by slice, a slice being
+as many layers of as many metrics as are worth one short transaction. Each slice is read and encoded
+from a snapshot; then its tiles are written, and with the last slice exactly the batches that were
+read leave the tail. Until then they lie over the tiles, so that no answer changes, and a crash in
+between costs nothing but the work. Where there are row locks, one process at a time folds a run,
+and ingest does not wait for it. The run's ``epoch`` guards it everywhere: whoever folds a run
+second starts again from a new snapshot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from snc_service.store import tiles
+from snc_service.store.protocol import Floats, Steps
+from snc_service.store.sql.compaction import rollups, slices
+from snc_service.store.sql.compaction.due_chunks import Chunk, due_runs
+from snc_service.store.sql.compaction.rollups import Changes, Place
+from snc_service.store.sql.compaction.slices import Head, Piece
+from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.records import deletion
+from snc_service.store.sql.series.layouts import LayerBook
+from snc_service.store.sql.series.tail import pack_steps, unpack_steps
+from snc_service.wire import ABSENT, absent
+
+LEAVING_BYTES = 8 * 2**20  # that one transaction takes from the tail
+
+
+class Folder:
+    """Folds a store, a slice of each run in turn: a wide run keeps no other waiting.
+
+    What is left of a chunk is taken up by the next call. Safe to call from any thread.
+    """
+
+    def __init__(self, database: Database, book: LayerBook) -> None:
+        self._database = database
+        self._book = book
+        self._jobs: dict[int, Job] = {}  # one per run: two would start each other again for ever
+        self._last_run = 0
+        self._lock = threading.Lock()
+
+    def fold(self, budget_s: float, now: float) -> int:
+        """Fold what is due until the time is up, at least one slice; return the values folded."""
+        with self._lock:
+            return self._fold(time.monotonic() + budget_s, now)
+
+    def _fold(self, deadline: float, now: float) -> int:
+        deletion.resume(self._database)
+        with self._database.read() as connection:
+            due = [chunk for chunks in due_runs(connection, now) for chunk in chunks]
+        waiting: dict[int, deque[Chunk]] = {run_id: deque() for run_id in self._jobs}
+        for chunk in due:
+            job = self._jobs.get(chunk.run_id)
+            if job is None or job.chunk != chunk:
+                waiting.setdefault(chunk.run_id, deque()).append(chunk)
+        # The runs in a circle, from where the last call stopped.
+        turns = deque(sorted(waiting, key=lambda run_id: (run_id <= self._last_run, run_id)))
+        num_values = 0
+        while turns:
+            run_id = self._last_run = turns.popleft()
+            num_values += self._turn(run_id, waiting[run_id])
+            if run_id in self._jobs or waiting[run_id]:
+                turns.append(run_id)
+            if time.monotonic() >= deadline:
+                break
+        self._database.checkpoint()
+        if not due:
+            self._database.reclaim()
+        return num_values
+
+    def _turn(self, run_id: int, waiting: deque[Chunk]) -> int:
+        """Fold one slice of a run; a job that fails is begun anew by another call."""
+        job = self._jobs.pop(run_id, None) or Job(waiting.popleft())
+        num_values = job.advance(self._database, self._book)
+        if not job.is_over:
+            self._jobs[run_id] = job
+        return num_values
+
+
+class Job:
+    """One chunk on its way into tiles. It holds no values and no transaction between slices."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.is_over = False  # also if another process folds the run, or it is gone
+        self._epoch: int | None = None
+        self._heads: list[Head] = []
+        self._left: deque[Piece] = deque()
+
+    def advance(self, database: Database, book: LayerBook) -> int:
+        """Fold the next slice; return its values, 0 where another process was faster."""
+        chunk, self.is_over = self.chunk, True
+        with database.read() as connection:
+            # Nobody else ever writes this row. It is locked until the tiles are written, because
+            # the reading transaction lasts so long; the run's own row would make ingest wait.
+            claimed = connection.execute(
+                f"select run_id from run_config where run_id = ?{connection.skip_locked}",
+                (chunk.run_id,),
+            ).fetchone()
+            row = connection.execute(
+                "select epoch from run where run_id = ? and coalesce(interval_shift, ?) = ?",
+                (chunk.run_id, chunk.shift, chunk.shift),
+            ).fetchone()
+            if claimed is None or row is None or self._epoch not in (None, row[0]):
+                return 0
+            if self._epoch is None:
+                self._heads = slices.heads_of(connection, book, chunk)
+                if not self._heads:  # folded by another process since it was found due
+                    return 0
+                self._left.extend(slices.cut_up(connection, chunk, self._heads))
+            some = self._slice()
+            changes = Changes()
+            for place, steps, values in slices.blocks(connection, chunk, self._heads, some):
+                _fold_block(connection, changes, chunk, place, steps, values)
+            self._epoch = row[0]
+            for folded in [[]] if self._left else _portions(self._heads):
+                if not _write(database, chunk, self._epoch, folded, changes):
+                    return 0
+                self._epoch, changes = self._epoch + 1, Changes()
+            self.is_over = not self._left
+        return sum(
+            int(slices.inside(head.steps, chunk).sum()) * len(picked.columns)
+            for head in self._heads
+            for piece in some
+            if (picked := slices.picked_of(head.layout, piece)) is not None
+        )
+
+    def _slice(self) -> list[Piece]:
+        """Take the next pieces, at least one."""
+        num_steps = len(slices.steps_of(self._heads, self.chunk))
+        some: list[Piece] = []
+        size = 0
+        while self._left:
+            size += 4 * num_steps * (self._left[0].high - self._left[0].low)
+            if some and size > slices.SLICE_BYTES:
+                break
+            some.append(self._left.popleft())
+        return some
+
+
+def _portions(heads: Sequence[Head]) -> list[list[Head]]:
+    """Return batches, a portion for each transaction: to free pages takes long, too."""
+    portions: list[list[Head]] = [[]]
+    size = 0
+    for head in heads:
+        size += head.num_bytes
+        if portions[-1] and size > LEAVING_BYTES:
+            portions.append([])
+            size = head.num_bytes
+        portions[-1].append(head)
+    return portions
+
+
+def _write(
+    database: Database, chunk: Chunk, epoch: int, folded: Sequence[Head], changes: Changes
+) -> bool:
+    """Write tiles and take from the tail what is ``folded``, unless others were faster."""
+    with database.write() as connection:
+        unchanged = connection.execute(
+            "update run set epoch = epoch + 1, interval_shift = ? where run_id = ? and epoch = ?",
+            (chunk.shift, chunk.run_id, epoch),
+        ).rowcount
+        if unchanged:
+            _take_from_tail(connection, chunk, folded)
+            changes.apply(connection)
+    return unchanged > 0
+
+
+def _fold_block(
+    connection: Connection,
+    changes: Changes,
+    chunk: Chunk,
+    place: Place,
+    steps: Steps,
+    values: Floats,
+) -> None:
+    """Lay the new values over the chunk's tile, if there is one, and roll the result up."""
+    key = (place.run_id, place.attempt, place.metric, 0, place.block)
+    row = connection.execute(
+        "select step0, step1, n, steps, enc, v from tile where run_id = ? and attempt = ? "
+        "and metric = ? and level = ? and block = ? and step0 >= ? and step0 < ?",
+        (*key, chunk.low, chunk.high),
+    ).fetchone()
+    if row is not None:
+        step0, step1, n, packed, form, data = row
+        changes.deleted.append((*key, step0))
+        tile_steps = unpack_steps(step0, step1, n, packed)
+        steps, values = _laid_over(tile_steps, tiles.decode(form, data, n), steps, values)
+    form, data = tiles.encode(values)
+    ends = (int(steps[0]), int(steps[-1]), len(steps))
+    changes.put(place, 0, ends, (form, pack_steps(steps), data))
+    rollups.add(connection, changes, place, chunk.low, steps, values, alone=row is None)
+
+
+def _laid_over(
+    old_steps: Steps, old: Floats, new_steps: Steps, new: Floats
+) -> tuple[Steps, Floats]:
+    steps = np.union1d(old_steps, new_steps)
+    values = np.full((max(len(old), len(new)), len(steps)), ABSENT, np.float32)
+    values[: len(old), np.searchsorted(steps, old_steps)] = old
+    where = (slice(len(new)), np.searchsorted(steps, new_steps))
+    values[where] = np.where(absent(new), values[where], new)
+    return steps, values
+
+
+def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[Head]) -> None:
+    """Delete what was folded; a batch that reaches beyond the chunk keeps the rest."""
+    gone = [head.id for head in folded if slices.inside(head.steps, chunk).all()]
+    connection.executemany(
+        "delete from tail where run_id = ? and id = ?", [(chunk.run_id, id_) for id_ in gone]
+    )
+    for head in folded:
+        rest = ~slices.inside(head.steps, chunk)
+        steps = head.steps[rest]
+        if not len(steps):
+            continue
+        (v,) = connection.execute(
+            "select v from tail where run_id = ? and id = ?", (chunk.run_id, head.id)
+        ).fetchone()
+        columns = np.frombuffer(v, "<f4").reshape(-1, len(head.steps))[:, rest]
+        connection.execute(
+            "update tail set step0 = ?, step1 = ?, n = ?, steps = ?, size = ?, v = ? "
+            "where run_id = ? and id = ?",
+            (
+                int(steps[0]),
+                int(steps[-1]),
+                len(steps),
+                pack_steps(steps),
+                columns.nbytes,
+                columns.tobytes(),
+                chunk.run_id,
+                head.id,
+            ),
+        )

@@ -1,0 +1,156 @@
+"""Rollups as they are built: pieces of 32 entries that merge into tiles of 1024.
+
+A complete tile of one level is one piece of the next, so any level has full tiles plus at most 31
+pieces per 32: reads stay bounded, and nothing but a late value ever rewrites a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snc_service.store import tiles
+from snc_service.store.downsampling import Partial, joined, merged
+from snc_service.store.protocol import Floats, Steps
+from snc_service.store.sql.database.dialect import Connection, Row
+
+LEVELS = 2
+_KEY = "run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
+
+
+@dataclass
+class Changes:
+    """Tile rows to delete (by key) and to insert, gathered before the transaction that does it."""
+
+    deleted: list[tuple[int, ...]] = field(default_factory=list)
+    inserted: list[Row] = field(default_factory=list)
+
+    def put(self, place: Place, level: int, steps: tuple[int, int, int], form: Row) -> None:
+        """Replace the row at (place, level, first step)."""
+        first, last, n = steps
+        key = (place.run_id, place.attempt, place.metric, level, place.block, first)
+        self.deleted.append(key)
+        self.inserted.append((*key, last, n, *form))
+
+    def apply(self, connection: Connection) -> None:
+        """Make the changes."""
+        connection.executemany(f"delete from tile where {_KEY} and step0 = ?", self.deleted)
+        connection.executemany(
+            "insert into tile (run_id, attempt, metric, level, block, step0, step1, n, enc, "
+            "steps, v) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            self.inserted,
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block of layers of one metric in one attempt, and the run's measuring interval."""
+
+    run_id: int
+    attempt: int
+    metric: int
+    block: int
+    shift: int
+
+
+def add(
+    connection: Connection,
+    changes: Changes,
+    place: Place,
+    low: int,
+    steps: Steps,
+    values: Floats,
+    *,
+    alone: bool,
+) -> None:
+    """Roll up the chunk that begins at step ``low``: ``values`` [R, N] of ``steps`` [N].
+
+    ``alone``: there was no tile to lay them over. If there are rollups all the same, the chunk was
+    thinned, and the values are added to what the rollups tell.
+    """
+    entries = Partial.of_groups((steps - low) // (tiles.FANOUT << place.shift), values)
+    for level in range(1, LEVELS + 1):
+        piece = _piece(entries, low, tiles.FANOUT**level << place.shift)
+        if alone and level == 1:
+            piece = _added_to_what_was(connection, place, piece)
+        tile = _put_piece(connection, changes, place, level, piece)
+        if tile is None:
+            return
+        low = int(tile.keys[0])
+        entries = tile.grouped((tile.keys - low) // (tiles.FANOUT ** (level + 1) << place.shift))
+
+
+def _piece(known: Partial, low: int, entry: int) -> Partial:
+    """Return `FANOUT` entries of ``entry`` steps from ``low`` on; ``known`` has their places."""
+    keys = low + entry * np.arange(tiles.FANOUT, dtype=np.int64)
+    piece = Partial.hollow(keys, known.num_rows)
+    for name, plane in known.planes.items():
+        piece.planes[name][:, known.keys] = plane
+    return piece
+
+
+def _added_to_what_was(connection: Connection, place: Place, piece: Partial) -> Partial:
+    """Return a piece of the first level merged with the entries that are there in its place."""
+    low, high = int(piece.keys[0]), int(piece.keys[-1])
+    row = connection.execute(
+        f"select step0, n from tile where {_KEY} and step0 <= ? and step1 >= ?",
+        (*_key(place, 1), low, high),
+    ).fetchone()
+    if row is None:
+        return piece
+    was = _load(connection, place, 1, tiles.FANOUT << place.shift, *row)
+    both = _equal_rows([was.only((was.keys >= low) & (was.keys <= high)), piece])
+    everywhere = np.arange(both[0].num_rows)
+    return merged(len(everywhere), [(everywhere, part) for part in both])
+
+
+def _put_piece(
+    connection: Connection, changes: Changes, place: Place, level: int, piece: Partial
+) -> Partial | None:
+    """Put a piece at its level; return the level's tile there if it is complete with it."""
+    entry = tiles.FANOUT**level << place.shift
+    low = int(piece.keys[0])
+    start = low // (tiles.TILE_STEPS * entry) * (tiles.TILE_STEPS * entry)
+    stored = connection.execute(
+        f"select step0, n from tile where {_KEY} and step0 >= ? and step0 < ?",
+        (*_key(place, level), start, start + tiles.TILE_STEPS * entry),
+    ).fetchall()
+    others = [(step0, n) for step0, n in stored if step0 != low or n == tiles.TILE_STEPS]
+    if len(others) < tiles.FANOUT - 1 and all(n < tiles.TILE_STEPS for _, n in others):
+        _put(changes, place, level, piece)
+        return None
+    parts = [_load(connection, place, level, entry, *other) for other in others]
+    # Where the tile exists already, a late value's piece takes the place of its entries.
+    parts = [part.only((part.keys < low) | (part.keys > piece.keys[-1])) for part in parts]
+    whole = joined(_equal_rows([*parts, piece]))
+    whole = whole.ordered(np.argsort(whole.keys))
+    changes.deleted += [(*_key(place, level), step0) for step0, _ in stored]
+    _put(changes, place, level, whole)
+    return whole
+
+
+def _put(changes: Changes, place: Place, level: int, entries: Partial) -> None:
+    n = len(entries.keys)
+    first = int(entries.keys[0])
+    last = first + n * (tiles.FANOUT**level << place.shift) - 1
+    changes.put(place, level, (first, last, n), (tiles.ROLLUP, None, tiles.encode_rollup(entries)))
+
+
+def _load(
+    connection: Connection, place: Place, level: int, entry: int, step0: int, n: int
+) -> Partial:
+    (data,) = connection.execute(
+        f"select v from tile where {_KEY} and step0 = ?", (*_key(place, level), step0)
+    ).fetchone()
+    return tiles.decode_rollup(data, step0 + entry * np.arange(n, dtype=np.int64))
+
+
+def _equal_rows(parts: list[Partial]) -> list[Partial]:
+    """Return parts over equally many rows: a block may have got layers since."""
+    most = max(part.num_rows for part in parts)
+    return [part.rows_taken(np.arange(most)) for part in parts]
+
+
+def _key(place: Place, level: int) -> tuple[int, ...]:
+    return (place.run_id, place.attempt, place.metric, level, place.block)

@@ -1,0 +1,1 @@
+"""The database interface that both engines implement, and the tables."""

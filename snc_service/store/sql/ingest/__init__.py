@@ -1,0 +1,1 @@
+"""Write batches: many runs in one transaction, each batch once."""

@@ -1,0 +1,337 @@
+"""Runs at work: what a batch needs to know of its run, kept from one transaction to the next.
+
+A run's row is locked and read anew in every transaction, unless the engine can tell that nobody has
+written since. Everything else here is written by nobody but ingest, and each change of it lets the
+run's version grow: while the version is the one that was left, by this process or another, what is
+remembered is what is stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snc_service.store.protocol import RunUnknown, StoredEvent
+from snc_service.store.protocol.rule_settings import Annotation, StoredRules
+from snc_service.store.sql.database.dialect import Connection, Mark, Row
+from snc_service.store.sql.ingest import writers
+from snc_service.store.sql.ingest.writers import Writer
+from snc_service.store.sql.records import events
+from snc_service.store.sql.records.rule_settings import ANNOTATIONS, NO_RULES, rules_of_run
+from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series.attempts import Attempts
+from snc_service.store.sql.series.layouts import Indexes, KnownTable, LayerBook
+from snc_service.wire import Batch, absent
+
+MOST_LAYERS = 300_000  # remembered, over all runs: 60 MB at most
+MOST_WRITERS = 64  # remembered of one run, and as many layouts
+LEAST_LAYERS = 64  # what the smallest run costs
+
+_NUMBER = "select run_id from run_name where run = ?"
+_LOCK = (
+    "select run.run, run.state, run.updated_at, run.last_step, run.layers, run.breaches, "
+    "run.rescales, run.guard_vetoes, run.dropped_values, run.overhead, run.next_event, "
+    "run.next_tail, run.version, coalesce((select max(version) from run_policy where run_id = ?), "
+    "(select max(version) from project_policy where project = run.project), 0), "
+    "coalesce((select max(version) from run_rules where run_id = ?), "
+    "(select max(version) from project_rules where project = run.project), 0) "
+    "from run where run.run_id = ?"
+)
+_ROW = (
+    "run", "state", "updated_at", "last_step", "layers", "breaches", "rescales", "guard_vetoes",
+    "dropped_values", "overhead", "next_event", "next_tail", "version", "policy_version",
+    "rules_version",
+)  # fmt: skip
+_SAVE_RUN = (
+    "update run set state = ?, updated_at = ?, last_step = ?, breaches = ?, rescales = ?, "
+    "guard_vetoes = ?, dropped_values = ?, overhead = ?, next_event = ?, next_tail = ?, "
+    "attempt = ?, worst_ratio = ?, worst_layer = ?, nonfinite_layers = ?, "
+    "version = version + 1 where run_id = ?"
+)
+_SAVE_TAIL = (
+    "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, "
+    "size, v) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SAVE_RULES = (
+    "insert into rule_state (run_id, v) values (?, ?) "
+    "on conflict (run_id) do update set v = excluded.v"
+)
+
+
+class RunGone(Exception):
+    """A run that was remembered has been deleted: its name may stand for another one by now."""
+
+
+@dataclass(eq=False)
+class RunAtWork:
+    """One run while batches of it are stored: read once, written once per transaction."""
+
+    run_id: int
+    # Its row.
+    run: str = ""
+    state: str = ""
+    updated_at: float = 0.0
+    last_step: int | None = None
+    layers: int = 0
+    breaches: int = 0
+    rescales: int = 0
+    guard_vetoes: int = 0
+    dropped_values: int = 0
+    overhead: float | None = None
+    next_event: int = 1
+    next_tail: int = 1
+    version: int = -1
+    era: int = -1  # in which the row was read: see `RunMemory`
+    policy_version: int = 0
+    rules_version: int = 0
+    # What is remembered while the version stays.
+    attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
+    rule_state: bytes | None = None
+    latest: dict[int, tuple[Indexes, latest_values.Newest]] = field(default_factory=dict)
+    writers: dict[str, Writer] = field(default_factory=dict)
+    tables: dict[str, KnownTable] = field(default_factory=dict)
+    layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
+    commands_wait: bool = True
+    rules: StoredRules = NO_RULES
+    annotations: tuple[Annotation, ...] = ()
+    # What this transaction has to write.
+    tail: list[Row] = field(default_factory=list)
+    events: list[StoredEvent] = field(default_factory=list)
+    moved_writers: set[str] = field(default_factory=set)
+    moved_attempts: dict[int, float] = field(default_factory=dict)  # and when each was heard of
+    touched: set[int] = field(default_factory=set)  # layer tables with newer values
+    state_changed: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Return what remembering it takes, counted in layers."""
+        tables = sum(len(known.layers) for known in self.tables.values())
+        return LEAST_LAYERS + tables + sum(len(layers) for layers, _ in self.latest.values())
+
+    def writer(self, connection: Connection, name: str) -> Writer:
+        """Return a writer, a new one if the run has not heard of it."""
+        if name not in self.writers:
+            self.writers[name] = writers.load(connection, self.run_id, name)
+        return self.writers[name]
+
+    def table(self, connection: Connection, book: LayerBook, table_hash: str) -> KnownTable:
+        """Return a registered layer table. Raises `LayerTableUnknown`."""
+        if table_hash not in self.tables:
+            self.tables[table_hash] = book.table(connection, self.run_id, table_hash)
+        return self.tables[table_hash]
+
+    def layout(self, connection: Connection, book: LayerBook, table_id: int, batch: Batch) -> int:
+        """Return the number of a batch's layout, registered at its first use."""
+        key = (table_id, batch.metrics, batch.scalars)
+        if key not in self.layouts:
+            number = book.layout_number(connection, self.run_id, table_id, batch)
+            self.layouts[key] = number
+        return self.layouts[key]
+
+    def settled(self) -> None:
+        """Forget what was to be written, after it was."""
+        for written in (self.tail, self.events, self.moved_writers, self.moved_attempts):
+            written.clear()
+        self.touched.clear()
+        self.state_changed = False
+        for remembered in (self.writers, self.layouts):
+            while len(remembered) > MOST_WRITERS:
+                del remembered[next(iter(remembered))]  # type: ignore[arg-type] # its own key
+
+
+class RunMemory:
+    """Runs as the last transactions left them, those used longest ago forgotten first.
+
+    Where an engine can tell that nobody but ingest has written, which it does by marks, an era
+    lasts as long: a row that was read in it is not read again.
+    """
+
+    def __init__(self, most_layers: int = MOST_LAYERS) -> None:
+        self._most_layers = most_layers
+        self._layers = 0
+        self._era = 0
+        self._expected: Mark | None = None
+        self._runs: OrderedDict[str, tuple[RunAtWork, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, runs: Iterable[str]) -> dict[str, RunAtWork]:
+        """Return what is known of some runs, and forget it until it is kept again."""
+        with self._lock:
+            taken = {run: self._runs.pop(run) for run in runs if run in self._runs}
+            self._layers -= sum(cost for _, cost in taken.values())
+        return {run: work for run, (work, _) in taken.items()}
+
+    def era(self, mark: Mark | None) -> int:
+        """Return the number of the era; a new one begins unless the mark is as it was left."""
+        with self._lock:
+            if mark is None or mark != self._expected:
+                self._era += 1
+            return self._era
+
+    def keep(self, works: Iterable[RunAtWork], mark: Mark | None) -> None:
+        """Remember runs whose transaction, which began at ``mark``, was committed."""
+        with self._lock:
+            self._expected = None if mark is None else Mark(mark.own + 1, mark.others)
+            for work in works:
+                if work.run in self._runs:  # another thread was faster; the newer one counts
+                    self._layers -= self._runs.pop(work.run)[1]
+                self._runs[work.run] = (work, work.cost)
+                self._layers += work.cost
+            while self._layers > self._most_layers and len(self._runs) > 1:
+                self._layers -= self._runs.popitem(last=False)[1][1]
+
+
+def locked(
+    connection: Connection, known: Mapping[str, RunAtWork], era: int, runs: Collection[str]
+) -> dict[str, RunAtWork]:
+    """Lock runs in the order of their numbers, and return those that there are, in that order.
+
+    In a fixed order, so that two processes cannot wait for each other in a circle. Raises `RunGone`
+    if one that is ``known`` is not there any more.
+    """
+    new = [run for run in runs if run not in known]
+    found = connection.fetch_each(_NUMBER, [(run,) for run in new])
+    works = [known[run] for run in runs if run in known]
+    works += [RunAtWork(int(rows[0][0])) for rows in found if rows]
+    works.sort(key=lambda work: work.run_id)
+    _check(connection, [work for work in works if work.era != era], era)
+    return {work.run: work for work in works if work.era == era}
+
+
+def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
+    """Read rows of runs, and all else where a run's version is another; they are of ``era`` then.
+
+    Those that there are not stay as they were.
+    """
+    lock = f"{_LOCK}{connection.for_update}"
+    places = connection.fetch_each(lock, [(work.run_id,) * 3 for work in works])
+    stale = []
+    for work, rows in zip(works, places, strict=True):
+        if not rows:
+            if work.run:
+                raise RunGone(work.run)
+            continue
+        version = work.version
+        for name, value in zip(_ROW, rows[0], strict=True):
+            setattr(work, name, value)
+        work.era = era
+        if work.version != version:
+            stale.append(work)
+    _load(connection, stale)
+    for work in works:
+        if work.era == era and work.rules.version != work.rules_version:
+            work.rules = rules_of_run(connection, work.run_id)
+
+
+def unknown(run: str) -> RunUnknown:
+    """Return the refusal of a batch whose run there is not."""
+    return RunUnknown(f"there is no run {run!r}")
+
+
+def _load(connection: Connection, works: list[RunAtWork]) -> None:
+    """Read what ingest, here or elsewhere, last left of runs."""
+    keys = [(work.run_id,) for work in works]
+    states = connection.fetch_each("select v from rule_state where run_id = ?", keys)
+    attempts = connection.fetch_each(Attempts.SELECT, keys)
+    values = connection.fetch_each(latest_values.SELECT, keys)
+    notes = connection.fetch_each(ANNOTATIONS, keys)
+    for work, state, steps, rows, marks in zip(works, states, attempts, values, notes, strict=True):
+        work.rule_state = bytes(state[0][0]) if state else None
+        work.attempts = Attempts(work.run_id, dict(steps))
+        work.latest = latest_values.of_rows(rows)
+        work.writers = {}
+        work.annotations = tuple(Annotation(*row) for row in marks)
+        work.commands_wait = True
+
+
+def save(connection: Connection, works: Iterable[RunAtWork]) -> None:
+    """Write what batches changed: one statement per kind of row, whatever the number of runs."""
+    changed = [work for work in works if work.tail]
+    # Sorted by kind: rows of one kind travel together, and nothing is waited for in between.
+    runs = [_run_row(connection, work) for work in changed]
+    with connection.together():
+        for work in changed:
+            if work.events:
+                events.insert(connection, work.run_id, work.events)
+        begun = [row for work in changed for row in work.attempts.rows(work.moved_attempts)]
+        moved = [work.writers[name].row(work.run_id) for work in changed for name in _moved(work)]
+        new = [
+            latest_values.row(work.run_id, table, work.latest[table][1])
+            for work in changed
+            for table in sorted(work.touched)
+        ]
+        rules = [(work.run_id, work.rule_state) for work in changed if work.state_changed]
+        for statement, rows in (
+            (Attempts.UPSERT, begun),
+            (writers.UPSERT, moved),
+            (_SAVE_TAIL, [row for work in changed for row in work.tail]),
+            (latest_values.UPSERT, new),
+            (_SAVE_RULES, rules),
+            (_SAVE_RUN, runs),
+        ):
+            if rows:
+                connection.executemany(statement, rows)
+    for work in changed:
+        work.version += 1
+
+
+def _moved(work: RunAtWork) -> list[str]:
+    return sorted(work.moved_writers)
+
+
+def _run_row(connection: Connection, work: RunAtWork) -> Row:
+    return (
+        work.state,
+        work.updated_at,
+        work.last_step,
+        work.breaches,
+        work.rescales,
+        work.guard_vetoes,
+        work.dropped_values,
+        work.overhead,
+        work.next_event,
+        work.next_tail,
+        work.attempts.newest,
+        *_worst(connection, work),
+        work.run_id,
+    )
+
+
+def _worst(connection: Connection, work: RunAtWork) -> tuple[float | None, str | None, int]:
+    """Return the largest newest ratio, its layer, and how many layers' sigma is not finite."""
+    parts = list(work.latest.values())
+    if len(parts) == 1:
+        layers, now = parts[0]
+    else:
+        layers, now = (
+            np.arange(work.layers, dtype=np.int32),
+            latest_values.merged(work.layers, parts),
+        )
+    sigma, threshold = now.row("sigma"), now.row("threshold")
+    if sigma is None:
+        return None, None, 0
+    finite = np.isfinite(sigma)
+    num_nonfinite = 0 if finite.all() else int(np.count_nonzero(~finite & ~absent(sigma)))
+    if threshold is None:
+        return None, None, num_nonfinite
+    usable = finite & np.isfinite(threshold) & (threshold > 0)
+    if not usable.any():
+        return None, None, num_nonfinite
+    ratio = np.full(len(sigma), -np.inf)
+    np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
+    worst = int(np.argmax(ratio))
+    return float(ratio[worst]), _name(connection, work, int(layers[worst])), num_nonfinite
+
+
+def _name(connection: Connection, work: RunAtWork, layer: int) -> str:
+    for known in work.tables.values():
+        if layer < len(known.layers) and known.layers[layer] == layer:  # true of most runs' tables
+            return known.table.names[layer]
+    (name,) = connection.execute(
+        "select name from layer where run_id = ? and layer = ?", (work.run_id, layer)
+    ).fetchone()
+    return str(name)

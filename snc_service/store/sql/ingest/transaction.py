@@ -1,0 +1,242 @@
+"""Ingest: submissions of many runs in one transaction, each stored once or refused alone.
+
+Whatever may refuse a batch is asked before anything of it is changed, so a refusal leaves no trace;
+what was changed in memory is written at the end, all runs together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from snc_service.store.protocol import (
+    Advance,
+    Event,
+    LayerTableMismatch,
+    Outcome,
+    Rows,
+    StoredEvent,
+    StoreError,
+    Submission,
+)
+from snc_service.store.sql.database.dialect import Connection, Mark
+from snc_service.store.sql.ingest import run_cache
+from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
+from snc_service.store.sql.records import commands, events
+from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series.attempts import Placed
+from snc_service.store.sql.series.layouts import KnownTable, LayerBook
+from snc_service.store.sql.series.tail import pack_steps
+from snc_service.wire import Batch
+
+MOST = 2**53 - 1  # counters stop here rather than overflow what engines and JSON keep exact
+
+
+def ingest(
+    connection: Connection,
+    book: LayerBook,
+    memory: RunMemory,
+    items: Sequence[Submission],
+    advance: Advance,
+) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
+    """Store ``items`` inside the caller's transaction.
+
+    Returns the outcomes in the order of the items, and what ``memory`` is to keep if the
+    transaction is committed. Raises `RunGone`: then everything is to be begun anew.
+    """
+    by_run: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        by_run.setdefault(item.run, []).append(place)
+    mark = connection.mark()
+    works = run_cache.locked(connection, memory.take(by_run), memory.era(mark), by_run)
+    outcomes: dict[int, Outcome] = {}
+    for run, places in by_run.items():
+        if run not in works:
+            outcomes |= dict.fromkeys(places, Outcome(error=run_cache.unknown(run)))
+    for run, work in works.items():
+        for place in by_run[run]:
+            outcomes[place] = _item(connection, book, work, items[place], advance)
+    run_cache.save(connection, works.values())
+    for run, work in works.items():
+        if work.commands_wait:
+            _hand_over_commands(connection, work, {p: items[p] for p in by_run[run]}, outcomes)
+        work.settled()
+    return [outcomes[place] for place in range(len(items))], list(works.values()), mark
+
+
+def _hand_over_commands(
+    connection: Connection,
+    work: RunAtWork,
+    items: Mapping[int, Submission],
+    outcomes: dict[int, Outcome],
+) -> None:
+    """Put the commands that wait into the outcomes, less those that the job says it has."""
+    waiting = commands.waiting(connection, work.run_id)
+    has = max(item.commands_seen for item in items.values())
+    if waiting and has >= waiting[0].id:
+        now = max(item.received_at for item in items.values())
+        commands.seen(connection, work.run_id, has, now)
+    left = tuple(command for command in waiting if command.id > has)
+    work.commands_wait = bool(left)
+    for place in items if left else ():
+        outcomes[place] = dataclasses.replace(outcomes[place], commands=left)
+
+
+def _item(
+    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, advance: Advance
+) -> Outcome:
+    """Take one submission in, or leave everything as it was before it."""
+    try:
+        return _store(connection, book, work, item, advance)
+    except StoreError as error:
+        return Outcome(error=error, policy_version=work.policy_version)
+
+
+def _store(
+    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, advance: Advance
+) -> Outcome:
+    batch = item.batch
+    writer = work.writer(connection, batch.writer)
+    if writer.has_stored(batch, item.crc):
+        return Outcome(duplicate=True, policy_version=work.policy_version)
+    table = work.table(connection, book, batch.layers)
+    if batch.metrics and batch.num_layers != len(table.layers):
+        raise LayerTableMismatch(
+            f"values must cover the {len(table.layers)} layers of table {batch.layers}, "
+            f"got {batch.num_layers}"
+        )
+    placed = work.attempts.placed(batch, writer)
+    rows = Rows(
+        work.run,
+        batch,
+        table.table.names,
+        placed.attempt,
+        placed.is_new,
+        work.rules.settings,
+        work.annotations,
+    )
+    state, found = _judged(advance, work.rule_state, rows)
+    # From here on nothing refuses the batch.
+    version = work.rules_version
+    happened = _own_events(work, batch, placed)
+    happened += [dataclasses.replace(event, rules_version=version) for event in found]
+    work.attempts.first_steps[placed.attempt] = placed.first_step
+    if placed.is_moved:
+        work.moved_attempts.setdefault(placed.attempt, item.received_at)
+    work.writers[batch.writer] = writer.after(batch, item.crc, placed.attempt)
+    work.moved_writers.add(batch.writer)
+    work.state_changed |= state != work.rule_state
+    work.rule_state = state
+    _append(connection, book, work, table, item, placed.attempt)
+    stored = _numbered(work, happened, item.received_at)
+    _count(work, batch)
+    _renew(work, table, batch, placed.attempt)
+    work.updated_at = item.received_at  # also where a clock that was set right went back
+    work.state = "active" if work.state == "silent" else work.state
+    return Outcome(events=tuple(stored), policy_version=work.policy_version)
+
+
+def _own_events(work: RunAtWork, batch: Batch, placed: Placed) -> list[Event]:
+    """Return what the store itself has to say about a batch."""
+    happened = []
+    first = batch.steps[0]
+    if placed.is_new and work.last_step is not None and first <= work.last_step:
+        message = (
+            f"steps went back from {work.last_step} to {first}: attempt {placed.attempt} starts"
+        )
+        happened.append(
+            Event(
+                first, "rewound", "info", message, value=float(first), limit=float(work.last_step)
+            )
+        )
+    if batch.dropped:
+        message = f"writer {batch.writer} lost {batch.dropped} values before step {first}"
+        happened.append(Event(first, "dropped", "warning", message, value=float(batch.dropped)))
+    return happened
+
+
+def _append(
+    connection: Connection,
+    book: LayerBook,
+    work: RunAtWork,
+    table: KnownTable,
+    item: Submission,
+    attempt: int,
+) -> None:
+    """Append the batch to the tail: its columns one after the other, time the fast axis."""
+    batch = item.batch
+    layout = work.layout(connection, book, table.number, batch)
+    columns = np.empty(batch.num_values, "<f4")
+    num_steps, size = len(batch.steps), batch.values.size
+    by_layer = batch.values.transpose(0, 2, 1)
+    columns[:size].reshape(by_layer.shape)[...] = by_layer
+    if batch.scalars:
+        columns[size:] = batch.scalar_values.ravel()
+    work.tail.append(
+        (
+            work.run_id,
+            work.next_tail,
+            attempt,
+            layout,
+            batch.steps[0],
+            batch.steps[-1],
+            num_steps,
+            pack_steps(batch.steps),
+            item.received_at,
+            columns.nbytes,
+            columns.data,
+        )
+    )
+    work.next_tail += 1
+
+
+def _judged(advance: Advance, state: bytes | None, rows: Rows) -> tuple[bytes, list[Event]]:
+    """Run the rules over the new rows; whatever goes wrong there refuses this batch only."""
+    try:
+        return advance(state, rows)
+    except Exception as error:  # the other 63 batches of the group must not fail with it
+        raise StoreError(f"detection failed on run {rows.run}: {error!r}") from error
+
+
+def _numbered(work: RunAtWork, new: Sequence[Event], at: float) -> list[StoredEvent]:
+    stored = events.numbered(work.run, new, at, work.next_event)
+    work.next_event += len(stored)
+    work.events += stored
+    return stored
+
+
+def _count(work: RunAtWork, batch: Batch) -> None:
+    """Add the batch to the run's counters. Comparisons with NaN are false, so ABSENT counts not."""
+    sigma, threshold, scale = (batch.metric(m) for m in ("sigma", "threshold", "scale"))
+    if sigma is not None and threshold is not None:
+        work.breaches += int(np.count_nonzero(sigma > threshold))
+    if scale is not None:
+        work.rescales += int(np.count_nonzero(scale < 1))
+    vetoes = batch.scalar("guard_vetoes")
+    if vetoes is not None:
+        work.guard_vetoes += int(np.clip(vetoes[np.isfinite(vetoes)], 0, 2**31).sum())
+    work.dropped_values = min(work.dropped_values + batch.dropped, MOST)
+    work.last_step = max(batch.steps[-1], -1 if work.last_step is None else work.last_step)
+    work.overhead = _overhead(batch, work.overhead)
+
+
+def _overhead(batch: Batch, before: float | None) -> float | None:
+    ours, whole = batch.scalar("callback_seconds"), batch.scalar("step_seconds")
+    if ours is None or whole is None:
+        return before
+    usable = np.isfinite(ours) & np.isfinite(whole) & (whole > 0)
+    if not usable.any():
+        return before
+    last = int(np.flatnonzero(usable)[-1])
+    return float(ours[last]) / float(whole[last])
+
+
+def _renew(work: RunAtWork, table: KnownTable, batch: Batch, attempt: int) -> None:
+    if not batch.metrics or not batch.num_layers:
+        return
+    _, old = work.latest.get(table.number, (None, latest_values.Newest.empty(len(table.layers))))
+    new = old.overlaid(latest_values.of_batch(batch, attempt), slice(None))
+    work.latest[table.number] = (table.layers, new)
+    work.touched.add(table.number)

@@ -1,0 +1,69 @@
+"""Writers: how far each client process has come, so that nothing is stored twice or skipped."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from snc_service.store.protocol import SequenceConflict, SequenceGap
+from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.wire import Batch
+
+KEPT = 64  # batches whose content can still be told apart
+UPSERT = (
+    "insert into writer (run_id, writer, last_seq, last_step, attempt, crcs) "
+    "values (?, ?, ?, ?, ?, ?) on conflict (run_id, writer) do update set "
+    "last_seq = excluded.last_seq, last_step = excluded.last_step, "
+    "attempt = excluded.attempt, crcs = excluded.crcs"
+)
+_PAIR = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One client process: its last seq (-1: none), and seq and CRC of its last batches."""
+
+    name: str
+    last_seq: int = -1
+    last_step: int = -1
+    attempt: int | None = None
+    crcs: bytes = b""  # pairs of uint64, the newest last
+
+    def has_stored(self, batch: Batch, crc: int) -> bool:
+        """Return whether the batch is stored; False: it is the next one.
+
+        Raises `SequenceConflict` if other content is stored under its seq, and `SequenceGap` if a
+        batch before it is missing that it does not declare as given up.
+        """
+        if batch.seq <= self.last_seq:
+            kept = dict(_PAIR.iter_unpack(self.crcs)).get(batch.seq, crc)
+            if kept != crc:
+                raise SequenceConflict(
+                    f"seq {batch.seq} of writer {batch.writer!r} is stored with other content"
+                )
+            return True
+        # A client that missed an answer may give up what was stored after all: no gap either.
+        if batch.seq - batch.skipped > self.last_seq + 1:
+            raise SequenceGap(expected=self.last_seq + 1, got=batch.seq)
+        return False
+
+    def after(self, batch: Batch, crc: int, attempt: int) -> Writer:
+        """Return the writer after ``batch`` was stored in ``attempt``."""
+        crcs = (self.crcs + _PAIR.pack(batch.seq, crc))[-KEPT * _PAIR.size :]
+        return Writer(self.name, batch.seq, batch.steps[-1], attempt, crcs)
+
+    def row(self, run_id: int) -> Row:
+        """Return what `UPSERT` takes."""
+        return (run_id, self.name, self.last_seq, self.last_step, self.attempt, self.crcs)
+
+
+def load(connection: Connection, run_id: int, name: str) -> Writer:
+    """Return a writer, a new one if the run has not heard of it."""
+    row = connection.execute(
+        "select last_seq, last_step, attempt, crcs from writer where run_id = ? and writer = ?",
+        (run_id, name),
+    ).fetchone()
+    if row is None:
+        return Writer(name)
+    last_seq, last_step, attempt, crcs = row
+    return Writer(name, last_seq, last_step, attempt, bytes(crcs))

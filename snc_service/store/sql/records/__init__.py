@@ -1,0 +1,1 @@
+"""Tables of single records: runs, events, policies, commands, tokens, incidents."""

@@ -1,0 +1,132 @@
+"""Deletion: a run disappears at once, its pieces follow in slices that block nobody for long."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import suppress
+
+from snc_service.store.protocol import RunUnknown
+from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.database.schema import PIECES
+from snc_service.store.sql.records import audit, runs
+
+SLICE_ROWS = 1_000
+RETENTION = "retention"  # the author of what happens to runs for their age
+OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
+
+
+def delete(
+    database: Database, run: str, *, author: str, now: float, before: float | None = None
+) -> None:
+    """Delete a run: unknown to everybody after one transaction, gone after the last.
+
+    A crash in between leaves pieces that nobody can see; `resume` removes them, and so it does
+    where the run was just being folded. With ``before``, a
+    run that is active, or was heard of since, counts as unknown. Raises `RunUnknown`.
+    """
+    with database.write() as connection:
+        run_id = runs.lock_name(connection, run)
+        if run_id is None or not runs.lock_number(connection, run_id):
+            raise RunUnknown(f"there is no run {run!r}")
+        if before is not None and not _is_old(connection, run_id, before):
+            raise RunUnknown(f"run {run!r} is active again")
+        connection.execute("insert into deleted_run (run_id) values (?)", (run_id,))
+        connection.execute("delete from run where run_id = ?", (run_id,))
+        connection.execute("delete from run_name where run_id = ?", (run_id,))
+        audit.append(connection, "run_deleted", run, author=author, now=now)
+    resume(database)
+
+
+def prune(database: Database, before: float) -> list[str]:
+    """Delete runs that are over, or silent, and were last heard of before ``before``."""
+    with database.read() as connection:
+        old = connection.execute(
+            f"select run from run where {OLD} order by updated_at",
+            (before,),
+        ).fetchall()
+    deleted = []
+    for (run,) in old:
+        with suppress(RunUnknown):  # somebody else was faster, or it came back to life
+            delete(database, run, author=RETENTION, now=time.time(), before=before)
+            deleted.append(str(run))
+    return deleted
+
+
+def shrink(database: Database, most_bytes: int) -> list[str]:
+    """Delete runs that are over, or silent, the one heard of longest ago first, down to a size.
+
+    Counts the bytes of history, whatever the engine needs beside them: what it has freed but not
+    given back yet must not cost another run.
+    """
+    now = time.time()
+    with database.read() as connection:
+        sizes: Counter[int] = Counter()
+        for part in (
+            "select run_id, sum(length(v)) from tile",
+            "select run_id, sum(size) from tail",
+        ):
+            sizes.update(dict(connection.execute(f"{part} group by run_id").fetchall()))
+        old = connection.execute(
+            f"select run, run_id from run where {OLD} order by updated_at", (now,)
+        ).fetchall()
+    excess = sizes.total() - most_bytes
+    deleted = []
+    for run, run_id in old:
+        if excess <= 0:
+            break
+        with suppress(RunUnknown):
+            delete(database, run, author=RETENTION, now=now, before=now)
+            deleted.append(str(run))
+            excess -= sizes[run_id]
+    return deleted
+
+
+def resume(database: Database) -> None:
+    """Remove what is left of deleted runs."""
+    with database.read() as connection:
+        left = connection.execute("select run_id from deleted_run order by run_id").fetchall()
+    for (run_id,) in left:
+        while True:
+            with database.write() as connection:
+                if not _lock(connection, run_id):
+                    break
+                if not _delete_slice(connection, run_id):
+                    connection.execute("delete from deleted_run where run_id = ?", (run_id,))
+                    break
+            database.reclaim()
+
+
+def _is_old(connection: Connection, run_id: int, before: float) -> bool:
+    row = connection.execute(
+        f"select run_id from run where run_id = ? and {OLD}", (run_id, before)
+    ).fetchone()
+    return row is not None
+
+
+def _lock(connection: Connection, run_id: int) -> bool:
+    """Lock a deletion, so that of several processes one at a time goes on with it.
+
+    False: another one has finished it, or is folding the run at the moment and must see it whole.
+    """
+    deletion = connection.execute(
+        f"select run_id from deleted_run where run_id = ?{connection.for_update}", (run_id,)
+    ).fetchone()
+    claim = "select run_id from run_config where run_id = ?"
+    there = connection.execute(claim, (run_id,)).fetchone()
+    free = connection.execute(f"{claim}{connection.skip_locked}", (run_id,)).fetchone()
+    return deletion is not None and free == there
+
+
+def _delete_slice(connection: Connection, run_id: int) -> bool:
+    """Delete up to `SLICE_ROWS` rows; return whether there were any."""
+    for table, key in PIECES:
+        columns = f"({key})" if "," in key else key
+        deleted = connection.execute(
+            f"delete from {table} where run_id = ? and {columns} in "
+            f"(select {key} from {table} where run_id = ? limit ?)",
+            (run_id, run_id, SLICE_ROWS),
+        ).rowcount
+        if deleted:
+            return True
+    return False

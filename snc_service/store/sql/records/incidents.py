@@ -1,0 +1,331 @@
+"""Incidents, deliveries and silences as rows. Events come through an outbox that `events` fills.
+
+Whoever writes here takes the row of ``alert_lock`` first: of several replicas, one at a time. The
+rows of runs come after it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from snc_service.store.protocol.incidents import (
+    Change,
+    Delivery,
+    Entry,
+    Gather,
+    Health,
+    Incident,
+    IncidentState,
+    RunFacts,
+    Work,
+)
+from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.sql.records import audit, runs
+
+_INCIDENT = (
+    "select incident.id, run.run, run.project, incident.state, incident.severity, incident.body, "
+    "incident.opened_at, incident.updated_at, incident.revision, incident.omitted, "
+    "incident.resolved_at, incident.acknowledged_at, incident.acknowledged_by "
+    "from incident join run on run.run_id = incident.run_id"
+)
+# Detection's memory begins with a line about rules; the layers after it may be megabytes.
+_FACTS = (
+    "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
+    "substr(rule_state.v, 1, 65536) from run left join rule_state on rule_state.run_id = run.run_id"
+)
+# Somebody who tells a receiver has claimed the delivery; who died on the way loses the claim.
+_FREE = "(claimed_until is null or claimed_until <= ?)"
+_DELIVERY = (
+    "select incident, receiver, next_at, told, told_at, told_severity, failures, failing_since, "
+    "error, silenced from delivery"
+)
+
+
+def lock(connection: Connection) -> None:
+    """Wait for other replicas that write here, until the end of the transaction."""
+    connection.execute("update alert_lock set n = n + 1 where id = 1")
+
+
+def work(connection: Connection, now: float) -> Work:
+    """Return what there is to do."""
+    (version,) = connection.execute(
+        "select coalesce((select max(version) from alerting), 0)"
+    ).fetchone()
+    outbox = connection.execute("select 1 from alert_outbox limit 1").fetchone() is not None
+    due = connection.execute(
+        f"select distinct receiver from delivery where next_at <= ? and {_FREE} order by receiver",
+        (now, now),
+    ).fetchall()
+    return Work(int(version), outbox, tuple(receiver for (receiver,) in due))
+
+
+def gather(connection: Connection, decide: Gather, now: float, limit: int) -> int:
+    """Take events out of the outbox, run by run, and store what ``decide`` makes of them."""
+    lock(connection)
+    rows = connection.execute(
+        "select event.run_id, event.id, event.at, event.step, event.rule, event.severity, "
+        "event.message, event.layer, event.layers, event.value, event.limit_value "
+        "from alert_outbox join event "
+        "on event.run_id = alert_outbox.run_id and event.id = alert_outbox.id "
+        "join run on run.run_id = event.run_id "
+        "order by event.run_id, event.id limit ?",
+        (limit,),
+    ).fetchall()
+    by_run: dict[int, list[Entry]] = {}
+    for run_id, *fields in rows:
+        by_run.setdefault(run_id, []).append(Entry(*fields))
+    for run_id, entries in by_run.items():
+        if not runs.lock_number(connection, run_id):  # being deleted, and its outbox with it
+            continue
+        facts = _facts(connection.execute(f"{_FACTS} where run.run_id = ?", (run_id,)).fetchone())
+        for change in decide(facts, _open(connection, run_id), entries):
+            save(connection, run_id, change, now)
+        connection.execute(
+            "delete from alert_outbox where run_id = ? and id <= ?", (run_id, entries[-1].id)
+        )
+    return len(rows)
+
+
+def save(connection: Connection, run_id: int, change: Change, now: float) -> None:
+    """Store an incident, new or changed, and let the receivers that it concerns be told."""
+    incident = change.incident
+    if incident.id == 0:
+        incident = _insert(connection, run_id, incident)
+    else:
+        _update(connection, incident)
+    connection.executemany(
+        "insert into delivery (run_id, incident, receiver, next_at) values (?, ?, ?, ?) "
+        "on conflict (incident, receiver) do nothing",
+        [(run_id, incident.id, receiver, now) for receiver in change.receivers],
+    )
+    # What a silence holds back is looked at again with every change: it may not cover that.
+    whose = "" if change.wake else " and silenced = 1"
+    connection.execute(
+        f"update delivery set next_at = ?, silenced = 0 where incident = ?{whose}",
+        (now, incident.id),
+    )
+
+
+def change(connection: Connection, new: Change, now: float) -> bool:
+    """Store an incident unless somebody else has changed it."""
+    row = connection.execute(
+        "select run_id, revision from incident where id = ?", (new.incident.id,)
+    ).fetchone()
+    if row is None or row[1] not in (new.incident.revision, new.incident.revision - 1):
+        return False
+    if not runs.lock_number(connection, row[0]):
+        return False
+    save(connection, row[0], new, now)
+    return True
+
+
+def opened(connection: Connection) -> list[tuple[Incident, RunFacts]]:
+    """Return open incidents with their runs."""
+    found = []
+    facts: dict[str, RunFacts] = {}
+    rows = connection.execute(f"{_INCIDENT} where incident.state = 'open' order by incident.id")
+    for incident in map(_incident, rows.fetchall()):
+        if incident.run not in facts:
+            row = connection.execute(f"{_FACTS} where run.run = ?", (incident.run,)).fetchone()
+            facts[incident.run] = _facts(row)
+        found.append((incident, facts[incident.run]))
+    return found
+
+
+def load(connection: Connection, id_: int) -> Incident | None:
+    """Return one incident."""
+    row = connection.execute(f"{_INCIDENT} where incident.id = ?", (id_,)).fetchone()
+    return None if row is None else _incident(row)
+
+
+def page(
+    connection: Connection,
+    *,
+    run: str | None,
+    project: str | None,
+    state: IncidentState | None,
+    limit: int,
+    after: int | None,
+) -> tuple[list[Incident], int | None]:
+    """Return incidents, newest first, and the key of the next page."""
+    given: Mapping[str, Any] = {
+        "run.run = ?": run,
+        "run.project = ?": project,
+        "incident.state = ?": state,
+        "incident.id < ?": after,
+    }
+    filters = {text: value for text, value in given.items() if value is not None}
+    where = " and ".join(filters) or "1 = 1"
+    rows = connection.execute(
+        f"{_INCIDENT} where {where} order by incident.id desc limit ?",
+        (*filters.values(), limit + 1),
+    ).fetchall()
+    shown = [_incident(row) for row in rows[:limit]]
+    return shown, shown[-1].id if len(rows) > limit else None
+
+
+def acknowledge(
+    connection: Connection, id_: int, author: str, now: float, comment: str
+) -> Incident | None:
+    """Note who looks after an incident; a second one does not replace the first."""
+    lock(connection)
+    incident = load(connection, id_)
+    if incident is None or incident.acknowledged_at is not None or incident.state != "open":
+        return incident
+    known = replace(
+        incident, acknowledged_at=now, acknowledged_by=author, revision=incident.revision + 1
+    )
+    _update(connection, known)
+    audit.append(
+        connection, "incident_acknowledged", str(id_), author=author, now=now, detail=comment
+    )
+    return known
+
+
+def due(connection: Connection, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
+    """Return a receiver's delivery that has been due for longest."""
+    row = connection.execute(
+        f"{_DELIVERY} where receiver = ? and next_at <= ? and {_FREE} and exists "
+        "(select 1 from run where run.run_id = delivery.run_id) "
+        "order by next_at, incident limit 1",
+        (receiver, now, now),
+    ).fetchone()
+    incident = None if row is None else load(connection, row[0])
+    return None if incident is None else (_delivery(row), incident)
+
+
+def claim(connection: Connection, delivery: Delivery, now: float, until: float) -> bool:
+    """Keep others off a delivery; the caller has it if it is as it was read and nobody else's."""
+    lock(connection)
+    changed = connection.execute(
+        "update delivery set claimed_until = ? where incident = ? and receiver = ? "
+        f"and next_at = ? and {_FREE}",
+        (until, delivery.incident, delivery.receiver, delivery.next_at, now),
+    )
+    return changed.rowcount > 0
+
+
+def save_delivery(
+    connection: Connection, delivery: Delivery, revision: int, now: float, hold_until: float | None
+) -> None:
+    """Store what became of a delivery."""
+    lock(connection)
+    row = connection.execute(
+        "select revision from incident where id = ?", (delivery.incident,)
+    ).fetchone()
+    stale = row is not None and row[0] != revision and delivery.failures == 0
+    connection.execute(
+        "update delivery set next_at = ?, told = ?, told_at = ?, told_severity = ?, failures = ?, "
+        "failing_since = ?, error = ?, silenced = ?, claimed_until = null "
+        "where incident = ? and receiver = ?",
+        (
+            now if stale else delivery.next_at,
+            delivery.told,
+            delivery.told_at,
+            delivery.told_severity,
+            delivery.failures,
+            delivery.failing_since,
+            delivery.error,
+            int(delivery.silenced),
+            delivery.incident,
+            delivery.receiver,
+        ),
+    )
+    if hold_until is not None:
+        connection.execute(
+            "update delivery set next_at = ? where receiver = ? and next_at < ?",
+            (hold_until, delivery.receiver, hold_until),
+        )
+
+
+def health(connection: Connection) -> list[Health]:
+    """Return how each receiver does: what waits for it has never been told or has failed."""
+    rows = connection.execute(
+        "select receiver, sum(case when next_at is not null and (told = 'nothing' or failures > 0) "
+        "then 1 else 0 end), max(failures), max(error), max(told_at) "
+        "from delivery group by receiver order by receiver"
+    )
+    return [Health(name, int(n), int(f), error, at) for name, n, f, error, at in rows]
+
+
+def _insert(connection: Connection, run_id: int, incident: Incident) -> Incident:
+    (id_,) = connection.execute(
+        "insert into incident (run_id, state, severity, body, opened_at, updated_at, revision, "
+        "omitted, resolved_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?) returning id",
+        (
+            run_id,
+            incident.state,
+            incident.severity,
+            _body(incident.entries),
+            incident.opened_at,
+            incident.updated_at,
+            incident.revision,
+            incident.omitted,
+            incident.resolved_at,
+        ),
+    ).fetchone()
+    return replace(incident, id=int(id_))
+
+
+def _update(connection: Connection, incident: Incident) -> None:
+    connection.execute(
+        "update incident set state = ?, severity = ?, body = ?, updated_at = ?, revision = ?, "
+        "omitted = ?, resolved_at = ?, acknowledged_at = ?, acknowledged_by = ? where id = ?",
+        (
+            incident.state,
+            incident.severity,
+            _body(incident.entries),
+            incident.updated_at,
+            incident.revision,
+            incident.omitted,
+            incident.resolved_at,
+            incident.acknowledged_at,
+            incident.acknowledged_by,
+            incident.id,
+        ),
+    )
+
+
+def _open(connection: Connection, run_id: int) -> Incident | None:
+    row = connection.execute(
+        f"{_INCIDENT} where incident.run_id = ? and incident.state = 'open' "
+        "order by incident.id desc limit 1",
+        (run_id,),
+    ).fetchone()
+    return None if row is None else _incident(row)
+
+
+def _body(entries: Iterable[Entry]) -> str:
+    return json.dumps([asdict(entry) for entry in entries])
+
+
+def _incident(row: Row) -> Incident:
+    id_, run, project, state, severity, body, opened_at, updated_at, revision, *rest = row
+    entries: Sequence[Mapping[str, Any]] = json.loads(body)
+    return Incident(
+        id_,
+        run,
+        project,
+        state,
+        severity,
+        tuple(Entry(**entry) for entry in entries),
+        opened_at,
+        updated_at,
+        revision,
+        *rest,
+    )
+
+
+def _facts(row: Row) -> RunFacts:
+    *fields, state = row
+    run, project, run_state, updated_at, last_step, version = fields
+    memory = None if state is None else bytes(state)
+    return RunFacts(run, project, run_state, updated_at, last_step or 0, version, memory)
+
+
+def _delivery(row: Row) -> Delivery:
+    fields = [*row[:-1], bool(row[-1])]
+    return Delivery(*fields)

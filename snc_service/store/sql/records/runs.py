@@ -1,0 +1,198 @@
+"""Runs: their rows, lists of them, their ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from snc_service.store.protocol import Event, Page, Run, RunState, RunUnknown, StoredEvent
+from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.sql.records import events
+
+_COLUMNS = """
+run.run, run.name, run.project, run.state, run.created_at, run.updated_at, run.last_step,
+run.layers, run.breaches, run.rescales, run.guard_vetoes, run.dropped_values, run.worst_ratio,
+run.worst_layer, run.nonfinite_layers, run.attempt, run.version, run_config.config, run_config.tags,
+run.overhead, run.run_id"""
+_SELECT = f"select {_COLUMNS} from run join run_config on run_config.run_id = run.run_id"
+
+
+def number(connection: Connection, run: str) -> int:
+    """Return the number of a run. Raises `RunUnknown`."""
+    row = connection.execute("select run_id from run_name where run = ?", (run,)).fetchone()
+    if row is None:
+        raise RunUnknown(f"there is no run {run!r}")
+    return int(row[0])
+
+
+def lock(connection: Connection, run: str) -> int:
+    """Return the number of a run, its row locked. Raises `RunUnknown`."""
+    run_id = number(connection, run)
+    if not lock_number(connection, run_id):
+        raise RunUnknown(f"there is no run {run!r}")
+    return run_id
+
+
+def lock_number(connection: Connection, run_id: int) -> bool:
+    """Lock the row of a run until the end of the transaction; False: it was deleted meanwhile."""
+    row = connection.execute(
+        f"select run_id from run where run_id = ?{connection.for_update}", (run_id,)
+    ).fetchone()
+    return row is not None
+
+
+def lock_name(connection: Connection, run: str) -> int | None:
+    """Return the number behind a name, None without one; nobody else creates or deletes it now.
+
+    Taken before the run's row, never after it.
+    """
+    row = connection.execute(
+        f"select run_id from run_name where run = ?{connection.for_update}", (run,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def project(connection: Connection, run: str) -> str:
+    """Return the project of a run. Raises `RunUnknown`."""
+    row = connection.execute(
+        "select project from run where run_id = ?", (number(connection, run),)
+    ).fetchone()
+    return str(row[0])
+
+
+def load(connection: Connection, run: str) -> Run:
+    """Return one run. Raises `RunUnknown`."""
+    row = connection.execute(f"{_SELECT} where run.run_id = ?", (number(connection, run),))
+    found = row.fetchone()
+    if found is None:
+        raise RunUnknown(f"there is no run {run!r}")
+    return _run(found)
+
+
+def page(
+    connection: Connection,
+    *,
+    project: str | None,
+    state: RunState | None,
+    limit: int,
+    after: tuple[Any, ...] | None,
+) -> Page:
+    """Return runs, the newest first, in one scan of the primary key or of the project's index."""
+    filters: list[tuple[str, Any]] = []
+    if project is not None:
+        filters.append(("run.project = ?", project))
+    if state is not None:
+        filters.append(("run.state = ?", state))
+    if after is not None:
+        filters.append(("run.run_id < ?", int(after[0])))
+    where = " and ".join(text for text, _ in filters) or "1 = 1"
+    values = [value for _, value in filters]
+    rows = connection.execute(
+        f"{_SELECT} where {where} order by run.run_id desc limit ?", (*values, limit + 1)
+    ).fetchall()
+    more = len(rows) > limit
+    return Page([_run(row) for row in rows[:limit]], (rows[limit - 1][-1],) if more else None)
+
+
+def create(
+    connection: Connection,
+    run: str,
+    *,
+    name: str,
+    project: str,
+    config: Mapping[str, Any],
+    tags: Sequence[str],
+    now: float,
+) -> tuple[int, bool]:
+    """Create a run or wake the one that exists; return its number and whether it is new."""
+    while (run_id := lock_name(connection, run)) is None:
+        # Whoever creates or deletes it at the same time is waited for here.
+        connection.execute(
+            "insert into run_name (run) values (?) on conflict (run) do nothing", (run,)
+        )
+    inserted = connection.execute(
+        "insert into run (run_id, run, name, project, state, created_at, updated_at) "
+        "values (?, ?, ?, ?, 'active', ?, ?) on conflict (run_id) do nothing",
+        (run_id, run, name, project, now, now),
+    ).rowcount
+    if not inserted:
+        lock_number(connection, run_id)
+        _set_state(connection, run_id, "active", now, only_from=("silent", "finished", "failed"))
+        return run_id, False
+    connection.execute(
+        "insert into run_config (run_id, config, tags) values (?, ?, ?)",
+        (run_id, json.dumps(dict(config)), json.dumps(list(tags))),
+    )
+    event = Event(step=0, rule="run_started", severity="info", message=f"run {run} started")
+    events.append_to(connection, run_id, run, [event], now)
+    return run_id, True
+
+
+def finish(
+    connection: Connection, run: str, state: Literal["finished", "failed"], now: float
+) -> Run:
+    """Close a run; closing a closed one changes nothing."""
+    run_id = lock(connection, run)
+    if _set_state(connection, run_id, state, now, only_from=("active", "silent")):
+        step = load(connection, run).last_step or 0
+        failed = state == "failed"
+        event = Event(
+            step=step,
+            rule="run_finished",
+            severity="warning" if failed else "info",
+            message=f"run {run} {state} at step {step}",
+        )
+        events.append_to(connection, run_id, run, [event], now)
+    return load(connection, run)
+
+
+def mark_silent(connection: Connection, before: float, now: float) -> list[StoredEvent]:
+    """Turn active runs last heard of before ``before`` silent, with an event each.
+
+    So do runs heard of as far in the future: the clock was ahead then, and they are quiet since.
+    """
+    quiet = "where state = 'active' and (updated_at < ? or updated_at > ?)"
+    bounds = (before, now + (now - before))
+    numbers = connection.execute(
+        f"select run_id from run {quiet} order by run_id", bounds
+    ).fetchall()
+    stored: list[StoredEvent] = []
+    for (run_id,) in numbers:
+        row = connection.execute(
+            f"select run, updated_at, last_step from run {quiet} and run_id = ?"
+            f"{connection.for_update}",
+            (*bounds, run_id),
+        ).fetchone()
+        if row is None:  # heard of meanwhile, or another process was faster
+            continue
+        run, heard_at, last_step = row
+        _set_state(connection, run_id, "silent", now, only_from=("active",))
+        seconds = max(now - heard_at, now - before)
+        event = Event(
+            step=last_step or 0,
+            rule="run_silent",
+            severity="warning",
+            message=f"run {run} sent nothing for {seconds:.0f} seconds",
+            value=seconds,
+        )
+        stored += events.append_to(connection, run_id, run, [event], now)
+    return stored
+
+
+def _set_state(
+    connection: Connection, run_id: int, state: str, now: float, *, only_from: tuple[str, ...]
+) -> bool:
+    places = ", ".join("?" for _ in only_from)
+    changed = connection.execute(
+        "update run set state = ?, updated_at = ?, version = version + 1 "
+        f"where run_id = ? and state in ({places})",
+        (state, now, run_id, *only_from),
+    ).rowcount
+    return changed > 0
+
+
+def _run(row: Row) -> Run:
+    *plain, config, tags, overhead, _ = row
+    fields = [*plain, json.loads(config), tuple(json.loads(tags)), overhead]
+    return Run(*fields)

@@ -1,0 +1,167 @@
+"""The tail: batches as they came, one row each, read column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from snc_service.store.protocol import Floats, Steps
+from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.series.attempts import Segment
+from snc_service.store.sql.series.selection import Picked, Rows
+from snc_service.wire import absent
+
+
+def pack_steps(steps: Steps | Sequence[int]) -> bytes | None:
+    """Return the offsets of ``steps`` from the first, None if they are evenly spaced."""
+    if len(steps) < 3:
+        return None
+    steps = np.asarray(steps, np.int64)
+    if (np.diff(steps) == steps[1] - steps[0]).all():
+        return None
+    offsets: bytes = (steps - steps[0]).astype("<i8").tobytes()
+    return offsets
+
+
+def unpack_steps(first: int, last: int, n: int, packed: bytes | None) -> Steps:
+    """Undo `pack_steps`."""
+    if packed is not None:
+        return np.frombuffer(packed, "<i8") + first
+    stride = (last - first) // (n - 1) if n > 1 else 1
+    return first + stride * np.arange(n, dtype=np.int64)
+
+
+def distinct(steps: Sequence[Steps], low: int, high: int) -> Steps:
+    """Return the distinct steps with ``low <= step < high``, sorted."""
+    if not steps:
+        return np.empty(0, np.int64)
+    whole = np.unique(np.concatenate(steps))
+    return whole[(whole >= low) & (whole < high)]
+
+
+def measured_steps(
+    connection: Connection, run_id: int, segment: Segment, layouts: Collection[int]
+) -> Steps:
+    """Return the distinct steps of the segment's batches of some layouts."""
+    rows = connection.execute(
+        "select layout, step0, step1, n, steps from tail "
+        "where run_id = ? and attempt = ? and step0 < ? and step1 >= ?",
+        (run_id, segment.attempt, segment.high, segment.low),
+    )
+    found = [unpack_steps(*place) for layout, *place in rows if layout in layouts]
+    return distinct(found, segment.low, segment.high)
+
+
+def next_step(
+    connection: Connection, run_id: int, span: Segment, layouts: Collection[int]
+) -> int | None:
+    """Return the first step at or after ``span.low`` that a batch of some layouts has."""
+    rows = connection.execute(
+        "select layout, step0, step1, n, steps from tail "
+        "where run_id = ? and attempt = ? and step1 >= ? order by step0",
+        (run_id, span.attempt, span.low),
+    )
+    nearest = None
+    for layout, *place in rows:
+        if nearest is not None and place[0] >= nearest:
+            break
+        if layout in layouts:
+            steps = unpack_steps(*place)
+            step = int(steps[np.searchsorted(steps, span.low)])
+            nearest = step if nearest is None else min(step, nearest)
+    return nearest
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The picked columns of one batch, still bytes: a span of columns that contains them."""
+
+    id: int
+    picked: Picked
+    steps: Steps
+    data: bytes | Floats  # float32 [span, n]
+
+
+def read_over(
+    connection: Connection,
+    run_id: int,
+    attempt: int,
+    picked: Sequence[Picked],
+    steps: Steps,
+    values: Floats,
+) -> None:
+    """Lay the tail's batches over ``values`` [R, N] of ``steps`` [N], later ones on top."""
+    first, last = int(steps[0]), int(steps[-1])
+    cuts = [cut for one in picked for cut in _cuts(connection, run_id, attempt, one, first, last)]
+    lay_over(cuts, steps, values)
+
+
+def lay_over(cuts: list[Cut], steps: Steps, values: Floats) -> None:
+    """Lay batches, sorted by id within their layout, over ``values`` [R, N] of ``steps`` [N]."""
+    if len({cut.picked.layout.number for cut in cuts}) > 1:
+        cuts = _in_turn(cuts)
+    start = 0
+    for end in range(1, len(cuts) + 1):
+        if end == len(cuts) or not _continues(cuts[end - 1], cuts[end]):
+            _lay_run_over(steps, values, cuts[start:end])
+            start = end
+
+
+def _in_turn(cuts: list[Cut]) -> list[Cut]:
+    """Return cuts in the order of their arrival, unless their layouts share no row."""
+    picked = list({cut.picked.layout.number: cut.picked for cut in cuts}.values())
+    rows = np.concatenate([one.rows for one in picked])
+    return cuts if len(np.unique(rows)) == len(rows) else sorted(cuts, key=lambda cut: cut.id)
+
+
+def _cuts(
+    connection: Connection, run_id: int, attempt: int, one: Picked, first: int, last: int
+) -> list[Cut]:
+    """Read a span of columns of the batches that touch some steps; the database cuts them out."""
+    rows = connection.execute(
+        "select id, step0, step1, n, steps, substr(v, 1 + 4 * n * ?, 4 * n * ?) from tail "
+        "where run_id = ? and attempt = ? and layout = ? and step0 <= ? and step1 >= ?",
+        (one.first, one.span, run_id, attempt, one.layout.number, last, first),
+    )
+    cuts = [
+        Cut(id_, one, unpack_steps(step0, step1, n, steps), data)
+        for id_, step0, step1, n, steps, data in rows
+    ]
+    return sorted(cuts, key=lambda cut: cut.id)
+
+
+def _continues(before: Cut, after: Cut) -> bool:
+    return after.picked is before.picked and bool(after.steps[0] > before.steps[-1])
+
+
+def _lay_run_over(steps: Steps, values: Floats, run: Sequence[Cut]) -> None:
+    """Lay over batches of one layout whose steps grow, all at once."""
+    picked = run[0].picked
+    blocks = [np.frombuffer(c.data, "<f4").reshape(picked.span, len(c.steps)) for c in run]
+    new_steps = np.concatenate([cut.steps for cut in run])
+    at = np.searchsorted(steps, new_steps)
+    inside = (at < len(steps)) & (steps[np.minimum(at, len(steps) - 1)] == new_steps)
+    new = np.concatenate(blocks, axis=1)
+    if _range(picked.columns) is None:
+        new = new[picked.columns - picked.first]
+    put_over(values, picked.rows, at[inside], new if inside.all() else new[:, inside])
+
+
+def put_over(values: Floats, rows: Rows, columns: Rows, new: Floats) -> None:
+    """Put ``new`` over ``values`` at distinct rows and growing columns, unless it is absent."""
+    row_range, column_range = _range(rows), _range(columns)
+    where: Any = (row_range, column_range)
+    if row_range is None or column_range is None:
+        where = np.ix_(rows, columns)
+    hidden = absent(new)
+    values[where] = np.where(hidden, values[where], new) if hidden.any() else new
+
+
+def _range(places: Rows) -> slice | None:
+    """Return the slice that places are, if each is the next one: it copies 5 times faster."""
+    if len(places) and places[-1] - places[0] + 1 == len(places) and (np.diff(places) == 1).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return None

@@ -1,0 +1,190 @@
+"""Folded history: tiles of values and rollups of them, read block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from snc_service.store import tiles
+from snc_service.store.downsampling import PLANES, Partial, joined
+from snc_service.store.protocol import Floats, Steps
+from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.series.attempts import Segment
+from snc_service.store.sql.series.selection import Block, Wanted
+from snc_service.store.sql.series.tail import put_over, unpack_steps
+
+_WHERE = "where run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
+_STEPS = f"select step0, step1, n, steps from tile {_WHERE}"
+
+
+def steps_between(
+    connection: Connection, wanted: Wanted, segment: Segment, most: int | None = None
+) -> list[Steps] | None:
+    """Return the measured steps of the tiles that touch a segment, a piece per tile.
+
+    None as soon as one block has more than ``most`` of them within the segment.
+    """
+    found: list[Steps] = []
+    for block in wanted.blocks:
+        num = 0
+        rows = connection.execute(
+            f"{_STEPS} and step0 < ? and step1 >= ? order by step0",
+            (*_key(wanted, segment, 0, block), segment.high, segment.low),
+        )
+        for row in rows:
+            steps = unpack_steps(*row)
+            found.append(steps[(steps >= segment.low) & (steps < segment.high)])
+            num += len(found[-1])
+            if most is not None and num > most:
+                return None
+    return found
+
+
+def next_step(connection: Connection, wanted: Wanted, span: Segment, shift: int) -> int | None:
+    """Return a step at or after ``span.low`` and not after the first measured one.
+
+    None if no tile has any. Only the tile around ``span.low`` may begin before it: its first step
+    counts as ``span.low``.
+    """
+    chunk = tiles.TILE_STEPS << shift
+    found: list[int] = []
+    for block in wanted.blocks:
+        row = connection.execute(
+            f"select step0 from tile {_WHERE} and step0 >= ? and step1 >= ? order by step0 limit 1",
+            (*_key(wanted, span, 0, block), span.low // chunk * chunk, span.low),
+        ).fetchone()
+        if row is not None:
+            found.append(max(int(row[0]), span.low))
+    return min(found, default=None)
+
+
+def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
+    """Return the first and the last step within the segment of each block's tiles."""
+    found: list[int] = []
+    for block in wanted.blocks:
+        for order in ("asc", "desc"):
+            rows = connection.execute(
+                f"{_STEPS} and step0 < ? and step1 >= ? order by step0 {order}",
+                (*_key(wanted, segment, 0, block), segment.high, segment.low),
+            )
+            # A tile that touches the segment may have a hole where the segment is.
+            for row in rows:
+                steps = unpack_steps(*row)
+                steps = steps[(steps >= segment.low) & (steps < segment.high)]
+                if len(steps):
+                    found.append(int(steps[0] if order == "asc" else steps[-1]))
+                    break
+    return found
+
+
+def rollup_ends(
+    connection: Connection, wanted: Wanted, segment: Segment
+) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last step of the finest rollups of each block in a segment."""
+    for block in wanted.blocks:
+        found = [
+            connection.execute(
+                f"select step0, step1 from tile {_WHERE} and step0 < ? and step1 >= ? "
+                f"order by step0 {order} limit 1",
+                (*_key(wanted, segment, 1, block), segment.high, segment.low),
+            ).fetchone()
+            for order in ("asc", "desc")
+        ]
+        if found[0] is not None:
+            yield int(found[0][0]), int(found[1][1])
+
+
+def read_over(
+    connection: Connection, wanted: Wanted, attempt: int, steps: Steps, values: Floats
+) -> None:
+    """Lay the tiles' values over ``values`` [R, N] of ``steps`` [N]."""
+    span = Segment(attempt, int(steps[0]), int(steps[-1]) + 1)
+    for block in wanted.blocks:
+        rows = connection.execute(
+            f"select step0, step1, n, steps, enc, v from tile {_WHERE} "
+            "and step0 < ? and step1 >= ?",
+            (*_key(wanted, span, 0, block), span.high, span.low),
+        )
+        for step0, step1, n, packed, form, data in rows:
+            tile_steps = unpack_steps(step0, step1, n, packed)
+            tile = tiles.decode(form, data, n)
+            at = np.searchsorted(steps, tile_steps)
+            inside = (at < len(steps)) & (steps[np.minimum(at, len(steps) - 1)] == tile_steps)
+            known = block.lanes < len(tile)
+            new = tile[block.lanes[known]]
+            columns = at[inside]
+            put_over(values, block.rows[known], columns, new if inside.all() else new[:, inside])
+
+
+def rollups(
+    connection: Connection,
+    wanted: Wanted,
+    segment: Segment,
+    block: Block,
+    *,
+    shift: int,
+    bucket_steps: int,
+    dirty: Steps,
+    planes: Collection[str] = PLANES,
+) -> Partial:
+    """Return a block's rows in buckets, from the coarsest rollups that nest in them.
+
+    Chunks in ``dirty`` (sorted numbers) are left out, and so must be those the segment cuts.
+    """
+    top = 2 if bucket_steps >= tiles.TILE_STEPS << shift else 1
+    gaps = [segment]
+    found: list[tuple[int, Partial]] = []
+    for level in range(top, 0, -1):
+        uncovered: list[Segment] = []
+        for gap in gaps:
+            low = gap.low
+            for step0, step1, part in _entries(
+                connection, wanted, gap, block, level, shift=shift, planes=planes
+            ):
+                found.append((step0, part))
+                if step0 > low:
+                    uncovered.append(Segment(gap.attempt, low, step0))
+                low = step1 + 1
+            if low < gap.high:
+                uncovered.append(Segment(gap.attempt, low, gap.high))
+        gaps = uncovered
+    if not found:
+        return Partial.empty(len(block.rows), planes)
+    most = np.arange(max(part.num_rows for _, part in found))  # the block may have got layers since
+    found.sort(key=lambda item: item[0])
+    whole = joined([part.rows_taken(most) for _, part in found])
+    whole = whole.only(_clean(whole.keys, segment, shift, dirty)).rows_taken(block.lanes)
+    return whole.grouped(whole.keys // bucket_steps)
+
+
+def _entries(
+    connection: Connection,
+    wanted: Wanted,
+    gap: Segment,
+    block: Block,
+    level: int,
+    *,
+    shift: int,
+    planes: Collection[str],
+) -> Iterator[tuple[int, int, Partial]]:
+    """Yield (first step, last step, entries keyed by their first step) in the order of steps."""
+    entry = tiles.FANOUT**level << shift
+    rows = connection.execute(
+        f"select step0, step1, n, v from tile {_WHERE} and step0 < ? and step1 >= ? order by step0",
+        (*_key(wanted, gap, level, block), gap.high, gap.low),
+    )
+    places = entry * np.arange(tiles.TILE_STEPS, dtype=np.int64)
+    for step0, step1, n, data in rows:
+        yield step0, step1, tiles.decode_rollup(data, step0 + places[:n], planes)
+
+
+def _clean(keys: Steps, segment: Segment, shift: int, dirty: Steps) -> np.ndarray:
+    inside = (keys >= segment.low) & (keys < segment.high)
+    if not len(dirty):
+        return inside
+    return inside & ~np.isin(keys // (tiles.TILE_STEPS << shift), dirty)
+
+
+def _key(wanted: Wanted, segment: Segment, level: int, block: Block) -> tuple[int, ...]:
+    return (wanted.run_id, segment.attempt, wanted.metric, level, block.number)
