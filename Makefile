@@ -15,7 +15,7 @@ test: check                    ## format, lint, types, import contracts, then th
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 chaos: $(VENV)/.test           ## full disks, leaping clocks, bad networks; 50 rounds of kill -9 (ARGS="--rounds 9")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_chaos_disk.py tests/test_chaos_clock.py tests/test_chaos_network.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k chaos
 	OMP_NUM_THREADS=1 $(BIN)/python bench/chaos.py $(ARGS)
 
 check: $(VENV)/.test
@@ -26,7 +26,7 @@ check: $(VENV)/.test
 
 fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_schemathesis.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/api/test_schemathesis.py $(ARGS)
 
 audit-dependencies: $(VENV)/.test $(VENV)/audit/bin/pip-audit  ## known vulnerabilities of what is installed
 	$(BIN)/python .ci/audit_dependencies.py $(VENV)/audit/bin/pip-audit \

@@ -2,9 +2,9 @@
 
     python bench/chaos.py [--rounds 50] [--engines sqlite postgres] [--seed N]
 
-A line per round; what a round is and what is compared after it is in tests/kill_rounds.py. Ends
-with an error at the first bit that is lost, torn or doubled; the seed draws the same moments again,
-as far as processes keep time. Target: 50 rounds per engine without one.
+Prints a line per round; tests/support/kill_rounds.py says what a round is and what is compared
+after it. Ends with an error at the first bit that is lost, torn or doubled. A seed repeats the
+moments of the kills, as far as processes keep time. Target: 50 rounds per engine without an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from kill_rounds import play
 

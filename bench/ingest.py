@@ -41,7 +41,7 @@ from snc_service import app
 from snc_service.cli.main import main as snc
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, LayerTable, encode
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 BIG_VALUES = 10e6  # per second and core of the service
 SMALL_PER_SECOND, SMALL_P99 = 2_000.0, 0.050

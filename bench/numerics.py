@@ -33,7 +33,7 @@ from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
 from snc_client.operators import Matrix
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from kinds import convolutions, memory
 from soundness import Origins, origins, quantiles, soundness
 from spectra import SPECTRA, norm, planted, singular_values

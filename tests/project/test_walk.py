@@ -152,7 +152,7 @@ def test_the_demo_serves_what_it_prints_until_it_is_interrupted(demo):
 
 
 def test_the_smallest_example_is_small_and_runs(service_url, tmp_path):
-    source = Path(__file__).parent.parent / "examples" / "minimal.py"
+    source = Path(__file__).resolve().parents[2] / "examples" / "minimal.py"
     code = source.read_text().split('"""')[2].strip().splitlines()
     assert len(code) < 30
     done = subprocess.run(

@@ -97,7 +97,7 @@ def test_what_is_stored_reads_the_same_again():
 
 
 def test_the_documented_example_is_taken(tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "alerts.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "alerts.md").read_text()
     (text,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     path = tmp_path / "alerts.toml"
     path.write_text(text)

@@ -99,8 +99,10 @@ def replica(clock: random.Random, monkeypatch) -> tuple[list[torch.Tensor], list
 
 
 def test_replicas_stay_equal_whenever_their_rows_arrive(monkeypatch):
-    for module in ("group", "watch"):
-        monkeypatch.setattr(f"snc_client.callback.{module}.reading_is_free", lambda device: False)
+    for module in ("device_group", "layer_monitor"):
+        monkeypatch.setattr(
+            f"snc_client.callback.monitor.{module}.reading_is_free", lambda device: False
+        )
     monkeypatch.setattr("snc_client.callback.monitor.layer_monitor.several_ranks", lambda: True)
     first, seen = replica(random.Random(1), monkeypatch)
     second, seen_too = replica(random.Random(2), monkeypatch)

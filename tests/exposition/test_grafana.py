@@ -134,7 +134,7 @@ def test_links_lead_to_dashboards_and_to_the_page():
     linked = set(re.findall(r'"/d/([\w-]+)\?', text))
     assert linked
     assert linked <= uids
-    assert "${service}/#/runs/${run}" in text  # tests/test_page.py opens that address
+    assert "${service}/#/runs/${run}" in text  # tests/page/test_page.py opens that address
 
 
 def test_grafana_is_provisioned_with_our_prometheus_and_these_dashboards():

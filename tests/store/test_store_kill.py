@@ -24,7 +24,7 @@ ROUNDS = 5
 def killed_after(seconds: float, url: str, acks: Path) -> None:
     """Run the victim, wait until it has acknowledged something new and a while more, kill it."""
     before = acks.stat().st_size if acks.exists() else 0
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[1] / "support"
     victim = subprocess.Popen(
         [sys.executable, str(here / "store_victim.py"), url, str(acks)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

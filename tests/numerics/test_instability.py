@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-BENCH = Path(__file__).resolve().parent.parent / "bench" / "instability"
+BENCH = Path(__file__).resolve().parents[2] / "bench" / "instability"
 sys.path.append(str(BENCH))
 
 import labelling  # noqa: E402  (the folder above must be known first)

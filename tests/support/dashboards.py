@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GRAFANA = Path(__file__).resolve().parent.parent / "deploy" / "grafana"
+GRAFANA = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
 
 _KEYWORDS = set("and or unless by without on ignoring group_left group_right offset bool".split())
 _KEYWORDS |= {"inf", "nan"}

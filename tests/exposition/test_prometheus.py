@@ -21,7 +21,7 @@ from snc_client import SNCallback
 from snc_service.exposition import FAMILIES
 from snc_service.wire import ABSENT, MEDIA_TYPE, Batch, LayerSpec, LayerTable, encode
 
-DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SHIPPED = DEPLOY / "prometheus.yml"
 DEFAULT_TARGET = "127.0.0.1:8470"
 

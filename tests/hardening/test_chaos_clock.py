@@ -20,7 +20,7 @@ from snc_service.wire import LayerTable
 
 DAY = 86_400
 TABLE = LayerTable.of_names(["a", "b"])
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1] / "support"
 SILENT_SECONDS = 2
 
 

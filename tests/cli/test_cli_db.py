@@ -27,7 +27,7 @@ EARLIER = tuple(range(1, schema.VERSION))
 
 
 def fixture_of(version: int) -> str:
-    return (Path(__file__).parent / f"store_v{version}.sql").read_text()
+    return (Path(__file__).resolve().parents[1] / "support" / f"store_v{version}.sql").read_text()
 
 
 def in_sqlite(path: Path, version: int) -> str:

@@ -10,7 +10,7 @@ from snc_service.detect.planned import RELATIVE
 from snc_service.wire import RuleSettings
 from snc_service.wire.rule_settings import SHIPPED
 
-PAGE = (Path(__file__).parent.parent / "docs" / "rules.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rules.md").read_text()
 _ROW = re.compile(
     r"^\| `(\w+)` \| .* \| ([0-9.]+) \| (\d+) \| (\d+) \| (info|warning|critical) \|$", re.M
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ("httpx", "fastapi", "pydantic", "uvicorn", "rich", "plotly", "scipy", "prometheus_client")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEB_STACK = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "plotly")
 
 

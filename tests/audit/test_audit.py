@@ -16,7 +16,7 @@ from weight_files import write_index, write_safetensors
 
 from snc_client.audit import main
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "audit.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "audit.md"
 HOSTILE = "a [red]\N{RIGHT-TO-LEFT OVERRIDE}\x1b[31m\n\ud800<b>.weight"
 NARROW = planted([2.0, 1.0, 0.5], 6, seed=1).float()
 WIDE = planted([5.0, 1.0], 9, seed=2).float().t().contiguous()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from snc_client.demo.service import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOVED = re.compile(
     r"(?<![\w.])/(?=(opt/snc|var/lib/snc|var/backups|src|etc/(snc|systemd|nginx|caddy|prometheus))\b)"
 )
