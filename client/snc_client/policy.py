@@ -22,6 +22,10 @@ class Named(Protocol):
         """Every name of the weight: more than one where weights are tied."""
 
     @property
+    def linear(self) -> bool:
+        """Whether it is known to be a linear map: only then does an entry for all layers hold."""
+
+    @property
     def writable(self) -> bool:
         """Whether enforcement may write it."""
 
@@ -87,7 +91,8 @@ def make_policy(
 def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
     """Lay a policy out by layer: the first entry that matches any of a layer's names.
 
-    A layer without an entry or without a threshold is observed. So is one that must not be written,
+    An entry whose pattern is only ``*`` speaks of known linear maps and of no other layer. A layer
+    without an entry or without a threshold is observed. So is one that must not be written,
     where the entry says rescale or cap: its breaches are still reported. Where a cap is not
     possible, the layer is rescaled.
     """
@@ -97,7 +102,7 @@ def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
 
 def _layer_policy(policy: Policy, layer: Named) -> LayerPolicy:
     for entry in policy.entries:
-        if any(map(entry.matches, layer.names)):
+        if any(map(entry.matches, layer.names)) and (layer.linear or entry.pattern.strip("*")):
             limit = entry.limit
             if limit is None:
                 return LayerPolicy()

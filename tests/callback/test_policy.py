@@ -18,6 +18,7 @@ class Weight:
     tied: tuple[str, ...] = ()
     writable: bool = True
     cappable: bool = True
+    linear: bool = True
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,3 +150,11 @@ def test_a_policy_is_taken_as_it_is_or_from_its_json():
         make_policy(policy={"entries": [{"pattern": "fc", "threshold": -1}]})
     with pytest.raises(ValueError, match="policy must be"):
         make_policy(policy=[1, 2])
+
+
+def test_an_entry_for_all_layers_speaks_of_known_linear_maps_only():
+    table = Weight("bias_table", linear=False)
+    assert resolved(2, table).layers == (LayerPolicy(),)
+    assert resolved({"**": 2}, table).layers == (LayerPolicy(),)
+    assert resolved({"*": 2, "*table": 1}, table).layers == (LayerPolicy(1.0, action="rescale"),)
+    assert resolved(2, table).unmatched == (), "the entry is no mistake"

@@ -115,11 +115,19 @@ def test_a_split_of_what_is_not_measured_by_itself_is_refused():
             find_layers(model, split={pattern: "qkv"})
 
 
-def test_a_split_of_a_stack_is_refused():
-    with pytest.raises(
-        ValueError, match=r"^gate_up_proj: split by .* must name a weight that is one 2-d matrix"
-    ):
-        find_layers(Experts(2, 4, 4), split={"*": "ab"})
+def test_a_split_cuts_every_matrix_of_a_stack():
+    model = Experts(2, 4, 4)
+    layers = named(find_layers(model, split={"gate_up_proj": ("gate", "up")}))
+    for expert in range(2):
+        halves = model.gate_up_proj[expert].chunk(2)
+        for half, part in zip(halves, ("gate", "up"), strict=True):
+            assert torch.equal(layers[f"gate_up_proj[{expert}][{part}]"].weight(), half)
+
+
+def test_a_split_of_a_tensor_that_is_no_stack_of_matrices_is_refused():
+    model = nn.ModuleDict({"odd": nn.ParameterList([torch.randn(2, 3, 4, 5)])})
+    with pytest.raises(ValueError, match=r"must name a 2-d matrix or a stack of matrices"):
+        find_layers(model, split={"*": "ab"})
 
 
 def test_multihead_attention_has_three_projections_and_an_output():
@@ -618,11 +626,104 @@ def test_layers_do_not_keep_replaced_weights_alive():
     assert len(coverage.layers) == 2
 
 
-def test_names_are_keys_of_the_state_dict_under_a_wrapper_too():
+def test_names_are_those_of_the_model_under_a_wrapper_too():
     class Wrapper(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()
             self.module = module
 
     model = Wrapper(nn.Sequential(nn.Linear(3, 3)))
-    assert only(model).name in model.state_dict()
+    layer = only(model)
+    assert layer.name in model.module.state_dict()
+    assert layer.names == ("0.weight", "module.0.weight"), "patterns may use either"
+    assert torch.equal(layer.weight(), model.module[0].weight)
+
+
+@pytest.mark.parametrize(
+    "part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_what_wrappers_add_to_a_path_is_in_no_name(part):
+    inner = nn.Module()
+    inner.add_module(part, nn.Linear(3, 3))
+    model = nn.ModuleDict({"block": inner, "module": nn.Linear(2, 2)})
+    assert [layer.name for layer in find_layers(model).layers] == ["block.weight", "module.weight"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:DeprecationWarning"
+)  # raised by importing the compiler
+def test_a_compiled_model_has_the_names_of_the_model():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    assert _names(find_layers(torch.compile(model))) == _names(find_layers(model))
+
+
+def test_two_weights_never_share_a_name():
+    wrapper = nn.Module()
+    wrapper.add_module("module", nn.Linear(3, 3))
+    model = nn.Module()
+    model.add_module("a", wrapper)  # a.module.weight, canonically a.weight
+    model.a.register_parameter("weight", nn.Parameter(torch.randn(3, 3)))
+    assert sorted(_names(find_layers(model))) == ["a.module.weight", "a.weight"]
+
+
+def _names(coverage):
+    return [layer.name for layer in coverage.layers]
+
+
+class StateSpace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(32, 64)
+        self.A_log = nn.Parameter(torch.arange(1, 17.0).log().repeat(64, 1))
+
+
+class WindowAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.relative_position_bias_table = nn.Parameter(torch.randn(169, 4))
+
+
+class BiasedExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 8, 6))
+        self.gate_up_proj_bias = nn.Parameter(torch.randn(4, 6))
+
+
+class ColumnParallelLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+
+class PositionBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "linear", "other"),
+    [
+        (StateSpace(), {"in_proj.weight"}, {"A_log"}),
+        (WindowAttention(), {"qkv.weight"}, {"relative_position_bias_table"}),
+        (BiasedExperts(), {f"gate_up_proj[{e}]" for e in range(4)}, {"gate_up_proj_bias"}),
+        (ColumnParallelLinear(), {"weight"}, set()),
+        (PositionBias(), set(), {"weight"}),
+        (nn.ParameterDict({"pos_embed": torch.randn(1, 9, 4)}), set(), {"pos_embed"}),
+    ],
+)
+def test_what_is_not_known_to_be_a_linear_map_is_marked(module, linear, other):
+    layers = find_layers(module).layers
+    assert {layer.name for layer in layers if layer.linear} == linear
+    unknown = [layer for layer in layers if not layer.linear]
+    assert {layer.name for layer in unknown} == other
+    assert all("not known to be a linear map" in layer.note for layer in unknown)
+
+
+def test_rows_marked_as_a_share_of_a_weight_are_skipped():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.tensor_model_parallel = True
+    assert _names(find_layers(model)) == ["1.weight"]
+    assert "sharded" in find_layers(model).skipped[0].reason

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from snc_client.layers.names import canonical
 from snc_client.operators import Operator
 
 Clip: TypeAlias = Literal["values", "entries", "rows"]
@@ -42,6 +43,8 @@ class Layer:
     """Every name of this weight, ``name`` first: more than one where weights are tied."""
     cappable: bool = False
     """Whether `weight` *is* the measured matrix, so that its singular values can be set."""
+    linear: bool = True
+    """Whether it is known to be a linear map. If not, a policy for all layers leaves it alone."""
     clip: Clip = "values"
     """What a cap clips: singular values, the entries of a gain, the rows of a table."""
     _weight: Callable[[], Tensor] = field(kw_only=True, repr=False)
@@ -99,17 +102,14 @@ class Coverage:
 
     def __str__(self) -> str:
         rows = [("layer", "kind", "shape", "enforced", "note")]
-        rows += [
-            (x.name, x.kind, _size(x.shape), "yes" if x.writable else "no", _remark(x))
-            for x in self.layers
-        ]
+        rows += [(x.name, x.kind, _size(x.shape), _enforced(x), _remark(x)) for x in self.layers]
         rows += [(x.name, "-", _size(x.shape), "-", f"skipped: {x.reason}") for x in self.skipped]
         return f"{_aligned(rows)}\n{self.summary}"
 
     @property
     def summary(self) -> str:
         """Return one line: layers, enforceable layers, parameters measured, tensors skipped."""
-        enforced = sum(layer.writable for layer in self.layers)
+        enforced = sum(layer.writable and layer.linear for layer in self.layers)
         share = 100 * self.measured_parameters / max(self.total_parameters, 1)
         return (
             f"{len(self.layers)} layers measured, {enforced} of them can be enforced; "
@@ -123,8 +123,14 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
+def _enforced(layer: Layer) -> str:
+    return "no" if not layer.writable else "yes" if layer.linear else "if named"
+
+
 def _remark(layer: Layer) -> str:
-    tied = f"tied with {', '.join(layer.names[1:])}" if len(layer.names) > 1 else ""
+    others = dict.fromkeys(map(canonical, layer.names[1:]))
+    others.pop(canonical(layer.name), None)  # what a wrapper calls it is the same name
+    tied = f"tied with {', '.join(others)}" if others else ""
     return "; ".join(text for text in (tied, layer.note) if text)
 
 

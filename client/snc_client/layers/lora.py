@@ -30,7 +30,7 @@ def lora_layer(b: Place, a: Place) -> Layer:
         fan_in=columns,
         writable=bool(trained),
         note=note if trained else f"frozen: measured, never written; product with {a.name}",
-        names=tuple(f"{name}[BA]" for name in b.names),
+        names=tuple(f"{name}[BA]" for name in b.all_names),
         _weight=written[0] if written else read_b,
         _partner=written[1] if len(written) == 2 else None,
         _operator=lambda: LowRank(read_b().flatten(1), read_a().flatten(1)),

@@ -26,7 +26,7 @@ def asked(place: Place, maps: Mapping[str, str]) -> str | None:
     if place.source.key != "weight":
         return None
     for pattern, what in maps.items():
-        if any(fnmatchcase(name, pattern) for name in place.names):
+        if any(fnmatchcase(name, pattern) for name in place.all_names):
             return what
     return None
 
@@ -53,7 +53,7 @@ def mapped(place: Place, what: str) -> Layer:
         fan_in=columns,
         writable=not place.frozen,
         note="; ".join(filter(None, notes)) or None,
-        names=tuple(place.names),
+        names=tuple(place.all_names),
         cappable=over is None and not place.frozen,
         clip="rows" if what == "rows" else "entries",
         _weight=read,

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor, nn
 
 from snc_client.layers.conv import is_convolution, reshaped, true_operator
+from snc_client.layers.linear_maps import NOT_KNOWN, is_linear_map
 from snc_client.layers.view import View, cut, flat, flattened
 
 Conv: TypeAlias = Literal["reshape", "operator"]
@@ -34,7 +35,7 @@ def views(
         gates = "" if key.startswith("weight_hr") else _GATES.get(_family(module), "")
         return cut(View("recurrent"), weight, gates)
     if key != "weight":
-        return _by_shape(module, weight)
+        return _by_shape(module, key, weight)
     if is_convolution(module):
         return (reshaped(module) if conv == "reshape" else true_operator(module, grid),)
     if isinstance(module, nn.Bilinear):
@@ -46,18 +47,21 @@ def views(
         return (View("linear", note=_fused(name)),)
     if _is_hf_conv1d(module, weight):
         return (View("linear", lay=Tensor.t, note=_fused(name)),)
-    return _by_shape(module, weight)
+    return _by_shape(module, key, weight)
 
 
-def _by_shape(module: nn.Module, weight: Tensor) -> tuple[View, ...]:
+def _by_shape(module: nn.Module, key: str, weight: Tensor) -> tuple[View, ...]:
+    linear = is_linear_map(module, key, weight)
+    note = None if linear else NOT_KNOWN
     if weight.ndim == 2:
-        return (View("matrix"),)
+        return (View("matrix", note=note, linear=linear),)
     if weight.ndim == 3 and weight.shape[0] == 1:
-        return (View("matrix", pick=0),)
+        return (View("matrix", pick=0, note=note, linear=linear),)
     if weight.ndim == 3:
-        return tuple(View("expert", f"[{e}]", pick=e) for e in range(weight.shape[0]))
-    note = f"seen as out x rest: no rule knows {type(module).__name__}"
-    return (View("tensor", lay=flat, operator=flattened, note=note),)
+        experts = range(weight.shape[0])
+        return tuple(View("expert", f"[{e}]", pick=e, note=note, linear=linear) for e in experts)
+    note = f"{NOT_KNOWN}; seen as out x rest: no rule knows {type(module).__name__}"
+    return (View("tensor", lay=flat, operator=flattened, note=note, linear=False),)
 
 
 def _family(module: nn.Module) -> str:

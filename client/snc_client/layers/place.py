@@ -22,17 +22,29 @@ class Place:
     """One weight while the model is walked: where it is, its names, what it is made of.
 
     It holds tensors, so the layers made from it do not hold it.
+
+    ``name`` and ``names`` are canonical; ``path`` is the key that the model itself uses, and
+    ``aliases`` are such keys where they differ.
     """
 
-    def __init__(self, root: nn.Module, name: str, module: nn.Module, source: Source) -> None:
-        self.root, self.name, self.module, self.source = root, name, module, source
+    def __init__(
+        self, root: nn.Module, path: str, name: str, module: nn.Module, source: Source
+    ) -> None:
+        self.root, self.path, self.name = root, path, name
+        self.module, self.source = module, source
         self.names: list[str] = []
+        self.aliases: list[str] = []
         self.parameters: list[nn.Parameter] = []
 
     @property
     def paths(self) -> list[str]:
         """Return the names of the modules that hold the weight."""
-        return [name.rpartition(".")[0] for name in self.names]
+        return [name.rpartition(".")[0] for name in self.all_names]
+
+    @property
+    def all_names(self) -> list[str]:
+        """Return every name by which a pattern may speak of the weight."""
+        return [*self.names, *self.aliases]
 
     @cached_property
     def value(self) -> Tensor:
@@ -68,7 +80,7 @@ class Place:
 
     def reader(self, read: Read, shape: torch.Size) -> Callable[[], Tensor]:
         """Return a function that reads a tensor from the module that is there by then."""
-        root, name, path = self.root, self.name, self.name.split(".")[:-1]
+        root, name, path = self.root, self.name, self.path.split(".")[:-1]
 
         def look_up() -> Tensor:
             try:
@@ -112,7 +124,8 @@ def layer(place: Place, view: View) -> Layer:
         fan_in=columns,
         writable=weight is not None and not place.frozen,
         note="; ".join(filter(None, notes)) or None,
-        names=tuple(name + view.suffix for name in place.names),
+        names=tuple(name + view.suffix for name in place.all_names),
+        linear=view.linear,
         cappable=source.direct and view.cappable and not place.frozen,
         _weight=weight or read,
         _operator=operator,

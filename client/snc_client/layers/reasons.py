@@ -69,7 +69,9 @@ def _sharded(weight: Tensor) -> bool:
     """
     flat = getattr(weight, "_fsdp_flattened", False) or type(weight).__name__ == "FlatParameter"
     dtensor = hasattr(weight, "device_mesh") and hasattr(weight, "placements")
-    return flat or dtensor or hasattr(weight, "ds_id")
+    # Megatron's mark on plain tensors that hold some rows or columns of a weight.
+    marked = getattr(weight, "tensor_model_parallel", False) is True
+    return flat or dtensor or marked or hasattr(weight, "ds_id")
 
 
 def packed(model: nn.Module) -> Iterator[Skipped]:

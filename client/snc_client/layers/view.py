@@ -31,21 +31,32 @@ class View:
     operator: Callable[[Tensor], Operator] = Matrix
     note: str | None = None
     cappable: bool = True
+    linear: bool = True
+    """Whether it is known to be a linear map."""
 
     def part(self, weight: Tensor) -> Tensor:
         """Return this view's slice of the weight, in the parameter's own layout."""
         return weight if self.pick is ... else weight[self.pick]
 
+    def piece(self, name: str, within: tuple[slice, ...]) -> View:
+        """Return the view of a slice of this matrix: ``within`` indexes its stored dimensions."""
+        whole = () if self.pick is ... else (self.pick,)
+        pick = (*whole, *within)
+        suffix = f"{self.suffix}[{name}]"
+        note = None if self.linear else self.note
+        return replace(self, suffix=suffix, pick=pick if len(pick) > 1 else pick[0], note=note)
+
 
 def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
-    """Cut a 2-d view along its outputs into named parts, of equal size or of the sizes given.
+    """Cut a matrix along its outputs into named parts, of equal size or of the sizes given.
 
-    Raises ValueError where the sizes do not add up to the number of outputs.
+    ``weight`` is the whole parameter: the matrix, or the stack that holds it. Raises ValueError
+    where the sizes do not add up to the number of outputs.
     """
     if not parts:
         return (view,)
     axis = 1 if view.lay is Tensor.t else 0
-    outputs = weight.shape[axis]
+    outputs = view.part(weight).shape[axis]
     even = dict.fromkeys(parts, outputs // len(parts))
     sizes = dict(parts) if isinstance(parts, Mapping) else even
     if sum(sizes.values()) != outputs or min(sizes.values()) < 1 or len(sizes) != len(parts):
@@ -53,8 +64,7 @@ def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
     pieces, start = [], 0
     for part, size in sizes.items():
         span = slice(start, start + size)
-        pick = (slice(None), span) if axis else span
-        pieces.append(replace(view, suffix=f"[{part}]", pick=pick, note=None))
+        pieces.append(view.piece(part, (slice(None), span) if axis else (span,)))
         start += size
     return tuple(pieces)
 

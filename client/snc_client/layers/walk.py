@@ -14,6 +14,7 @@ from snc_client.layers.logits import Heads, logit_layers
 from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.maps import asked, mapped
 from snc_client.layers.module_views import Conv, views
+from snc_client.layers.names import canonical_paths
 from snc_client.layers.place import Place, layer
 from snc_client.layers.reasons import nothing, packed, reason
 from snc_client.layers.sources import sources
@@ -85,6 +86,8 @@ def _places(model: nn.Module) -> list[Place]:
     """Return every weight of the model once, under all its names, in model order."""
     places: dict[object, Place] = {}
     inside: set[int] = set()
+    paths = canonical_paths(model)
+    taken: dict[str, object] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module):
             # What computes a weight belongs to that weight: it is no layer of its own.
@@ -92,12 +95,22 @@ def _places(model: nn.Module) -> list[Place]:
         if id(module) in inside:
             continue
         for source in sources(module):
-            name = f"{path}.{source.key}" if path else source.key
-            found = Place(model, name, module, source)
+            real = _joined(path, source.key)
+            name = _joined(paths[path], source.key)
+            found = Place(model, real, name, module, source)
+            if taken.setdefault(name, found.memory) != found.memory:
+                found.name = name = real  # another weight has this canonical name
             place = places.setdefault(found.memory, found)
-            place.names.append(name)
+            if name not in place.names:
+                place.names.append(name)
+            if real != name:
+                place.aliases.append(real)
             place.parameters.extend(source.parameters)
     return list(places.values())
+
+
+def _joined(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def _layers(
@@ -113,9 +126,13 @@ def _layers(
 
 def _split(place: Place, whole: tuple[View, ...], split: Mapping[str, Parts]) -> tuple[View, ...]:
     for pattern, parts in split.items():
-        if any(fnmatchcase(name, pattern) for name in place.names):
+        if any(fnmatchcase(name, pattern) for name in place.all_names):
+            if place.value.ndim == 3 and whole[0].kind == "expert":
+                return tuple(piece for view in whole for piece in cut(view, place.value, parts))
             if len(whole) > 1 or place.value.ndim != 2:
-                raise ValueError(f"split by {pattern!r} must name a weight that is one 2-d matrix")
+                raise ValueError(
+                    f"split by {pattern!r} must name a 2-d matrix or a stack of matrices"
+                )
             return cut(whole[0], place.value, parts)
     return whole
 
@@ -129,7 +146,7 @@ def _check(conv: str, grids: Mapping[str, object], places: list[Place]) -> None:
 
 
 def _check_names(what: str, given: Mapping[str, object], among: list[Place]) -> None:
-    names = [name for place in among for name in place.names]
+    names = [name for place in among for name in place.all_names]
     for pattern in given:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(

@@ -1,0 +1,61 @@
+"""Which parameters are known to be linear maps, by the module that owns them and their name.
+
+A parameter with two dimensions need not multiply anything: decay rates of a state-space block,
+tables of position biases and stacks of biases are added, exponentiated or looked up. To scale one
+changes what it means, so only known linear maps are enforced by a policy for all layers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from torch import Tensor, nn
+
+NOT_KNOWN: Final = "not known to be a linear map: written only where a policy names it"
+# Names of sizes by which modules say what they map, outputs and inputs.
+_SIZES: Final = (
+    ("out_features", "in_features"),
+    ("output_size", "input_size"),
+    ("out_channels", "in_channels"),
+    ("out_dim", "in_dim"),
+    ("num_experts", "hidden_size"),
+    ("num_experts", "hidden_dim"),
+    ("n_routed_experts", "hidden_size"),
+)
+# Classes whose ``weight`` is multiplied: Linear8bit, ColumnParallelLinear, TopKRouter, LMHead, ...
+_MULTIPLIES: Final = re.compile(r"Linear|Dense|Proj|Router|Gate|Head|Conv1D|Perceptron|Classifier")
+_NOT_A_MAP: Final = re.compile(r"Norm|Bias|Position|PosEmb|RelPos|Scale|Rotary", re.IGNORECASE)
+_EXPERTS: Final = re.compile(r"Expert|MoE", re.IGNORECASE)
+# Stacks of experts x out x in, under the names that models give them.
+_EXPERT_KEYS: Final = re.compile(
+    r"((gate_up|gate|up|down|input|output|in|out)_(proj|linear)|w(1|2|3)?|wi(_0|_1)?|wo"
+    r"|weight(1|2)?|v1|fc1|fc2)(_weight)?"
+)
+
+
+def is_linear_map(module: nn.Module, key: str, weight: Tensor) -> bool:
+    """Return whether the parameter ``key`` of a module that torch does not define is a linear map.
+
+    True only on evidence: a class or sizes that say so, a stack of an experts' module, or a name
+    such as ``in_proj_weight``. Cheap, and no library is imported.
+    """
+    name = type(module).__name__
+    if "bias" in key:
+        return False
+    if weight.ndim == 3 and _EXPERTS.search(name):
+        return _EXPERT_KEYS.fullmatch(key) is not None
+    if weight.ndim != 2 or _NOT_A_MAP.search(name):
+        return False
+    if key.endswith("proj_weight"):
+        return True
+    return key == "weight" and bool(_MULTIPLIES.search(name) or _sizes_match(module, weight))
+
+
+def _sizes_match(module: nn.Module, weight: Tensor) -> bool:
+    """Return whether the module names its outputs and inputs, and the weight has these sizes."""
+    for outputs, inputs in _SIZES:
+        sizes = (getattr(module, outputs, None), getattr(module, inputs, None))
+        if sizes in (tuple(weight.shape), tuple(weight.shape[::-1])):
+            return True
+    return False
