@@ -181,7 +181,7 @@ KINDS: Mapping[str, Kind] = {
     "format-unavailable": Kind(
         501,
         "This service cannot write that format",
-        "Ask for csv, or let an operator install 'snc[parquet]'.",
+        "Ask for csv, or let an operator install 'spectral-norm-constraint[parquet]'.",
     ),
     "overloaded": Kind(
         503, "The service is full", "Wait as long as Retry-After says, then try again."

@@ -1,6 +1,7 @@
 """Build the dashboards: ``python deploy/grafana/build.py [FOLDER]`` writes one JSON file for each.
 
-Needs ``pip install 'snc[dashboards]'``, which pins the builders to the oldest Grafana we write for.
+Needs ``pip install 'spectral-norm-constraint[dashboards]'``, which pins the builders to the oldest
+Grafana that is supported.
 The JSON is sorted and holds no time or version of its own: the same code gives the same bytes.
 """
 

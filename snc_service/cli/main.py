@@ -51,7 +51,8 @@ def _start(command: EntryPoint, arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         extra = "demo" if error.name == "torch" else "service"
         raise Failure(
-            f"{command.name} needs {error.name}, which is not installed: pip install 'snc[{extra}]'"
+            f"{command.name} needs {error.name}, which is not installed: "
+            f"pip install 'spectral-norm-constraint[{extra}]'"
         ) from None
     return run(list(arguments)) or 0
 

@@ -28,7 +28,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         from rich.table import Table
         from rich.text import Text
     except ModuleNotFoundError:
-        raise Failure("tables need rich: pip install 'snc[service]', or add --json") from None
+        raise Failure(
+            "tables need rich: pip install 'spectral-norm-constraint[service]', or add --json"
+        ) from None
     heading = Text(clean(title)) if title else None
     table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]

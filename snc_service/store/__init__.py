@@ -57,7 +57,8 @@ def _database(url: str) -> Database:
             from snc_service.store.engines.postgres import PostgresDatabase
         except ImportError as error:
             raise StoreUnavailable(
-                f"PostgreSQL needs its driver ({error}): pip install 'snc[postgres]'"
+                f"PostgreSQL needs its driver ({error}): "
+                "pip install 'spectral-norm-constraint[postgres]'"
             ) from None
         return PostgresDatabase(url)
     return SqliteDatabase(_path(url))

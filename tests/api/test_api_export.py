@@ -172,7 +172,8 @@ def test_what_cannot_be_exported_is_refused_before_a_byte_is_sent(api, monkeypat
     assert_problem(api.get(f"{RUN}/export", params={"sheet": "1"}), 422, "invalid", "sheet")
     monkeypatch.setattr(export_parquet, "can_write", lambda: False)
     told = api.get(f"{RUN}/export", params={"format": "parquet"})
-    assert "snc[parquet]" in assert_problem(told, 501, "format-unavailable")["detail"]
+    detail = assert_problem(told, 501, "format-unavailable")["detail"]
+    assert "spectral-norm-constraint[parquet]" in detail
     assert api.get(f"{RUN}/export").status_code == 200
 
 

@@ -31,7 +31,9 @@ def report(url: str, token: str) -> None:
 
 
 @pytest.mark.timeout(120 + 60 * EXAMPLES)
-@pytest.mark.skipif(not COMMAND.exists(), reason="needs schemathesis: pip install 'snc[test]'")
+@pytest.mark.skipif(
+    not COMMAND.exists(), reason="needs schemathesis: pip install 'spectral-norm-constraint[test]'"
+)
 def test_the_service_does_what_its_schema_says_and_nothing_else(tmp_path):
     store = f"sqlite:///{tmp_path / 'snc.db'}"
     made = snc("token", "create", "fuzzer-root", "--scope=admin", "--store", store)

@@ -332,17 +332,20 @@ def without(tmp_path: Path, module: str) -> dict[str, str]:
 
 def test_without_rich_a_table_says_what_to_install_and_json_works(url, tmp_path):
     bare = without(tmp_path, "rich.console")
-    assert "pip install 'snc[service]'" in failed(snc("runs", "--url", url, **bare))
+    said = failed(snc("runs", "--url", url, **bare))
+    assert "pip install 'spectral-norm-constraint[service]'" in said
     done = snc("runs", "--json", "--url", url, **bare)
     assert json.loads(done.stdout)["items"]
 
 
 def test_without_the_service_extra_serve_says_what_to_install(tmp_path):
-    assert "pip install 'snc[service]'" in failed(snc("serve", **without(tmp_path, "uvicorn")))
+    said = failed(snc("serve", **without(tmp_path, "uvicorn")))
+    assert "pip install 'spectral-norm-constraint[service]'" in said
 
 
 def test_without_torch_the_demo_says_what_to_install(tmp_path):
-    assert "pip install 'snc[demo]'" in failed(snc("demo", **without(tmp_path, "torch")))
+    said = failed(snc("demo", **without(tmp_path, "torch")))
+    assert "pip install 'spectral-norm-constraint[demo]'" in said
 
 
 def test_a_reader_that_goes_away_is_no_fault(url):

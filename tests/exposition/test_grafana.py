@@ -53,7 +53,8 @@ def recorded() -> set[str]:
 def test_the_json_is_what_the_code_builds(tmp_path):
     pytest.importorskip(
         "grafana_foundation_sdk",
-        reason="the builders are missing: pip install 'snc[dashboards]' (Python 3.11 or later)",
+        reason="the builders are missing: "
+        "pip install 'spectral-norm-constraint[dashboards]' (Python 3.11 or later)",
     )
     subprocess.run([sys.executable, str(GRAFANA / "build.py"), str(tmp_path)], check=True)
     built = {path.name: path.read_text() for path in tmp_path.iterdir()}

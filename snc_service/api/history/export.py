@@ -99,7 +99,7 @@ def export_run(
         raise Problem(
             "format-unavailable",
             "format must be csv on this service: for parquet, install it with "
-            "pip install 'snc[parquet]'",
+            "pip install 'spectral-norm-constraint[parquet]'",
             field="format",
         )
     if service.draining:

@@ -1,4 +1,4 @@
-"""Pieces of history as Parquet, through pyarrow, which is an extra: ``pip install 'snc[parquet]'``.
+"""Writes pieces of history as Parquet with pyarrow, which the extra ``parquet`` installs.
 
 Columns as in the CSV form, names as they are: run, attempt, metric, layer (null: a scalar), step,
 value. Values keep every bit, the payload of a NaN too. zstd behind encodings that suit it takes

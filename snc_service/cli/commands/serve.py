@@ -31,7 +31,8 @@ def serve(arguments: Namespace) -> int:
         from snc_service.cli.server.bounded_connection import BoundedConnection
     except ModuleNotFoundError as error:
         raise Failure(
-            f"snc serve needs {error.name}, which is not installed: pip install 'snc[service]'"
+            f"snc serve needs {error.name}, which is not installed: "
+            "pip install 'spectral-norm-constraint[service]'"
         ) from None
     settings = _settings(arguments)
     if arguments.check:

@@ -125,7 +125,9 @@ def _store(url: str) -> Iterator[Store]:
         from snc_service.store import open_store
         from snc_service.store.protocol import StoreError
     except ModuleNotFoundError as error:
-        raise Failure(f"--store needs {error.name}: pip install 'snc[service]'") from None
+        raise Failure(
+            f"--store needs {error.name}: pip install 'spectral-norm-constraint[service]'"
+        ) from None
     try:
         store = open_store(url)
     except (StoreError, ValueError) as error:
