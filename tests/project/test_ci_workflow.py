@@ -37,4 +37,5 @@ def test_an_issue_template_has_what_github_requires(path):
         return
     assert {"name", "description", "body"} <= set(form)
     asked = [part for part in form["body"] if part["type"] != "markdown"]
-    assert asked and all(part["id"] and part["attributes"]["label"] for part in asked)
+    assert asked
+    assert all(part["id"] and part["attributes"]["label"] for part in asked)
