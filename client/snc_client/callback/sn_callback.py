@@ -19,6 +19,7 @@ from snc_client.callback.guard.guard import Guard, furthest
 from snc_client.callback.guard.settings import GuardSettings, GuardStopped
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
+from snc_client.callback.model.optimizers import unwrapped
 from snc_client.callback.model.rescan import called, weights
 from snc_client.callback.monitor.layer_monitor import Watch
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, Signals
@@ -134,6 +135,7 @@ class SNCallback:
         signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
         check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
+        optimizer = unwrapped(optimizer)
         check_together(optimizer, masters, guard)
         check_cost(every, idle_every, max_overhead, guard)
         self._model = model
