@@ -9,10 +9,10 @@ from spectra import norm
 from torch import Tensor, nn
 
 from snc_client import SNCallback
+from snc_client.bounds import convolution_bound
 from snc_client.estimator import BlockPower
 from snc_client.estimator.block_power import SPARE_NOISE
 from snc_client.layers import find_layers, watch_grids
-from snc_client.measurement import convolution_bound
 
 GRID = 12
 CONVOLUTIONS = {

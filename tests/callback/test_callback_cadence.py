@@ -164,8 +164,8 @@ def test_in_a_callback_the_cost_falls_and_the_active_layer_is_held_at_every_step
 def train(callback: SNCallback, model: nn.Module, steps: int) -> list[list[int]]:
     """Return the places of the layers that each row measured."""
     rows: list[list[int]] = []
-    original = callback._watch._learn
-    callback._watch._learn = lambda row: (
+    original = callback._monitor._learn
+    callback._monitor._learn = lambda row: (
         rows.append(np.flatnonzero(~absent(row.row("sigma"))).tolist()),
         original(row),
     )

@@ -77,13 +77,13 @@ def watched(model, optimizer, steps, between=None, **keywords) -> Witness:
     with SNCallback(model, optimizer=optimizer, certify_every=12, **keywords) as callback:
         witness = Witness(model, callback)
         # The first post-step hook would make the callback conclude nothing: look from the gradient.
-        original = callback._watch.measure
+        original = callback._monitor.measure
 
         def measure(*args, **kwargs):
             witness.before_action()
             return original(*args, **kwargs)
 
-        callback._watch.measure = measure
+        callback._monitor.measure = measure
         for step in range(steps):
             train_step(model, optimizer)
             witness.check()

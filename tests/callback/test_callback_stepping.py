@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from snc_client.callback.monitor.write_tracker import OnlySteps
+from snc_client.callback.monitor.write_tracker import WriteTracker
 
 
 def settings(**more):
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **more)
-    steps = OnlySteps(optimizer)
+    steps = WriteTracker(optimizer)
     optimizer.register_step_post_hook(lambda *_: None)  # the callback's own
     return model, optimizer, steps
 

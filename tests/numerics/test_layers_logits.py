@@ -10,8 +10,8 @@ from torch import nn
 from weights import assert_measures, named, reasons, spectral_norm
 
 from snc_client import SNCallback
+from snc_client.bounds import bound
 from snc_client.layers import find_layers
-from snc_client.measurement import bound
 
 
 class Attention(nn.Module):

@@ -10,8 +10,9 @@ from torch import nn
 from weights import named, reasons, spectral_norm
 
 from snc_client import SNCallback
+from snc_client.bounds import bound
 from snc_client.layers import find_layers
-from snc_client.measurement import bound, measure
+from snc_client.measurement import measure
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from spectra import norm
 from torch import Tensor, nn
 
 from snc_client import measure
+from snc_client.bounds import convolution_bound
 from snc_client.certificate import largest_upper
 from snc_client.layers import find_layers
-from snc_client.measurement import convolution_bound
 from snc_client.operators import Convolution, Geometry
 from snc_client.torus import on_torus
 

@@ -21,8 +21,8 @@ from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.optimizers import unwrapped
 from snc_client.callback.model.rescan import called, weights
-from snc_client.callback.monitor.layer_monitor import Watch
-from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, Signals
+from snc_client.callback.monitor.layer_monitor import LayerMonitor
+from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
 from snc_client.callback.readback.latest import Latest, ThresholdBreached
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
@@ -81,7 +81,7 @@ class SNCallback:
       at all in between. Layers near their threshold are measured always.
     * ``guard``: undo a step that would ruin the training, see `callback.guard.Guard`;
       True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
-    * ``signals``: what else is measured and reported, see `callback.monitor.norms.Signals`.
+    * ``signals``: what else is measured and reported, see `callback.monitor.norms.NormSignals`.
     * ``conv``, ``split``, ``maps``, ``logits``: see `snc_client.layers.find_layers`.
 
     The step is counted on the host, from 1; a measurement of the untouched weights is reported as
@@ -158,9 +158,9 @@ class SNCallback:
         if guard:
             limits = GuardSettings() if guard is True else guard
             self._guard = Guard(model, self.layers.layers, optimizer, limits)
-        self._signals = Signals(signals, model, optimizer, guarded=self._guard is not None)
+        self._signals = NormSignals(signals, model, optimizer, guarded=self._guard is not None)
         full = guard or (idle_every is None and (every > 1 or self._signals.steps_of is not None))
-        self._watch = Watch(
+        self._monitor = LayerMonitor(
             self.layers.layers,
             resolved.layers,
             certify_every=certify_every,
@@ -171,20 +171,20 @@ class SNCallback:
             masters=Masters(model, masters, optimizer),
             idle_every=1 if full else idle_every,
         )
-        if strict and (names := self._watch.uncertifiable()):
+        if strict and (names := self._monitor.uncertifiable()):
             raise ValueError(
                 f"strict must be False where a layer to be held has no certificate, got True with "
                 f"{', '.join(names)}: give these the action observe"
             )
-        self._known_missing = self._watch.missing
-        self._watch.register(step=0)
+        self._known_missing = self._monitor.missing
+        self._monitor.register(step=0)
         self._connection = Connection(
             url,
             token=token,
             run=run,
             project=project,
             layers=self.layers.layers,
-            metrics=self._watch.metrics,
+            metrics=self._monitor.metrics,
             on_command=on_command,
             name=name,
             config=config,
@@ -209,7 +209,7 @@ class SNCallback:
         with self._outer_edge():
             if self._hook is None:
                 self._advance(given)
-            elif not self._watch.rows.report(self._step, given):
+            elif not self._monitor.rows.report(self._step, given):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
         if self._hook is None:
             self._connection.obey()
@@ -225,7 +225,7 @@ class SNCallback:
     @property
     def latest(self) -> Latest:
         """Return the newest measurement that has arrived: layer -> sigma, threshold, scale, ..."""
-        return self._watch.latest
+        return self._monitor.latest
 
     @property
     def run(self) -> str | None:
@@ -248,7 +248,7 @@ class SNCallback:
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost on the way, for want of memory or of a service."""
-        return self._connection.dropped_values(self._watch.rows.lost, len(self._watch.metrics))
+        return self._connection.dropped_values(self._monitor.rows.lost, len(self._monitor.metrics))
 
     def rescan(self) -> Coverage:
         """Look which layers the model has now; return ``layers``, and say what has changed.
@@ -263,14 +263,14 @@ class SNCallback:
         without a matrix.
         """
         found = self._find(self._model, all_must_match=False)
-        roll = called(self._watch.layers, found, self._step)
+        roll = called(self._monitor.layers, found, self._step)
         self.layers, self._weights = roll.coverage, weights(self._model)
         resolved = resolve(self._policy, roll.layers)
         self._signals.relist(self._model)
         if self._guard is not None:
             self._guard.relist(self._model, roll.layers)
         with torch.no_grad():
-            self._watch.relist(roll.layers, resolved.layers, step=self._step)
+            self._monitor.relist(roll.layers, resolved.layers, step=self._step)
         for remark in roll.remarks:
             log.warning("snc: %s", remark)
         return self.layers
@@ -286,7 +286,7 @@ class SNCallback:
             "version": STATE_VERSION,
             "step": self._step,
             "attempt": self.attempt,
-            "layers": self._watch.state_dict(),
+            "layers": self._monitor.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -299,10 +299,10 @@ class SNCallback:
             raise ValueError(
                 f"version of the state must be {STATE_VERSION}, got {state.get('version')!r}"
             )
-        self._watch.forget()
+        self._monitor.forget()
         if self._guard is not None:
             self._guard.reset()
-        self._watch.load_state_dict(state["layers"])
+        self._monitor.load_state_dict(state["layers"])
         step, attempt = int(state["step"]), int(state["attempt"])
         self.attempt = max(self.attempt, attempt) + 1 if step < self._step else attempt
         self._step = step
@@ -348,14 +348,14 @@ class SNCallback:
     def _measure(self, scalars: dict[str, Any]) -> None:
         self._follow_model()
         self._take_policy()
-        self._watch.stretch(self._factor.at(self._step), step=self._step - 1)
+        self._monitor.stretch(self._factor.at(self._step), step=self._step - 1)
         if scalars.get("lr") is None and self._optimizer is not None:
             scalars["lr"] = learning_rate(self._optimizer)
         scalars = self._signals.wanted(scalars)
         steps, seconds = self._overhead.since_row()
         if steps:
             scalars["step_seconds"] = seconds / steps
-        row = self._watch.measure(self._step, scalars)
+        row = self._monitor.measure(self._step, scalars)
         if row is not None:
             self._overhead.row_begins()
             row.num_steps = steps or self._every
@@ -364,7 +364,7 @@ class SNCallback:
     def _collect(self) -> ThresholdBreached | GuardStopped | None:
         """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
         breach: ThresholdBreached | GuardStopped | None = None
-        for row, latest in self._watch.arrived():
+        for row, latest in self._monitor.arrived():
             if self._guard is not None:
                 stopped = self._guard.arrived(row.step, row.scalars, furthest(latest))
                 breach = breach or stopped
@@ -373,7 +373,7 @@ class SNCallback:
             row.scalars["callback_seconds"] = seconds / row.num_steps
             if "step_seconds" in row.scalars:
                 passed = row.scalars["step_seconds"] * row.num_steps
-                self._watch.cadence.paid(seconds, passed)
+                self._monitor.cadence.paid(seconds, passed)
             scalars = self._signals.wanted(row.scalars)
             self._connection.put(row.step, latest.columns, scalars, row.time)
             breach = breach or row.breach(latest)
@@ -381,11 +381,11 @@ class SNCallback:
 
     def _follow_model(self) -> None:
         """Rescan where a layer has been missed, or a look at the weights says that one is new."""
-        missed = self._watch.missing - self._known_missing
+        missed = self._monitor.missing - self._known_missing
         self._looked += 1
         if not missed and (self._looked % LOOK_EVERY or weights(self._model) == self._weights):
             return
-        self._known_missing = self._watch.missing
+        self._known_missing = self._monitor.missing
         self._weights = weights(self._model)
         try:
             self.rescan()
@@ -398,10 +398,10 @@ class SNCallback:
             return
         version, policy = taken
         self._policy = policy
-        resolved = resolve(policy, self._watch.layers)
-        self._watch.set_policy(resolved.layers, step=self._step - 1)
+        resolved = resolve(policy, self._monitor.layers)
+        self._monitor.set_policy(resolved.layers, step=self._step - 1)
         log.info("snc: policy version %d is in force from step %d", version, self._step)
-        if self._strict and (names := self._watch.uncertifiable()):
+        if self._strict and (names := self._monitor.uncertifiable()):
             log.warning("snc: held without a certificate: %s", ", ".join(names))
         if resolved.unmatched:
             log.warning("snc: no layer matches %s", ", ".join(map(repr, resolved.unmatched)))
@@ -424,11 +424,11 @@ class SNCallback:
         self._closed = True
         if self._hook is not None:
             self._hook.remove()
-        self._watch.close()
+        self._monitor.close()
         deadline = time.monotonic() + timeout
         with self._outer_edge():
             self._collect()
-            while self._watch.pending and time.monotonic() < deadline - timeout / 2:
+            while self._monitor.pending and time.monotonic() < deadline - timeout / 2:
                 time.sleep(1e-3)
                 self._collect()
         self._connection.close(max(deadline - time.monotonic(), 0.0), state)

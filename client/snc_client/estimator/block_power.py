@@ -11,6 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from snc_client.devices import reading_is_free
 from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
 from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
@@ -321,11 +322,6 @@ def _explorer(kept_BN: Tensor, new_N: Tensor) -> Tensor:
         new_N = new_N - (kept_BN @ new_N) @ kept_BN
     unit: Tensor = new_N / torch.linalg.vector_norm(new_N)
     return unit.unsqueeze(0)
-
-
-def reading_is_free(device: torch.device) -> bool:
-    """Return whether the host may look at a value of ``device`` without waiting for it."""
-    return device.type == "cpu"
 
 
 def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]:

@@ -16,8 +16,8 @@ from snc_client.callback.guard.undo import KeptState, Snapshots, Versions
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.model.master_weights import KEYS
 from snc_client.callback.monitor.norms import norms
-from snc_client.callback.monitor.thresholds import sent
 from snc_client.callback.readback.latest import NOT_MEASURED, Latest
+from snc_client.devices import reading_is_free, to_device
 from snc_client.layers import Layer
 
 log = logging.getLogger("snc")
@@ -234,7 +234,7 @@ class Guard:
         at_threshold = self._accepted >= HELD_FROM * threshold
         is_held = torch.zeros_like(at_threshold)
         if held:
-            is_held.index_fill_(0, sent(held, self.device, torch.int64), True)
+            is_held.index_fill_(0, to_device(held, self.device, torch.int64), True)
         wide = torch.where(at_threshold & is_held, HELD_FACTOR, 1.0)
         return torch.fmax(jump, ratio) / wide
 
@@ -327,11 +327,6 @@ def _parameter(layer: Layer) -> Tensor | None:
         return layer.parameter()
     except LookupError:  # gone from the model: the others go on
         return None
-
-
-def reading_is_free(device: torch.device) -> bool:
-    """Return whether the host may look at a value of ``device`` without waiting for it."""
-    return device.type == "cpu"
 
 
 def _chunks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

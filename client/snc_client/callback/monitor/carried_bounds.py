@@ -13,7 +13,7 @@ from snc_client.certificate import carry
 from snc_client.operators import BlockDiagonal, Matrix, Operator
 
 ROUNDOFF = 2.0**-24  # of float32
-LOST = 2.0**-63  # below this a square may vanish in float32
+SQUARE_UNDERFLOW = 2.0**-63  # below this a square may vanish in float32
 # Relative error of `update_norms.moves`: a dozen roundings of its terms.
 SLACK = 1e-4
 OVERSHOOT = 2e-6  # of sigma, by the rounding of its products
@@ -105,5 +105,5 @@ def frobenius_upper(x: Tensor) -> Tensor:
     order. What may have vanished as a square is added.
     """
     terms = sum(x.flatten(2).shape if x.ndim > 2 else x.shape)
-    lost = math.sqrt(x.numel()) * LOST
+    lost = math.sqrt(x.numel()) * SQUARE_UNDERFLOW
     return by_rows(x) * (1 + (terms + 8) * ROUNDOFF) + lost

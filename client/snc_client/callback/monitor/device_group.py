@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snc_client.bounds import bound, certifiable
 from snc_client.callback.model.master_weights import Masters, cast_down, lowered
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
-from snc_client.callback.monitor.thresholds import Thresholds, sent
+from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.constraint import CLIPS, rescale_
+from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG, warm_blocks
 from snc_client.layers import Layer
-from snc_client.measurement import bound, certifiable
 from snc_client.operators import Gain, Operator, Rows
 from snc_client.policy import LayerPolicy
 
@@ -30,8 +31,9 @@ REGISTER_CALLS = 8
 # That does for a layer far from a threshold, but a certificate would miss its first rungs and fall
 # back on its dearest: so it gets one more for every four calls that the layer was left out of.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
-# Beyond this a certificate needed its last resort: the block has lost the top direction.
-LOST = 1.011
+# A certificate above this multiple of sigma took its last resort: the warm block has lost the top
+# singular direction.
+REFILL_RATIO = 1.011
 # Between its turns a weight moves by several steps, and one layer in seven lags. A call costs as
 # much for one layer as for eight, so it is measured again with the next turn, unless it is far off:
 # sigma errs by up to 7e-3 meanwhile, and nothing is divided by it.
@@ -45,7 +47,7 @@ class Stepped(NamedTuple):
     certified: Collection[int]
 
 
-class Group:
+class DeviceGroup:
     """L layers on one device, and what lives between their measurements.
 
     ``indices`` are the layers' places among all layers of the model. Every vector is float32 [L]
@@ -138,7 +140,7 @@ class Group:
             self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
         rows = torch.stack([sigma, self.thresholds.value, scale, residual, upper])
         if len(measured) != len(self.layers):
-            rows = rows[:, sent(measured, self.device, torch.int64)]
+            rows = rows[:, to_device(measured, self.device, torch.int64)]
         return Stepped(rows, certify)
 
     def _certify(
@@ -153,7 +155,7 @@ class Group:
             if self._carried is not None and i in self._held:
                 self._carried.certified(i, operators[i], upper[i])
         if certify:
-            self._refill(list(certify), upper > LOST * sigma)
+            self._refill(list(certify), upper > REFILL_RATIO * sigma)
 
     def _refill(self, certified: Sequence[int], lost: Tensor) -> None:
         """Draw anew the warm blocks that have lost the top direction: the certificate says so.
@@ -161,7 +163,7 @@ class Group:
         Here and now, on the device: ranks that did it when their hosts learn of it would differ.
         """
         if not reading_is_free(self.device) or any(lost.tolist()):
-            self.power.refill_(lost[sent(certified, self.device, torch.int64)], certified)
+            self.power.refill_(lost[to_device(certified, self.device, torch.int64)], certified)
 
     def _prove(
         self,
@@ -205,7 +207,7 @@ class Group:
         if len(places) == len(self.layers):
             return values
         nan = torch.full_like(self.thresholds.value, math.nan)
-        return nan.index_copy(0, sent(places, self.device, torch.int64), values)
+        return nan.index_copy(0, to_device(places, self.device, torch.int64), values)
 
     def state(self) -> list[dict[str, Any]]:
         """Return what is warm of each layer, on the device."""
@@ -293,14 +295,9 @@ class Group:
             return torch.ones_like(bound)
         if len(layers) == len(self.layers):
             return rescale_(weights, bound, threshold)
-        places = sent(layers, self.device, torch.int64)
+        places = to_device(layers, self.device, torch.int64)
         scale = rescale_(weights, bound[places], threshold[places])
         return torch.ones_like(bound).index_copy(0, places, scale)
-
-
-def reading_is_free(device: torch.device) -> bool:
-    """Return whether the host may look at a value of ``device`` without waiting for it."""
-    return device.type == "cpu"
 
 
 def presumed(sigma: Tensor, residual: Tensor) -> Tensor:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from snc_client.bounds import certifiable
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.model.master_weights import Masters
-from snc_client.callback.monitor.device_group import IDLE_LAG, Group, reading_is_free
-from snc_client.callback.monitor.norms import Signals
-from snc_client.callback.monitor.thresholds import sent
-from snc_client.callback.monitor.write_tracker import OnlySteps
+from snc_client.callback.monitor.device_group import IDLE_LAG, DeviceGroup
+from snc_client.callback.monitor.norms import NormSignals
+from snc_client.callback.monitor.write_tracker import WriteTracker
 from snc_client.callback.readback.bound_provenance import Origins
 from snc_client.callback.readback.in_flight import InFlight, Measured
 from snc_client.callback.readback.latest import METRICS, NOT_MEASURED, ORIGIN_METRICS, Latest
 from snc_client.callback.readback.pending_row import Row
 from snc_client.callback.schedule.certify_schedule import CertifySchedule
 from snc_client.callback.schedule.measure_schedule import Cadence, Mask, turns
+from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG
 from snc_client.layers import Layer
-from snc_client.measurement import certifiable
 from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
@@ -39,7 +39,7 @@ FALL = 0.95
 VANISHING = 1e-7  # of the weight's norm: where the service's rule begins to count
 
 
-class Watch:
+class LayerMonitor:
     """What happens to L layers at a step, without a wait for their devices.
 
     Between steps live: the warm blocks, the reference sigmas, the thresholds (all on the devices),
@@ -54,7 +54,7 @@ class Watch:
         certify_every: int | None,
         strict: bool,
         max_overhead: float | None,
-        signals: Signals,
+        signals: NormSignals,
         masters: Masters,
         guard: Guard | None = None,
         idle_every: int | None = None,
@@ -66,7 +66,7 @@ class Watch:
         self._device_metrics = (*METRICS, *signals.metrics, *(["guard"] if guard else []))
         self.metrics = (*self._device_metrics, *ORIGIN_METRICS)
         self._origins = Origins(len(layers))
-        self._steps = None if signals.steps_of is None else OnlySteps(signals.steps_of)
+        self._steps = None if signals.steps_of is None else WriteTracker(signals.steps_of)
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.rows = InFlight(self._device_metrics)
         self._strict, self._closed = strict, False
@@ -146,8 +146,9 @@ class Watch:
     def measure(self, step: int, scalars: Mapping[str, Any]) -> Row | None:
         """Measure, certify, act, and send one row on its way.
 
-        Returns None if no layer is due, or no buffer was free for the row. Where a layer has moved
-        to another device or is gone, the groups are formed anew, once.
+        Returns None if no layer is due, or no buffer was free for the row. If a layer was moved to
+        another device, replaced or removed, the groups are formed again and the step is repeated
+        once. Any other error is raised at once, out-of-memory among them.
         """
         due, in_turn = self.cadence.due(step)
         if self._strict:
@@ -160,7 +161,9 @@ class Watch:
         self._signals.known = self._guard.look() if self._guard is not None else {}
         try:
             values = self._step(step, due, certify)
-        except (LookupError, RuntimeError):
+        except (LookupError, RuntimeError) as error:
+            if not self._can_mend(error):
+                raise
             self._regroup(self._warm())
             values = self._step(step, due, certify)
         self._note()
@@ -287,7 +290,7 @@ class Watch:
                 values.append(self._measured(group, indices, rows, found))
         return values
 
-    def _registered(self, group: Group) -> Measured:
+    def _registered(self, group: DeviceGroup) -> Measured:
         rows, certified = group.register(certify=self._schedule is not None)
         found = [group.indices[k] for k in certified]
         return self._measured(group, group.indices, rows, found)
@@ -304,7 +307,11 @@ class Watch:
         return {k: norms[layers[k].name] for k in known if self._steps.moved(layers[k].parameter())}
 
     def _measured(
-        self, group: Group, indices: Sequence[int], rows: Tensor, certified: Sequence[int] = ()
+        self,
+        group: DeviceGroup,
+        indices: Sequence[int],
+        rows: Tensor,
+        certified: Sequence[int] = (),
     ) -> Measured:
         """Put the signals of these layers below what the group found of them."""
         layers = [self.layers[i] for i in indices]
@@ -317,14 +324,14 @@ class Watch:
         """Let the guard judge the step, and put its metric below what was measured."""
         columns = torch.full((4, len(self.layers)), math.nan, device=guard.device)
         for measured in values:
-            places = sent(measured.indices, measured.device, torch.int64)
+            places = to_device(measured.indices, measured.device, torch.int64)
             columns[:3].index_copy_(1, places, measured.rows[:3])
         for group in self._groups:
-            places = sent(group.indices, group.device, torch.int64)
+            places = to_device(group.indices, group.device, torch.int64)
             columns[3].index_copy_(0, places, group.thresholds.reference)
         sigma, threshold, scale, reference = columns.unbind()
         strain, told = guard.settle(sigma, threshold, scale, reference, sorted(self._held))
-        at = [sent(x.indices, x.device, torch.int64) for x in values]
+        at = [to_device(x.indices, x.device, torch.int64) for x in values]
         return [_below(x, strain[places]) for x, places in zip(values, at, strict=True)], told
 
     def _learn(self, latest: Latest) -> None:
@@ -348,11 +355,21 @@ class Watch:
             found |= latest.row("grad_norm") < VANISHING * latest.row("frobenius")
         return found  # False where one of the two is absent, a NaN
 
-    def _grouped(self) -> list[Group]:
+    def _can_mend(self, error: LookupError | RuntimeError) -> bool:
+        """Return whether looking the weights up again can help: they are not what they were."""
+        if isinstance(error, LookupError):
+            return True
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return False
+        return any(identity(self.layers[i]) != seen for i, seen in self._identities.items())
+
+    def _grouped(self) -> list[DeviceGroup]:
         devices: dict[int, torch.device] = {}
+        self._identities: dict[int, Hashable] = {}
         for i, layer in enumerate(self.layers):
             try:
                 devices[i] = layer.weight().device
+                self._identities[i] = identity(layer)
                 if devices[i].type == "meta":
                     raise LookupError(f"layer {layer.name!r} must hold numbers, it is on meta")
             except LookupError as error:
@@ -368,7 +385,7 @@ class Watch:
             block = HELD_BLOCK if i in self._held else watched
             places.setdefault((device, block), []).append(i)
         return [
-            Group(
+            DeviceGroup(
                 [self.layers[i] for i in indices],
                 indices,
                 device,
@@ -384,3 +401,12 @@ class Watch:
 def _below(measured: Measured, row: Tensor) -> Measured:
     """Return it with one more row, [l]."""
     return measured._replace(rows=torch.cat([measured.rows, row.unsqueeze(0)]))
+
+
+def identity(layer: Layer) -> Hashable:
+    """Return what stays the same while a layer's weight is the same tensor; None if it is gone."""
+    try:
+        weight, parameter = layer.weight(), layer.parameter()
+    except LookupError:
+        return None
+    return weight.device, weight.dtype, type(weight), None if parameter is None else id(parameter)

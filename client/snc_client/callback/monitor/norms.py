@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.model.live_parameters import Slots
-from snc_client.callback.monitor.thresholds import sent
 from snc_client.callback.monitor.update_norms import moves, supported
 from snc_client.callback.readback.latest import NOT_MEASURED
+from snc_client.devices import to_device
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
 
@@ -25,7 +25,7 @@ LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
 
-class Signals:
+class NormSignals:
     """The signals that a job asked for, one number per layer or per run and step.
 
     * ``frobenius``: of the measured matrix, after the optimizer's step and before the action; of
@@ -158,7 +158,7 @@ class Signals:
         if all(self._ranked[layer.name] for layer in layers):
             return rank
         known = [self._ranked[layer.name] for layer in layers]
-        return torch.where(sent(known, sigma.device, torch.bool), rank, NOT_MEASURED)
+        return torch.where(to_device(known, sigma.device, torch.bool), rank, NOT_MEASURED)
 
     def _gradients(self, layers: Sequence[Layer]) -> None:
         """Find the gradient norm of every layer, and of all parameters together if `whole`."""

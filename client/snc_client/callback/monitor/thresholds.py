@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from snc_client.devices import to_device
+
 # Below this the first sigma says nothing about the layer's scale: it was initialised to zero.
 ZERO_INIT_SIGMA = 1e-3
 
@@ -22,7 +24,7 @@ class Thresholds:
     """
 
     def __init__(self, rms: Sequence[float], device: torch.device) -> None:
-        self._rms = sent(rms, device, torch.float32)
+        self._rms = to_device(rms, device, torch.float32)
         self.reference = torch.full_like(self._rms, math.nan)
         self._stretch = torch.ones_like(self._rms[:1])
         self.set([math.inf] * len(rms), ["absolute"] * len(rms))
@@ -34,9 +36,9 @@ class Thresholds:
         A factor is inf where there is no threshold; units are ``absolute``, ``init`` or ``rms``.
         """
         device, one = self._rms.device, torch.ones_like(self._rms)
-        self._factor = sent(factors, device, torch.float32)
-        self._init = sent([unit == "init" for unit in units], device, torch.bool)
-        rms = sent([unit == "rms" for unit in units], device, torch.bool)
+        self._factor = to_device(factors, device, torch.float32)
+        self._init = to_device([unit == "init" for unit in units], device, torch.bool)
+        rms = to_device([unit == "rms" for unit in units], device, torch.bool)
         self._unit = torch.where(rms, self._rms, one)
         self._refresh()
 
@@ -46,7 +48,7 @@ class Thresholds:
 
         The factors of two calls don't multiply. One number is copied, without a wait.
         """
-        self._stretch = sent([factor], self._rms.device, torch.float32)
+        self._stretch = to_device([factor], self._rms.device, torch.float32)
         self._refresh()
 
     @torch.no_grad()
@@ -65,14 +67,3 @@ class Thresholds:
         reference = torch.where(self.reference < ZERO_INIT_SIGMA, self._rms, self.reference)
         value = self._stretch * self._factor * torch.where(self._init, reference, self._unit)
         self.value = torch.nan_to_num(value, nan=math.inf, posinf=math.inf)
-
-
-def sent(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return host numbers as a tensor on ``device``, through pinned memory where that saves a wait.
-
-    The CPU is named because a job may have made another device torch's default.
-    """
-    tensor = torch.tensor(values, dtype=dtype, device="cpu")
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -25,7 +25,7 @@ class _Noted(NamedTuple):
         return parameter is not None and (parameter.data_ptr(), parameter._version) == self[1:]
 
 
-class OnlySteps:
+class WriteTracker:
     """Watches parameters from the end of one measurement to the next, by torch's version counters.
 
     Looked at are the parameters as `note` finds them, then right before the optimizer's step (its

@@ -49,7 +49,7 @@ class Reading(TypedDict):
     ``certified`` at this step; ``carried`` to it from the certificate of ``certified_age`` steps
     ago by what the weight has moved, a bound too, but a looser one; ``aged``: it was a bound
     ``bound_age`` steps ago, and is none of this weight. ``frobenius`` to ``update_norm``: see
-    `Signals`; ``guard``: how far the step went of what the guard allows, 1 being its limit.
+    `NormSignals`; ``guard``: how far the step went of what the guard allows, 1 being its limit.
     """
 
     sigma: float | None
