@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +118,43 @@ def test_every_module_beside_the_folders_is_listed():
     alone = {path.name for top in PACKAGES.values() for path in top.glob("*.py")}
     assert listed <= alone
     assert alone - listed == {"__init__.py", "app.py", "settings.py"}
+
+
+def room_of(module: str) -> str:
+    """Return the room of a dotted module, as the table names it."""
+    package, *parts = module.split(".")
+    path = top = PACKAGES[package]
+    for part in parts:
+        if (path / part).is_dir():
+            path = path / part
+        elif path == top and (top / f"{part}.py").exists():
+            return f"{part}.py"
+    return path.relative_to(top.parent).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the rooms that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {room_of(name) for name in found if name.startswith("snc_")}
+
+
+def test_a_room_imports_only_what_the_page_lists():
+    rows = re.findall(r"^\| `([\w/.]+)` \| .+ \| (.+) \|$", section("Rooms"), re.MULTILINE)
+    may = {room: re.findall(r"`([\w/.*]+)`", cell) for room, cell in rows}
+    for package, top in PACKAGES.items():
+        for path in sorted(top.rglob("*.py")):
+            dotted = ".".join([package, *path.relative_to(top).with_suffix("").parts])
+            room = room_of(dotted.removesuffix(".__init__"))
+            if room not in may or room == package:  # what joins the parts imports them all
+                continue
+            for other in imported(path) - {room, "snc_client", "snc_service"}:
+                name = other.partition("/")[2] if other.startswith("snc_") else other
+                assert any(fnmatchcase(name, each) for each in may[room]), (path, other)
 
 
 def test_the_index_lists_every_decision_under_its_title():
