@@ -43,7 +43,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,frameworks]'
+	@# fastai asks for torchvision. PyPI's build of it needs CUDA: beside a CPU build of torch its
+	@# import fails, and with it that of whatever uses it where it is installed.
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@ $(VENV)/.demo
 
 $(BIN)/python:

@@ -1,0 +1,1 @@
+"""Adapters: SNCallback inside a training framework, one module per framework."""

@@ -1,0 +1,85 @@
+"""What the tests of all adapters ask of a model and of the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import torch
+from torch import Tensor, nn
+
+from snc_client import SNCallback
+
+
+def worst_excess(model: nn.Module, callback: SNCallback) -> float:
+    """Return the largest spectral norm / threshold of the weights as they are, by float64 SVD."""
+    thresholds = {
+        name: reading["threshold"]
+        for name, reading in callback.latest.items()
+        if reading["threshold"] is not None
+    }
+    assert thresholds, "no layer has a threshold"
+    weights = dict(model.named_parameters())
+    return max(spectral_norm(weights[name]) / threshold for name, threshold in thresholds.items())
+
+
+def spectral_norm(weight: Tensor) -> float:
+    matrix = weight.detach().double().flatten(1)
+    return torch.linalg.matrix_norm(matrix, 2).item()
+
+
+class Rest:
+    """The service's answers, by path below /api/v1."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **query: Any) -> Mapping[str, Any]:
+        answer = httpx.get(f"{self.url}/api/v1{path}", params=query)
+        answer.raise_for_status()
+        return answer.json()
+
+    def only_run(self) -> Mapping[str, Any]:
+        """Return the one run that there is."""
+        (run,) = self.get("/runs")["items"]
+        return self.get(f"/runs/{run['run']}")
+
+    def steps(self, run: str, layer: str) -> list[int]:
+        """Return the steps at which sigma of a layer is stored."""
+        return self.get(f"/runs/{run}/layers/{layer}/history", points=10_000)["steps"]
+
+    def scalar(self, run: str, name: str) -> Mapping[int, float]:
+        """Return step -> value of a scalar."""
+        found = self.get(f"/runs/{run}/scalars/{name}/history", points=10_000)
+        return dict(zip(found["steps"], found["mean"], strict=True))
+
+    def worst_ratios(self, run: str) -> dict[int, float]:
+        """Return step -> largest sigma / threshold of all layers."""
+        worst: dict[int, float] = {}
+        for layer in self.get(f"/runs/{run}/layers", limit=100)["items"]:
+            path = f"/runs/{run}/layers/{layer['layer']}/history"
+            sigma, threshold = (
+                self.get(path, metric=name, points=10_000) for name in ("sigma", "threshold")
+            )
+            limits = dict(zip(threshold["steps"], threshold["mean"], strict=True))
+            for step, value in zip(sigma["steps"], sigma["mean"], strict=True):
+                if limits.get(step):
+                    worst[step] = max(worst.get(step, 0.0), value / limits[step])
+        return worst
+
+    def command(self, run: str, action: str) -> None:
+        body = {"action": action, "reason": "a test"}
+        path = f"{self.url}/api/v1/runs/{run}/commands"
+        httpx.post(path, json=body).raise_for_status()
+
+    def when(self, run: str, seconds: float = 30.0, **fields: Any) -> Mapping[str, Any]:
+        """Return the run once its fields have these values; fail after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.get(f"/runs/{run}")
+            if all(found[name] == value for name, value in fields.items()):
+                return found
+            assert time.monotonic() < deadline, f"{fields} expected, got {found}"
+            time.sleep(0.1)
