@@ -103,7 +103,6 @@ class Commands(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         run = self._adapter.callback.run
         if state.global_step == 2:
-            self._rest.when(run, last_step=1)
             self._rest.command(run, self._action)
         if state.global_step > 2:
             time.sleep(0.1)

@@ -92,7 +92,8 @@ class TrainingRun:
     def report(self, logs: Mapping[str, Any]) -> None:
         """Add what the framework logs to the row of the last step; skip what is no number."""
         if self.callback is not None:
-            self.callback.step(**{scalar_name(k): v for k, v in logs.items() if _is_number(v)})
+            theirs = {k: v for k, v in logs.items() if _is_number(v) and k != WORST_RATIO}
+            self.callback.step(**{scalar_name(k): v for k, v in theirs.items()})
 
     def worst_ratio(self) -> float | None:
         """Return the largest sigma / threshold of the newest measurement; None without one."""
