@@ -166,7 +166,7 @@ def train(callback: SNCallback, model: nn.Module, steps: int) -> list[list[int]]
     rows: list[list[int]] = []
     original = callback._monitor._learn
     callback._monitor._learn = lambda row: (
-        rows.append(np.flatnonzero(~absent(row.row("sigma"))).tolist()),
+        rows.append(np.flatnonzero(~absent(row.metric("sigma"))).tolist()),
         original(row),
     )
     for _ in range(steps):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from snc_client import SNCallback
-from snc_client.callback.readback.bound_provenance import Origins
-from snc_client.callback.readback.latest import METRICS
+from snc_client.callback.readback.bound_provenance import BoundProvenance
+from snc_client.layer_row import LayerRow
 from snc_service.wire import ABSENT, absent
 
 SIGNALS = ("update_norm",)
@@ -273,10 +273,13 @@ def test_without_certificates_there_is_no_bound_to_speak_of():
     assert {x["sigma_upper_from"] for x in callback.latest.values()} == {None}
 
 
-def row(sigma: float, upper: float) -> np.ndarray:
-    values = np.full((len(METRICS), 1), ABSENT, np.float32)
-    values[METRICS.index("sigma")], values[METRICS.index("sigma_upper")] = sigma, upper
-    return values
+def row(step: int, sigma: list[float], upper: list[float], certified: bool = False) -> LayerRow:
+    values = np.array([sigma, upper], np.float32)
+    mask = np.full(len(sigma), certified)
+    return LayerRow(step, ("sigma", "sigma_upper"), values, {}, 0.0, certified=mask)
+
+
+WORTH = ("sigma_upper", "certified_age", "bound_age")
 
 
 @pytest.mark.parametrize(
@@ -290,11 +293,11 @@ def row(sigma: float, upper: float) -> np.ndarray:
     ],
 )
 def test_a_row_is_completed_by_what_is_known(sigma, upper, expected):
-    origins, yes, no = Origins(1), np.array([True]), np.array([False])
-    origins.completed(4, row(1.0, 2.0), yes)
-    origins.completed(6, row(1.0, 2.0), no)
-    completed = origins.completed(9, row(sigma, upper), no)[:, 0]
-    found = completed[[METRICS.index("sigma_upper"), -2, -1]]
+    provenance = BoundProvenance(1)
+    provenance.completed(row(4, [1.0], [2.0], certified=True))
+    provenance.completed(row(6, [1.0], [2.0]))
+    completed = provenance.completed(row(9, [sigma], [upper]))
+    found = np.array([completed.metric(name)[0] for name in WORTH], np.float32)
     if expected is None:
         assert absent(found).all()
     else:
@@ -302,12 +305,11 @@ def test_a_row_is_completed_by_what_is_known(sigma, upper, expected):
 
 
 def test_layers_that_come_later_know_nothing_and_the_others_keep_what_they_know():
-    origins = Origins(1)
-    origins.completed(4, row(1.0, 2.0), np.array([True]))
-    two = np.concatenate([row(1.0, ABSENT), row(1.0, ABSENT)], axis=1)
-    completed = origins.wider(1).completed(6, two, np.array([False, False]))
-    assert completed[METRICS.index("sigma_upper"), 0] == 2.0
-    assert absent(completed[[METRICS.index("sigma_upper"), -2, -1], 1]).all()
+    provenance = BoundProvenance(1)
+    provenance.completed(row(4, [1.0], [2.0], certified=True))
+    completed = provenance.wider(1).completed(row(6, [1.0, 1.0], [ABSENT, ABSENT]))
+    assert completed.metric("sigma_upper")[0] == 2.0
+    assert all(absent(completed.metric(name))[1] for name in WORTH)
 
 
 def test_a_resumed_training_knows_no_bound_of_the_one_that_it_left():

@@ -99,7 +99,7 @@ def replica(clock: random.Random, monkeypatch) -> tuple[list[torch.Tensor], list
 
 
 def test_replicas_stay_equal_whenever_their_rows_arrive(monkeypatch):
-    for module in ("device_group", "layer_monitor"):
+    for module in ("device_group", "layer_monitor", "step_planner"):
         monkeypatch.setattr(
             f"snc_client.callback.monitor.{module}.reading_is_free", lambda device: False
         )

@@ -243,6 +243,9 @@ def test_a_training_is_measured_and_held_alike_with_a_graph(monkeypatch) -> None
     monkeypatch.setattr(
         "snc_client.callback.monitor.layer_monitor.reading_is_free", lambda device: False
     )
+    monkeypatch.setattr(
+        "snc_client.callback.monitor.step_planner.reading_is_free", lambda device: False
+    )
     plain, sigmas, _ = train_under_callback()
     made: list[GraphPower] = []
 

@@ -364,19 +364,20 @@ class SNCallback:
     def _collect(self) -> ThresholdBreached | GuardStopped | None:
         """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
         breach: ThresholdBreached | GuardStopped | None = None
-        for row, latest in self._monitor.arrived():
+        names = self._monitor.latest.names
+        for pending, row in self._monitor.arrived():
             if self._guard is not None:
-                stopped = self._guard.arrived(row.step, row.scalars, furthest(latest))
+                stopped = self._guard.arrived(row.step, pending.scalars, furthest(row, names))
                 breach = breach or stopped
-            seconds = max(row.host_seconds, row.device_seconds)
-            self._overhead.spent(seconds - row.host_seconds)
-            row.scalars["callback_seconds"] = seconds / row.num_steps
+            seconds = max(pending.host_seconds, pending.device_seconds)
+            self._overhead.spent(seconds - pending.host_seconds)
+            pending.scalars["callback_seconds"] = seconds / pending.num_steps
             if "step_seconds" in row.scalars:
-                passed = row.scalars["step_seconds"] * row.num_steps
+                passed = row.scalars["step_seconds"] * pending.num_steps
                 self._monitor.cadence.paid(seconds, passed)
             scalars = self._signals.wanted(row.scalars)
-            self._connection.put(row.step, latest.columns, scalars, row.time)
-            breach = breach or row.breach(latest)
+            self._connection.put(row.step, row.values, scalars, row.time)
+            breach = breach or pending.breach(row, names)
         return breach
 
     def _follow_model(self) -> None:

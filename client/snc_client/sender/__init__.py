@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snc_client.layer_row import Floats, LayerRow
 from snc_client.sender.backoff import EndState, Pace, Patience
 from snc_client.sender.delivery import Delivery, State
 from snc_client.sender.http import Connection, hold_forks_while_importing
 from snc_client.sender.job_spec import check_token, described
 from snc_client.sender.queue.memory import QUEUE_BYTES, SPOOL_BYTES, RowQueue
-from snc_client.sender.queue.row import Floats, Row
 from snc_client.sender.threads import CLOSE_SECONDS, Lifetime
 from snc_service.wire import MAX_STEP, Command, LayerTable, Policy
 
@@ -78,7 +78,7 @@ class Sender:
         )
         self.run = job.run
         self._pid = os.getpid()
-        self._shape = job.shape
+        self._shape, self._metrics = job.shape, job.metrics
         self._pace = pace or Pace()
         self._patience = Patience(self._pace)
         self._rows: RowQueue | SpooledRows = RowQueue(queue_bytes)
@@ -113,7 +113,9 @@ class Sender:
         if values.shape != self._shape or not 0 <= step <= MAX_STEP or not 0 <= time < 1e10:
             self._rows.refuse(values.size + len(scalars))
             return
-        row = Row(int(step), values.astype(np.float32), dict(scalars), float(time))
+        row = LayerRow(
+            int(step), self._metrics, values.astype(np.float32), dict(scalars), float(time)
+        )
         waiting = self._rows.put(row)
         if waiting == 1 or waiting == self._pace.batch_steps:
             self._patience.ring()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
+from snc_client.layer_row import LayerRow
 from snc_client.sender.backoff import Pace, Patience
 from snc_client.sender.failures import Troubles
 from snc_client.sender.http import READ_SECONDS, Answer, Connection
@@ -19,7 +20,6 @@ from snc_client.sender.inbox import Inbox, whole
 from snc_client.sender.job_spec import Job
 from snc_client.sender.queue.batching import MAX_STEPS, Frame, Packer
 from snc_client.sender.queue.interface import Backlog
-from snc_client.sender.queue.row import Row
 from snc_service.wire import COMMANDS_SEEN_HEADER, MEDIA_TYPE, POLICY_VERSION_HEADER, Command
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
@@ -173,7 +173,7 @@ class Delivery:
     def _pack(self) -> Frame | None:
         """Pack what waits: rows of increasing steps, up to the limits of a batch."""
         assert self._packer is not None, "a run is created before its first batch is packed"
-        rows: list[Row] = []
+        rows: list[LayerRow] = []
         step, left = None, self._batch_bytes
         while len(rows) < MAX_STEPS and (row := self._rows.take(after=step, max_bytes=left)):
             rows.append(row)

@@ -69,7 +69,8 @@ class Spooling:
                 self._job,
                 self._max_bytes,
             ),
-            self._job.shape,
+            self._job.metrics,
+            self._job.shape[1],
             wake=patience.ring,
             batch_steps=self._pace.batch_steps,
         )
@@ -149,7 +150,7 @@ def deliver_left_behind(
         if patience.gave_up:
             spool.close()
             continue
-        rows = SpooledRows(RowQueue(0), partial(_same, spool), job.shape)
+        rows = SpooledRows(RowQueue(0), partial(_same, spool), job.metrics, job.shape[1])
         rows.opened()
         delivery = Delivery(replace(job, url=url), rows, pace, patience, connect, until_empty=True)
         delivery.run()

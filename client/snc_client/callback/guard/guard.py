@@ -16,8 +16,9 @@ from snc_client.callback.guard.undo import KeptState, Snapshots, Versions
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.model.master_weights import KEYS
 from snc_client.callback.monitor.norms import norms
-from snc_client.callback.readback.latest import NOT_MEASURED, Latest
+from snc_client.callback.readback.metrics import GUARD_METRIC, NOT_MEASURED
 from snc_client.devices import reading_is_free, to_device
+from snc_client.layer_row import LayerRow
 from snc_client.layers import Layer
 
 log = logging.getLogger("snc")
@@ -316,10 +317,10 @@ class Guard:
         )
 
 
-def furthest(latest: Latest) -> str | None:
-    """Return the layer that went furthest of what is allowed."""
-    strain = latest.row("guard")
-    return None if np.isnan(strain).all() else latest.names[int(np.nanargmax(strain))]
+def furthest(row: LayerRow, names: Sequence[str]) -> str | None:
+    """Return the layer whose step went furthest relative to what is allowed."""
+    strain = row.metric(GUARD_METRIC)
+    return None if np.isnan(strain).all() else names[int(np.nanargmax(strain))]
 
 
 def _parameter(layer: Layer) -> Tensor | None:

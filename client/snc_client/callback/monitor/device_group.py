@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from snc_client.bounds import bound, certifiable
 from snc_client.callback.model.master_weights import Masters, cast_down, lowered
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
+from snc_client.callback.monitor.step_plan import StepPlan, indices
 from snc_client.callback.monitor.thresholds import Thresholds
+from snc_client.callback.readback.device_row import DeviceRow
 from snc_client.constraint import CLIPS, rescale_
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG, warm_blocks
@@ -20,38 +22,31 @@ from snc_client.layers import Layer
 from snc_client.operators import Gain, Operator, Rows
 from snc_client.policy import LayerPolicy
 
-# sigma is an estimate from below. The first margin covers its largest error beside an active
-# threshold (9e-4 over 1440 layer-steps). An abrupt step leaves the warm block behind by up to 3 %,
-# and (residual / sigma)^2 says by about how much: within 5e-4 over the first steps of AdamW and
-# Muon-like training. Beyond the second, nothing is known, and a rescale is not undone.
+# sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
+# 1440 layer-steps). After an abrupt step the warm block lags by up to 3 %; (residual / sigma)^2
+# estimates that error within 5e-4 over the first steps of AdamW and Muon-like training. Above
+# MOST_MARGIN the estimate says nothing, and a rescale is not undone.
 MARGIN, MOST_MARGIN = 1e-3, 0.1
-# The reference outlives the run's start, so it is worth more than one call's iterations.
+# The first sigma is the reference for the whole run, so it gets the iterations of several calls.
 REGISTER_CALLS = 8
-# One iteration follows a weight that is measured at each call; after ten calls it may err by 1 %.
-# That does for a layer far from a threshold, but a certificate would miss its first rungs and fall
-# back on its dearest: so it gets one more for every four calls that the layer was left out of.
+# One iteration follows a weight that is measured at each call. After ten calls without, sigma may
+# err by 1 %. A certificate would then fail at its first two bounds and take its most expensive one, so
+# the layer gets one more iteration for every four calls in which it was not measured.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
 # A certificate above this multiple of sigma took its last resort: the warm block has lost the top
 # singular direction.
 REFILL_RATIO = 1.011
-# Between its turns a weight moves by several steps, and one layer in seven lags. A call costs as
-# much for one layer as for eight, so it is measured again with the next turn, unless it is far off:
-# sigma errs by up to 7e-3 meanwhile, and nothing is divided by it.
+# A weight moves by several steps between two turns, and the block of one layer in seven lags. A
+# call costs as much for one layer as for eight, so a lagging layer waits for the next turn, unless
+# its residual is above FAR_OFF. Until then sigma errs by up to 7e-3, and nothing is divided by it.
 IDLE_LAG, FAR_OFF = 0.03, 0.06
 
 
-class Stepped(NamedTuple):
-    """What a step gave: [M, l] for the layers measured, and which layers were certified."""
-
-    rows: Tensor
-    certified: Collection[int]
-
-
 class DeviceGroup:
-    """L layers on one device, and what lives between their measurements.
+    """L layers on one device, with the state that is kept between their measurements.
 
-    ``indices`` are the layers' places among all layers of the model. Every vector is float32 [L]
-    on the device; which layers are certified or capped at a step is decided by the host before.
+    ``indices`` are those of the layers among all layers of the model. Every vector is float32 [L]
+    on the device. A `StepPlan`, made on the host, says what happens to which layer at a step.
     """
 
     def __init__(
@@ -85,10 +80,10 @@ class DeviceGroup:
         self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
 
-    def register(self, *, certify: bool = True) -> Stepped:
-        """Return a first measurement: sigma, residual and a bound; it acts on nothing.
+    def register(self, *, certify: bool = True) -> DeviceRow:
+        """Return a first measurement: sigma, residual and, with ``certify``, a bound of each layer.
 
-        Certified at once, so that no layer waits for its turn to have a bound to start from.
+        It writes no weight. Certified at once, every layer has a bound to carry from the start.
         """
         operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
         for _ in range(REGISTER_CALLS):
@@ -100,29 +95,30 @@ class DeviceGroup:
         self._certify(operators, proven, estimates.sigma, upper)
         if self._stepped is not None:
             self._stepped.acted(upper, torch.ones_like(upper))
-        return Stepped(torch.stack([estimates.sigma, inf, nan, estimates.residual, upper]), proven)
+        return DeviceRow(
+            device=self.device,
+            layers=self.indices,
+            certified=[self.indices[i] for i in proven],
+            sigma=estimates.sigma,
+            threshold=inf,
+            scale=nan,
+            residual=estimates.residual,
+            sigma_upper=upper,
+        )
 
-    def step(
-        self,
-        measured: Sequence[int],
-        *,
-        certify: Collection[int],
-        cap: Collection[int],
-        pressing: Collection[int] = (),
-        idle: Collection[int] = (),
-        drift: Mapping[int, Tensor] | None = None,
-    ) -> Stepped:
-        """Measure these layers, certify and cap some of them, act; return [M, len(measured)].
+    def step(self, plan: StepPlan, step_norms: Mapping[int, Tensor]) -> DeviceRow:
+        """Measure, certify and act as ``plan`` says; return the row of the layers measured.
 
-        The rows are those of `METRICS`. The other layers are among ``measured``. ``pressing`` are
-        those whose carried bound may pass the threshold at this step, as far as the host can know.
-        ``idle`` are far from their thresholds and not measured at every step: near is good enough.
-        ``drift`` is the norm of the last step of those that nothing else has moved: nothing is
-        divided by a bound that it carries.
+        ``step_norms`` holds the Frobenius norm (0-d) of the optimizer's last step, for layers that
+        nothing else has written since. A bound carried by it is reported; no weight is divided
+        by it.
         """
+        measured, cap = indices(plan.measured), set(indices(plan.capped))
+        pressing, idle = set(indices(plan.pressing)), set(indices(plan.idle))
         operators = {i: self.layers[i].operator() for i in measured}
-        # The norm of these is read off, so its bound costs nothing.
-        certify = {*certify, *(i for i, x in operators.items() if isinstance(x, Gain | Rows))}
+        # The exact norm of a gain or a table is read off its weight: a bound at no cost.
+        exact = (i for i, x in operators.items() if isinstance(x, Gain | Rows))
+        certify = {*indices(plan.certified), *exact}
         self._catch_up(operators, certify)
         lag = [FAR_OFF if i in idle else LAG for i in measured]
         estimates = self.power.step_(list(operators.values()), measured, lag=lag)
@@ -134,14 +130,25 @@ class DeviceGroup:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
         divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
         if self._stepped is not None:
-            upper = self._stepped.filled(upper, sigma, drift or {})
+            upper = self._stepped.filled(upper, sigma, step_norms)
         scale = self._act([i for i in self._held if i in operators], divisor, cap)
         if self._stepped is not None:
             self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
-        rows = torch.stack([sigma, self.thresholds.value, scale, residual, upper])
+        threshold = self.thresholds.value
         if len(measured) != len(self.layers):
-            rows = rows[:, to_device(measured, self.device, torch.int64)]
-        return Stepped(rows, certify)
+            columns = torch.stack([sigma, threshold, scale, residual, upper])
+            columns = columns[:, to_device(measured, self.device, torch.int64)]
+            sigma, threshold, scale, residual, upper = columns.unbind()
+        return DeviceRow(
+            device=self.device,
+            layers=[self.indices[i] for i in measured],
+            certified=[self.indices[i] for i in certify],
+            sigma=sigma,
+            threshold=threshold,
+            scale=scale,
+            residual=residual,
+            sigma_upper=upper,
+        )
 
     def _certify(
         self,
@@ -158,9 +165,10 @@ class DeviceGroup:
             self._refill(list(certify), upper > REFILL_RATIO * sigma)
 
     def _refill(self, certified: Sequence[int], lost: Tensor) -> None:
-        """Draw anew the warm blocks that have lost the top direction: the certificate says so.
+        """Replace the vectors of warm blocks that have lost the top singular direction.
 
-        Here and now, on the device: ranks that did it when their hosts learn of it would differ.
+        A certificate far above sigma shows the loss. The device decides, within the step: hosts of
+        several ranks read it at different times, and their weights would differ.
         """
         if not reading_is_free(self.device) or any(lost.tolist()):
             self.power.refill_(lost[to_device(certified, self.device, torch.int64)], certified)
@@ -173,11 +181,11 @@ class DeviceGroup:
         sigma: Tensor,
         upper: Tensor,
     ) -> list[int]:
-        """Give ``upper`` a bound for every held layer; return which were certified for that.
+        """Write a bound of every held layer into ``upper``; return which were certified for that.
 
-        Where the carried bound proves that the threshold holds, a certificate would say no more.
-        The host knows that at once where reading is free, else it has guessed (``pressing``). A
-        guess that fails costs no proof: the carried bound is divided by then, which shrinks more.
+        A carried bound below the threshold proves as much as a certificate would. On a CPU the host
+        reads whether it is; elsewhere the plan has guessed it (``pressing``). A wrong guess loses
+        no proof: the weight is divided by the carried bound, which shrinks it more.
         """
         assert self._carried is not None
         rest = [i for i in self._held if i in operators and i not in certified]
@@ -192,7 +200,7 @@ class DeviceGroup:
         return late
 
     def _catch_up(self, operators: Mapping[int, Operator], certify: Collection[int]) -> None:
-        """Iterate more where a weight to certify has moved for several calls unmeasured."""
+        """Iterate more on layers to be certified that were not measured for several calls."""
         self._calls += 1
         gaps = {i: self._calls - self._met[i] for i in certify}
         for again in range(1, MOST_CATCHING_UP + 1):
@@ -203,22 +211,22 @@ class DeviceGroup:
             self._met[i] = self._calls
 
     def _all(self, places: Sequence[int], values: Tensor) -> Tensor:
-        """Return ``values`` of some layers as a vector of all, NaN for the others."""
+        """Return the ``values`` of some layers as a vector of all layers, NaN for the others."""
         if len(places) == len(self.layers):
             return values
         nan = torch.full_like(self.thresholds.value, math.nan)
         return nan.index_copy(0, to_device(places, self.device, torch.int64), values)
 
     def state(self) -> list[dict[str, Any]]:
-        """Return what is warm of each layer, on the device."""
+        """Return the warm state of each layer, on the device."""
         state = self.power.state_dict()
         columns = zip(self.thresholds.reference, state["blocks"], state["steps"], strict=True)
         return [{"reference": r, "block": v, "iterations": n} for r, v, n in columns]
 
     def load(self, states: Sequence[Mapping[str, Any] | None]) -> None:
-        """Continue from ``states``, one per layer; None and blocks of another length start cold.
+        """Continue from ``states``, one per layer; None and vectors of another length start cold.
 
-        Where the number of vectors differs, the best ones are kept and the others are fresh.
+        Of a block with another number of vectors the best ones are kept.
         """
         ours = self.power.state_dict()
         reference = list(self.thresholds.reference.unbind())
@@ -235,7 +243,7 @@ class DeviceGroup:
         self.thresholds.restore(torch.stack(reference))
 
     def _settle(self, cold: Sequence[int]) -> None:
-        """Iterate until the sigma of these layers may be their reference, as `register` does."""
+        """Iterate on these layers as often as `register` does."""
         if cold:
             operators = [self.layers[i].operator() for i in cold]
             for _ in range(REGISTER_CALLS):
@@ -244,12 +252,12 @@ class DeviceGroup:
     def _act(self, held: Sequence[int], bound: Tensor, cap: Collection[int]) -> Tensor:
         """Hold layers under their thresholds; return the factor of each largest singular value.
 
-        A layer to be capped that is not near its threshold is rescaled instead: this costs little
-        where there is nothing to do, and holds it if sigma leapt there within one step.
+        A layer with the action ``cap`` that is not near its threshold is rescaled instead: that
+        costs little below the threshold, and still holds if sigma rose above it in one step.
         """
         threshold = self.thresholds.value
         if reading_is_free(self.device):
-            # A weight that is not written is time saved: a quarter of what a measurement costs.
+            # Writing a weight costs a quarter of a measurement: skip those below the threshold.
             breached = (bound > threshold).tolist()
             held = [i for i in held if breached[i]]
         factors = {i: self.layers[i].factors() for i in held}
@@ -301,7 +309,7 @@ class DeviceGroup:
 
 
 def presumed(sigma: Tensor, residual: Tensor) -> Tensor:
-    """Return what to divide by where there is no certificate: sigma with a margin. No bound."""
+    """Return sigma with a margin, to divide by without a certificate. It is no bound."""
     return sigma * (1.0 + (residual / sigma).square().clamp(MARGIN, MOST_MARGIN))
 
 

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.monitor.update_norms import moves, supported
-from snc_client.callback.readback.latest import NOT_MEASURED
+from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED
 from snc_client.devices import to_device
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
 
 log = logging.getLogger("snc")
 
-LAYER_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm")
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
-ALL_SIGNALS: Final = LAYER_SIGNALS + RUN_SIGNALS
+ALL_SIGNALS: Final = NORM_METRICS + RUN_SIGNALS
 LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
@@ -61,9 +60,7 @@ class NormSignals:
         self._said: set[str] = set()
         self._ranked: dict[str, bool] = {}  # layer -> whether F and sigma are of the same matrix
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
-        self.known: Mapping[str, Mapping[str, Tensor]] = {}  # the same, of this step, by others
-        self.whole = True  # whether `begin` is to find the norm of all gradients together
-        self.scalars: dict[str, Tensor] = {}  # what `begin` found of the run as a whole
+        self.scalars: dict[str, Tensor] = {}  # of the run as a whole, found by `begin`
         if "update_norm" in self._wanted and not guarded and not supported(optimizer):
             kind = "none" if optimizer is None else type(optimizer).__name__
             self._say("update_norm", f"needs SGD, Adam or AdamW as optimizer=, got {kind}")
@@ -81,8 +78,8 @@ class NormSignals:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return the names of the rows that `rows` returns."""
-        return tuple(name for name in LAYER_SIGNALS if name in self._wanted)
+        """Return the metrics that the job asked for, in the order of a row."""
+        return tuple(name for name in NORM_METRICS if name in self._wanted)
 
     def wanted(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scalars without those that the job switched off."""
@@ -95,16 +92,26 @@ class NormSignals:
 
     @torch.no_grad()
     def register(self, layers: Sequence[Layer]) -> None:
-        """Look at weights that have not been trained yet."""
+        """Measure weights that have not been trained yet: they have no gradient and no update."""
         self._found, self.scalars = {}, {}
-        if {"frobenius", "stable_rank"} & self._wanted:
-            self._found["frobenius"] = self._frobenius(layers)
+        self._measure_weights(layers, {})
 
     @torch.no_grad()
-    def begin(self, layers: Sequence[Layer]) -> None:
-        """Look at the step that has just been made, before the action."""
-        self.register(layers)
-        self._found["update_norm"] = dict(self.known.get("update_norm", {}))
+    def begin(
+        self,
+        layers: Sequence[Layer],
+        *,
+        known: Mapping[str, Mapping[str, Tensor]],
+        all_gradients: bool,
+    ) -> None:
+        """Measure the step that the optimizer has just made, before the action.
+
+        ``known`` holds norms that the guard has measured at this step: metric -> layer -> 0-d.
+        ``all_gradients``: also measure the norm of all gradients together, a scalar of the run.
+        """
+        self._found, self.scalars = {}, {}
+        self._measure_weights(layers, known.get("frobenius", {}))
+        self._found["update_norm"] = dict(known.get("update_norm", {}))
         # A gradient scaler that leaves its work to a fused step: gradients are scaled, the step may
         # have been left out, and only the device knows.
         if getattr(self._optimizer, "found_inf", None) is not None:
@@ -112,24 +119,28 @@ class NormSignals:
         if self.steps_of is not None:
             self._found["update_norm"] = self._updates(layers)
         if "grad_norm" in self._wanted:
-            self._gradients(layers)
+            self._gradients(layers, all_gradients)
 
     @torch.no_grad()
-    def rows(self, layers: Sequence[Layer], device: torch.device, sigma: Tensor) -> Tensor:
-        """Return [m, len(layers)] float32 in the order of `metrics`; ``sigma`` is theirs."""
-        nothing = torch.full((), NOT_MEASURED, device=device)
-        named: dict[str, Tensor] = {}
-        for name in LAYER_SIGNALS:
-            found = self._found.get(name, {})
-            named[name] = torch.stack([found.get(x.name, nothing) for x in layers])
-        if "stable_rank" in self._wanted:
-            named["stable_rank"] = self._stable_rank(layers, named["frobenius"], sigma)
-        if not self.metrics:
-            return sigma.new_empty(0, len(layers))
-        return torch.stack([named[name] for name in self.metrics])
+    def of(self, layers: Sequence[Layer], device: torch.device, sigma: Tensor) -> dict[str, Tensor]:
+        """Return `metrics` of layers on one device, float32 [l] each; ``sigma`` [l] is theirs."""
+        none = torch.full((), NOT_MEASURED, device=device)
 
-    def _frobenius(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        known = self.known.get("frobenius", {})
+        def stacked(metric: str) -> Tensor:
+            found = self._found.get(metric, {})
+            return torch.stack([found.get(layer.name, none) for layer in layers])
+
+        named = {name: stacked(name) for name in self.metrics if name != "stable_rank"}
+        if "stable_rank" in self._wanted:
+            frobenius = named["frobenius"] if "frobenius" in named else stacked("frobenius")
+            named["stable_rank"] = self._stable_rank(layers, frobenius, sigma)
+        return named
+
+    def _measure_weights(self, layers: Sequence[Layer], known: Mapping[str, Tensor]) -> None:
+        if {"frobenius", "stable_rank"} & self._wanted:
+            self._found["frobenius"] = self._frobenius(layers, known)
+
+    def _frobenius(self, layers: Sequence[Layer], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {layer.name: known[layer.name] for layer in layers if layer.name in known}
         stored: dict[str, Tensor] = {}
         for layer in layers:
@@ -160,10 +171,10 @@ class NormSignals:
         known = [self._ranked[layer.name] for layer in layers]
         return torch.where(to_device(known, sigma.device, torch.bool), rank, NOT_MEASURED)
 
-    def _gradients(self, layers: Sequence[Layer]) -> None:
-        """Find the gradient norm of every layer, and of all parameters together if `whole`."""
+    def _gradients(self, layers: Sequence[Layer], all_gradients: bool) -> None:
+        """Measure the gradient of every layer; ``all_gradients``: also that of all parameters."""
         of = [(layer, p.grad) for layer in layers if (p := layer.parameter()) is not None]
-        grads = (p.grad for p in self._slots.parameters()) if self.whole else (g for _, g in of)
+        grads = (p.grad for p in self._slots.parameters()) if all_gradients else (g for _, g in of)
         every = {id(gradient): gradient for gradient in grads if gradient is not None}
         dense = {i: gradient for i, gradient in every.items() if _dense(gradient)}
         if not dense or len(dense) < len(every):
@@ -186,7 +197,7 @@ class NormSignals:
         if len({norm.device for norm in whole.values()}) == 1:
             total = torch.linalg.vector_norm(torch.stack(list(whole.values())))
             found, total = self._unless_zeroed(found, total)
-            if self.whole and len(dense) == len(every):
+            if all_gradients and len(dense) == len(every):
                 self.scalars["grad_norm"] = total
         self._found["grad_norm"] = found
 

@@ -1,26 +1,27 @@
-"""Where a row's sigma_upper comes from: a certificate of its step, a carried one, or the past."""
+"""Where each sigma_upper comes from: a certificate of its step, a carried bound, or an old one."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from dataclasses import replace
 
-from snc_client.callback.readback.latest import METRICS
+import numpy as np
+
+from snc_client.callback.readback.metrics import AGE_METRICS
+from snc_client.layer_row import LayerRow
 from snc_service.wire import ABSENT, absent
 
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
-_SIGMA, _UPPER = METRICS.index("sigma"), METRICS.index("sigma_upper")
+class BoundProvenance:
+    """Gives every measured layer a sigma_upper, and the two ages that say what it is worth.
 
+    ``certified_age`` is the number of steps since the certificate that it goes back to;
+    ``bound_age`` the number of steps since it was last known to be a bound:
 
-class Origins:
-    """Gives every measurement a sigma_upper, and says what it is worth, layer by layer.
+    * (0, 0): certified at this step;
+    * (n, 0): carried to this step from a certificate n steps old, a bound too;
+    * (n, k): the bound of k steps ago. The weight may have outgrown it: it is no bound.
 
-    ``certified_age`` counts the steps since the certificate it goes back to, ``bound_age`` those
-    since it was last known to be a bound. (0, 0): certified at this step. (n, 0): carried to this
-    step, a bound too. (n, k): that of k steps ago, which the weight may have outgrown; no bound.
-    Absent where a layer was not measured, is not finite, or has had no certificate yet.
+    ABSENT where a layer was not measured, is not finite, or has had no certificate yet.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -28,27 +29,33 @@ class Origins:
         self._certified = np.zeros(num_layers, np.int64)  # the step of its certificate
         self._held = np.zeros(num_layers, np.int64)  # the last step at which it was a bound
 
-    def completed(self, step: int, values: Floats, certified: Mask) -> Floats:
-        """Return [M + 2, L]: ``values`` (float32 [M, L]) with sigma_upper filled up, and ages."""
-        upper = values[_UPPER]
-        # Infinite without a certificate: nothing is known of the layer.
+    def completed(self, row: LayerRow) -> LayerRow:
+        """Return the row with sigma_upper filled in and `AGE_METRICS` appended."""
+        upper, certified = row.metric("sigma_upper"), row.certified
+        assert certified is not None, "a row from a device says which layers were certified"
+        # An infinite bound without a certificate was carried from none: it bounds nothing.
         bound = ~absent(upper) & (np.isfinite(upper) | certified)
         fresh = certified & bound
-        self._certified = np.where(fresh, step, self._certified)
-        self._held = np.where(bound, step, self._held)
+        self._certified = np.where(fresh, row.step, self._certified)
+        self._held = np.where(bound, row.step, self._held)
         self._upper = np.where(bound, upper, self._upper)
-        old = ~bound & np.isfinite(values[_SIGMA]) & ~absent(self._upper)
-        filled = values.copy()
+        old = ~bound & np.isfinite(row.metric("sigma")) & ~absent(self._upper)
         known = bound | old
-        filled[_UPPER] = np.where(known, self._upper, ABSENT)
         since = np.stack([self._certified, self._held])
-        ages = np.where(known, (step - since).astype(np.float32), ABSENT)
-        return np.concatenate([filled, ages])
+        ages = np.where(known, (row.step - since).astype(np.float32), ABSENT)
+        completed = replace(
+            row,
+            metrics=(*row.metrics, *AGE_METRICS),
+            values=np.concatenate([row.values, ages]),
+        )
+        completed.metric("sigma_upper")[:] = np.where(known, self._upper, ABSENT)
+        return completed
 
-    def wider(self, more: int) -> Origins:
-        """Return one of so many more layers, of which nothing is known."""
-        origins = Origins(len(self._upper) + more)
+    def wider(self, more: int) -> BoundProvenance:
+        """Return a copy with ``more`` layers that have had no certificate."""
+        provenance = BoundProvenance(len(self._upper) + more)
         known = slice(0, len(self._upper))
-        origins._upper[known] = self._upper
-        origins._certified[known], origins._held[known] = self._certified, self._held
-        return origins
+        provenance._upper[known] = self._upper
+        provenance._certified[known] = self._certified
+        provenance._held[known] = self._held
+        return provenance

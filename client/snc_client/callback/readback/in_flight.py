@@ -1,75 +1,64 @@
-"""The rows of all devices on their way to the host, oldest first."""
+"""The rows whose copies to the host are under way, oldest first."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from snc_client.callback.readback.pending_row import Mask, Row, Scalars, parcel
+from snc_client.callback.readback.device_row import DeviceRow
+from snc_client.callback.readback.pending_row import PendingRow, start_copy
 from snc_client.callback.readback.pinned_buffers import Readback
+from snc_client.callback.readback.scalars import Scalars
+from snc_client.layer_row import Mask
 
-TAKEN_AT = 3  # rows in flight, among several ranks
-
-
-class Measured(NamedTuple):
-    """What a device has of one step: [M, l] for the layers at ``indices``."""
-
-    device: torch.device
-    indices: Sequence[int]
-    rows: Tensor
-    certified: Sequence[int] = ()
+TAKEN_AT = 3  # rows under way, among several ranks
 
 
 class InFlight:
     """Rows with these ``metrics``, from the step that made them until the host takes them."""
 
     def __init__(self, metrics: Sequence[str]) -> None:
-        self.lost = 0  # rows that found every buffer still in flight
+        self.lost = 0
+        """Rows that were never sent, because every buffer was in use."""
         self._metrics = metrics
         self._scalars = Scalars()
         self._readbacks: dict[torch.device, Readback] = {}
-        self._rows: deque[Row] = deque()
+        self._rows: deque[PendingRow] = deque()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def start(self, device: torch.device) -> None:
-        """Mark the begin of a device's work for the next row."""
+        """Record when ``device`` begins to work for the next row."""
         self._readback(device).start()
 
     def ship(
-        self, step: int, stops: Mask, values: Sequence[Measured], scalars: Mapping[str, Any]
-    ) -> Row | None:
-        """Send a row on its way; None if no buffer was free for it. ``stops``: bool [L]."""
+        self, step: int, stops: Mask, rows: Sequence[DeviceRow], scalars: Mapping[str, Any]
+    ) -> PendingRow | None:
+        """Start the copies of a step; None if no buffer is free. ``stops`` is bool [L]."""
         numbers, tensors = self._scalars.sort(scalars)
-        by_device: dict[torch.device, list[Measured]] = {device: [] for device in tensors}
-        for measured in values:
-            by_device.setdefault(measured.device, []).append(measured)
+        by_device: dict[torch.device, list[DeviceRow]] = {device: [] for device in tensors}
+        for row in rows:
+            by_device.setdefault(row.device, []).append(row)
         if any(self._readback(device).full() for device in by_device):
             self.lost += 1
             return None
-        parcels = [
-            parcel(
-                self._readback(device),
-                [each.rows for each in here],
-                [i for each in here for i in each.indices],
-                tensors.get(device, {}),
-            )
+        copies = [
+            start_copy(self._readback(device), here, self._metrics, tensors.get(device, {}))
             for device, here in by_device.items()
         ]
         certified = np.zeros(len(stops), np.bool_)
-        certified[[i for measured in values for i in measured.certified]] = True
-        row = Row(step, stops, numbers, parcels, certified, metrics=self._metrics)
-        self._rows.append(row)
-        return row
+        certified[[i for row in rows for i in row.certified]] = True
+        pending = PendingRow(step, stops, numbers, copies, certified, self._metrics)
+        self._rows.append(pending)
+        return pending
 
     def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
-        """Add scalars to the row of ``step`` unless it has arrived; return whether it took them."""
+        """Add scalars to the row of ``step``; return False if it has arrived or never existed."""
         row = self._rows[-1] if self._rows and self._rows[-1].step == step else None
         if row is None:
             return False
@@ -79,25 +68,28 @@ class InFlight:
             readback = self._readback(device)
             if not readback.full():
                 readback.start()
-                row.parcels.append(parcel(readback, [], [], named))
+                row.copies.append(start_copy(readback, [], self._metrics, named))
         return True
 
-    def taken(self, *, at_once: bool) -> Iterator[Row]:
-        """Yield the rows that have arrived; not ``at_once``: all but the newest two, waited for."""
+    def taken(self, *, at_once: bool) -> Iterator[PendingRow]:
+        """Yield rows that have arrived: with ``at_once`` those that are ready, without a wait.
+
+        Otherwise all rows but the newest two, each waited for.
+        """
         while self._rows and (self._rows[0].ready() if at_once else len(self._rows) >= TAKEN_AT):
             row = self._rows.popleft()
             row.wait()
             yield row
 
     def widen(self, more: int) -> None:
-        """Let the rows speak of so many more layers, which they have not measured."""
+        """Add ``more`` layers to every row, not measured and not certified."""
         for row in self._rows:
             row.stops, row.certified = (np.pad(x, (0, more)) for x in (row.stops, row.certified))
 
     def drop(self) -> None:
-        """Forget all rows."""
+        """Drop all rows, and take their buffers back."""
         for row in self._rows:
-            row.take(len(row.stops))  # gives the buffers back
+            row.take(len(row.stops))
         self._rows.clear()
 
     def _readback(self, device: torch.device) -> Readback:

@@ -1,29 +1,23 @@
-"""What a measurement looks like on the host: a reading per layer, the newest of all, the breach."""
+"""Latest: the newest measurement of each layer on the host, as a `Reading` per layer."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from snc_client.callback.readback.metrics import METRICS
+from snc_client.layer_row import Floats, LayerRow, Mask
 from snc_service.wire import ABSENT, absent
-
-# The rows of a measurement, in the order in which the device writes them.
-METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
-# They may follow, in this order. On the device -1 says "not measured": NaN would be a measurement.
-EXTRA_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm", "guard")
-NOT_MEASURED: Final = -1.0
-# Last, in steps, and known to the host alone: see `bound_provenance.Origins`.
-ORIGIN_METRICS: Final = ("certified_age", "bound_age")
 
 
 class ThresholdBreached(RuntimeError):
     """Raised in the training loop for a layer whose action is ``stop``.
 
-    ``sigma`` was measured after optimizer step ``step``; the host sees it one measurement later,
+    ``sigma`` was measured after optimizer step ``step``. The host reads it one measurement later,
     because the loop never waits for the device.
     """
 
@@ -44,12 +38,13 @@ Origin: TypeAlias = Literal["certified", "carried", "aged"]
 class Reading(TypedDict):
     """One layer at one step. None: not measured, never certified, or no threshold.
 
-    ``sigma`` and ``sigma_upper`` are from before the action, ``scale`` is what the action did;
-    ``ratio`` is sigma / threshold. ``sigma_upper_from`` says what sigma_upper is worth:
-    ``certified`` at this step; ``carried`` to it from the certificate of ``certified_age`` steps
-    ago by what the weight has moved, a bound too, but a looser one; ``aged``: it was a bound
-    ``bound_age`` steps ago, and is none of this weight. ``frobenius`` to ``update_norm``: see
-    `NormSignals`; ``guard``: how far the step went of what the guard allows, 1 being its limit.
+    ``sigma`` and ``sigma_upper`` are from before the action; ``scale`` is the factor that the
+    action applied; ``ratio`` is sigma / threshold. ``sigma_upper_from`` is ``certified`` for a
+    certificate of this step, ``carried`` for one of ``certified_age`` steps ago plus what the
+    weight has moved since (a bound too, but a looser one), and ``aged`` for a bound of the weight
+    ``bound_age`` steps ago, which is no bound of the weight at this step. ``frobenius`` to
+    ``update_norm`` are described at `NormSignals`. ``guard`` is the step's length relative to what
+    the guard allows: above 1 it is undone.
     """
 
     sigma: float | None
@@ -72,21 +67,18 @@ class Reading(TypedDict):
 class Latest(Mapping[str, Reading]):
     """The newest measurement of each layer that has arrived on the host: layer name -> `Reading`.
 
-    ``step`` is that of the newest row, -1 before the first one, and ``steps`` (int64 [L]) are those
-    at which the layers were measured: idle layers are measured in turns. ``columns`` is float32
-    [M, L], rows as in ``metrics``.
-    ``certified`` is bool [L]: sigma_upper was certified at this very step; of the others the
-    reading's ``sigma_upper_from`` says whether it is a bound of the weight at this step.
+    ``step`` is that of the newest row, -1 before the first one. ``steps`` (int64 [L]) are the steps
+    at which each layer was measured: idle layers are measured in turns. ``columns`` is float32
+    [M, L] in the order of ``metrics``. ``certified`` is bool [L]: sigma_upper is a certificate of
+    that step; for the other layers `Reading` says whether it is a bound.
     """
 
     names: Sequence[str] = ()
     step: int = -1
-    columns: npt.NDArray[np.float32] = field(
-        default_factory=lambda: np.empty((len(METRICS), 0), np.float32)
-    )
+    columns: Floats = field(default_factory=lambda: np.empty((len(METRICS), 0), np.float32))
     scalars: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[str] = METRICS
-    certified: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    certified: Mask = field(default_factory=lambda: np.empty(0, np.bool_))
     steps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __getitem__(self, layer: str) -> Reading:
@@ -124,33 +116,38 @@ class Latest(Mapping[str, Reading]):
         return int(self.columns.shape[1])
 
     def wider(self, names: Sequence[str]) -> Latest:
-        """Return this measurement with layers that follow in ``names``, of which it knows nothing.
-
-        Before the first measurement there is nothing to widen but the names.
-        """
+        """Return this measurement under ``names``, whose last layers have not been measured."""
         more = len(names) - self.columns.shape[1] if self.columns.shape[1] else 0
         columns = np.pad(self.columns, ((0, 0), (0, more)), constant_values=ABSENT)
         certified = np.pad(self.certified, (0, more))
         steps = np.pad(self.steps, (0, more), constant_values=-1)
         return replace(self, names=list(names), columns=columns, certified=certified, steps=steps)
 
-    def then(self, newer: Latest, gone: Collection[int] = ()) -> Latest:
-        """Return ``newer`` with what is known of the layers that it has not measured.
+    def then(self, row: LayerRow, gone: Collection[int] = ()) -> Latest:
+        """Return the newest values after ``row``: its own, else those known before.
 
-        Of the layers at the places ``gone`` nothing is known any more.
+        The values of the layers at the indices ``gone`` are dropped.
         """
-        new = ~absent(newer.row("sigma"))
+        new = ~absent(row.metric("sigma"))
         new[list(gone)] = True
-        steps = np.where(new, newer.step, self.steps if len(self.steps) else -1)
-        if new.all() or not len(self.steps):
-            return replace(newer, steps=steps)
-        columns = np.where(new, newer.columns, self.columns)
-        certified = np.where(new, newer.certified, self.certified)
-        return replace(newer, columns=columns, certified=certified, steps=steps)
+        steps = np.where(new, row.step, self.steps if len(self.steps) else -1)
+        columns, certified = row.values, row.certified
+        assert certified is not None, "a row from a device says which layers were certified"
+        if len(self.steps) and not new.all():
+            columns = np.where(new, columns, self.columns)
+            certified = np.where(new, certified, self.certified)
+        return replace(
+            self,
+            step=row.step,
+            columns=columns,
+            scalars=row.scalars,
+            certified=certified,
+            steps=steps,
+        )
 
-    def row(self, metric: str) -> npt.NDArray[np.float32]:
+    def row(self, metric: str) -> Floats:
         """Return one metric of every layer, float32 [L]."""
-        row: npt.NDArray[np.float32] = self.columns[self.metrics.index(metric)]
+        row: Floats = self.columns[self.metrics.index(metric)]
         return row
 
 
@@ -158,14 +155,3 @@ def _origin(certified_age: float | None, bound_age: float | None) -> Origin | No
     if bound_age is None:
         return None
     return "aged" if bound_age > 0 else "carried" if certified_age else "certified"
-
-
-def mark_absent(values: npt.NDArray[np.float32]) -> None:
-    """Write ABSENT where the device says "none": an infinite threshold, a NaN bound, a -1."""
-    threshold = values[METRICS.index("threshold")]
-    threshold[np.isinf(threshold)] = ABSENT
-    for metric in ("scale", "sigma_upper"):
-        row = values[METRICS.index(metric)]
-        row[np.isnan(row)] = ABSENT
-    extra = values[len(METRICS) :]
-    extra[extra < 0] = ABSENT

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snc_client.sender.queue.row import Floats, Row
+from snc_client.layer_row import Floats, LayerRow
 from snc_service.wire import ABSENT, METRIC_NAME, Batch, encode
 
 MAX_COLUMNS = 32  # metrics + scalars of one batch: the wire's limit
@@ -50,7 +50,7 @@ class Packer:
         """Continue the numbering of an earlier process: ``seq`` comes next."""
         self._seq, self._attempt, self._last_step = seq, attempt, last_step
 
-    def pack(self, rows: Sequence[Row], *, skipped: int, dropped: int) -> Frame:
+    def pack(self, rows: Sequence[LayerRow], *, skipped: int, dropped: int) -> Frame:
         """Return the next batch of 1 to `MAX_STEPS` rows whose steps increase strictly.
 
         A scalar that a row lacks is ABSENT there. Cost: two copies of the values.
@@ -82,13 +82,13 @@ class Packer:
         return self._attempt
 
 
-def _scalar_names(rows: Sequence[Row], room: int) -> tuple[str, ...]:
+def _scalar_names(rows: Sequence[LayerRow], room: int) -> tuple[str, ...]:
     """Return the names the wire can carry, in order of appearance, as many as there is room for."""
     names = dict.fromkeys(name for row in rows for name in row.scalars)
     return tuple(name for name in names if METRIC_NAME.fullmatch(name))[:room]
 
 
-def _scalar_values(rows: Sequence[Row], scalars: tuple[str, ...]) -> Floats:
+def _scalar_values(rows: Sequence[LayerRow], scalars: tuple[str, ...]) -> Floats:
     """Return [K, S]; beyond float32 is infinite, as it would be on the device."""
     values = np.full((len(scalars), len(rows)), ABSENT, np.float32)
     with np.errstate(over="ignore"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from snc_client.layer_row import LayerRow
 from snc_client.sender.backoff import EndState
 from snc_client.sender.queue.batching import Frame, Packer
-from snc_client.sender.queue.row import Row
 
 
 class Backlog(Protocol):
@@ -31,7 +31,7 @@ class Backlog(Protocol):
     def __len__(self) -> int:
         """Return the number of rows that wait."""
 
-    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
+    def take(self, *, after: int | None, max_bytes: int) -> LayerRow | None:
         """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
 
     def resume(self, packer: Packer) -> Frame | None:

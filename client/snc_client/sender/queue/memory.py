@@ -6,9 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+from snc_client.layer_row import LayerRow
 from snc_client.sender.backoff import EndState
 from snc_client.sender.queue.batching import Frame, Packer
-from snc_client.sender.queue.row import Row
 
 # Of one process. In steps of 1,000 layers x 5 metrics: 3,000 in memory, 50,000 in a spool.
 QUEUE_BYTES = 64 * 2**20
@@ -23,7 +23,7 @@ class RowQueue:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._rows: deque[Row] = deque()
+        self._rows: deque[LayerRow] = deque()
         self._lock = threading.Lock()
         self._max_bytes = max_bytes
         self._open = True
@@ -35,7 +35,7 @@ class RowQueue:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def put(self, row: Row) -> int:
+    def put(self, row: LayerRow) -> int:
         """Append ``row``; return how many rows wait now, 0 once closed."""
         with self._lock:
             if not self._open:
@@ -53,7 +53,7 @@ class RowQueue:
         with self._lock:
             self.dropped_values += num_values
 
-    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
+    def take(self, *, after: int | None, max_bytes: int) -> LayerRow | None:
         """Pop the oldest row if its step is above ``after`` and it fits; None otherwise."""
         with self._lock:
             if not self._rows:
@@ -63,12 +63,12 @@ class RowQueue:
                 return None
             return self._pop()
 
-    def take_all(self, most: int) -> list[Row]:
+    def take_all(self, most: int) -> list[LayerRow]:
         """Pop the oldest rows, at most ``most``."""
         with self._lock:
             return [self._pop() for _ in range(min(most, len(self._rows)))]
 
-    def put_back(self, rows: Sequence[Row]) -> None:
+    def put_back(self, rows: Sequence[LayerRow]) -> None:
         """Undo `take_all`."""
         with self._lock:
             self._rows.extendleft(reversed(rows))
@@ -93,7 +93,7 @@ class RowQueue:
             self.num_bytes = 0
         return False
 
-    def _pop(self) -> Row:
+    def _pop(self) -> LayerRow:
         row = self._rows.popleft()
         self.num_bytes -= row.num_bytes
         return row

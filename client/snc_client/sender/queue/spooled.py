@@ -11,14 +11,14 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from snc_client.layer_row import LayerRow
 from snc_client.sender.backoff import EndState
 from snc_client.sender.queue import spool_directory
 from snc_client.sender.queue.batching import Frame, Packer
 from snc_client.sender.queue.memory import RowQueue
-from snc_client.sender.queue.row import Row
 from snc_client.sender.queue.spool_codec import packed, unpacked
 from snc_client.spool import Spool
 
@@ -61,14 +61,15 @@ class SpooledRows:
         self,
         memory: RowQueue,
         open_spool: Callable[[], Spool],
-        shape: tuple[int, int],
+        metrics: Sequence[str],
+        num_layers: int,
         *,
         wake: Callable[[], None] = lambda: None,
         batch_steps: int = 1,
     ) -> None:
         self._memory = memory
         self._open_spool = open_spool
-        self._shape = shape
+        self._metrics, self._num_layers = metrics, num_layers
         self._wake = wake
         self._batch_steps = batch_steps
         self._spool: Spool | None = None
@@ -78,11 +79,11 @@ class SpooledRows:
         self._stopping = False  # the writing thread
         self._closed = False  # everything: another process may have the folder now
         self._complained = False
-        self._held: tuple[int, Row] | None = None  # read, and left for the next batch
+        self._held: tuple[int, LayerRow] | None = None  # read, and left for the next batch
         self._taken: list[int] = []  # indices of the rows of the batch under way
 
     # The training thread
-    def put(self, row: Row) -> int:
+    def put(self, row: LayerRow) -> int:
         """Hand a row over; it is in the log a moment later. Returns 0: the sender is told then."""
         if self._memory.put(row):
             self._bell.put(None)
@@ -160,7 +161,7 @@ class SpooledRows:
         """Return how the job ended, if it said so."""
         return self._progress.end
 
-    def take(self, *, after: int | None, max_bytes: int) -> Row | None:
+    def take(self, *, after: int | None, max_bytes: int) -> LayerRow | None:
         """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
         if self._closed:
             return None
@@ -243,11 +244,11 @@ class SpooledRows:
                 self._complain(error)
             return written
 
-    def _next(self) -> tuple[int, Row] | None:
+    def _next(self) -> tuple[int, LayerRow] | None:
         if self._spool is None or (found := self._spool.next()) is None:
             return None
         index, entry = found
-        return index, unpacked(entry, self._shape)
+        return index, unpacked(entry, self._metrics, self._num_layers)
 
     def _note(self, progress: Progress, *, sync: bool = False) -> None:
         with self._lock:

@@ -1,0 +1,46 @@
+"""StepPlan: what happens to each layer at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from snc_client.layer_row import Mask
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepPlan:
+    """What happens to L layers at one step, bool [L] each. The host decides it before the step."""
+
+    measured: Mask
+    """Sigma is estimated; the rest of the plan concerns these layers only."""
+    certified: Mask
+    """A certificate is computed."""
+    capped: Mask
+    """A layer with the action ``cap`` is capped; the others with that action are rescaled."""
+    pressing: Mask
+    """The carried bound may exceed the threshold at this step, as far as the host can know."""
+    idle: Mask
+    """Far below the threshold and not measured at every step: sigma may err by more."""
+    all_gradients: bool
+    """Whether the norm of all gradients together is measured."""
+
+    def of(self, layers: Sequence[int]) -> StepPlan:
+        """Return the plan of some layers, by their indices among all."""
+        measured = self.measured[layers]
+        return StepPlan(
+            measured=measured,
+            certified=self.certified[layers] & measured,
+            capped=self.capped[layers] & measured,
+            pressing=self.pressing[layers] & measured,
+            idle=self.idle[layers] & measured,
+            all_gradients=self.all_gradients,
+        )
+
+
+def indices(mask: Mask) -> list[int]:
+    """Return where a mask is True."""
+    found: list[int] = np.flatnonzero(mask).tolist()
+    return found

@@ -1,0 +1,110 @@
+"""StepPlanner: decides on the host which layers are measured, certified and capped at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import torch
+
+from snc_client.callback.monitor.device_group import IDLE_LAG
+from snc_client.callback.monitor.step_plan import StepPlan
+from snc_client.callback.schedule.certify_schedule import CertifySchedule
+from snc_client.callback.schedule.measure_schedule import Cadence, turns
+from snc_client.devices import reading_is_free
+from snc_client.layer_row import LayerRow, Mask
+
+VANISHING = 1e-7  # gradient norm over weight norm: the same ratio as in the service's rule
+
+
+class StepPlanner:
+    """Plans the steps of L layers from the rows that have arrived on the host."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        *,
+        certify_every: int | None,
+        strict: bool,
+        max_overhead: float | None,
+        idle_every: int | None,
+    ) -> None:
+        self.cadence = Cadence(num_layers, max_overhead)
+        self._proofs = Cadence(num_layers, None)  # goes by sigma_upper, for ``strict``
+        self._schedule = CertifySchedule(num_layers, certify_every) if certify_every else None
+        self._strict = strict
+        self._idle_every = idle_every
+        self._num_layers = num_layers
+        self._known_from = 0
+
+    @property
+    def certifies(self) -> bool:
+        """Return whether layers are certified in turns."""
+        return self._schedule is not None
+
+    def plan(self, step: int, held: Collection[int], *, all_gradients: bool) -> StepPlan | None:
+        """Return the plan of ``step``, None if no layer is due; to be called once for each step.
+
+        ``held`` are the layers to be rescaled or capped: ``strict`` measures them at every step.
+        ``all_gradients``: whether their norm is wanted; it is measured when a turn begins.
+        """
+        due, in_turn = self.cadence.due(step)
+        if self._strict:
+            due[sorted(held)] = True
+        if not due.any():
+            return None
+        certified = np.zeros(self._num_layers, np.bool_)
+        if self._schedule:
+            certified[self._schedule.due(due)] = True
+        active = self.cadence.active
+        in_turns = self.cadence.turns * self.cadence.pace > 1
+        return StepPlan(
+            measured=due | certified,
+            certified=certified,
+            capped=active,
+            pressing=self._proofs.urgent(step),
+            idle=~active & in_turns,
+            all_gradients=all_gradients and in_turn,
+        )
+
+    def learn(self, row: LayerRow) -> None:
+        """Take in a row that has arrived."""
+        sigma, threshold = row.metric("sigma"), row.metric("threshold")
+        if self._schedule:
+            self._schedule.saw(row.step, sigma, threshold)
+        if row.step > self._known_from:
+            self.cadence.saw(row.step, sigma, threshold, _unusual(row))
+            if self._strict:
+                self._proofs.saw(row.step, row.metric("sigma_upper"), threshold)
+
+    def restart(self, step: int) -> None:
+        """Treat every layer as active until a row of a step after ``step`` has arrived."""
+        self._known_from = step
+        self.cadence.reset()
+        self._proofs.reset()
+
+    def widen(self, more: int) -> None:
+        """Plan for ``more`` layers, the last ones."""
+        self._num_layers += more
+        self.cadence, self._proofs = self.cadence.wider(more), self._proofs.wider(more)
+        if self._schedule:
+            self._schedule = self._schedule.wider(more)
+
+    def set_devices(self, devices: Iterable[torch.device]) -> None:
+        """Divide idle layers into turns, as suits ``devices``.
+
+        A GPU measures all layers in one launch, faster than the host could choose among them.
+        """
+        if self._idle_every is not None:
+            self.cadence.turns = turns(self._num_layers, self._idle_every)
+        else:
+            on_cpu = all(map(reading_is_free, devices))
+            self.cadence.turns = turns(self._num_layers) if on_cpu else 1
+
+
+def _unusual(row: LayerRow) -> Mask:
+    """Return which warm blocks lag, and which gradients are negligible beside their weights."""
+    found: Mask = row.metric("residual") > IDLE_LAG * row.metric("sigma")
+    if "grad_norm" in row.metrics and "frobenius" in row.metrics:
+        found |= row.metric("grad_norm") < VANISHING * row.metric("frobenius")
+    return found  # a comparison with ABSENT, a NaN, is False
