@@ -30,8 +30,8 @@ MARGIN, MOST_MARGIN = 1e-3, 0.1
 # The first sigma is the reference for the whole run, so it gets the iterations of several calls.
 REGISTER_CALLS = 8
 # One iteration follows a weight that is measured at each call. After ten calls without, sigma may
-# err by 1 %. A certificate would then fail at its first two bounds and take its most expensive one, so
-# the layer gets one more iteration for every four calls in which it was not measured.
+# err by 1 %. A certificate would then fail at its first two bounds and take its most expensive one:
+# the layer gets one more iteration for every four calls without a measurement.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
 # A certificate above this multiple of sigma took its last resort: the warm block has lost the top
 # singular direction.
