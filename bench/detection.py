@@ -22,7 +22,7 @@ import numpy as np
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
-from snc_service.store.protocol import Rows, Submission
+from snc_service.store.types import Rows, Submission
 from snc_service.wire import Batch, LayerTable
 
 METRICS = ("sigma", "frobenius", "grad_norm", "update_norm", "threshold", "scale")
@@ -95,12 +95,12 @@ def ingest(num_layers: int, rows: int, repeats: int) -> tuple[float, float]:
         stores = [open_store(f"sqlite:///{Path(folder) / f'{side}.db'}") for side in range(2)]
         for store in stores:
             stack.callback(store.close)
-            store.create_run("r", name="r", project="p", config={}, tags=[], policy=None, now=1.0)
-            store.put_layer_table("r", table)
+            store.runs.create("r", name="r", project="p", config={}, tags=[], policy=None, now=1.0)
+            store.batches.put_layer_table("r", table)
         for batch in batches(num_layers, rows, repeats):
             for store, (judge, took) in zip(stores, sides, strict=True):
                 begin = time.perf_counter()
-                (outcome,) = store.ingest([Submission("r", batch, batch.seq, 1.0)], judge)
+                (outcome,) = store.batches.ingest([Submission("r", batch, batch.seq, 1.0)], judge)
                 took.append(time.perf_counter() - begin)
                 assert outcome.error is None
     on, off = (rows / statistics.median(took[5:]) for _, took in sides)

@@ -29,8 +29,8 @@ from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
 from snc_service.exposition.families import LAYER_FAMILIES
 from snc_service.exposition.layers import LayerValues
-from snc_service.store import open_store
-from snc_service.store.protocol import Store, Submission
+from snc_service.store import Store, open_store
+from snc_service.store.types import Submission
 from snc_service.wire import Batch, LayerSpec, LayerTable, encode
 
 METRICS = ("sigma", "sigma_upper", "threshold")
@@ -64,8 +64,8 @@ def feed(store: Store, case: Case) -> Callable[[], None]:
     runs, layers = names_of(case)
     table = LayerTable(tuple(LayerSpec(layer) for layer in layers))
     for run in runs:
-        store.create_run(run, name=run, project="p", config={}, tags=(), policy=None, now=now)
-        store.put_layer_table(run, table)
+        store.runs.create(run, name=run, project="p", config={}, tags=(), policy=None, now=now)
+        store.batches.put_layer_table(run, table)
     seq = 0
 
     def report() -> None:
@@ -75,7 +75,7 @@ def feed(store: Store, case: Case) -> Callable[[], None]:
             values = rng.random((len(METRICS), 1, len(layers))).astype(np.float32)
             batch = Batch("w", seq, table.hash, (seq,), METRICS, values)
             items.append(Submission(run, batch, zlib.crc32(encode(batch)), time.time()))
-        assert all(outcome.error is None for outcome in store.ingest(items, advance))
+        assert all(outcome.error is None for outcome in store.batches.ingest(items, advance))
         seq += 1
 
     return report
@@ -90,7 +90,7 @@ def library(case: Case, store: Store) -> Callable[[], bytes]:
         for family in LAYER_FAMILIES
     }
     for run in runs:
-        values = LayerValues(store.latest(run)).values
+        values = LayerValues(store.histories.latest(run)).values
         for family, gauge in gauges.items():
             for layer, value in zip(layers, values[family].tolist(), strict=True):
                 gauge.labels(run, layer).set(value)
@@ -135,11 +135,11 @@ def compared(case: Case, rounds: int) -> str:
 def read_all(store: Store, runs: list[str]) -> None:
     """Read what the exposition reads when every run has changed."""
     for state in ("active", "silent", "finished", "failed"):
-        store.runs(project=None, state=state, limit=500, after=None)
-    store.event_counts()
+        store.runs.page(project=None, state=state, limit=500, after=None)
+    store.events.counts()
     for run in runs:
-        store.latest(run)
-        store.newest_scalars(run, 0, 16)
+        store.histories.latest(run)
+        store.histories.latest_scalars(run, 0, 16)
 
 
 def main() -> None:

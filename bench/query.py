@@ -33,8 +33,8 @@ from ingest import serving, stores
 from store import METRICS, NOW, Walk, calibrate, quiet, started, table
 
 from snc_service.api.history.heatmap import ratio_heatmap
-from snc_service.store import open_store
-from snc_service.store.protocol import Store, Submission, Window
+from snc_service.store import Store, open_store
+from snc_service.store.types import Submission, Window
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, Batch, encode
 
 LAYERS = 1_000
@@ -75,7 +75,7 @@ def fill(store: Store, run: str, num_layers: int, num_steps: int, at_once: int, 
             whole.writer, whole.seq, whole.layers, whole.steps, whole.metrics[:most],
             whole.values[:most], whole.scalars, whole.scalar_values,
         )  # fmt: skip
-        (outcome,) = store.ingest([Submission(run, one, one.seq, NOW)], quiet)
+        (outcome,) = store.batches.ingest([Submission(run, one, one.seq, NOW)], quiet)
         assert outcome.error is None
         if job.seq % 20 == 0:
             store.fold(1, now=NOW)
@@ -95,42 +95,83 @@ def questions(run: str, num_steps: int, runs: list[str]) -> list[Query]:
     path, ratio = f"/runs/{run}", {"below": "threshold"}
     big = num_steps * LAYERS * len(METRICS) >= 10**8
     return [
-        Query("history, 1 layer, 1000 points",
-              lambda s: s.history(run, "sigma", ["l3"], Window()), f"{path}/layers/l3/history", {}),
-        Query("history, 1 layer, last 1000 steps",
-              lambda s: s.history(run, "sigma", ["l3"], last), f"{path}/layers/l3/history",
-              {"from_step": max(0, last.from_step)}),
-        Query("history, 8 layers, 1000 points",
-              lambda s: s.history(run, "sigma", eight, Window()), f"{path}/history",
-              {"layer": eight}),
-        Query("scalar history, 1000 points",
-              lambda s: s.scalar_history(run, "loss", Window()), f"{path}/scalars/loss/history",
-              {}),
-        Query("heatmap, 1000 x 500",
-              lambda s: s.heatmap(run, "sigma", Window(points=500), LAYERS, columns=("max",)),
-              f"{path}/heatmap", {"layers": LAYERS}, 100 if big else None),
-        Query("heatmap of ratio, 1000 x 500",
-              lambda s: ratio_heatmap(s, run, Window(points=500), LAYERS), f"{path}/heatmap",
-              {"layers": LAYERS, "metric": "ratio"}),
-        Query("worst 10 by ratio, whole run",
-              lambda s: s.worst(run, "sigma", Window(), 10, **ratio), f"{path}/worst", {}),
-        Query("newest values of all layers",
-              lambda s: s.latest(run), f"{path}/layers", {"limit": 100}),
-        Query(f"one layer over {len(runs)} runs, 200 points",
-              lambda s: [s.history(r, "sigma", ["l3"], Window(points=200)) for r in runs],
-              "/compare", {"run": runs, "layer": "l3"}),
-        Query("list of runs", lambda s: s.runs(project=None, state=None, limit=100, after=None),
-              "/runs", {}),
-    ]  # fmt: skip
+        Query(
+            "history, 1 layer, 1000 points",
+            lambda s: s.histories.of_layers(run, "sigma", ["l3"], Window()),
+            f"{path}/layers/l3/history",
+            {},
+        ),
+        Query(
+            "history, 1 layer, last 1000 steps",
+            lambda s: s.histories.of_layers(run, "sigma", ["l3"], last),
+            f"{path}/layers/l3/history",
+            {"from_step": max(0, last.from_step)},
+        ),
+        Query(
+            "history, 8 layers, 1000 points",
+            lambda s: s.histories.of_layers(run, "sigma", eight, Window()),
+            f"{path}/history",
+            {"layer": eight},
+        ),
+        Query(
+            "scalar history, 1000 points",
+            lambda s: s.histories.of_scalar(run, "loss", Window()),
+            f"{path}/scalars/loss/history",
+            {},
+        ),
+        Query(
+            "heatmap, 1000 x 500",
+            lambda s: s.histories.heatmap(
+                run, "sigma", Window(points=500), LAYERS, columns=("max",)
+            ),
+            f"{path}/heatmap",
+            {"layers": LAYERS},
+            100 if big else None,
+        ),
+        Query(
+            "heatmap of ratio, 1000 x 500",
+            lambda s: ratio_heatmap(s, run, Window(points=500), LAYERS),
+            f"{path}/heatmap",
+            {"layers": LAYERS, "metric": "ratio"},
+        ),
+        Query(
+            "worst 10 by ratio, whole run",
+            lambda s: s.histories.worst(run, "sigma", Window(), 10, **ratio),
+            f"{path}/worst",
+            {},
+        ),
+        Query(
+            "newest values of all layers",
+            lambda s: s.histories.latest(run),
+            f"{path}/layers",
+            {"limit": 100},
+        ),
+        Query(
+            f"one layer over {len(runs)} runs, 200 points",
+            lambda s: [s.histories.of_layers(r, "sigma", ["l3"], Window(points=200)) for r in runs],
+            "/compare",
+            {"run": runs, "layer": "l3"},
+        ),
+        Query(
+            "list of runs",
+            lambda s: s.runs.page(project=None, state=None, limit=100, after=None),
+            "/runs",
+            {},
+        ),
+    ]
 
 
 def long_questions() -> list[Query]:
     return [
-        Query(f"history, 1 layer, {steps:.0e} steps, 1000 points",
-              lambda s, run=run: s.history(run, "sigma", ["l3"], Window()),
-              f"/runs/{run}/layers/l3/history", {}, 5 if steps == 10**5 else 10)
+        Query(
+            f"history, 1 layer, {steps:.0e} steps, 1000 points",
+            lambda s, run=run: s.histories.of_layers(run, "sigma", ["l3"], Window()),
+            f"/runs/{run}/layers/l3/history",
+            {},
+            5 if steps == 10**5 else 10,
+        )
         for run, steps in LONG.items()
-    ]  # fmt: skip
+    ]
 
 
 def timed(ask: Callable[[], Any]) -> list[float]:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snc_service.store import open_store
-from snc_service.store.protocol import Event, Rows, Store, Submission, Window
+from snc_service.store import Store, open_store
+from snc_service.store.types import Event, Rows, Submission, Window
 from snc_service.wire import Batch, LayerSpec, LayerTable
 
 BYTES_PER_VALUE = 2.3
@@ -81,8 +81,8 @@ class Training(Walk):
 
 
 def started(store: Store, run: str, layers: LayerTable) -> None:
-    store.create_run(run, name=run, project="p", config={}, tags=(), policy=None, now=NOW)
-    store.put_layer_table(run, layers)
+    store.runs.create(run, name=run, project="p", config={}, tags=(), policy=None, now=NOW)
+    store.batches.put_layer_table(run, layers)
 
 
 def calibrate(folder: Path) -> None:
@@ -113,7 +113,7 @@ def big_batches(
     while walk.step < num_steps:
         one = walk.batch(100)
         start = time.perf_counter()
-        (outcome,) = store.ingest([Submission(run, one, one.seq, NOW)], quiet)
+        (outcome,) = store.batches.ingest([Submission(run, one, one.seq, NOW)], quiet)
         ingest_s += time.perf_counter() - start
         assert outcome.error is None
         start = time.perf_counter()
@@ -163,7 +163,7 @@ def wide(path: Path, budget_s: float) -> None:
     walk = Walk("w", layers)
     for _ in range(140):
         one = walk.batch(1)
-        store.ingest([Submission("wide", one, one.seq, NOW)], quiet)
+        store.batches.ingest([Submission("wide", one, one.seq, NOW)], quiet)
     calls, num_values = [], 0
     while True:
         start = time.perf_counter()
@@ -211,7 +211,7 @@ def small_batches(store: Store, num_writers: int, seconds: float) -> None:
             condition.wait_for(lambda: bool(waiting), timeout=0.1)
             group, waiting[:] = waiting[:64], waiting[64:]
         if group:
-            store.ingest([item for item, _, _ in group], quiet)
+            store.batches.ingest([item for item, _, _ in group], quiet)
             groups += 1
             for _, acked, since in group:
                 delays.append(time.perf_counter() - since)
@@ -229,12 +229,20 @@ def queries(store: Store, run: str, num_layers: int, num_steps: int) -> None:
     some = [f"l{i * num_layers // 8}" for i in range(8)]
     last = Window(from_step=num_steps - 1_000)
     asked = {
-        "history, 1 layer, 1000 points": lambda: store.history(run, "sigma", ["l3"], Window()),
-        "history, 8 layers, 1000 points": lambda: store.history(run, "sigma", some, Window()),
-        "history, 1 layer, last 1000": lambda: store.history(run, "sigma", ["l3"], last),
-        "scalar history, 1000 points": lambda: store.scalar_history(run, "loss", Window()),
-        "heatmap, 1000 x 500": lambda: store.heatmap(run, "sigma", Window(points=500), 1_000),
-        "latest": lambda: store.latest(run),
+        "history, 1 layer, 1000 points": lambda: store.histories.of_layers(
+            run, "sigma", ["l3"], Window()
+        ),
+        "history, 8 layers, 1000 points": lambda: store.histories.of_layers(
+            run, "sigma", some, Window()
+        ),
+        "history, 1 layer, last 1000": lambda: store.histories.of_layers(
+            run, "sigma", ["l3"], last
+        ),
+        "scalar history, 1000 points": lambda: store.histories.of_scalar(run, "loss", Window()),
+        "heatmap, 1000 x 500": lambda: store.histories.heatmap(
+            run, "sigma", Window(points=500), 1_000
+        ),
+        "latest": lambda: store.histories.latest(run),
     }
     for name, ask in asked.items():
         times = []

@@ -42,8 +42,7 @@ from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
-from snc_service.store import open_store
-from snc_service.store.protocol import Store
+from snc_service.store import Store, open_store
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -172,7 +171,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
             settings.token_runs,
         ),
         budget=Budget(settings.max_inflight_bytes),
-        tokens=Tokens(store.tokens, clock),
+        tokens=Tokens(store.tokens.all, clock),
         shares=Shares(
             settings.token_requests_per_second,
             settings.token_inflight_bytes,

@@ -19,7 +19,7 @@ from typing import Final, get_args
 
 from starlette.concurrency import run_in_threadpool
 
-from snc_service.store.protocol.records import Scope, Token
+from snc_service.store.types.records import Scope, Token
 
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 SECRET: Final = re.compile(r"snc_([0-9a-f]{12})_[0-9a-f]{48}")

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from snc_service.api.state import Service
 from snc_service.settings import Settings
-from snc_service.store.protocol import StoreError
+from snc_service.store.types import StoreError
 
 # How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
 SWEEPS = 10
@@ -76,7 +76,7 @@ def start_chores(
         # After a leap every run gets the time to report anew; after a start too, for while there
         # was no service none of them could.
         if heard.quiet_seconds >= silent_seconds:
-            service.store.mark_silent(now - silent_seconds, now)
+            service.store.runs.mark_silent(now - silent_seconds, now)
 
     def fold() -> None:
         service.store.fold(FOLD_SECONDS, now=service.clock())
@@ -85,11 +85,11 @@ def start_chores(
         deleted = []
         now = kept.look() - max(kept.total, 0.0)
         if settings.keep_days:
-            deleted += service.store.prune(now - settings.keep_days * 86_400)
+            deleted += service.store.runs.prune(now - settings.keep_days * 86_400)
         if settings.keep_bytes:
-            deleted += service.store.shrink(settings.keep_bytes)
+            deleted += service.store.runs.shrink(settings.keep_bytes)
         if settings.thin_days:
-            for run in service.store.thin(now - settings.thin_days * 86_400, service.clock()):
+            for run in service.store.runs.thin(now - settings.thin_days * 86_400, service.clock()):
                 log.info("run %r was thinned: SNC_THIN_DAYS says so", run)
         for run in deleted:
             log.info("run %r was deleted: SNC_KEEP_DAYS and SNC_KEEP_BYTES say so", run)

@@ -13,14 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snc_service.store.protocol import (
-    Advance,
-    Outcome,
-    Store,
-    StoreError,
-    StoreUnavailable,
-    Submission,
-)
+from snc_service.store import Store
+from snc_service.store.types import Advance, Outcome, StoreError, StoreUnavailable, Submission
 
 MAX_ITEMS = 64  # per transaction
 MAX_BYTES = 16 * 1024 * 1024  # of values, per transaction
@@ -112,7 +106,9 @@ class GroupCommit:
 
     def _commit(self, items: list[_Waiting]) -> None:
         try:
-            outcomes = self._store.ingest([item.submission for item in items], self._advance)
+            outcomes = self._store.batches.ingest(
+                [item.submission for item in items], self._advance
+            )
         except StoreUnavailable as error:
             _tell(items, [error] * len(items))
         except Exception as error:  # a thread's top: one bad batch must not stop the service

@@ -16,16 +16,13 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from snc_service.store.protocol import (
-    AlertingConflict,
+from snc_service.store.types import (
     CommandsWaiting,
     HistoryThinned,
     LayerTableMismatch,
     LayerTableUnknown,
     LayerUnknown,
-    PolicyConflict,
     QuotaExceeded,
-    RulesConflict,
     RunClosed,
     RunUnknown,
     SequenceConflict,
@@ -36,6 +33,7 @@ from snc_service.store.protocol import (
     TokenExists,
     TokenUnknown,
     TooManyAnnotations,
+    VersionConflict,
 )
 from snc_service.wire import WireError
 from snc_service.wire.checks import shown
@@ -257,7 +255,7 @@ def from_store(error: StoreError) -> Problem:
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
     if isinstance(error, HistoryThinned):
         return Problem("history-thinned", str(error), field="from_step", below=error.below)
-    if isinstance(error, PolicyConflict | RulesConflict | AlertingConflict):
+    if isinstance(error, VersionConflict):
         return Problem("precondition-failed", str(error), current=error.current)
     for of_store, kind in _STORE_KINDS:
         if isinstance(error, of_store):

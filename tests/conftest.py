@@ -13,9 +13,8 @@ from sandbox import ROOT, Sandbox, Stage
 from sending import dead_port, ledger  # noqa: F401  (fixtures)
 
 from snc_client.demo.service import free_port, serving
-from snc_service.store import open_store
+from snc_service.store import Store, open_store
 from snc_service.store.engines import postgres as engine_module
-from snc_service.store.protocol import Store
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from snc_service.alerts.checks import choice, glob, known_keys, link, names, seconds, switch, table
 from snc_service.alerts.receivers import MASK, TYPES, Receiver, address, masked_url
-from snc_service.store.protocol.incidents import Entry, Incident, Severity
+from snc_service.store.types.incidents import Entry, Incident, Severity
 from snc_service.wire import WireError
 
 SEVERITIES: Final[tuple[str, ...]] = get_args(Severity)

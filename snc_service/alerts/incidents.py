@@ -12,7 +12,7 @@ from typing import Final
 
 from snc_service.alerts.document import rank
 from snc_service.detect.memory import Quiet, quiet_steps
-from snc_service.store.protocol.incidents import Change, Entry, Incident, RunFacts
+from snc_service.store.types.incidents import Change, Entry, Incident, RunFacts
 
 QUIET_STEPS: Final = 50  # in which no rule of an incident fired: it is over
 CLOSED_SECONDS: Final = 300.0  # after a run has ended, its incidents are over

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from snc_service.store.protocol.incidents import Entry, Incident
+from snc_service.store.types.incidents import Entry, Incident
 
 Status: TypeAlias = Literal["firing", "resolved", "notice", "test"]
 VERSION = 1  # of the JSON form: fields are added, never renamed

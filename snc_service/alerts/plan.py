@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from snc_service.alerts.document import Alerting, rank
 from snc_service.alerts.receivers import Alertmanager
-from snc_service.store.protocol.incidents import Delivery, Entry, Incident, Silence
+from snc_service.store.types.incidents import Delivery, Entry, Incident, Silence
 
 # Alertmanager repeats and resolves by itself: it only wants to hear that an alert still stands.
 REFRESH_SECONDS: Final = 60.0

@@ -21,8 +21,9 @@ from snc_service.alerts.channels import tell
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
-from snc_service.store.protocol import StoreError
-from snc_service.store.protocol.incidents import AlertStore, Change, Delivery, Incident
+from snc_service.store import Store
+from snc_service.store.types import StoreError
+from snc_service.store.types.incidents import Change, Delivery, Incident
 
 PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds to a delivery
 SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over
@@ -47,7 +48,7 @@ class Alerts:
 
     def __init__(
         self,
-        store: AlertStore,
+        store: Store,
         *,
         allowed: Sequence[Network] = (),
         observe: Callable[[str], None] = lambda outcome: None,
@@ -106,9 +107,9 @@ class Alerts:
         now = self._clock()
         if now < self._looked_at - LEAP_SECONDS:
             log.warning("the clock went back: what is to be told is looked at anew")
-            self._store.wake_deliveries(now)
+            self._store.deliveries.wake(now)
         self._looked_at = now
-        work = self._store.alert_work(now)
+        work = self._store.incidents.work(now)
         alerting = self._alerting(work.version)
         if work.outbox:
             self._gather(alerting)
@@ -117,14 +118,14 @@ class Alerts:
             self._sweep(alerting, everything=work.version != self._routed)
             self._routed = work.version
         if work.outbox:  # what was gathered need not wait for the next look
-            work = self._store.alert_work(now)
+            work = self._store.incidents.work(now)
         for receiver in work.due:
             self._open_lane(receiver)
 
     def _alerting(self, version: int | None = None) -> Alerting:
         if version is None or version != self._document[0]:
-            stored = self._store.alerting()
-            self._document = (stored.version, Alerting.parse(stored.body))
+            stored = self._store.alert_routing.current()
+            self._document = (stored.version, Alerting.parse(stored.content))
         return self._document[1]
 
     def _gather(self, alerting: Alerting) -> None:
@@ -132,20 +133,20 @@ class Alerts:
         while taken == EVENTS_AT_ONCE and not self._closing.is_set():
             now = self._clock()
             decide = functools.partial(incidents.gather, told=alerting.told, now=now)
-            taken = self._store.gather_events(decide, now=now, limit=EVENTS_AT_ONCE)
+            taken = self._store.incidents.gather(decide, now=now, limit=EVENTS_AT_ONCE)
 
     def _sweep(self, alerting: Alerting, *, everything: bool) -> None:
         """Resolve what is over; after a change of the routing, let others hear of what is open."""
         now = self._clock()
         changes = []
-        for incident, facts in self._store.open_incidents():
+        for incident, facts in self._store.incidents.open():
             over = incidents.is_over(incident, facts, now)
             if over:
                 incident = incidents.resolved(incident, now)
             if over or everything:
                 changes.append(Change(incident, alerting.told(incident), wake=True))
         for start in range(0, len(changes), CHANGES_AT_ONCE):
-            self._store.change_incidents(changes[start : start + CHANGES_AT_ONCE], now=now)
+            self._store.incidents.change(changes[start : start + CHANGES_AT_ONCE], now=now)
 
     def _open_lane(self, receiver: str) -> None:
         lane = self._lanes.get(receiver)
@@ -161,10 +162,10 @@ class Alerts:
         try:
             while not self._closing.is_set():
                 now = self._clock()
-                found = self._store.due_delivery(receiver, now)
+                found = self._store.deliveries.due(receiver, now)
                 if found is None:
                     return
-                if self._store.claim_delivery(found[0], now=now, until=now + LEASE_SECONDS):
+                if self._store.deliveries.claim(found[0], now=now, until=now + LEASE_SECONDS):
                     self._see_to(*found)
         except StoreError as error:
             log.warning("alerts to %s wait for the store: %s", receiver, error)
@@ -175,11 +176,11 @@ class Alerts:
 
     def _see_to(self, delivery: Delivery, incident: Incident) -> None:
         now = self._clock()
-        alerting = self._alerting(self._store.alert_work(now).version)
-        step = plan.next_step(delivery, incident, alerting, self._store.silences(now), now)
+        alerting = self._alerting(self._store.incidents.work(now).version)
+        step = plan.next_step(delivery, incident, alerting, self._store.silences.active(now), now)
         if isinstance(step, plan.Wait):
             after = replace(delivery, next_at=step.until, silenced=step.silenced)
-            self._store.save_delivery(after, revision=incident.revision, now=now)
+            self._store.deliveries.save(after, revision=incident.revision, now=now)
             return
         message = Message(step.message, incident, alerting.service_url)
         try:
@@ -189,7 +190,7 @@ class Alerts:
             return
         now = self._clock()
         after = plan.after_success(delivery, incident, step, now)
-        self._store.save_delivery(after, revision=incident.revision, now=now)
+        self._store.deliveries.save(after, revision=incident.revision, now=now)
         self._observe("delivered")
         if delivery.failures:
             log.info("alerts to %s arrive again", delivery.receiver)
@@ -202,5 +203,5 @@ class Alerts:
             then = "it is given up" if given_up else "it will be tried again"
             log.warning("%s did not take an alert, %s: %s", delivery.receiver, then, error)
         hold = after.next_at if error.outage else None
-        self._store.save_delivery(after, revision=incident.revision, now=now, hold_until=hold)
+        self._store.deliveries.save(after, revision=incident.revision, now=now, hold_until=hold)
         self._observe("abandoned" if given_up else error.outcome)

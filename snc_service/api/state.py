@@ -15,7 +15,7 @@ from snc_service.auth import Access, Tokens
 from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.problems import Problem
-from snc_service.store.protocol import Store
+from snc_service.store import Store
 
 INFLATING = 2
 ACCESS = "snc.access"  # where the ASGI scope of a request holds its `Access`

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.protocol import Rows
-from snc_service.store.protocol.rule_settings import Annotation
+from snc_service.store.types import Rows
+from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable, RuleSettings
 from snc_service.wire.checks import MAX_STEPS
 

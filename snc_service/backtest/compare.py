@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from snc_service.store.protocol import Event
+from snc_service.store.types import Event
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from snc_service.backtest.columns import rows
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 from snc_service.wire import WireError
 from snc_service.wire.checks import MAX_LAYERS, MAX_STEP, printable, shown
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.detect.rules import Verdict, judge
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
 
 # Of these a limit says how much is too much; the others count what must not happen at all.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from snc_service.detect.rules import judge
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import RuleSettings
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from snc_service.backtest.columns import Floats, rows
 from snc_service.cli.failure import Failure
 from snc_service.cli.service import Service
-from snc_service.store.protocol import Rows
-from snc_service.store.protocol.rule_settings import Annotation
+from snc_service.store.types import Rows
+from snc_service.store.types.annotations import Annotation
 from snc_service.wire import ABSENT, RuleSettings, WireError
 from snc_service.wire.checks import MAX_LAYERS
 

@@ -17,7 +17,7 @@ import numpy as np
 from snc_service.detect.findings import Finding
 from snc_service.detect.memory import Floats, Memory
 from snc_service.detect.running import REST_ROWS
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 
 # The rules that know of single layers, in the order of their numbers in the state.
 BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")

@@ -14,7 +14,7 @@ import numpy as np
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.detect.signals import Mask
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 
 # What is wrong whatever was planned is still told: values that are not finite, thresholds, the
 # guard, and updates out of all proportion to their weight.

@@ -25,7 +25,7 @@ from snc_service.detect.planned import RELATIVE, planned
 from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
 from snc_service.detect.signals import Signals
 from snc_service.detect.trends import follow
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import RuleSetting, RuleSettings
 
 # What each rule looks at, in the order in which rules of one row speak.

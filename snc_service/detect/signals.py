@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 from snc_service.wire import absent
 
 Floats: TypeAlias = npt.NDArray[np.float32]

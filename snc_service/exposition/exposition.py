@@ -12,7 +12,8 @@ from snc_service.exposition.families import LAYER_FAMILIES, RUN_FAMILIES, Family
 from snc_service.exposition.process import ProcessMetrics
 from snc_service.exposition.run_text import Counts, Newest, RunText
 from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
-from snc_service.store.protocol import Run, RunState, RunUnknown, Store
+from snc_service.store import Store
+from snc_service.store.types import Run, RunState, RunUnknown
 
 # How long a run's series outlive its last report (or its end), in seconds.
 CLOSED_SECONDS: Final = 300.0
@@ -91,7 +92,7 @@ class Exposition:
     def run_metrics(self, run: str, *, openmetrics: bool = False) -> Text:
         """Return one run's series, in full up to 100,000 per-layer series. Raises `RunUnknown`."""
         with self._lock:
-            found = self._store.run(run)
+            found = self._store.runs.get(run)
             text = self._single.pop(run, None) or RunText(run)
             self._single[run] = text  # the newest last: the oldest makes room
             if len(self._single) > PAGE:
@@ -138,8 +139,8 @@ class Exposition:
         if not _shows_layers(run, now):
             return None
         return Newest(
-            layers=lambda: self._store.latest(run.run),
-            scalars=lambda step: self._store.newest_scalars(run.run, step, SCALARS),
+            layers=lambda: self._store.histories.latest(run.run),
+            scalars=lambda step: self._store.histories.latest_scalars(run.run, step, SCALARS),
         )
 
     def _listed(self, now: float) -> list[Run]:
@@ -147,11 +148,11 @@ class Exposition:
         found = {run.run: run for run in self._open()}
         for state in ("silent", "finished", "failed"):
             # Closed runs pile up: look at the newest, and at those shown before.
-            page = self._store.runs(project=None, state=state, limit=PAGE, after=None)
+            page = self._store.runs.page(project=None, state=state, limit=PAGE, after=None)
             found.update((run.run, run) for run in page.items)
         for name in self._shared.keys() - found.keys():
             try:
-                found[name] = self._store.run(name)
+                found[name] = self._store.runs.get(name)
             except RunUnknown:  # deleted since
                 continue
         return [found[name] for name in sorted(found) if _is_listed(found[name], now)]
@@ -160,7 +161,7 @@ class Exposition:
         state: RunState = "active"
         after: tuple[Any, ...] | None = None
         while True:
-            page = self._store.runs(project=None, state=state, limit=PAGE, after=after)
+            page = self._store.runs.page(project=None, state=state, limit=PAGE, after=after)
             yield from page.items
             after = page.next
             if after is None:
@@ -168,7 +169,7 @@ class Exposition:
 
     def _counts(self) -> Counts:
         counts: dict[str, list[tuple[str, str, int]]] = {}
-        for (run, rule, severity), count in sorted(self._store.event_counts().items()):
+        for (run, rule, severity), count in sorted(self._store.events.counts().items()):
             counts.setdefault(run, []).append((rule, severity, count))
         return counts
 

@@ -17,7 +17,7 @@ from snc_service.exposition.families import (
     Family,
 )
 from snc_service.exposition.text import Template
-from snc_service.store.protocol import Latest
+from snc_service.store.types import Latest
 from snc_service.wire import ABSENT, absent
 
 KEEP_SECONDS = 300.0  # a layer that is shown stays at least this long

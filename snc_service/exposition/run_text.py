@@ -11,7 +11,7 @@ from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN, Family
 from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selection
 from snc_service.exposition.text import escaped, line, number
-from snc_service.store.protocol import Latest, Run
+from snc_service.store.types import Latest, Run
 
 # Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
 LABEL_CHARS = 128

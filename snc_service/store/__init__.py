@@ -1,4 +1,4 @@
-"""The store: one protocol, an engine per database, chosen by the URL and nothing else."""
+"""The store: one class, and an engine per database that the URL chooses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 from snc_service.store.engines.sqlite import SqliteDatabase, back_up
-from snc_service.store.protocol import Store, StoreUnavailable
-from snc_service.store.sql import SqlStore
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Database
+from snc_service.store.store import Store
+from snc_service.store.types import StoreUnavailable
 
-__all__ = ["back_up_store", "open_store", "upgrade_store"]
+__all__ = ["Store", "back_up_store", "open_store", "upgrade_store"]
 
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
 
@@ -24,7 +24,7 @@ def open_store(url: str) -> Store:
     for any other URL and `StoreUnavailable` (one sentence) if the database cannot be opened or
     written, is no store, or was written by a newer release.
     """
-    return SqlStore(_database(url))
+    return Store(_database(url))
 
 
 def upgrade_store(url: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.protocol import Buckets, Floats, Steps
+from snc_service.store.types import Buckets, Floats, Steps
 from snc_service.wire import ABSENT, absent
 
 Counts = npt.NDArray[np.int32]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store.downsampling import PLANES, Partial
-from snc_service.store.protocol import Floats
+from snc_service.store.types import Floats
 
 try:
     import pcodec

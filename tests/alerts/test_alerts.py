@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from snc_service.alerts import plan, worker
 from snc_service.settings import Settings
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.types import StoreUnavailable
 
 TABLE = table_of("fc1.weight", "fc2.weight")
 SECRET = "a secret of sixteen characters"
@@ -75,7 +75,7 @@ class Watched:
         """Wait until nothing is due and nothing waits to be gathered."""
 
         def idle():
-            work = self.api.service.store.alert_work(self.clock())
+            work = self.api.service.store.incidents.work(self.clock())
             return not work.outbox and not work.due
 
         until(idle)
@@ -346,7 +346,7 @@ def test_a_store_that_fails_for_a_while_costs_no_alert(watched, monkeypatch):
 
     with listening() as there, monkeypatch.context() as trouble:
         watched.route(pager=there.url)
-        trouble.setattr(store, "gather_events", broken)
+        trouble.setattr(store.incidents, "gather", broken)
         watched.train(1, sigma=3.0)
         assert failed.wait(30)
         trouble.undo()

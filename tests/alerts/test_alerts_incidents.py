@@ -9,7 +9,7 @@ from snc_service.alerts.incidents import MAX_ENTRIES, is_over, resolved
 from snc_service.detect.memory import quiet_steps
 from snc_service.detect.rules import advance
 from snc_service.detect.running import NEVER
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 
 LATER = NOW + 60
 

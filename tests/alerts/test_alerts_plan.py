@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from snc_service.alerts import Alerting
 from snc_service.alerts.plan import Tell, Wait, after_failure, after_success, jitter, next_step
-from snc_service.store.protocol.incidents import Delivery, Silence
+from snc_service.store.types.incidents import Delivery, Silence
 
 HOUR = 3_600
 ROUTED = {

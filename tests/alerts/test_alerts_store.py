@@ -9,9 +9,9 @@ from store_cases import NOW, batch, new_run, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.engines import sqlite
-from snc_service.store.protocol import AlertingConflict, Event
-from snc_service.store.protocol.incidents import Change, Delivery, Silence
 from snc_service.store.sql.database import schema
+from snc_service.store.types import Event, VersionConflict
+from snc_service.store.types.incidents import Change, Delivery, Silence
 
 LAYERS = table("fc1.weight")
 DOCUMENT = {"receivers": {}, "routes": []}
@@ -39,7 +39,7 @@ def speaking(*rules):
 
 def run_with_events(store, run="r1", rules=("breach",)):
     new_run(store, run)
-    store.put_layer_table(run, LAYERS)
+    store.batches.put_layer_table(run, LAYERS)
     stored(store, batch(LAYERS, 0, [5], {"sigma": [[1.0]]}), run=run, advance=speaking(*rules))
 
 
@@ -51,7 +51,7 @@ def gathered(store, limit=100):
         seen.append((facts, open_one, list(entries)))
         return []
 
-    store.gather_events(gather, now=NOW, limit=limit)
+    store.incidents.gather(gather, now=NOW, limit=limit)
     return seen
 
 
@@ -67,15 +67,15 @@ def opening(*receivers):
 
 def with_incident(store, *receivers):
     run_with_events(store)
-    store.gather_events(opening(*receivers), now=NOW, limit=100)
-    (made,), _ = store.incidents()
+    store.incidents.gather(opening(*receivers), now=NOW, limit=100)
+    (made,), _ = store.incidents.page()
     return made
 
 
 def test_every_event_comes_by_exactly_once_in_order(store):
     run_with_events(store, "r1", ["breach", "sigma_jump"])
     run_with_events(store, "r2", ["breach"])
-    assert store.alert_work(NOW).outbox
+    assert store.incidents.work(NOW).outbox
     (first, none, ones), (second, _, twos) = gathered(store)
     assert (first.run, first.project, first.state, none) == ("r1", "p", "active", None)
     assert first.rule_state == b"remembered"
@@ -84,7 +84,7 @@ def test_every_event_comes_by_exactly_once_in_order(store):
     assert ones[1].message == "breach at 5"
     assert (second.run, [each.rule for each in twos]) == ("r2", ["run_started", "breach"])
     assert gathered(store) == []
-    assert not store.alert_work(NOW).outbox
+    assert not store.incidents.work(NOW).outbox
 
 
 def test_a_limit_takes_the_oldest_of_a_run_first(store):
@@ -100,7 +100,7 @@ def test_what_goes_wrong_while_gathering_loses_no_event(store):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        store.gather_events(broken, now=NOW, limit=100)
+        store.incidents.gather(broken, now=NOW, limit=100)
     assert len(gathered(store)) == 1
 
 
@@ -120,14 +120,14 @@ def test_an_incident_is_stored_with_who_is_to_be_told(store):
     made = with_incident(store, "chat", "pager")
     assert (made.run, made.project, made.state) == ("r1", "p", "open")
     assert [each.rule for each in made.entries] == ["run_started", "breach"]
-    assert store.incident(made.id) == made
-    assert store.alert_work(NOW).due == ("chat", "pager")
-    assert store.alert_work(NOW - 1).due == ()
-    delivery, found = store.due_delivery("chat", NOW)
+    assert store.incidents.get(made.id) == made
+    assert store.incidents.work(NOW).due == ("chat", "pager")
+    assert store.incidents.work(NOW - 1).due == ()
+    delivery, found = store.deliveries.due("chat", NOW)
     assert delivery == Delivery(made.id, "chat", NOW)
     assert found == made
-    assert store.due_delivery("nobody", NOW) is None
-    ((open_one, facts),) = store.open_incidents()
+    assert store.deliveries.due("nobody", NOW) is None
+    ((open_one, facts),) = store.incidents.open()
     assert (open_one, facts.run, facts.rule_state) == (made, "r1", b"remembered")
 
 
@@ -142,73 +142,73 @@ def test_the_open_incident_is_there_when_more_events_come(store):
 
 def test_only_one_of_two_who_claim_a_delivery_has_it(store):
     with_incident(store, "chat")
-    delivery, _ = store.due_delivery("chat", NOW)
-    assert store.claim_delivery(delivery, now=NOW, until=NOW + 15)
-    assert not store.claim_delivery(delivery, now=NOW, until=NOW + 15)
-    assert store.due_delivery("chat", NOW) is None
-    assert store.alert_work(NOW).due == ()
-    assert store.due_delivery("chat", NOW + 15) is not None  # the first died on the way
+    delivery, _ = store.deliveries.due("chat", NOW)
+    assert store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
+    assert not store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
+    assert store.deliveries.due("chat", NOW) is None
+    assert store.incidents.work(NOW).due == ()
+    assert store.deliveries.due("chat", NOW + 15) is not None  # the first died on the way
 
 
 def test_a_change_does_not_break_a_claim_and_is_due_once_that_is_over(store):
     made = with_incident(store, "chat")
-    delivery, _ = store.due_delivery("chat", NOW)
-    store.claim_delivery(delivery, now=NOW, until=NOW + 15)
+    delivery, _ = store.deliveries.due("chat", NOW)
+    store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
     worse = replace(made, severity="critical", revision=made.revision + 1)
-    store.change_incidents([Change(worse, wake=True)], now=NOW + 1)
-    assert store.due_delivery("chat", NOW + 1) is None
+    store.incidents.change([Change(worse, wake=True)], now=NOW + 1)
+    assert store.deliveries.due("chat", NOW + 1) is None
     after = replace(delivery, told="firing", told_at=NOW, next_at=NOW + 600)
-    store.save_delivery(after, revision=made.revision, now=NOW + 2)
-    assert store.due_delivery("chat", NOW + 2) is not None
+    store.deliveries.save(after, revision=made.revision, now=NOW + 2)
+    assert store.deliveries.due("chat", NOW + 2) is not None
 
 
 def test_who_read_a_delivery_before_somebody_else_made_it_cannot_claim_it(store):
     made = with_incident(store, "chat")
-    read, _ = store.due_delivery("chat", NOW)
-    store.claim_delivery(read, now=NOW, until=NOW + 15)
+    read, _ = store.deliveries.due("chat", NOW)
+    store.deliveries.claim(read, now=NOW, until=NOW + 15)
     after = replace(read, told="firing", told_at=NOW, next_at=NOW + 600)
-    store.save_delivery(after, revision=made.revision, now=NOW)
-    assert not store.claim_delivery(read, now=NOW, until=NOW + 15)
+    store.deliveries.save(after, revision=made.revision, now=NOW)
+    assert not store.deliveries.claim(read, now=NOW, until=NOW + 15)
 
 
 def test_what_became_of_a_delivery_is_kept(store):
     made = with_incident(store, "chat")
     after = Delivery(made.id, "chat", NOW + 60, "firing", NOW, "warning")
-    store.save_delivery(after, revision=made.revision, now=NOW)
-    assert store.due_delivery("chat", NOW + 59) is None
-    assert store.due_delivery("chat", NOW + 60)[0] == after
+    store.deliveries.save(after, revision=made.revision, now=NOW)
+    assert store.deliveries.due("chat", NOW + 59) is None
+    assert store.deliveries.due("chat", NOW + 60)[0] == after
 
 
 def test_what_changed_while_it_was_told_is_told_again(store):
     made = with_incident(store, "chat")
     worse = replace(made, severity="critical", revision=made.revision + 1)
-    assert store.change_incidents([Change(worse, wake=True)], now=NOW + 1) == 1
+    assert store.incidents.change([Change(worse, wake=True)], now=NOW + 1) == 1
     after = Delivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
-    store.save_delivery(after, revision=made.revision, now=NOW + 2)
-    delivery, found = store.due_delivery("chat", NOW + 2)
+    store.deliveries.save(after, revision=made.revision, now=NOW + 2)
+    delivery, found = store.deliveries.due("chat", NOW + 2)
     assert (delivery.told, found.severity) == ("firing", "critical")
 
 
 def test_a_change_of_what_has_changed_since_is_refused(store):
     made = with_incident(store)
     newer = replace(made, revision=made.revision + 1)
-    assert store.change_incidents([Change(newer)], now=NOW) == 1
+    assert store.incidents.change([Change(newer)], now=NOW) == 1
     newest = replace(newer, revision=newer.revision + 1)
     ghost = replace(made, id=99)
-    assert store.change_incidents([Change(newest), Change(newer), Change(ghost)], now=NOW) == 1
-    assert store.incident(made.id) == newest
+    assert store.incidents.change([Change(newest), Change(newer), Change(ghost)], now=NOW) == 1
+    assert store.incidents.get(made.id) == newest
 
 
 def test_an_outage_puts_off_everything_else_that_is_due_to_its_receiver(store):
     run_with_events(store, "r1")
     run_with_events(store, "r2")
-    store.gather_events(opening("chat", "pager"), now=NOW, limit=100)
-    delivery, found = store.due_delivery("chat", NOW)
+    store.incidents.gather(opening("chat", "pager"), now=NOW, limit=100)
+    delivery, found = store.deliveries.due("chat", NOW)
     failed = replace(delivery, next_at=NOW + 8, failures=1, failing_since=NOW, error="down")
-    store.save_delivery(failed, revision=found.revision, now=NOW, hold_until=NOW + 8)
-    assert store.alert_work(NOW + 7).due == ("pager",)
-    assert store.alert_work(NOW + 8).due == ("chat", "pager")
-    chat, pager = store.receiver_health()
+    store.deliveries.save(failed, revision=found.revision, now=NOW, hold_until=NOW + 8)
+    assert store.incidents.work(NOW + 7).due == ("pager",)
+    assert store.incidents.work(NOW + 8).due == ("chat", "pager")
+    chat, pager = store.deliveries.health()
     assert (chat.receiver, chat.waiting, chat.failures, chat.error) == ("chat", 2, 1, "down")
     assert (pager.waiting, pager.failures, pager.error, pager.told_at) == (2, 0, "", None)
 
@@ -216,26 +216,26 @@ def test_an_outage_puts_off_everything_else_that_is_due_to_its_receiver(store):
 def test_incidents_are_listed_newest_first_by_pages_and_filters(store):
     for run, project in (("r1", "p"), ("r2", "q"), ("r3", "p")):
         new_run(store, run, project)
-    store.gather_events(opening(), now=NOW, limit=100)
-    runs = [each.run for each in store.incidents()[0]]
+    store.incidents.gather(opening(), now=NOW, limit=100)
+    runs = [each.run for each in store.incidents.page()[0]]
     assert runs == ["r3", "r2", "r1"]
-    assert [each.run for each in store.incidents(project="p")[0]] == ["r3", "r1"]
-    assert [each.run for each in store.incidents(run="r2")[0]] == ["r2"]
-    assert store.incidents(state="resolved") == ([], None)
-    page, following = store.incidents(limit=2)
+    assert [each.run for each in store.incidents.page(project="p")[0]] == ["r3", "r1"]
+    assert [each.run for each in store.incidents.page(run="r2")[0]] == ["r2"]
+    assert store.incidents.page(state="resolved") == ([], None)
+    page, following = store.incidents.page(limit=2)
     assert [each.run for each in page] == ["r3", "r2"]
-    rest, end = store.incidents(limit=2, after=following)
+    rest, end = store.incidents.page(limit=2, after=following)
     assert ([each.run for each in rest], end) == (["r1"], None)
 
 
 def test_the_first_who_acknowledges_is_kept_and_in_the_audit_log(store):
     made = with_incident(store)
-    known = store.acknowledge(made.id, author="anna", now=NOW + 5, comment="on it")
+    known = store.incidents.acknowledge(made.id, author="anna", now=NOW + 5, comment="on it")
     assert (known.acknowledged_by, known.acknowledged_at) == ("anna", NOW + 5)
     assert known.revision == made.revision + 1
-    assert store.acknowledge(made.id, author="ben", now=NOW + 9) == known
-    assert store.acknowledge(99, author="ben", now=NOW) is None
-    (audited,), _ = store.audit(author=None, action=None, subject=None, limit=5, after=None)
+    assert store.incidents.acknowledge(made.id, author="ben", now=NOW + 9) == known
+    assert store.incidents.acknowledge(99, author="ben", now=NOW) is None
+    (audited,), _ = store.audit.page(author=None, action=None, subject=None, limit=5, after=None)
     assert (audited.action, audited.author, audited.detail) == (
         "incident_acknowledged",
         "anna",
@@ -245,41 +245,44 @@ def test_the_first_who_acknowledges_is_kept_and_in_the_audit_log(store):
 
 def test_a_silence_lasts_until_it_ends_and_what_it_held_is_due_again(store):
     made = with_incident(store, "chat")
-    silence = store.add_silence(Silence(0, "*", "r1", "*", "*", NOW + 60, "", "anna", NOW))
+    silence = store.silences.add(Silence(0, "*", "r1", "*", "*", NOW + 60, "", "anna", NOW))
     assert silence.id > 0
-    assert store.silences(NOW + 59) == [silence]
-    assert store.silences(NOW + 60) == []
+    assert store.silences.active(NOW + 59) == [silence]
+    assert store.silences.active(NOW + 60) == []
     held = Delivery(made.id, "chat", NOW + 60, silenced=True)
-    store.save_delivery(held, revision=made.revision, now=NOW)
-    assert store.alert_work(NOW + 1).due == ()
-    assert store.delete_silence(silence.id, author="ben", now=NOW + 1)
-    assert store.alert_work(NOW + 1).due == ("chat",)
-    assert not store.delete_silence(silence.id, author="ben", now=NOW + 1)
-    entries, _ = store.audit(author=None, action=None, subject=None, limit=5, after=None)
+    store.deliveries.save(held, revision=made.revision, now=NOW)
+    assert store.incidents.work(NOW + 1).due == ()
+    assert store.silences.delete(silence.id, author="ben", now=NOW + 1)
+    assert store.incidents.work(NOW + 1).due == ("chat",)
+    assert not store.silences.delete(silence.id, author="ben", now=NOW + 1)
+    entries, _ = store.audit.page(author=None, action=None, subject=None, limit=5, after=None)
     assert [each.action for each in entries] == ["silence_deleted", "silence_added"]
 
 
 def test_every_change_lets_a_silenced_delivery_be_looked_at_again(store):
     made = with_incident(store, "chat", "pager")
     held = Delivery(made.id, "chat", NOW + 60, silenced=True)
-    store.save_delivery(held, revision=made.revision, now=NOW)
+    store.deliveries.save(held, revision=made.revision, now=NOW)
     told = Delivery(made.id, "pager", NOW + 60, "firing", NOW, "warning")
-    store.save_delivery(told, revision=made.revision, now=NOW)
+    store.deliveries.save(told, revision=made.revision, now=NOW)
     joined = replace(made, entries=(*made.entries, entry(9)), revision=made.revision + 1)
-    store.change_incidents([Change(joined)], now=NOW + 1)
-    assert store.alert_work(NOW + 1).due == ("chat",)
+    store.incidents.change([Change(joined)], now=NOW + 1)
+    assert store.incidents.work(NOW + 1).due == ("chat",)
 
 
 def test_routing_has_versions_and_of_two_who_change_one_the_second_is_told(store):
-    assert (store.alerting().version, store.alerting().body) == (0, DOCUMENT)
-    first = store.put_alerting({"routes": [1]}, author="anna", now=NOW, if_version=0)
-    assert (first.version, store.alerting()) == (1, first)
-    with pytest.raises(AlertingConflict) as error:
-        store.put_alerting(DOCUMENT, author="ben", now=NOW, if_version=0)
+    assert (store.alert_routing.current().version, store.alert_routing.current().content) == (
+        0,
+        DOCUMENT,
+    )
+    first = store.alert_routing.put({"routes": [1]}, author="anna", now=NOW, if_version=0)
+    assert (first.version, store.alert_routing.current()) == (1, first)
+    with pytest.raises(VersionConflict) as error:
+        store.alert_routing.put(DOCUMENT, author="ben", now=NOW, if_version=0)
     assert error.value.current == 1
-    second = store.put_alerting(DOCUMENT, author="ben", now=NOW + 1, if_version=None)
-    assert store.alerting_versions() == [second, first]
-    assert store.alert_work(NOW).version == 2
+    second = store.alert_routing.put(DOCUMENT, author="ben", now=NOW + 1, if_version=None)
+    assert store.alert_routing.versions() == [second, first]
+    assert store.incidents.work(NOW).version == 2
     assert "routes" not in repr(second)  # it may hold secrets
 
 
@@ -287,12 +290,12 @@ def test_a_run_takes_its_incidents_and_events_along(store):
     made = with_incident(store, "chat")
     run_with_events(store, "r2")
     stored(store, batch(LAYERS, 1, [9], {"sigma": [[1.0]]}), advance=speaking("sigma_jump"))
-    store.delete_run("r1")
-    assert store.incident(made.id) is None
-    assert store.due_delivery("chat", NOW) is None
-    assert store.open_incidents() == []
+    store.runs.delete("r1")
+    assert store.incidents.get(made.id) is None
+    assert store.deliveries.due("chat", NOW) is None
+    assert store.incidents.open() == []
     assert [facts.run for facts, *_ in gathered(store)] == ["r2"]
-    assert store.receiver_health() == []
+    assert store.deliveries.health() == []
 
 
 def test_a_store_of_before_alerts_is_upgraded_and_its_old_events_tell_nobody(tmp_path):
@@ -312,8 +315,8 @@ def test_a_store_of_before_alerts_is_upgraded_and_its_old_events_tell_nobody(tmp
     file.commit()
     file.close()
     upgraded = open_store(f"sqlite:///{path}")
-    assert not upgraded.alert_work(NOW).outbox
-    upgraded.put_layer_table("r1", LAYERS)
+    assert not upgraded.incidents.work(NOW).outbox
+    upgraded.batches.put_layer_table("r1", LAYERS)
     stored(upgraded, batch(LAYERS, 0, [9], {"sigma": [[1.0]]}), advance=speaking("sigma_jump"))
     ((_, _, entries),) = gathered(upgraded)
     assert [(each.id, each.rule) for each in entries] == [(2, "sigma_jump")]

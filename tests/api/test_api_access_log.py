@@ -74,7 +74,7 @@ def test_a_defect_is_logged_as_500(api, caplog):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    api.service.store.runs = fail
+    api.service.store.runs.page = fail
     told = api.get("/api/v1/runs", headers={"X-Request-ID": "mine-1"})
     problem = assert_problem(told, 500, "internal")
     # Whoever reports it can name the line in the log.
@@ -118,7 +118,7 @@ def test_no_token_gets_into_any_log_of_a_real_service(tmp_path):
     """Whatever way a secret comes in, right or wrong place, it is not in the log."""
     token, secret = make_token("anna", ["admin"], project=None, author="x", now=0, expires_at=None)
     store = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
-    store.add_token(token)
+    store.tokens.add(token)
     store.close()
     log = tmp_path / "log"
     command = [sys.executable, "-m", "snc_service.cli", "serve", "--port=0",

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snc_service.api.ingest.batches import fingerprint
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.types import StoreUnavailable
 from snc_service.wire import ABSENT, JSON_MEDIA_TYPE, MEDIA_TYPE, LayerTable, decode, encode
 
 TABLE = table_of("a", "b")
@@ -304,15 +304,15 @@ def test_the_ack_comes_only_after_the_store_has_it(tmp_path):
     with serving_app(settings_in(tmp_path)) as api:
         register(api, TABLE)
         store = api.service.store
-        real = store.ingest
+        real = store.batches.ingest
 
         def fail(items, advance):
             raise StoreUnavailable("the disk is full")
 
-        api.service.commits._store.ingest = fail
+        api.service.commits._store.batches.ingest = fail
         assert_problem(api.send(two_steps()), 503, "store-unavailable")
         assert untouched(api)
-        api.service.commits._store.ingest = real
+        api.service.commits._store.batches.ingest = real
         assert api.send(two_steps()).status_code == 200
 
 

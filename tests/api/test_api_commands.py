@@ -12,7 +12,7 @@ from api_cases import (
     table_of,
 )
 
-from snc_service.store.protocol.records import MAX_WAITING_COMMANDS
+from snc_service.store.types.records import MAX_WAITING_COMMANDS
 from snc_service.wire import COMMANDS_SEEN_HEADER
 
 TABLE = table_of("a")

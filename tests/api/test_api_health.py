@@ -4,7 +4,7 @@ import pytest
 from api_cases import assert_problem, serving_app, settings_in
 
 from snc_service import app
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.types import StoreUnavailable
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_a_refused_request_is_not_under_way(tmp_path):
     with serving_app(settings_in(tmp_path, token_requests_at_once=1)) as api:
         given = {"project": None, "author": "x", "now": START, "expires_at": None}
         token, secret = make_token("a", ["read"], **given)
-        api.service.store.add_token(token)
+        api.service.store.tokens.add(token)
         api._portal.call(lambda: api.service.tokens.refresh(now=True))
         for _ in range(5):  # one after the other is one at once, also if it is refused
             assert api.get("/api/v1/runs", headers=bearer(secret)).status_code == 200

@@ -270,7 +270,7 @@ def test_one_token_over_its_rate_leaves_the_others_alone(tmp_path):
             token, secret = make_token(
                 name, ["read"], project=None, author="x", now=START, expires_at=None
             )
-            store.add_token(token)
+            store.tokens.add(token)
             secrets.append(secret)
         api._portal.call(lambda: api.service.tokens.refresh(now=True))
         assert api.get("/api/v1/runs", headers=bearer(secrets[0])).status_code == 200

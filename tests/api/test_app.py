@@ -26,7 +26,7 @@ from snc_service import background_tasks
 from snc_service.app import create_app
 from snc_service.settings import Settings, SettingsError
 from snc_service.store import open_store
-from snc_service.store.protocol import StoreUnavailable
+from snc_service.store.types import StoreUnavailable
 
 TABLE = table_of("a")
 
@@ -78,7 +78,7 @@ def test_a_store_that_was_handed_in_stays_open(tmp_path):
     store = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
     with serving_app(Settings(), store=store) as api:
         register(api, TABLE)
-    assert store.run("r").run == "r"
+    assert store.runs.get("r").run == "r"
     store.close()
 
 
@@ -87,7 +87,7 @@ def test_an_app_closes_the_store_that_it_opened(tmp_path):
         store = api.service.store
         register(api, TABLE)
     with pytest.raises(StoreUnavailable):
-        store.put_layer_table("r", table_of("b"))
+        store.batches.put_layer_table("r", table_of("b"))
 
 
 def test_what_was_acknowledged_is_there_after_a_restart(tmp_path):
@@ -139,15 +139,15 @@ def test_a_sweep_that_fails_is_logged_and_tried_again(tmp_path, caplog):
     clock = Clock()
     with serving_app(settings_in(tmp_path, silent_seconds=1), clock=clock) as api:
         register(api, TABLE)
-        real = api.service.store.mark_silent
+        real = api.service.store.runs.mark_silent
 
         def fail(before, now):
             raise StoreUnavailable("locked")
 
-        api.service.store.mark_silent = fail
+        api.service.store.runs.mark_silent = fail
         clock.now += 5
         wait_until(lambda: "silent runs could not be looked for: locked" in caplog.text)
-        api.service.store.mark_silent = real
+        api.service.store.runs.mark_silent = real
         wait_until(lambda: api.get(RUN).json()["state"] == "silent")
 
 

@@ -8,7 +8,7 @@ from api_cases import START, Clock, assert_problem, batch_of, serving_app, setti
 
 from snc_service.api.security import authorization
 from snc_service.auth import digest, make_token
-from snc_service.store.protocol.incidents import Silence
+from snc_service.store.types.incidents import Silence
 from snc_service.wire import MEDIA_TYPE, encode
 
 TABLE = table_of("fc1.weight")
@@ -129,7 +129,7 @@ class Door:
             "expired": self.token("e", "admin", expires_at=START + HOUR),
             "revoked": self.token("rv", "admin"),
         }
-        api.service.store.revoke_token("rv", author="root", now=START)
+        api.service.store.tokens.revoke("rv", author="root", now=START)
         clock.now += 2 * HOUR
         api._portal.call(lambda: api.service.tokens.refresh(now=True))
         self.names = iter(range(10_000))
@@ -138,17 +138,17 @@ class Door:
     def token(self, name, *scopes, project=None, expires_at=None):
         given = {"project": project, "author": "test", "now": START, "expires_at": expires_at}
         token, secret = make_token(name, scopes, **given)
-        self.api.service.store.add_token(token)
+        self.api.service.store.tokens.add(token)
         return secret
 
     def new_incident(self):
         """Return the incident of a failed run of project ``own``."""
         store = self.api.service.store
         given = {"config": {}, "tags": (), "policy": None, "now": START}
-        store.create_run("failed", name="failed", project="own", **given)
-        store.finish_run("failed", "failed", START)
+        store.runs.create("failed", name="failed", project="own", **given)
+        store.runs.finish("failed", "failed", START)
         deadline = time.monotonic() + 30
-        while not (found := store.incidents(run="failed")[0]):
+        while not (found := store.incidents.page(run="failed")[0]):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         return found[0].id
@@ -157,12 +157,12 @@ class Door:
         """Make again what an allowed request has taken away."""
         store = self.api.service.store
         given = {"config": {}, "tags": (), "policy": None, "now": START}
-        store.create_run("r", name="r", project="own", **given)
-        store.put_layer_table("r", TABLE)
-        store.add_token(make_token(f"t{next(self.names)}", ["read"], project=None, author="x",
+        store.runs.create("r", name="r", project="own", **given)
+        store.batches.put_layer_table("r", TABLE)
+        store.tokens.add(make_token(f"t{next(self.names)}", ["read"], project=None, author="x",
                                    now=START, expires_at=None)[0])  # fmt: skip
         silence = Silence(0, "own", "*", "*", "*", self.clock.now + HOUR, "", "test", START)
-        self.silence = store.add_silence(silence).id
+        self.silence = store.silences.add(silence).id
 
     def ask(self, route, secret=None, *, headers=None):
         self.prepare()
@@ -373,7 +373,7 @@ def test_a_run_that_another_project_has_is_not_resumed(door):
     assert_problem(told, 403, "project-refused", "run")
     told = door.api.post("/api/v1/runs", json={"run": "mine"}, headers=headers)
     assert told.status_code == 201
-    assert door.api.service.store.run("mine").project == "foreign"
+    assert door.api.service.store.runs.get("mine").project == "foreign"
 
 
 def test_whoever_changes_something_is_named(door):

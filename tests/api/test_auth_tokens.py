@@ -8,7 +8,7 @@ from api_cases import START
 
 from snc_service import auth
 from snc_service.auth import SECRET, Tokens, digest, hide_secrets, make_token
-from snc_service.store.protocol.records import Token
+from snc_service.store.types.records import Token
 
 
 def new_token():

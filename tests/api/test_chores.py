@@ -8,7 +8,7 @@ from service_process import until
 
 from snc_service import background_tasks
 from snc_service.background_tasks import Leaps, steady_seconds
-from snc_service.store.protocol import StoreFull
+from snc_service.store.types import StoreFull
 
 TABLE = table_of("a")
 DAY = 86_400.0
@@ -97,7 +97,7 @@ def test_a_trouble_that_lasts_is_said_once_and_again_after_it_was_over(tmp_path,
             raise StoreFull("the disk is full")
 
     with serving_app(settings_in(tmp_path, silent_seconds=1), clock=time.time) as api:
-        api.service.store.mark_silent = mark_silent
+        api.service.store.runs.mark_silent = mark_silent
         until(lambda: len(tries) >= 3)
         assert caplog.text.count("silent runs could not be looked for: the disk is full") == 1
         broken.clear()

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from snc_service import problems
 from snc_service.problems import KINDS, Problem, from_store, from_wire
-from snc_service.store import protocol
+from snc_service.store import types
 from snc_service.wire import WireError
 
 
@@ -34,16 +34,16 @@ def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
-        (protocol.RunUnknown("no run"), 404, "run-unknown"),
-        (protocol.LayerUnknown("no layer"), 404, "layer-unknown"),
-        (protocol.LayerTableUnknown("no table"), 409, "layer-table-unknown"),
-        (protocol.LayerTableMismatch("3 not 2"), 422, "invalid"),
-        (protocol.SequenceGap(3, 7), 409, "sequence-gap"),
-        (protocol.SequenceConflict("other content"), 409, "sequence-conflict"),
-        (protocol.PolicyConflict(4), 412, "precondition-failed"),
-        (protocol.StoreUnavailable("locked"), 503, "store-unavailable"),
-        (protocol.StoreFull("no room"), 503, "storage-full"),
-        (protocol.StoreError("what?"), 500, "internal"),
+        (types.RunUnknown("no run"), 404, "run-unknown"),
+        (types.LayerUnknown("no layer"), 404, "layer-unknown"),
+        (types.LayerTableUnknown("no table"), 409, "layer-table-unknown"),
+        (types.LayerTableMismatch("3 not 2"), 422, "invalid"),
+        (types.SequenceGap(3, 7), 409, "sequence-gap"),
+        (types.SequenceConflict("other content"), 409, "sequence-conflict"),
+        (types.VersionConflict("policy", 4), 412, "precondition-failed"),
+        (types.StoreUnavailable("locked"), 503, "store-unavailable"),
+        (types.StoreFull("no room"), 503, "storage-full"),
+        (types.StoreError("what?"), 500, "internal"),
     ],
 )
 def test_every_refusal_of_the_store_has_its_status(error, status, kind):
@@ -55,8 +55,8 @@ def test_every_error_of_the_store_is_known():
     def below(kind):
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
 
-    made = {protocol.SequenceGap: (1, 2), protocol.PolicyConflict: (1,)}
-    for kind in below(protocol.StoreError) - {protocol.StoreError}:
+    made = {types.SequenceGap: (1, 2), types.VersionConflict: ("policy", 1)}
+    for kind in below(types.StoreError) - {types.StoreError}:
         error = kind(*made.get(kind, ("told",)))
         assert from_store(error).status_code != 500, kind
 

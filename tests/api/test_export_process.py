@@ -22,7 +22,7 @@ from store_cases import NOW, quiet, table
 from test_cli import environment
 
 from snc_service.store import open_store
-from snc_service.store.protocol import Submission
+from snc_service.store.types import Submission
 from snc_service.wire import MEDIA_TYPE, Batch, encode
 
 NUM_LAYERS, NUM_STEPS, AT_ONCE = 1_000, 1_600, 100
@@ -45,10 +45,10 @@ def filled(tmp_path_factory) -> Path:
     """Return the file of a store with one large run, most of it folded."""
     path = tmp_path_factory.mktemp("export") / "snc.db"
     with closing(open_store(f"sqlite:///{path}")) as store:
-        store.create_run("r", name="r", project="p", config={}, tags=(), policy=None, now=NOW)
-        store.put_layer_table("r", LAYERS)
+        store.runs.create("r", name="r", project="p", config={}, tags=(), policy=None, now=NOW)
+        store.batches.put_layer_table("r", LAYERS)
         for seq in range(NUM_STEPS // AT_ONCE):
-            (outcome,) = store.ingest([Submission("r", walk(seq), seq, NOW)], quiet)
+            (outcome,) = store.batches.ingest([Submission("r", walk(seq), seq, NOW)], quiet)
             assert outcome.error is None
         while store.fold(60, now=NOW):
             pass

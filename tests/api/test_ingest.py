@@ -11,7 +11,7 @@ from snc_service import group_commit
 from snc_service.detect.rules import advance
 from snc_service.group_commit import Closed, GroupCommit, QueueFull
 from snc_service.store import open_store
-from snc_service.store.protocol import RunUnknown, StoreUnavailable, Submission, Window
+from snc_service.store.types import RunUnknown, StoreUnavailable, Submission, Window
 
 TABLE = table_of("a")
 
@@ -33,14 +33,14 @@ class Gate:
         assert self.open.wait(30)
         if self.broken is not None:
             self.broken(items)
-        return self._store.ingest(items, advance)
+        return self._store.batches.ingest(items, advance)
 
 
 @pytest.fixture
 def store(tmp_path):
     opened = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
-    opened.create_run("r", name="r", project="p", config={}, tags=(), policy=None, now=START)
-    opened.put_layer_table("r", TABLE)
+    opened.runs.create("r", name="r", project="p", config={}, tags=(), policy=None, now=START)
+    opened.batches.put_layer_table("r", TABLE)
     yield opened
     opened.close()
 
@@ -88,7 +88,7 @@ def submit_behind_a_running_transaction(commits, gate, *submissions, num_bytes=1
 
 
 def steps_of(store):
-    return store.history("r", "sigma", ["a"], Window()).steps.tolist()
+    return store.histories.of_layers("r", "sigma", ["a"], Window()).steps.tolist()
 
 
 def test_a_batch_alone_is_stored_at_once_and_then_acknowledged(commits, gate, store):

@@ -51,14 +51,14 @@ def both_ways(api, body, path=PATH, **headers):
 
 def secret(api, *scopes, project=None):
     token, text = make_token(
-        f"t{len(api.service.store.tokens())}",
+        f"t{len(api.service.store.tokens.all())}",
         scopes,
         project=project,
         author="x",
         now=START,
         expires_at=None,
     )
-    api.service.store.add_token(token)
+    api.service.store.tokens.add(token)
     return f"Bearer {text}"
 
 

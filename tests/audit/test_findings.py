@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from snc_service.detect.rules import LOOKS, advance
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import ABSENT, Batch, LayerTable, RuleSettings
 
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")

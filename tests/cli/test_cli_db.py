@@ -19,8 +19,8 @@ from test_store_kill import check
 from snc_service.cli.main import main
 from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
-from snc_service.store.protocol import EventQuery, Window
 from snc_service.store.sql.database import schema
+from snc_service.store.types import EventQuery, Window
 
 # A store as each earlier schema version left it lies beside this file.
 EARLIER = tuple(range(1, schema.VERSION))
@@ -91,28 +91,28 @@ def test_a_store_of_any_earlier_version_is_upgraded_with_all_that_it_holds(
     assert main(["db", "upgrade", "--store", earlier]) == 0
     assert f"at version {version} and is at version {schema.VERSION} now" in capsys.readouterr().out
     with closing(open_store(earlier)) as store:
-        run = store.run("old")
+        run = store.runs.get("old")
         assert (run.name, run.config, run.last_step, run.breaches) == (
             "the old one", {"lr": 0.1}, 8, 4
         )  # fmt: skip
         for _ in range(2):
-            got = store.history("old", "sigma", ["fc1.weight", "fc2.weight"], Window())
+            got = store.histories.of_layers("old", "sigma", ["fc1.weight", "fc2.weight"], Window())
             assert got.max.tolist() == [[k / 4 for k in range(9)], [k / 2 for k in range(9)]]
-            loss = store.scalar_history("old", "loss", Window())
+            loss = store.histories.of_scalar("old", "loss", Window())
             np.testing.assert_array_equal(loss.max[0], (1 / np.arange(1, 10)).astype(np.float32))
             store.fold(60, now=NOW + 3_600)
-        rules = [e.event.rule for e in store.events(EventQuery(run="old")).items]
+        rules = [e.event.rule for e in store.events.page(EventQuery(run="old")).items]
         assert [rule for rule in rules if rule in ("breach", "run_started")] == [
             "breach", "run_started"
         ]  # fmt: skip
-        assert store.policy("old").policy.entries[0].threshold == 2.0
-        assert store.project_policy("p").version == 1
-        assert store.run("gone").state == "failed"
+        assert store.policies.of_run("old").policy.entries[0].threshold == 2.0
+        assert store.policies.of_project("p").version == 1
+        assert store.runs.get("gone").state == "failed"
         new_run(store, "new")
-        assert [token.name for token in store.tokens()] == ["grafana"] * (version > 1)
-        waiting = [command.reason for command in store.commands("old")]
+        assert [token.name for token in store.tokens.all()] == ["grafana"] * (version > 1)
+        waiting = [command.reason for command in store.commands.of_run("old")]
         assert waiting == ["before the move"] * (version > 1)
-        assert store.open_incidents() == []
+        assert store.incidents.open() == []
 
 
 def test_an_upgraded_store_has_the_tables_of_a_new_one(engine, earlier, tmp_path, postgres):
@@ -163,13 +163,13 @@ def test_a_backup_taken_during_ingest_is_a_whole_store(tmp_path, capsys, monkeyp
     stop = threading.Event()
     with closing(open_store(url)) as store:
         new_run(store)
-        store.put_layer_table("r1", LAYERS)
+        store.batches.put_layer_table("r1", LAYERS)
         enough = threading.Event()
 
         def write() -> None:
             seq = 0
             while not stop.is_set():
-                store.ingest([submission("one", seq)], quiet)
+                store.batches.ingest([submission("one", seq)], quiet)
                 seq += 1
                 if seq == 50:
                     enough.set()

@@ -66,7 +66,7 @@ def test_the_secret_is_alone_on_stdout_and_never_listed(store_url):
         assert "ci" in listed.stdout
         assert secret[17:] not in listed.stdout
     store = open_store(store_url)
-    (token,) = store.tokens()
+    (token,) = store.tokens.all()
     assert (token.scopes, token.project, token.author) == (("ingest",), "p", "operator")
     store.close()
     assert secret[17:].encode() not in b"".join(

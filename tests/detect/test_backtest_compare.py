@@ -3,7 +3,7 @@
 import pytest
 
 from snc_service.backtest.compare import compare
-from snc_service.store.protocol import Event
+from snc_service.store.types import Event
 
 
 def event(step: int, rule: str = "sigma_jump") -> Event:

@@ -4,7 +4,7 @@ import numpy as np
 
 from snc_service.detect import onset
 from snc_service.detect.rules import advance
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 from snc_service.wire import Batch, LayerTable
 
 LAYERS = ("fc1", "fc2", "fc3", "fc4")

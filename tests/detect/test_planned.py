@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from snc_service.detect.planned import RELATIVE
 from snc_service.detect.rules import LOOKS, advance
-from snc_service.store.protocol import Event, Rows
-from snc_service.store.protocol.rule_settings import Annotation
+from snc_service.store.types import Event, Rows
+from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable
 
 LAYERS = ("fc1", "fc2", "fc3")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snc_service.detect.rules import advance
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")

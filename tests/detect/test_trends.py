@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from snc_service.detect.memory import Memory
 from snc_service.detect.signals import Signals
 from snc_service.detect.trends import follow
-from snc_service.store.protocol import Rows
+from snc_service.store.types import Rows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 

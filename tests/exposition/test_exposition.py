@@ -16,7 +16,7 @@ from snc_service.exposition import CONTENT_TYPE, FAMILIES, Exposition
 from snc_service.exposition.exposition import fair_shares
 from snc_service.exposition.families import LAYER_FAMILIES
 from snc_service.store import open_store
-from snc_service.store.protocol import RunUnknown, StoreUnavailable, Submission
+from snc_service.store.types import RunUnknown, StoreUnavailable, Submission
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, encode
 
 START = 1_763_800_000.0
@@ -53,11 +53,11 @@ def reporter(store, clock):
     ) -> None:
         seq = seqs[run, writer]
         if not any(known == run for known, _ in seqs):
-            store.create_run(
+            store.runs.create(
                 run, name=name or run, project="p", config={}, tags=(), policy=None, now=clock()
             )
         table = LayerTable(tuple(LayerSpec(layer) for layer in layers))
-        store.put_layer_table(run, table)
+        store.batches.put_layer_table(run, table)
         scalars = scalars or {}
         batch = Batch(
             writer=writer,
@@ -71,7 +71,7 @@ def reporter(store, clock):
             dropped=dropped,
         )
         submission = Submission(run, batch, zlib.crc32(encode(batch)), clock())
-        (outcome,) = store.ingest([submission], advance)
+        (outcome,) = store.batches.ingest([submission], advance)
         assert outcome.error is None
         seqs[run, writer] += 1
 
@@ -261,7 +261,7 @@ def test_a_finished_run_is_inactive_at_once_and_leaves_after_five_minutes(
     report("r", ["a"], sigma=[1.0])
     assert samples(exposition.metrics())["snc_run_active", "r"] == 1
     clock.now += 10
-    store.finish_run("r", "finished", clock.now)
+    store.runs.finish("r", "finished", clock.now)
     found = samples(exposition.metrics())
     assert (found["snc_run_active", "r"], found["snc_sigma", "r", "a"]) == (0, 1.0)
     clock.now += 301
@@ -273,7 +273,7 @@ def test_a_silent_run_keeps_its_own_series_for_a_day_and_its_layers_for_a_quarte
 ):
     report("r", ["a"], sigma=[1.0])
     clock.now += 400
-    store.mark_silent(clock.now - 300, clock.now)
+    store.runs.mark_silent(clock.now - 300, clock.now)
     found = samples(exposition.metrics())
     assert (found["snc_run_active", "r"], found["snc_sigma", "r", "a"]) == (1, 1.0)
     assert found["snc_run_silent", "r"] == 1
@@ -289,7 +289,7 @@ def test_a_silent_run_keeps_its_own_series_for_a_day_and_its_layers_for_a_quarte
 def test_a_deleted_run_is_gone(report, store, exposition):
     report("r", ["a"], sigma=[1.0])
     exposition.metrics()
-    store.delete_run("r")
+    store.runs.delete("r")
     assert not [key for key in samples(exposition.metrics()) if "r" in key[1:]]
 
 
@@ -377,7 +377,7 @@ def test_what_the_store_could_not_say_is_asked_again(report, store, exposition, 
         def away(*_: object) -> None:
             raise StoreUnavailable("away")
 
-        patch.setattr(store, "newest_scalars", away)
+        patch.setattr(store.histories, "latest_scalars", away)
         with pytest.raises(StoreUnavailable):
             exposition.metrics()
     assert samples(exposition.metrics())["snc_sigma", "r", "a"] == 1

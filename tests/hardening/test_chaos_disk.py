@@ -16,7 +16,7 @@ from store_cases import batch, new_run, stored, submit, table
 
 from snc_client.sender import Pace, Sender
 from snc_service.store import open_store
-from snc_service.store.protocol import StoreFull
+from snc_service.store.types import StoreFull
 from snc_service.wire import LayerTable
 
 WIDE = table(*(f"l{i}" for i in range(1_000)))
@@ -114,7 +114,7 @@ def test_a_full_disk_of_postgresql_is_told_from_a_server_that_is_away(postgres):
     url = postgres.new_url()
     with closing(open_store(url)) as store:
         new_run(store)
-        store.put_layer_table("r1", WIDE)
+        store.batches.put_layer_table("r1", WIDE)
         with psycopg.connect(url, autocommit=True) as connection:
             # What the server says itself when it cannot extend a file.
             connection.execute(
@@ -127,7 +127,7 @@ def test_a_full_disk_of_postgresql_is_told_from_a_server_that_is_away(postgres):
             )
             with pytest.raises(StoreFull, match="could not extend file"):
                 submit(store, [big(0)])
-            assert store.run("r1").last_step is None
+            assert store.runs.get("r1").last_step is None
             connection.execute("drop trigger full_disk on tail")
         stored(store, big(0))
     postgres.drop(url)

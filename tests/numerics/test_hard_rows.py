@@ -7,7 +7,7 @@ import pytest
 
 from snc_service.detect import onset
 from snc_service.detect.rules import advance, judge
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 METRICS = ("sigma", "frobenius", "grad_norm", "update_norm", "threshold", "scale")

@@ -21,7 +21,7 @@ def closed(tmp_path):
         "anna", ["read", "ingest"], project=None, author="x", now=0.0, expires_at=None
     )
     store = open_store(f"sqlite:///{path}")
-    store.add_token(token)
+    store.tokens.add(token)
     store.close()
     with serving(path, free_port(0)) as url:
         headers = {"Authorization": f"Bearer {secret}"}

@@ -215,16 +215,16 @@ def test_the_copy_of_a_database_is_restored_as_the_page_says(postgres, tmp_path)
 
     given = {"config": {}, "tags": (), "policy": None, "project": "p"}
     with closing(open_store(url)) as store:
-        store.create_run("kept", name="kept", now=1.0, **given)
+        store.runs.create("kept", name="kept", now=1.0, **given)
         with copy.open("wb") as file:
             run(dump, stdout=file)
-        store.create_run("later", name="later", now=2.0, **given)
+        store.runs.create("later", name="later", now=2.0, **given)
     with copy.open("rb") as file:
         run(restore, stdin=file)
     with closing(open_store(url)) as store:
-        page = store.runs(project=None, state=None, limit=10, after=None)
+        page = store.runs.page(project=None, state=None, limit=10, after=None)
         assert [run.run for run in page.items] == ["kept"]
-        store.create_run("after", name="after", now=3.0, **given)
+        store.runs.create("after", name="after", now=3.0, **given)
 
 
 def test_the_image_is_built_from_the_root_of_a_clone():

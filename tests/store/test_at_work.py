@@ -6,9 +6,9 @@ import pytest
 from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit, table
 
 from snc_service.store import open_store
-from snc_service.store.protocol import RunUnknown, StoreUnavailable, Window
 from snc_service.store.sql.database.dialect import Mark
 from snc_service.store.sql.ingest.run_cache import LEAST_LAYERS, RunAtWork, RunMemory
+from snc_service.store.types import RunUnknown, StoreUnavailable, Window
 from snc_service.wire import Policy, PolicyEntry
 
 LAYERS = table("a", "b")
@@ -19,7 +19,7 @@ def two(store_url):
     """Two stores over one database, as two processes have them."""
     opened = open_store(store_url), open_store(store_url)
     new_run(opened[0])
-    opened[0].put_layer_table("r1", LAYERS)
+    opened[0].batches.put_layer_table("r1", LAYERS)
     yield opened
     for store in opened:
         store.close()
@@ -30,7 +30,7 @@ def sigma(seq, *steps, value=1.0, **header):
 
 
 def steps(store):
-    return store.history("r1", "sigma", ["a"], Window()).steps.tolist()
+    return store.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist()
 
 
 def test_what_another_process_stored_is_known_at_once(two):
@@ -40,7 +40,7 @@ def test_what_another_process_stored_is_known_at_once(two):
     assert [o.duplicate for o in submit(one, [sigma(5, 5)])] == [True]
     assert [o.duplicate for o in submit(other, [sigma(4, 4)])] == [True]
     assert steps(one) == list(range(6))
-    assert one.run("r1").last_step == 5
+    assert one.runs.get("r1").last_step == 5
 
 
 def test_rules_go_on_from_what_they_remembered_elsewhere(two):
@@ -49,18 +49,18 @@ def test_rules_go_on_from_what_they_remembered_elsewhere(two):
     found = [stored(two[seq % 2], sigma(seq, seq), advance=breach_once) for seq in range(1, 5)]
     assert len(first.events) == 1
     assert [len(outcome.events) for (outcome,) in found] == [0] * 4
-    assert other.event_counts()["r1", "breach", "warning"] == 1
+    assert other.events.counts()["r1", "breach", "warning"] == 1
 
 
 def test_a_name_that_stands_for_a_new_run_is_the_new_run(two):
     one, other = two
     stored(one, sigma(0, 0))
-    other.delete_run("r1")
+    other.runs.delete("r1")
     for _ in range(2):
         (outcome,) = submit(one, [sigma(1, 1)])
         assert isinstance(outcome.error, RunUnknown)
     new_run(other)
-    other.put_layer_table("r1", LAYERS)
+    other.batches.put_layer_table("r1", LAYERS)
     stored(one, sigma(0, 7))
     assert steps(other) == [7]
 
@@ -68,9 +68,9 @@ def test_a_name_that_stands_for_a_new_run_is_the_new_run(two):
 def test_a_run_made_anew_between_two_batches_is_found(two):
     one, other = two
     stored(one, sigma(0, 0))
-    other.delete_run("r1")
+    other.runs.delete("r1")
     new_run(other)
-    other.put_layer_table("r1", LAYERS)
+    other.batches.put_layer_table("r1", LAYERS)
     stored(one, sigma(0, 3))
     assert steps(one) == [3]
 
@@ -80,11 +80,11 @@ def test_what_people_change_counts_for_the_next_batch(two):
     stored(one, sigma(0, 0))
     policy = Policy((PolicyEntry("*", 2.0, "observe"),))
     for store in two:
-        store.put_policy("r1", policy, author="x", now=NOW, if_version=None)
-        seq = store.policy("r1").version
+        store.policies.put_for_run("r1", policy, author="x", now=NOW, if_version=None)
+        seq = store.policies.of_run("r1").version
         (outcome,) = stored(one, sigma(seq, seq))
         assert outcome.policy_version == seq
-    other.add_command("r1", "stop", "", author="x", now=NOW)
+    other.commands.add("r1", "stop", "", author="x", now=NOW)
     (outcome,) = stored(one, sigma(3, 3))
     assert [command.action for command in outcome.commands] == ["stop"]
     (again,) = stored(one, sigma(4, 4))
@@ -119,11 +119,11 @@ def test_a_transaction_that_was_undone_is_not_remembered(two, monkeypatch):
 def test_a_run_that_sends_scalars_and_wide_tables_in_turn_keeps_all(two):
     one, _ = two
     wide = table("a", "b", "c")
-    one.put_layer_table("r1", wide)
+    one.batches.put_layer_table("r1", wide)
     for seq in range(0, 6, 2):
         stored(one, sigma(seq, seq, value=float(seq)))
         stored(one, batch(wide, seq + 1, [seq + 1], {"sigma": [[9, 9, seq]]}))
-    now = one.latest("r1")
+    now = one.histories.latest("r1")
     assert now.metric("sigma").tolist() == [9, 9, 4]
     assert now.steps.tolist() == [5, 5, 5]
 

@@ -14,9 +14,9 @@ from store_cases import NOW, batch, breach_once, new_run, stored, table
 from snc_service.cli.main import main
 from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
-from snc_service.store.protocol import EventQuery
-from snc_service.store.protocol.incidents import Change, Incident
 from snc_service.store.sql.database import citus, schema
+from snc_service.store.types import EventQuery
+from snc_service.store.types.incidents import Change, Incident
 
 LAYERS = table("a")
 
@@ -109,19 +109,19 @@ def test_what_may_ask_every_node_is_asked_and_nothing_else_is_allowed_to(postgre
     url = postgres.new_url()
     with closing(open_store(url)) as store:
         new_run(store)
-        store.put_layer_table("r1", LAYERS)
+        store.batches.put_layer_table("r1", LAYERS)
         stored(store, batch(LAYERS, 0, [0], {"sigma": [[1]]}), advance=breach_once)
-        store.runs(project=None, state=None, limit=1, after=None)
-        store.events(EventQuery())
-        store.event_counts()
-        store.alert_work(NOW)
-        assert store.gather_events(as_incident, now=NOW, limit=10) == 2
-        assert len(store.open_incidents()) == 1
-        assert store.due_delivery("mail", NOW) is not None
+        store.runs.page(project=None, state=None, limit=1, after=None)
+        store.events.page(EventQuery())
+        store.events.counts()
+        store.incidents.work(NOW)
+        assert store.incidents.gather(as_incident, now=NOW, limit=10) == 2
+        assert len(store.incidents.open()) == 1
+        assert store.deliveries.due("mail", NOW) is not None
         store.fold(1, now=NOW + 3_600)
-        store.mark_silent(NOW + 1, NOW + 2)
-        store.shrink(10**9)
-        store.prune(NOW + 3)
+        store.runs.mark_silent(NOW + 1, NOW + 2)
+        store.runs.shrink(10**9)
+        store.runs.prune(NOW + 3)
     statements = [" ".join(statement.split()) for statement in sharding.asked]
     for pattern, reason in sharding.CROSS_SHARD.items():
         assert any(re.match(pattern, statement) for statement in statements), reason

@@ -8,8 +8,8 @@ from store_cases import batch, new_run, stored
 from test_store_fold import LATER, LAYERS, Run, in_tail, small, store
 
 from snc_service.store import open_store
-from snc_service.store.protocol import Window
 from snc_service.store.sql.compaction import compact, slices
+from snc_service.store.types import Window
 
 __all__ = ["small", "store"]  # fixtures
 WINDOW = Window(points=5)
@@ -77,7 +77,7 @@ def test_a_process_that_ends_between_two_slices_leaves_work_but_no_harm(store, s
 @pytest.mark.usefixtures("narrow")
 def test_runs_take_turns_slice_by_slice(store):
     new_run(store, "r2")
-    store.put_layer_table("r2", LAYERS)
+    store.batches.put_layer_table("r2", LAYERS)
     run, other = Run(store), batch(LAYERS, 0, range(100), {"sigma": np.ones((100, 20))})
     run.send(range(100), seed=1)
     stored(store, other, run="r2")

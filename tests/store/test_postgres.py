@@ -18,9 +18,9 @@ from test_store_kill import check
 from snc_service.store import open_store
 from snc_service.store.engines import connection_pool
 from snc_service.store.engines.postgres import shown
-from snc_service.store.protocol import EventQuery, RunUnknown, StoreUnavailable, Submission, Window
 from snc_service.store.sql.compaction import slices
 from snc_service.store.sql.database import schema
+from snc_service.store.types import EventQuery, RunUnknown, StoreUnavailable, Submission, Window
 from snc_service.wire import LayerSpec, LayerTable, Policy
 
 LAYERS = table("a", "b")
@@ -38,7 +38,7 @@ def two(url):
     """Yield two stores over one database, as two services have them."""
     with closing(open_store(url)) as one, closing(open_store(url)) as other:
         new_run(one)
-        one.put_layer_table("r1", LAYERS)
+        one.batches.put_layer_table("r1", LAYERS)
         yield one, other
 
 
@@ -117,7 +117,7 @@ def test_a_schema_of_its_own_can_be_named_in_the_url(url):
 def test_services_that_start_together_make_the_tables_once(url):
     stores = at_once(*[lambda: open_store(url)] * 4)
     new_run(stores[0])
-    assert stores[3].run("r1").run == "r1"
+    assert stores[3].runs.get("r1").run == "r1"
     for store in stores:
         store.close()
     assert ask(url, "select version from schema_version") == [(schema.VERSION,)]
@@ -162,10 +162,10 @@ def test_names_of_any_script_and_hostile_ones_come_back_as_they_were(url):
     layers = LayerTable(tuple(LayerSpec(name, "linear", (4,)) for name in names))
     with closing(open_store(url)) as store:
         new_run(store, "r?%s", config={"nul": "\0", "?": "%"})
-        store.put_layer_table("r?%s", layers)
+        store.batches.put_layer_table("r?%s", layers)
         stored(store, batch(layers, 0, [0], {"sigma": [[1] * len(names)]}), run="r?%s")
-        assert [layer.name for layer in store.latest("r?%s").layers] == names
-        assert store.run("r?%s").config == {"nul": "\0", "?": "%"}
+        assert [layer.name for layer in store.histories.latest("r?%s").layers] == names
+        assert store.runs.get("r?%s").config == {"nul": "\0", "?": "%"}
 
 
 def test_a_batch_on_its_way_elsewhere_is_waited_for_and_then_a_duplicate(two):
@@ -189,7 +189,7 @@ def test_a_batch_on_its_way_elsewhere_is_waited_for_and_then_a_duplicate(two):
     assert (outcome.duplicate, repeated.duplicate) == (False, True)
     assert len(outcome.events) == 1
     assert repeated.events == ()
-    assert [e.event.rule for e in one.events(EventQuery(run="r1")).items] == [
+    assert [e.event.rule for e in one.events.page(EventQuery(run="r1")).items] == [
         "breach",
         "run_started",
     ]
@@ -200,19 +200,19 @@ def test_two_that_write_many_runs_in_any_order_never_wait_in_a_circle(two):
     runs = [f"x{i}" for i in range(12)]
     for run in runs:
         new_run(one, run)
-        one.put_layer_table(run, LAYERS)
+        one.batches.put_layer_table(run, LAYERS)
 
     def send(store, writer, order):
         for seq in range(15):
             group = [submit_of(run, sigma(seq, seq, writer=writer)) for run in order]
-            outcomes = store.ingest(group, breach_once)
+            outcomes = store.batches.ingest(group, breach_once)
             assert [o.error for o in outcomes] == [None] * len(order)
 
     at_once(lambda: send(one, "v", runs), lambda: send(other, "w", runs[::-1]))
     for run in runs:
-        events = one.events(EventQuery(run=run)).items
+        events = one.events.page(EventQuery(run=run)).items
         assert [e.id for e in events] == [2, 1]
-        assert one.run(run).last_step == 14
+        assert one.runs.get(run).last_step == 14
 
 
 def submit_of(run, one):
@@ -222,24 +222,24 @@ def submit_of(run, one):
 def test_ids_of_events_versions_of_policies_and_attempts_are_given_once(two):
     def act(store, writer):
         for i in range(12):
-            store.put_policy("r1", Policy(), author=writer, now=NOW, if_version=None)
-            store.put_project_policy("p", Policy(), author=writer, now=NOW, if_version=None)
+            store.policies.put_for_run("r1", Policy(), author=writer, now=NOW, if_version=None)
+            store.policies.put_for_project("p", Policy(), author=writer, now=NOW, if_version=None)
             stored(store, sigma(i, 100 - i, writer=writer))
 
     at_once(*(lambda s=s, w=w: act(s, w) for s, w in zip(two, "vw", strict=True)))
     one, other = two
-    assert [v.version for v in one.policy_versions("r1")] == list(range(24, 0, -1))
-    assert [v.version for v in other.project_policy_versions("p")] == list(range(24, 0, -1))
-    events = one.events(EventQuery(run="r1", limit=500)).items
+    assert [v.version for v in one.policies.versions_of_run("r1")] == list(range(24, 0, -1))
+    assert [v.version for v in other.policies.versions_of_project("p")] == list(range(24, 0, -1))
+    events = one.events.page(EventQuery(run="r1", limit=500)).items
     assert [e.id for e in events] == list(range(len(events), 0, -1))
     assert len([e for e in events if e.event.rule == "policy_changed"]) == 24
     rewound = [e for e in events if e.event.rule == "rewound"]
-    assert one.run("r1").attempt == len(rewound)
+    assert one.runs.get("r1").attempt == len(rewound)
 
 
 def test_one_run_is_created_once_whoever_asks(two):
     answers = at_once(*(
-        lambda store=store, name=f"n{i % 5}": store.create_run(
+        lambda store=store, name=f"n{i % 5}": store.runs.create(
             name, name=name, project="p", config={}, tags=(), policy=None, now=NOW
         )
         for i in range(20)
@@ -247,14 +247,14 @@ def test_one_run_is_created_once_whoever_asks(two):
     ))  # fmt: skip
     assert sum(new for _, new in answers) == 5
     for i in range(5):
-        rules = [e.event.rule for e in two[0].events(EventQuery(run=f"n{i}")).items]
+        rules = [e.event.rule for e in two[0].events.page(EventQuery(run=f"n{i}")).items]
         assert rules == ["run_started"]
 
 
 def test_of_two_that_look_for_silence_one_finds_it(two):
     for i in range(10):
         new_run(two[0], f"q{i}")
-    found = at_once(*(lambda s=s: s.mark_silent(NOW + 50, NOW + 60) for s in two))
+    found = at_once(*(lambda s=s: s.runs.mark_silent(NOW + 50, NOW + 60) for s in two))
     assert sorted(e.run for events in found for e in events) == sorted(
         ["r1", *(f"q{i}" for i in range(10))]
     )
@@ -267,7 +267,7 @@ def test_of_two_that_delete_a_run_one_does_and_nothing_is_left(two, monkeypatch)
 
     def delete(store):
         try:
-            store.delete_run("r1")
+            store.runs.delete("r1")
         except RunUnknown:
             return False
         return True
@@ -291,7 +291,7 @@ def test_a_run_that_is_deleted_while_batches_arrive_leaves_nothing(two):
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(send)
         time.sleep(0.05)
-        other.delete_run("r1")
+        other.runs.delete("r1")
         assert isinstance(sent.result(), RunUnknown)
     with one._database.read() as connection:
         for name in ("tail", "event", "writer", "latest", "layout", "metric", "attempt"):
@@ -302,12 +302,12 @@ def test_two_fold_different_runs_at_once_and_every_value_stays(two):
     one, other = two
     for i in range(6):
         new_run(one, f"f{i}")
-        one.put_layer_table(f"f{i}", LAYERS)
+        one.batches.put_layer_table(f"f{i}", LAYERS)
         stored(one, sigma(0, *range(500), value=i), run=f"f{i}")
     folded = at_once(*(lambda s=s: s.fold(60, now=NOW + 3_600) for s in two))
     assert sum(folded) + one.fold(60, now=NOW + 3_600) == 6 * 500 * 2
     for i in range(6):
-        got = other.history(f"f{i}", "sigma", ["a", "b"], Window())
+        got = other.histories.of_layers(f"f{i}", "sigma", ["a", "b"], Window())
         assert got.steps.tolist() == list(range(500))
         assert (got.max == i).all()
 
@@ -361,7 +361,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server_and_the_store_recov
     with running_postgres(("fsync=on",)) as server:
         store = open_store(server.new_url())
         new_run(store)
-        store.put_layer_table("r1", WIDE)
+        store.batches.put_layer_table("r1", WIDE)
         sure = {"one": -1, "two": -1}
         stop = threading.Event()
         failed: list[str] = []
@@ -370,7 +370,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server_and_the_store_recov
             while not stop.is_set():
                 seq = sure[writer] + 1
                 try:
-                    (outcome,) = store.ingest([submission(writer, seq)], quiet)
+                    (outcome,) = store.batches.ingest([submission(writer, seq)], quiet)
                 except StoreUnavailable as error:
                     failed.append(str(error))
                     time.sleep(0.01)

@@ -5,8 +5,8 @@ from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
-from snc_service.store.protocol import EventQuery, RulesConflict, RunUnknown, TooManyAnnotations
-from snc_service.store.sql.records import rule_settings
+from snc_service.store.collections import annotations
+from snc_service.store.types import EventQuery, RunUnknown, TooManyAnnotations, VersionConflict
 from snc_service.wire import RuleSettings
 
 LAYERS = table("a", "b")
@@ -18,13 +18,15 @@ LOUD = RuleSettings.parse({"rules": {"breach": {"severity": "critical"}}})
 def store(store_url):
     store = open_store(store_url)
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     yield store
     store.close()
 
 
 def put(store, settings, version=None, author="ann"):
-    return store.put_rules("r1", settings, author=author, now=NOW, if_version=version)
+    return store.rule_settings.put_for_run(
+        "r1", settings, author=author, now=NOW, if_version=version
+    )
 
 
 def breaching(seq):
@@ -43,10 +45,13 @@ def breaches(store, seq):
 
 
 def test_without_any_settings_version_0_is_as_shipped(store):
-    assert (store.rules("r1").version, store.rules("r1").scope) == (0, "none")
-    assert store.rules("r1").settings == RuleSettings()
-    assert store.project_rules("p").version == 0
-    assert store.rule_versions("r1") == []
+    assert (store.rule_settings.of_run("r1").version, store.rule_settings.of_run("r1").scope) == (
+        0,
+        "none",
+    )
+    assert store.rule_settings.of_run("r1").content == RuleSettings()
+    assert store.rule_settings.of_project("p").version == 0
+    assert store.rule_settings.versions_of_run("r1") == []
 
 
 def test_the_next_batch_obeys_and_its_events_name_the_version(store):
@@ -57,21 +62,24 @@ def test_the_next_batch_obeys_and_its_events_name_the_version(store):
     assert (second.severity, second.rules_version) == ("critical", 1)
     put(store, QUIET)
     assert breaches(store, 2) == []
-    listed = store.events(EventQuery(run="r1", rule="breach")).items
+    listed = store.events.page(EventQuery(run="r1", rule="breach")).items
     assert [item.event.rules_version for item in listed] == [1, 0]
 
 
 def test_the_projects_settings_hold_until_the_run_has_its_own(store):
     breaches(store, 0)
-    store.put_project_rules("p", QUIET, author="lead", now=NOW, if_version=0)
+    store.rule_settings.put_for_project("p", QUIET, author="lead", now=NOW, if_version=0)
     assert breaches(store, 1) == []
-    assert store.rules("r1").scope == "project"
+    assert store.rule_settings.of_run("r1").scope == "project"
     put(store, LOUD, version=1)
-    assert (store.rules("r1").scope, store.rules("r1").version) == ("run", 2)
-    store.put_project_rules("p", QUIET, author="lead", now=NOW, if_version=1)
+    assert (store.rule_settings.of_run("r1").scope, store.rule_settings.of_run("r1").version) == (
+        "run",
+        2,
+    )
+    store.rule_settings.put_for_project("p", QUIET, author="lead", now=NOW, if_version=1)
     (event,) = breaches(store, 2)
     assert (event.severity, event.rules_version) == ("critical", 2)
-    versions = store.project_rule_versions("p")
+    versions = store.rule_settings.versions_of_project("p")
     assert [each.version for each in versions] == [2, 1]
 
 
@@ -80,7 +88,7 @@ def test_any_replica_obeys_what_another_was_told(store, store_url):
     breaches(store, 0)
     put(other, QUIET)
     assert breaches(store, 1) == []
-    other.put_project_rules("p", LOUD, author="", now=NOW, if_version=None)
+    other.rule_settings.put_for_project("p", LOUD, author="", now=NOW, if_version=None)
     assert breaches(other, 2) == []
     other.close()
 
@@ -88,16 +96,18 @@ def test_any_replica_obeys_what_another_was_told(store, store_url):
 def test_each_change_is_a_version_with_its_author_an_event_and_an_audit_entry(store):
     put(store, LOUD)
     second = put(store, QUIET, version=1, author="bob")
-    assert second == store.rules("r1")
+    assert second == store.rule_settings.of_run("r1")
     assert (second.version, second.scope, second.author, second.at) == (2, "run", "bob", NOW)
-    assert [(v.version, v.settings, v.author) for v in store.rule_versions("r1")] == [
+    assert [
+        (v.version, v.content, v.author) for v in store.rule_settings.versions_of_run("r1")
+    ] == [
         (2, QUIET, "bob"),
         (1, LOUD, "ann"),
     ]
-    changes = store.events(EventQuery(run="r1", rule="rules_changed")).items
+    changes = store.events.page(EventQuery(run="r1", rule="rules_changed")).items
     assert [(e.event.value, e.event.severity) for e in changes] == [(2.0, "info"), (1.0, "info")]
-    store.put_project_rules("p", LOUD, author="lead", now=NOW, if_version=None)
-    entries, _ = store.audit(limit=3)
+    store.rule_settings.put_for_project("p", LOUD, author="lead", now=NOW, if_version=None)
+    entries, _ = store.audit.page(limit=3)
     assert [(e.action, e.subject, e.author, e.detail) for e in entries] == [
         ("project_rules_changed", "p", "lead", "version 1"),
         ("run_rules_changed", "r1", "bob", "version 2"),
@@ -107,12 +117,12 @@ def test_each_change_is_a_version_with_its_author_an_event_and_an_audit_entry(st
 
 def test_a_change_of_something_else_than_what_is_in_force_is_refused(store):
     put(store, LOUD)
-    with pytest.raises(RulesConflict) as caught:
+    with pytest.raises(VersionConflict) as caught:
         put(store, QUIET, version=0)
     assert caught.value.current == 1
-    assert store.rules("r1").settings == LOUD
-    with pytest.raises(RulesConflict):
-        store.put_project_rules("p", QUIET, author="", now=NOW, if_version=3)
+    assert store.rule_settings.of_run("r1").content == LOUD
+    with pytest.raises(VersionConflict):
+        store.rule_settings.put_for_project("p", QUIET, author="", now=NOW, if_version=3)
 
 
 def test_an_annotation_is_numbered_told_and_seen_by_the_next_batch(store):
@@ -123,40 +133,47 @@ def test_an_annotation_is_numbered_told_and_seen_by_the_next_batch(store):
         return advance(state, rows)
 
     stored(store, breaching(0), advance=watching)
-    made = store.annotate("r1", 300, "new data", 40, author="ann", now=NOW)
+    made = store.annotations.add("r1", 300, "new data", 40, author="ann", now=NOW)
     assert (made.id, made.step, made.quiet_steps, made.author) == (1, 300, 40, "ann")
     stored(store, breaching(1), advance=watching)
     assert seen == [[], ["new data"]]
-    assert store.annotations("r1") == [made]
-    (event,) = [item.event for item in store.events(EventQuery(run="r1", rule="annotation")).items]
+    assert store.annotations.of_run("r1") == [made]
+    (event,) = [
+        item.event for item in store.events.page(EventQuery(run="r1", rule="annotation")).items
+    ]
     assert (event.step, event.message, event.value) == (300, "new data", 40.0)
 
 
 def test_a_run_has_so_many_annotations_and_no_more(store, monkeypatch):
-    assert rule_settings.MAX_ANNOTATIONS == 1_000
-    monkeypatch.setattr(rule_settings, "MAX_ANNOTATIONS", 3)
+    assert annotations.MAX_ANNOTATIONS == 1_000
+    monkeypatch.setattr(annotations, "MAX_ANNOTATIONS", 3)
     for number in range(3):
-        store.annotate("r1", number, "so", 0, author="", now=NOW)
+        store.annotations.add("r1", number, "so", 0, author="", now=NOW)
     with pytest.raises(TooManyAnnotations, match="at most 3 annotations"):
-        store.annotate("r1", 9, "so", 0, author="", now=NOW)
+        store.annotations.add("r1", 9, "so", 0, author="", now=NOW)
 
 
 def test_the_state_of_detection_is_read_as_the_newest_batch_left_it(store):
-    assert store.rule_state("r1") is None
+    assert store.batches.rule_state("r1") is None
     stored(store, breaching(0), advance=lambda state, rows: (b"left", []))
-    assert store.rule_state("r1") == b"left"
+    assert store.batches.rule_state("r1") == b"left"
 
 
 def test_a_run_that_there_is_not_has_neither(store):
-    for ask in (store.rules, store.rule_versions, store.annotations, store.rule_state):
+    for ask in (
+        store.rule_settings.of_run,
+        store.rule_settings.versions_of_run,
+        store.annotations.of_run,
+        store.batches.rule_state,
+    ):
         with pytest.raises(RunUnknown):
             ask("gone")
 
 
 def test_everything_of_a_deleted_run_is_gone(store):
     put(store, LOUD)
-    store.annotate("r1", 1, "so", 0, author="", now=NOW)
-    store.delete_run("r1")
+    store.annotations.add("r1", 1, "so", 0, author="", now=NOW)
+    store.runs.delete("r1")
     new_run(store)
-    assert store.rules("r1").version == 0
-    assert store.annotations("r1") == []
+    assert store.rule_settings.of_run("r1").version == 0
+    assert store.annotations.of_run("r1") == []

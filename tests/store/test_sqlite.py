@@ -8,8 +8,8 @@ from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import open_store
 from snc_service.store.engines.sqlite import for_many
-from snc_service.store.protocol import StoreFull, StoreUnavailable, Window
 from snc_service.store.sql.database import schema
+from snc_service.store.types import StoreFull, StoreUnavailable, Window
 
 LAYERS = table("a", "b")
 
@@ -79,34 +79,36 @@ def test_the_space_of_a_deleted_run_goes_back_to_the_file_system(store, tmp_path
     rng = np.random.default_rng(0)
     for run in ("r1", "r2"):
         new_run(store, run)
-        store.put_layer_table(run, wide)
+        store.batches.put_layer_table(run, wide)
         for seq in range(30):
             steps = range(100 * seq, 100 * seq + 100)
             one = batch(wide, seq, steps, {"sigma": rng.random((100, 3_000))})
             stored(store, one, run=run)
     store._database.checkpoint()
     before = (tmp_path / "snc.db").stat().st_size
-    store.delete_run("r1")
+    store.runs.delete("r1")
     store.fold(0, now=NOW)
     store._database.checkpoint()
     assert (tmp_path / "snc.db").stat().st_size < 0.7 * before
-    assert len(store.history("r2", "sigma", ["l7"], Window(points=3_000)).steps) == 3_000
+    assert (
+        len(store.histories.of_layers("r2", "sigma", ["l7"], Window(points=3_000)).steps) == 3_000
+    )
 
 
 def test_a_full_disk_refuses_the_group_and_keeps_what_is_stored(store):
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     stored(store, batch(LAYERS, 0, [0], {"sigma": [[1, 2]]}))
     with store._database.write() as connection:
         (pages,) = connection.execute("pragma page_count").fetchone()
     store._database._writer.execute(f"pragma max_page_count = {pages}")
     wide = table(*(f"l{i}" for i in range(3_000)))
     with pytest.raises(StoreFull, match="full"):
-        store.put_layer_table("r1", wide)
+        store.batches.put_layer_table("r1", wide)
     store._database._writer.execute("pragma max_page_count = 1000000")
     stored(store, batch(LAYERS, 1, [1], {"sigma": [[1, 2]]}))
-    assert store.run("r1").layers == 2
-    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
+    assert store.runs.get("r1").layers == 2
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 63, 64, 65, 130])

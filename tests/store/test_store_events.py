@@ -5,7 +5,7 @@ import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import open_store
-from snc_service.store.protocol import Event, EventQuery
+from snc_service.store.types import Event, EventQuery
 
 LAYERS = table("a", "b")
 RULES = [("breach", "warning", "a"), ("nonfinite", "critical", "b"), ("breach", "info", None)]
@@ -16,7 +16,7 @@ def store(store_url):
     store = open_store(store_url)
     for i, run in enumerate(("r1", "r2")):
         new_run(store, run)
-        store.put_layer_table(run, LAYERS)
+        store.batches.put_layer_table(run, LAYERS)
         for seq in range(6):
             rule, severity, layer = RULES[seq % 3]
 
@@ -33,7 +33,7 @@ def store(store_url):
 def everything(store, **filters):
     items, after = [], None
     while True:
-        page = store.events(EventQuery(limit=2, after=after, **filters))
+        page = store.events.page(EventQuery(limit=2, after=after, **filters))
         items += page.items
         assert len(page.items) <= 2
         after = page.next
@@ -74,13 +74,13 @@ def test_an_event_comes_back_as_it_was(store):
 
 
 def test_counts_are_by_run_rule_and_severity(store):
-    counts = store.event_counts()
+    counts = store.events.counts()
     assert counts["r1", "breach", "warning"] == 2
     assert counts["r1", "breach", "info"] == 2
     assert counts["r2", "nonfinite", "critical"] == 2
     assert counts["r2", "run_started", "info"] == 1
-    store.delete_run("r1")
-    assert {run for run, _, _ in store.event_counts()} == {"r2"}
+    store.runs.delete("r1")
+    assert {run for run, _, _ in store.events.counts()} == {"r2"}
 
 
 def test_a_value_that_is_no_number_is_stored_as_none(store):
@@ -89,5 +89,5 @@ def test_a_value_that_is_no_number_is_stored_as_none(store):
 
     (outcome,) = stored(store, batch(LAYERS, 6, [9], {"sigma": [[1, 1]]}), advance=advance)
     assert np.isnan(outcome.events[0].event.value)
-    newest = store.events(EventQuery(run="r1", limit=1)).items[0]
+    newest = store.events.page(EventQuery(run="r1", limit=1)).items[0]
     assert (newest.event.value, newest.event.limit) == (None, None)

@@ -10,8 +10,8 @@ import pytest
 from store_cases import NOW, Oracle, assert_same, batch, bits, new_run, stored, table
 
 from snc_service.store import downsampling, open_store, tiles
-from snc_service.store.protocol import Window
 from snc_service.store.sql.compaction import due_chunks, slices
+from snc_service.store.types import Window
 from snc_service.wire import ABSENT
 
 LATER = NOW + 3_600
@@ -25,7 +25,7 @@ WINDOWS += [Window(from_step=37, to_step=251, points=p) for p in (2, 6, 13, 60, 
 def store(store_url):
     store = open_store(store_url)
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     yield store
     store.close()
 
@@ -57,15 +57,15 @@ class Run:
     def check(self) -> None:
         for window in WINDOWS:
             for names in (NAMES, LAYERS.names[:1]):
-                got = self.store.history("r1", "sigma", names, window)
+                got = self.store.histories.of_layers("r1", "sigma", names, window)
                 assert_same(got, self.oracle.answer(names, window))
-            loss = self.store.scalar_history("r1", "loss", window)
-            as_layer = self.store.history("r1", "sigma", ["l3"], window)
+            loss = self.store.histories.of_scalar("r1", "loss", window)
+            as_layer = self.store.histories.of_layers("r1", "sigma", ["l3"], window)
             np.testing.assert_array_equal(bits(loss.max), bits(as_layer.max))
             self.check_heatmap(window)
 
     def check_heatmap(self, window: Window) -> None:
-        got = self.store.heatmap("r1", "sigma", window, 20)
+        got = self.store.histories.heatmap("r1", "sigma", window, 20)
         assert_same(got, self.oracle.answer(LAYERS.names, window))
 
 
@@ -133,14 +133,14 @@ def test_a_step_between_the_old_ones_enters_its_tile(store):
 def test_layers_that_join_a_block_later_leave_the_old_tiles_valid(store):
     few, many = table("a", "b"), table("b", "c")
     new_run(store, "r2")
-    store.put_layer_table("r2", few)
+    store.batches.put_layer_table("r2", few)
     stored(store, batch(few, 0, range(70), {"sigma": [[1, 2]] * 70}), run="r2")
     store.fold(60, now=LATER)
-    store.put_layer_table("r2", many)
+    store.batches.put_layer_table("r2", many)
     stored(store, batch(many, 1, range(70, 140), {"sigma": [[3, 4]] * 70}), run="r2")
     stored(store, batch(many, 0, [3], {"sigma": [[5, 6]]}, writer="late"), run="r2")
     for _ in range(2):
-        got = store.heatmap("r2", "sigma", Window(points=3), 10)
+        got = store.histories.heatmap("r2", "sigma", Window(points=3), 10)
         assert got.steps.tolist() == [0, 64, 128]
         wanted = np.array([[1, 1, ABSENT], [5, 3, 3], [6, 4, 4]], np.float32)
         np.testing.assert_array_equal(bits(got.max), bits(wanted))
@@ -158,7 +158,7 @@ def test_attempts_stay_apart_in_tiles(store):
     run.check()
     for attempt in (0, 1):
         window = Window(points=7, attempt=attempt)
-        got = store.history("r1", "sigma", NAMES, window)
+        got = store.histories.of_layers("r1", "sigma", NAMES, window)
         assert_same(got, run.oracle.answer(NAMES, window))
 
 
@@ -279,7 +279,7 @@ def test_a_quiet_or_closed_run_is_folded_as_far_as_it_is(store):
     assert store.fold(60, now=NOW + 30) == 0
     assert store.fold(60, now=NOW + 61) == 50 * 21
     run.send(range(50, 60), seed=1)
-    store.finish_run("r1", "finished", NOW)
+    store.runs.finish("r1", "finished", NOW)
     assert store.fold(60, now=NOW) == 10 * 21
     run.check()
 
@@ -316,7 +316,7 @@ def test_sparse_measuring_fills_its_tiles(store):
 def test_folding_shrinks_the_history_and_ends(store):
     steps, wide = 1_024, table(*(f"x{i}" for i in range(64)))
     new_run(store, "r2")
-    store.put_layer_table("r2", wide)
+    store.batches.put_layer_table("r2", wide)
     walk = 1 + np.cumsum(np.random.default_rng(0).standard_normal((steps, 64)) * 2e-3, axis=0)
     stored(store, batch(wide, 0, range(steps), {"sigma": walk}), run="r2")
     assert store.fold(60, now=LATER) == steps * 64
@@ -324,7 +324,7 @@ def test_folding_shrinks_the_history_and_ends(store):
     with store._database.read() as connection:
         (size,) = connection.execute("select sum(length(v)) from tile").fetchone()
     assert size / (steps * 64) < 2.7
-    got = store.heatmap("r2", "sigma", Window(points=steps), 64)
+    got = store.histories.heatmap("r2", "sigma", Window(points=steps), 64)
     np.testing.assert_array_equal(got.max, walk.T.astype(np.float32))
 
 
@@ -335,7 +335,7 @@ def test_a_deleted_run_is_not_folded(store, store_url, monkeypatch):
 
     def deleted(*arguments):
         found = list(real(*arguments))
-        other.delete_run("r1")
+        other.runs.delete("r1")
         return iter(found)
 
     monkeypatch.setattr(slices, "blocks", deleted)

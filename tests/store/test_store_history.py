@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from store_cases import NOW, Oracle, assert_same, batch, bits, new_name, new_run, stored, table
 
 from snc_service.store import open_store, tiles
-from snc_service.store.protocol import LayerUnknown, Window
+from snc_service.store.types import LayerUnknown, Window
 from snc_service.wire import ABSENT, absent
 
 LAYERS = table("a", "b")
@@ -25,7 +25,7 @@ SPECIAL = (np.float32(np.nan), np.float32(np.inf), np.float32(-np.inf), ABSENT, 
 def store(store_url):
     store = open_store(store_url)
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     yield store
     store.close()
 
@@ -38,7 +38,7 @@ def keep(store, steps, values, seq=0, **header):
 def test_values_are_exact_while_they_fit(store):
     values = np.array([1.0, np.pi, 1e-40, 3e38], np.float32)
     keep(store, [0, 8, 16, 24], values)
-    got = store.history("r1", "sigma", ["b"], Window(points=4))
+    got = store.histories.of_layers("r1", "sigma", ["b"], Window(points=4))
     assert got.bucket_steps == 1
     assert got.steps.tolist() == [0, 8, 16, 24]
     for plane in (got.mean, got.min, got.max):
@@ -47,7 +47,7 @@ def test_values_are_exact_while_they_fit(store):
 
 def test_one_value_too_many_makes_aligned_buckets_that_keep_the_spike(store):
     keep(store, range(3, 12), [1, 1, 1, 50, 1, 1, 1, 1, 1])
-    got = store.history("r1", "sigma", ["a"], Window(points=5))
+    got = store.histories.of_layers("r1", "sigma", ["a"], Window(points=5))
     assert got.bucket_steps == 2
     assert got.steps.tolist() == [2, 4, 6, 8, 10]
     assert got.max.tolist() == [[1, 1, 50, 1, 1]]
@@ -57,21 +57,21 @@ def test_one_value_too_many_makes_aligned_buckets_that_keep_the_spike(store):
 
 def test_sparse_measuring_leaves_no_empty_bucket(store):
     keep(store, range(0, 8 * 400, 8), np.arange(400))
-    got = store.history("r1", "sigma", ["a"], Window(points=400))
+    got = store.histories.of_layers("r1", "sigma", ["a"], Window(points=400))
     assert (got.bucket_steps, len(got.steps)) == (1, 400)
-    got = store.history("r1", "sigma", ["a"], Window(points=200))
+    got = store.histories.of_layers("r1", "sigma", ["a"], Window(points=200))
     assert (got.bucket_steps, len(got.steps)) == (16, 200)
     assert not absent(got.mean).any()
 
 
 def test_not_finite_is_visible_and_not_measured_is_not(store):
     keep(store, range(6), [1, np.nan, np.inf, np.nan, ABSENT, ABSENT])
-    exact = store.history("r1", "sigma", ["a"], Window())
+    exact = store.histories.of_layers("r1", "sigma", ["a"], Window())
     assert exact.steps.tolist() == [0, 1, 2, 3]
     assert exact.nonfinite.tolist() == [[0, 1, 1, 1]]
     assert np.isnan(exact.max[0, 1:]).all()
     assert not absent(exact.max).any()
-    pairs = store.history("r1", "sigma", ["a"], Window(points=3))
+    pairs = store.histories.of_layers("r1", "sigma", ["a"], Window(points=3))
     assert pairs.steps.tolist() == [0, 2]
     assert pairs.nonfinite.tolist() == [[1, 2]]
     assert pairs.mean[0, 0] == 1
@@ -80,15 +80,19 @@ def test_not_finite_is_visible_and_not_measured_is_not(store):
 
 def test_a_window_cuts_at_its_steps_inclusive(store):
     keep(store, range(10), np.arange(10))
-    got = store.history("r1", "sigma", ["a"], Window(from_step=3, to_step=5))
+    got = store.histories.of_layers("r1", "sigma", ["a"], Window(from_step=3, to_step=5))
     assert got.steps.tolist() == [3, 4, 5]
-    assert store.history("r1", "sigma", ["a"], Window(from_step=20)).steps.tolist() == []
-    assert store.history("r1", "sigma", ["a"], Window(from_step=5, to_step=4)).mean.shape == (1, 0)
+    assert (
+        store.histories.of_layers("r1", "sigma", ["a"], Window(from_step=20)).steps.tolist() == []
+    )
+    assert store.histories.of_layers(
+        "r1", "sigma", ["a"], Window(from_step=5, to_step=4)
+    ).mean.shape == (1, 0)
 
 
 def test_steps_as_far_apart_as_steps_can_be(store):
     keep(store, [0, 1, 2**53 - 1], [1, 2, 3])
-    got = store.history("r1", "sigma", ["a"], Window(points=2))
+    got = store.histories.of_layers("r1", "sigma", ["a"], Window(points=2))
     assert got.bucket_steps == 2**52
     assert got.steps.tolist() == [0, 2**52]
     assert got.mean.tolist() == [[1.5, 3]]
@@ -96,9 +100,9 @@ def test_steps_as_far_apart_as_steps_can_be(store):
 
 def test_old_buckets_stay_while_the_run_grows(store):
     keep(store, range(100), np.arange(100))
-    before = store.history("r1", "sigma", ["a"], Window(points=30))
+    before = store.histories.of_layers("r1", "sigma", ["a"], Window(points=30))
     keep(store, range(100, 120), np.arange(20), seq=1)
-    after = store.history("r1", "sigma", ["a"], Window(points=30))
+    after = store.histories.of_layers("r1", "sigma", ["a"], Window(points=30))
     assert before.bucket_steps == after.bucket_steps == 4
     np.testing.assert_array_equal(after.mean[:, :25], before.mean)
 
@@ -106,25 +110,25 @@ def test_old_buckets_stay_while_the_run_grows(store):
 def test_an_unknown_layer_is_named_and_an_unreported_metric_is_empty(store):
     keep(store, [0], [1])
     with pytest.raises(LayerUnknown, match="'x'"):
-        store.history("r1", "sigma", ["a", "x"], Window())
-    got = store.history("r1", "never", ["a", "b"], Window())
+        store.histories.of_layers("r1", "sigma", ["a", "x"], Window())
+    got = store.histories.of_layers("r1", "never", ["a", "b"], Window())
     assert (got.rows, got.mean.shape) == (("a", "b"), (2, 0))
-    assert store.scalar_history("r1", "never", Window()).mean.shape == (1, 0)
-    assert store.heatmap("r1", "never", Window(), 10).rows == ()
+    assert store.histories.of_scalar("r1", "never", Window()).mean.shape == (1, 0)
+    assert store.histories.heatmap("r1", "never", Window(), 10).rows == ()
 
 
 def test_a_repeated_layer_gets_a_row_each_time(store):
     keep(store, [0, 1], [1, 2])
-    got = store.history("r1", "sigma", ["b", "a", "b"], Window())
+    got = store.histories.of_layers("r1", "sigma", ["b", "a", "b"], Window())
     assert got.mean.tolist() == [[1, 2]] * 3
 
 
 def test_the_heatmap_has_the_layers_in_model_order(store):
     keep(store, [0, 1], [1, 2])
     wide = table("c", "a")
-    store.put_layer_table("r1", wide)
+    store.batches.put_layer_table("r1", wide)
     stored(store, batch(wide, 0, [1], {"sigma": [[7, 8]]}, writer="v"))
-    got = store.heatmap("r1", "sigma", Window(), 10)
+    got = store.histories.heatmap("r1", "sigma", Window(), 10)
     assert got.rows == ("a", "b", "c")
     np.testing.assert_array_equal(
         bits(got.max), bits(np.array([[1, 8], [1, 2], [ABSENT, 7]], np.float32))
@@ -133,10 +137,10 @@ def test_the_heatmap_has_the_layers_in_model_order(store):
 
 def test_layers_beyond_the_asked_rows_share_them_by_max(store):
     wide = table(*(f"l{i}" for i in range(7)))
-    store.put_layer_table("r1", wide)
+    store.batches.put_layer_table("r1", wide)
     rows = [[1, 2, 3, 9, 5, np.nan, 7], [7, 6, 5, 4, 3, np.nan, 1]]
     stored(store, batch(wide, 0, [0, 1], {"sigma": rows}))
-    got = store.heatmap("r1", "sigma", Window(), 3)
+    got = store.histories.heatmap("r1", "sigma", Window(), 3)
     assert got.rows == ("l0 … l2", "l3 … l5", "l6")
     assert got.max.tolist() == [[3, 7], [9, 4], [7, 1]]
     assert got.min.tolist() == [[1, 5], [5, 3], [7, 1]]
@@ -152,7 +156,7 @@ def test_several_batches_and_layouts_are_read_in_the_order_of_their_arrival(stor
         ),
     )
     keep(store, [2], [3], writer="u")
-    got = store.history("r1", "sigma", ["a", "b"], Window())
+    got = store.histories.of_layers("r1", "sigma", ["a", "b"], Window())
     assert got.mean.tolist() == [[1, 2, 3], [1, 1, 3]]
 
 
@@ -214,7 +218,7 @@ class Story:
         self.run = new_name()
         new_run(store, self.run)
         for one in TABLES:
-            store.put_layer_table(self.run, one)
+            store.batches.put_layer_table(self.run, one)
 
     def send(self, sent: Sent) -> None:
         layers = TABLES[sent.table]
@@ -267,10 +271,10 @@ class Story:
 
     def check(self, window: Window) -> None:
         for names in (["l0"], ["l3", "l1", "l2"], ["l19", "l2"]):
-            got = self.store.history(self.run, "sigma", names, window)
+            got = self.store.histories.of_layers(self.run, "sigma", names, window)
             assert_same(got, self.oracle(names).answer(names, window))
         self.loss.firsts = dict(self.firsts)
-        loss = self.store.scalar_history(self.run, "loss", window)
+        loss = self.store.histories.of_scalar(self.run, "loss", window)
         assert_same(loss, self.loss.answer(["loss"], window))
 
 

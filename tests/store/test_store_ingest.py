@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from store_cases import NOW, batch, breach_once, new_name, new_run, stored, submit, table
 
 from snc_service.store import open_store
-from snc_service.store.protocol import (
+from snc_service.store.types import (
     EventQuery,
     LayerTableMismatch,
     LayerTableUnknown,
@@ -26,7 +26,7 @@ LAYERS = table("a", "b")
 def store(store_url):
     store = open_store(store_url)
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     yield store
     store.close()
 
@@ -40,7 +40,7 @@ def test_the_same_batch_again_is_acknowledged_and_stored_once(store):
     stored(store, first)
     (again,) = stored(store, first)
     assert again.duplicate
-    assert len(store.history("r1", "sigma", ["a"], Window()).steps) == 2
+    assert len(store.histories.of_layers("r1", "sigma", ["a"], Window()).steps) == 2
     (twice_in_one_group, other) = stored(store, sigma(1, 2), sigma(1, 2))
     assert (twice_in_one_group.duplicate, other.duplicate) == (False, True)
 
@@ -49,7 +49,7 @@ def test_other_content_under_a_stored_seq_is_a_conflict(store):
     stored(store, sigma(0, 0))
     (outcome,) = submit(store, [sigma(0, 0, value=2.0)])
     assert isinstance(outcome.error, SequenceConflict)
-    assert store.history("r1", "sigma", ["a"], Window()).mean.tolist() == [[1.0]]
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window()).mean.tolist() == [[1.0]]
 
 
 def test_content_is_told_apart_for_64_batches(store):
@@ -79,12 +79,12 @@ def test_given_up_seqs_close_the_gap(store):
 def test_seqs_given_up_that_were_stored_after_all_are_no_gap(store):
     stored(store, sigma(0, 0), sigma(1, 1))
     stored(store, sigma(3, 3, skipped=2))
-    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1, 3]
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1, 3]
 
 
 def test_one_bad_submission_does_not_fail_the_others(store):
     stranger = table("x")
-    store.put_layer_table("r1", table("a", "b", "c"))
+    store.batches.put_layer_table("r1", table("a", "b", "c"))
     narrow = batch(table("a", "b", "c"), 0, [0], {"sigma": [[1, 1, 1]]}, writer="v")
     narrow = narrow.__class__(**{**narrow.__dict__, "values": narrow.values[:, :, :2]})
     outcomes = submit(
@@ -100,7 +100,7 @@ def test_one_bad_submission_does_not_fail_the_others(store):
     kinds = [type(o.error) for o in outcomes]
     none = type(None)
     assert kinds == [none, LayerTableUnknown, LayerTableMismatch, SequenceGap, none]
-    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 1]
     (unknown,) = submit(store, [sigma(0, 0)], run="nobody")
     assert isinstance(unknown.error, RunUnknown)
 
@@ -116,7 +116,7 @@ def test_a_rule_that_breaks_refuses_its_batch_only(store):
     )
     assert (good.error, after.error) == (None, None)
     assert isinstance(bad.error, StoreError)
-    assert store.history("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 5]
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist() == [0, 5]
     stored(store, sigma(1, 1))
 
 
@@ -141,18 +141,18 @@ def test_rules_see_each_batch_once_and_their_state_is_kept(store):
 def test_events_and_state_of_a_refused_batch_are_not_kept(store):
     stored(store, sigma(0, 0), advance=breach_once)
     submit(store, [sigma(0, 0, value=3.0), sigma(5, 5)], advance=breach_once)
-    events = store.events(EventQuery(run="r1", rule="breach")).items
+    events = store.events.page(EventQuery(run="r1", rule="breach")).items
     assert [e.id for e in events] == [2]
-    assert store.event_counts()["r1", "breach", "warning"] == 1
+    assert store.events.counts()["r1", "breach", "warning"] == 1
 
 
 def test_lost_values_are_counted_and_told(store):
     (outcome,) = stored(store, sigma(3, 9, skipped=3, dropped=40))
     assert [(e.event.rule, e.event.value) for e in outcome.events] == [("dropped", 40.0)]
     stored(store, sigma(4, 10, dropped=2))
-    assert store.run("r1").dropped_values == 42
+    assert store.runs.get("r1").dropped_values == 42
     stored(store, sigma(5, 11, dropped=2**53 - 1), sigma(6, 12, dropped=2**53 - 1))
-    assert store.run("r1").dropped_values == 2**53 - 1
+    assert store.runs.get("r1").dropped_values == 2**53 - 1
 
 
 def test_steps_that_go_back_start_an_attempt_and_an_event_says_so(store):
@@ -161,33 +161,37 @@ def test_steps_that_go_back_start_an_attempt_and_an_event_says_so(store):
     (event,) = outcome.events
     assert (event.event.rule, event.event.value, event.event.limit) == ("rewound", 2.0, 4.0)
     assert "from 4 to 2" in event.event.message
-    assert store.run("r1").attempt == 1
-    shown = store.history("r1", "sigma", ["a"], Window())
+    assert store.runs.get("r1").attempt == 1
+    shown = store.histories.of_layers("r1", "sigma", ["a"], Window())
     assert dict(zip(shown.steps.tolist(), shown.mean[0].tolist(), strict=True)) == {
         0: 1.0,
         1: 1.0,
         2: 9.0,
         3: 9.0,
     }
-    older = store.history("r1", "sigma", ["a"], Window(attempt=0))
+    older = store.histories.of_layers("r1", "sigma", ["a"], Window(attempt=0))
     assert older.steps.tolist() == [0, 1, 2, 3, 4]
     assert (older.mean == 1).all()
-    assert store.history("r1", "sigma", ["a"], Window(attempt=7)).steps.tolist() == []
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window(attempt=7)).steps.tolist() == []
 
 
 def test_ranks_that_overlap_share_an_attempt(store):
     stored(store, sigma(0, 0, 1, 2), sigma(0, 1, 2, 3, writer="rank1"))
-    assert store.run("r1").attempt == 0
-    assert store.event_counts().get(("r1", "rewound", "info")) is None
+    assert store.runs.get("r1").attempt == 0
+    assert store.events.counts().get(("r1", "rewound", "info")) is None
 
 
 def test_ranks_that_go_back_together_begin_one_attempt(store):
     stored(store, sigma(0, 5, 6), sigma(0, 5, 6, writer="v"))
     stored(store, sigma(1, 2, 3), sigma(1, 2, 3, writer="v"))
-    assert store.run("r1").attempt == 1
+    assert store.runs.get("r1").attempt == 1
     stored(store, sigma(2, 1), sigma(2, 4, writer="v"))
-    assert store.run("r1").attempt == 2
-    assert store.history("r1", "sigma", ["a"], Window(attempt=1)).steps.tolist() == [2, 3, 4]
+    assert store.runs.get("r1").attempt == 2
+    assert store.histories.of_layers("r1", "sigma", ["a"], Window(attempt=1)).steps.tolist() == [
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_batch_that_names_its_attempt_is_taken_at_its_word(store):
@@ -199,14 +203,14 @@ def test_a_batch_that_names_its_attempt_is_taken_at_its_word(store):
     )
     assert [e.event.rule for e in first.events] == ["rewound"]
     assert second.events == ()
-    assert store.run("r1").attempt == 3
-    shown = store.history("r1", "sigma", ["a"], Window())
+    assert store.runs.get("r1").attempt == 3
+    shown = store.histories.of_layers("r1", "sigma", ["a"], Window())
     assert shown.mean.tolist() == [[7.0, 5.0]]
 
 
 def test_the_largest_attempt_number_has_no_successor_that_breaks(store):
     stored(store, sigma(0, 5, attempt=2**31 - 1), sigma(1, 4))
-    assert store.run("r1").attempt == 2**31
+    assert store.runs.get("r1").attempt == 2**31
 
 
 def test_breaches_and_rescales_are_counted_by_layer_and_step(store):
@@ -225,7 +229,7 @@ def test_breaches_and_rescales_are_counted_by_layer_and_step(store):
             {"guard_vetoes": [0, 2, nan]},
         ),
     )
-    run = store.run("r1")
+    run = store.runs.get("r1")
     assert (run.breaches, run.rescales, run.guard_vetoes) == (2, 2, 2)
 
 
@@ -234,44 +238,44 @@ def test_overhead_is_the_newest_share_of_step_time(store):
         store,
         batch(LAYERS, 0, [0, 1], scalars={"callback_seconds": [1, 2], "step_seconds": [10, 4]}),
     )
-    assert store.run("r1").overhead == 0.5
+    assert store.runs.get("r1").overhead == 0.5
     stored(store, batch(LAYERS, 1, [2], scalars={"callback_seconds": [1], "step_seconds": [0]}))
     stored(store, batch(LAYERS, 2, [3], scalars={"loss": [1]}))
-    assert store.run("r1").overhead == 0.5
+    assert store.runs.get("r1").overhead == 0.5
 
 
 def test_a_batch_of_scalars_alone_is_stored(store):
     stored(store, batch(LAYERS, 0, [4, 5], scalars={"loss": [0.5, np.nan], "lr": [1, 2]}))
-    assert store.metrics("r1") == ((), ("loss", "lr"))
-    loss = store.scalar_history("r1", "loss", Window())
+    assert store.histories.metrics("r1") == ((), ("loss", "lr"))
+    loss = store.histories.of_scalar("r1", "loss", Window())
     assert loss.steps.tolist() == [4, 5]
     assert loss.nonfinite.tolist() == [[0, 1]]
 
 
 def test_layer_tables_join_by_name(store):
     other = LayerTable((LayerSpec("b", "linear", (4, 2)), LayerSpec("c", "conv", (3,))))
-    store.put_layer_table("r1", other)
-    store.put_layer_table("r1", other)
-    assert store.layer_table("r1", other.hash) == other
-    assert store.run("r1").layers == 3
+    store.batches.put_layer_table("r1", other)
+    store.batches.put_layer_table("r1", other)
+    assert store.batches.layer_table("r1", other.hash) == other
+    assert store.runs.get("r1").layers == 3
     stored(store, batch(other, 0, [0], {"sigma": [[5, 6]]}))
-    now = store.latest("r1")
+    now = store.histories.latest("r1")
     assert [layer.name for layer in now.layers] == ["a", "b", "c"]
     assert now.layers[2] == LayerSpec("c", "conv", (3,))
     assert now.steps.tolist() == [-1, 0, 0]
 
 
 def test_a_run_has_at_most_65536_layers_over_all_tables(store):
-    store.put_layer_table("r1", table(*(f"l{i}" for i in range(65_534))))
+    store.batches.put_layer_table("r1", table(*(f"l{i}" for i in range(65_534))))
     with pytest.raises(WireError, match="65536"):
-        store.put_layer_table("r1", table("one more"))
+        store.batches.put_layer_table("r1", table("one more"))
 
 
 def test_the_clock_may_jump_back(store):
     stored(store, sigma(0, 0), at=NOW + 10)
     stored(store, sigma(1, 1), at=NOW - 1000)
     # Else a job that ends soon would count as heard of until the clock has caught up.
-    assert store.run("r1").updated_at == NOW - 1000
+    assert store.runs.get("r1").updated_at == NOW - 1000
 
 
 @settings(deadline=None, max_examples=40)
@@ -279,7 +283,7 @@ def test_the_clock_may_jump_back(store):
 def test_any_order_of_sends_stores_a_prefix_without_holes(shared_store, sends):
     run = new_name()
     new_run(shared_store, run)
-    shared_store.put_layer_table(run, LAYERS)
+    shared_store.batches.put_layer_table(run, LAYERS)
     last = -1
     for seq, skipped in sends:
         (outcome,) = submit(shared_store, [sigma(seq, seq, skipped=skipped)], run)
@@ -291,4 +295,4 @@ def test_any_order_of_sends_stores_a_prefix_without_holes(shared_store, sends):
             last = seq
         else:
             assert outcome.error.expected == last + 1
-    assert shared_store.run(run).last_step == (None if last < 0 else last)
+    assert shared_store.runs.get(run).last_step == (None if last < 0 else last)

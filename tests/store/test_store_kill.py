@@ -15,7 +15,7 @@ from store_cases import as_sent, bits, quiet
 from store_victim import LAYERS, WRITERS, batch_number, next_seq, submission
 
 from snc_service.store import open_store, tiles
-from snc_service.store.protocol import Window
+from snc_service.store.types import Window
 from snc_service.wire import absent
 
 ROUNDS = 5
@@ -62,16 +62,16 @@ def check(store, stored: dict[str, int], run: str = "r1") -> None:
     sent_steps, sent = as_sent(store, run, "sigma", LAYERS.names)
     np.testing.assert_array_equal(sent_steps, steps[order])
     np.testing.assert_array_equal(sent, bits(wanted))
-    got = store.history(run, "sigma", LAYERS.names, Window(points=10**7))
+    got = store.histories.of_layers(run, "sigma", LAYERS.names, Window(points=10**7))
     assert got.bucket_steps == 1
     np.testing.assert_array_equal(got.steps, steps[order])
     np.testing.assert_array_equal(absent(got.max), absent(wanted))
     finite = np.isfinite(wanted)
     np.testing.assert_array_equal(got.nonfinite, ~finite & ~absent(wanted))
     np.testing.assert_array_equal(bits(got.max)[finite], bits(wanted)[finite])
-    scalar = store.scalar_history(run, "loss", Window(points=10**7))
+    scalar = store.histories.of_scalar(run, "loss", Window(points=10**7))
     np.testing.assert_array_equal(bits(scalar.max[0]), bits(loss))
-    coarse = store.history(run, "sigma", LAYERS.names, Window(points=3))
+    coarse = store.histories.of_layers(run, "sigma", LAYERS.names, Window(points=3))
     for group, first in enumerate(coarse.steps):
         inside = steps[order] // coarse.bucket_steps * coarse.bucket_steps == first
         largest = np.where(finite, wanted, -np.inf)[:, inside].max(axis=1)
@@ -94,7 +94,7 @@ def test_nothing_acknowledged_is_lost_torn_or_doubled(store_url, tmp_path, monke
         for writer in WRITERS:
             assert stored[writer] >= sure[writer]
             again = [submission(writer, seq) for seq in range(stored[writer] + 1)[-3:]]
-            assert all(outcome.duplicate for outcome in store.ingest(again, quiet))
+            assert all(outcome.duplicate for outcome in store.batches.ingest(again, quiet))
         check(store, stored)
         with store._database.read() as connection:
             (folded,) = connection.execute("select count(*) from tile").fetchone()

@@ -8,7 +8,8 @@ from store_cases import NOW, batch, new_run, quiet, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.engines.sqlite import APPLICATION_ID, WORDS
-from snc_service.store.protocol import (
+from snc_service.store.sql.database import schema
+from snc_service.store.types import (
     CommandsWaiting,
     EventQuery,
     QuotaExceeded,
@@ -18,8 +19,7 @@ from snc_service.store.protocol import (
     TokenExists,
     TokenUnknown,
 )
-from snc_service.store.protocol.records import MAX_WAITING_COMMANDS, Token
-from snc_service.store.sql.database import schema
+from snc_service.store.types.records import MAX_WAITING_COMMANDS, Token
 from snc_service.wire import Policy
 
 LAYERS = table("a")
@@ -39,44 +39,44 @@ def token(name="ci", **changes):
 
 
 def command(store, action="stop", reason="", run="r1"):
-    return store.add_command(run, action, reason, author="anna", now=NOW)
+    return store.commands.add(run, action, reason, author="anna", now=NOW)
 
 
 def send(store, seq, seen=0):
     """Send a batch that says which command its job has; return what waits."""
     item = Submission("r1", batch(LAYERS, seq, [seq], {"sigma": [[1]]}), seq, NOW + seq, seen)
-    (outcome,) = store.ingest([item], quiet)
+    (outcome,) = store.batches.ingest([item], quiet)
     assert outcome.error is None
     return [each.id for each in outcome.commands]
 
 
 def audited(store, **filters):
-    entries, _ = store.audit(**filters)
+    entries, _ = store.audit.page(**filters)
     return [(each.author, each.action, each.subject, each.detail) for each in entries]
 
 
 def test_a_token_is_kept_as_it_was_made(store):
     made = [token("a"), token("b", project="p", expires_at=NOW + 1, created_at=NOW + 1)]
     for each in made:
-        store.add_token(each)
-    assert store.tokens() == made
+        store.tokens.add(each)
+    assert store.tokens.all() == made
 
 
 def test_a_name_is_given_once_for_ever(store):
-    store.add_token(token())
-    store.revoke_token("ci", author="root", now=NOW)
+    store.tokens.add(token())
+    store.tokens.revoke("ci", author="root", now=NOW)
     with pytest.raises(TokenExists, match="ci"):
-        store.add_token(token(id="other"))
-    assert len(store.tokens()) == 1
+        store.tokens.add(token(id="other"))
+    assert len(store.tokens.all()) == 1
 
 
 def test_a_token_is_revoked_once(store):
-    store.add_token(token())
-    assert store.revoke_token("ci", author="root", now=NOW + 1).revoked_at == NOW + 1
-    assert store.revoke_token("ci", author="root", now=NOW + 2).revoked_at == NOW + 1
+    store.tokens.add(token())
+    assert store.tokens.revoke("ci", author="root", now=NOW + 1).revoked_at == NOW + 1
+    assert store.tokens.revoke("ci", author="root", now=NOW + 2).revoked_at == NOW + 1
     assert [action for _, action, _, _ in audited(store)] == ["token_revoked", "token_created"]
     with pytest.raises(TokenUnknown):
-        store.revoke_token("nobody", author="root", now=NOW)
+        store.tokens.revoke("nobody", author="root", now=NOW)
 
 
 def test_a_quota_counts_the_runs_that_are_there(store):
@@ -86,22 +86,22 @@ def test_a_quota_counts_the_runs_that_are_there(store):
     with pytest.raises(QuotaExceeded, match="at most 2"):
         new_run(store, "r3", author="ci", quota=2)
     with pytest.raises(RunUnknown):
-        store.run("r3")
+        store.runs.get("r3")
     new_run(store, "r3", author="other", quota=2)
-    store.delete_run("r1", author="root", now=NOW)
+    store.runs.delete("r1", author="root", now=NOW)
     new_run(store, "r4", author="ci", quota=2)
 
 
 def test_a_runs_project_is_known_without_the_run(store):
     new_run(store, project="p7")
-    assert store.project_of("r1") == "p7"
+    assert store.runs.project_of("r1") == "p7"
     with pytest.raises(RunUnknown):
-        store.project_of("r2")
+        store.runs.project_of("r2")
 
 
 def test_a_command_waits_until_the_job_says_that_it_has_it(store):
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     assert send(store, 0) == []
     assert [command(store).id, command(store, "pause").id] == [1, 2]
     assert send(store, 1) == [1, 2]
@@ -109,7 +109,7 @@ def test_a_command_waits_until_the_job_says_that_it_has_it(store):
     assert send(store, 2, seen=1) == [2]
     assert send(store, 3, seen=2) == []
     assert send(store, 4) == []  # a job that starts anew is not stopped by what an earlier one got
-    assert [(each.id, each.seen_at) for each in store.commands("r1")] == [
+    assert [(each.id, each.seen_at) for each in store.commands.of_run("r1")] == [
         (2, NOW + 3),
         (1, NOW + 2),
     ]
@@ -120,14 +120,14 @@ def test_a_refused_batch_neither_takes_nor_loses_a_command(store):
     command(store)
     (outcome,) = submit(store, [batch(LAYERS, 0, [0], {"sigma": [[1]]})])
     assert outcome.error is not None
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     assert send(store, 0) == [1]
 
 
 def test_a_command_leaves_an_event_and_who_sent_it(store):
     new_run(store)
     command(store, "checkpoint", "before the move")
-    (event, _) = store.events(EventQuery(run="r1")).items
+    (event, _) = store.events.page(EventQuery(run="r1")).items
     assert (event.event.rule, event.event.severity) == ("command", "info")
     assert event.event.message == "checkpoint asked for by anna: before the move"
     assert audited(store) == [("anna", "command_sent", "r1", "checkpoint: before the move")]
@@ -135,9 +135,9 @@ def test_a_command_leaves_an_event_and_who_sent_it(store):
 
 def test_a_closed_run_takes_no_command_and_what_it_did_not_take_is_void(store):
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     command(store)
-    store.finish_run("r1", "finished", NOW + 1)
+    store.runs.finish("r1", "finished", NOW + 1)
     with pytest.raises(RunClosed, match="finished"):
         command(store)
     new_run(store)  # resumed
@@ -161,24 +161,24 @@ def test_commands_of_many_threads_get_numbers_of_their_own(store):
         each.start()
     for each in threads:
         each.join()
-    assert [each.id for each in store.commands("r1")] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert [each.id for each in store.commands.of_run("r1")] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_a_deleted_run_takes_its_commands_with_it(store):
     new_run(store)
     command(store)
-    store.delete_run("r1", author="root", now=NOW)
+    store.runs.delete("r1", author="root", now=NOW)
     new_run(store)
-    assert store.commands("r1") == []
+    assert store.commands.of_run("r1") == []
     assert command(store).id == 1
 
 
 def test_every_change_is_in_the_audit_log_with_its_author(store):
     new_run(store)
-    store.put_policy("r1", Policy(), author="anna", now=NOW, if_version=None)
-    store.put_project_policy("p", Policy(), author="bob", now=NOW, if_version=None)
-    store.add_token(token(project="p"))
-    store.delete_run("r1", author="carl", now=NOW)
+    store.policies.put_for_run("r1", Policy(), author="anna", now=NOW, if_version=None)
+    store.policies.put_for_project("p", Policy(), author="bob", now=NOW, if_version=None)
+    store.tokens.add(token(project="p"))
+    store.runs.delete("r1", author="carl", now=NOW)
     assert audited(store) == [
         ("carl", "run_deleted", "r1", ""),
         ("root", "token_created", "ci", "scopes ingest, read; project p"),
@@ -191,17 +191,17 @@ def test_every_change_is_in_the_audit_log_with_its_author(store):
 
 def test_a_run_that_is_pruned_for_its_age_is_audited_too(store):
     new_run(store)
-    store.finish_run("r1", "finished", NOW)
-    assert store.prune(NOW + 1) == ["r1"]
+    store.runs.finish("r1", "finished", NOW)
+    assert store.runs.prune(NOW + 1) == ["r1"]
     assert audited(store) == [("retention", "run_deleted", "r1", "")]
 
 
 def test_the_audit_log_is_read_in_pages(store):
     for i in range(5):
-        store.add_token(token(f"t{i}", created_at=NOW + i))
+        store.tokens.add(token(f"t{i}", created_at=NOW + i))
     seen, after = [], None
     while True:
-        entries, after = store.audit(limit=2, after=after)
+        entries, after = store.audit.page(limit=2, after=after)
         seen += [each.subject for each in entries]
         if after is None:
             break
@@ -210,7 +210,7 @@ def test_the_audit_log_is_read_in_pages(store):
 
 def test_a_change_that_fails_leaves_no_entry(store):
     with pytest.raises(RunUnknown):
-        store.delete_run("nothing", author="root", now=NOW)
+        store.runs.delete("nothing", author="root", now=NOW)
     with pytest.raises(RunUnknown):
         command(store, run="nothing")
     assert audited(store) == []
@@ -219,7 +219,7 @@ def test_a_change_that_fails_leaves_no_entry(store):
 def test_events_of_one_project_are_told_apart(store):
     new_run(store, "r1", project="p")
     new_run(store, "r2", project="q")
-    page = store.events(EventQuery(project="q"))
+    page = store.events.page(EventQuery(project="q"))
     assert [each.run for each in page.items] == ["r2"]
 
 
@@ -239,11 +239,11 @@ def test_a_store_of_the_first_release_is_upgraded_where_it_lies(tmp_path):
     old.commit()
     old.close()
     store = open_store(f"sqlite:///{path}")
-    assert store.run("r1").name == "first"
-    store.put_layer_table("r1", LAYERS)
+    assert store.runs.get("r1").name == "first"
+    store.batches.put_layer_table("r1", LAYERS)
     command(store)
     assert send(store, 0) == [1]
-    store.add_token(token())
+    store.tokens.add(token())
     store.close()
     again = sqlite3.connect(path)
     assert again.execute("pragma user_version").fetchone() == (schema.VERSION,)

@@ -12,8 +12,8 @@ from store_cases import NOW, batch, bits, new_name, new_run, stored, table
 from test_store_history import NAMES, SENT, Story, small_tiles
 
 from snc_service.store import open_store
-from snc_service.store.protocol import Extent, LayerUnknown, RunUnknown
 from snc_service.store.sql.queries import export_scan as module
+from snc_service.store.types import Extent, LayerUnknown, RunUnknown
 from snc_service.wire import ABSENT, absent
 
 LAYERS = table("a", "b")
@@ -61,7 +61,7 @@ def test_any_scan_brings_everything_once(shared_store, sends, most_steps):
             if fold:
                 shared_store.fold(60, now=NOW + 3_600)
         whole = wanted(story)
-        assert cells(shared_store.scan(story.run, Extent())) == whole
+        assert cells(shared_store.histories.scan(story.run, Extent())) == whole
         extent = Extent(
             metrics=("sigma",), layers=("l19", "l2"), from_step=5, to_step=40, attempt=0
         )
@@ -70,7 +70,7 @@ def test_any_scan_brings_everything_once(shared_store, sends, most_steps):
             for key, word in whole.items()
             if key[0] == 0 and key[1] == "sigma" and key[2] in ("l2", "l19") and 5 <= key[3] <= 40
         }
-        assert cells(shared_store.scan(story.run, extent)) == part
+        assert cells(shared_store.histories.scan(story.run, extent)) == part
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def keep(store, run, seq, steps, **header):
 def new(store) -> str:
     run = new_name()
     new_run(store, run)
-    store.put_layer_table(run, LAYERS)
+    store.batches.put_layer_table(run, LAYERS)
     return run
 
 
@@ -96,9 +96,9 @@ def test_ingest_and_folding_between_the_pieces_change_nothing_of_what_was_there(
     run = new(store)
     with small_tiles():
         keep(store, run, 0, range(0, 100))
-        whole = cells(store.scan(run, Extent()))
+        whole = cells(store.histories.scan(run, Extent()))
         found, seq = [], 1
-        for piece in store.scan(run, Extent()):
+        for piece in store.histories.scan(run, Extent()):
             found.append(piece)
             keep(store, run, seq, range(100 * seq, 100 * seq + 30))
             store.fold(60, now=NOW + 3_600)
@@ -110,9 +110,9 @@ def test_ingest_and_folding_between_the_pieces_change_nothing_of_what_was_there(
 def test_steps_that_lie_far_apart_are_found_without_visiting_what_is_between(store):
     run = new(store)
     keep(store, run, 0, [0, 3, 2**52])
-    assert {key[-1] for key in cells(store.scan(run, Extent()))} == {0, 3, 2**52}
+    assert {key[-1] for key in cells(store.histories.scan(run, Extent()))} == {0, 3, 2**52}
     store.fold(60, now=NOW + 3_600)
-    assert {key[-1] for key in cells(store.scan(run, Extent()))} == {0, 3, 2**52}
+    assert {key[-1] for key in cells(store.histories.scan(run, Extent()))} == {0, 3, 2**52}
 
 
 def test_every_bit_pattern_comes_back_and_absent_does_not(store):
@@ -121,7 +121,7 @@ def test_every_bit_pattern_comes_back_and_absent_does_not(store):
     values = np.stack([words.view(np.float32), np.full(6, ABSENT)], axis=1)
     stored(store, batch(LAYERS, 0, range(6), {"sigma": values}), run=run)
     for _ in range(2):
-        got = cells(store.scan(run, Extent()))
+        got = cells(store.histories.scan(run, Extent()))
         assert got == {(0, "sigma", "a", i): int(word) for i, word in enumerate(words)}
         store.fold(60, now=NOW + 3_600)
 
@@ -129,20 +129,20 @@ def test_every_bit_pattern_comes_back_and_absent_does_not(store):
 def test_a_deleted_run_ends_the_scan_with_an_error_instead_of_a_gap(store):
     run = new(store)
     keep(store, run, 0, range(10))
-    pieces = store.scan(run, Extent())
+    pieces = store.histories.scan(run, Extent())
     next(pieces)
-    store.delete_run(run)
+    store.runs.delete(run)
     with pytest.raises(RunUnknown):
         list(pieces)
 
 
 def test_what_is_not_there_is_said_at_once(store):
     run = new(store)
-    assert list(store.scan(run, Extent())) == []
+    assert list(store.histories.scan(run, Extent())) == []
     with pytest.raises(RunUnknown):
-        store.scan("nobody", Extent())
+        store.histories.scan("nobody", Extent())
     with pytest.raises(LayerUnknown):
-        store.scan(run, Extent(layers=("c",)))
+        store.histories.scan(run, Extent(layers=("c",)))
     keep(store, run, 0, range(3))
-    assert list(store.scan(run, Extent(metrics=("grad_norm",)))) == []
-    assert list(store.scan(run, Extent(attempt=7))) == []
+    assert list(store.histories.scan(run, Extent(metrics=("grad_norm",)))) == []
+    assert list(store.histories.scan(run, Extent(attempt=7))) == []

@@ -12,8 +12,8 @@ from store_cases import NOW, assert_same, batch, new_name, new_run, stored, tabl
 from test_store_history import SPECIAL, small_tiles
 
 from snc_service.store import open_store
-from snc_service.store.protocol import Extent, HistoryThinned, Window
 from snc_service.store.sql.compaction import thinning
+from snc_service.store.types import Extent, HistoryThinned, Window
 from snc_service.wire import ABSENT
 
 LAYERS = table(*(f"l{i}" for i in range(20)))
@@ -36,13 +36,13 @@ def ended(store, num_steps=100, *, stride=1, specials=0, seed=0) -> str:
     """Return a run that is over and folded."""
     run, rng = new_name(), np.random.default_rng(seed)
     new_run(store, run)
-    store.put_layer_table(run, LAYERS)
+    store.batches.put_layer_table(run, LAYERS)
     values = rng.standard_normal((num_steps, 20)).astype(np.float32)
     for _ in range(specials):
         at = tuple(rng.integers(0, n) for n in values.shape)
         values[at] = SPECIAL[rng.integers(len(SPECIAL))]
     keep(store, run, range(0, num_steps * stride, stride), values)
-    store.finish_run(run, "finished", NOW)
+    store.runs.finish(run, "finished", NOW)
     while store.fold(60, now=LATER):
         pass
     return run
@@ -61,9 +61,9 @@ def exact_tiles(store, run) -> int:
 def answers(store, run, windows):
     """Return histories, scalars and heatmaps: what a page asks for."""
     for window in windows:
-        yield store.history(run, "sigma", ["l0", "l19"], window)
-        yield store.scalar_history(run, "loss", window)
-        yield store.heatmap(run, "sigma", window, 7)
+        yield store.histories.of_layers(run, "sigma", ["l0", "l19"], window)
+        yield store.histories.of_scalar(run, "loss", window)
+        yield store.histories.heatmap(run, "sigma", window, 7)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -81,7 +81,7 @@ def test_what_buckets_told_before_they_tell_afterwards(
         chunk = 16 * stride
         windows = [Window(points=1), Window(points=2), Window(points=3, from_step=chunk)]
         before = list(answers(shared_store, run, windows))
-        assert run in shared_store.thin(NOW + 1, LATER)
+        assert run in shared_store.runs.thin(NOW + 1, LATER)
         assert exact_tiles(shared_store, run) == 0
         least = 4 * stride  # of the smallest rollup
         for was, now in zip(before, answers(shared_store, run, windows), strict=True):
@@ -95,27 +95,29 @@ def test_what_buckets_told_before_they_tell_afterwards(
 
 def test_what_was_exact_is_told_by_rollups_of_four(store):
     run = ended(store, 64)
-    exact = store.history(run, "sigma", ["l3"], Window())
-    store.thin(NOW + 1, LATER)
-    got = store.history(run, "sigma", ["l3"], Window())
+    exact = store.histories.of_layers(run, "sigma", ["l3"], Window())
+    store.runs.thin(NOW + 1, LATER)
+    got = store.histories.of_layers(run, "sigma", ["l3"], Window())
     assert (exact.bucket_steps, got.bucket_steps) == (1, 4)
     assert got.steps.tolist() == list(range(0, 64, 4))
     np.testing.assert_array_equal(got.max[0], exact.max[0].reshape(-1, 4).max(axis=1))
     np.testing.assert_array_equal(got.min[0], exact.min[0].reshape(-1, 4).min(axis=1))
-    part = store.history(run, "sigma", ["l3"], Window(from_step=17, to_step=30))
+    part = store.histories.of_layers(run, "sigma", ["l3"], Window(from_step=17, to_step=30))
     assert part.steps.tolist() == [16, 20, 24, 28]
     np.testing.assert_array_equal(part.max, got.max[:, 4:8])
 
 
 def test_only_runs_that_ended_before_are_thinned_and_only_once(store):
     run = ended(store)
-    store.create_run("busy", name="b", project="p", config={}, tags=(), policy=None, now=NOW)
-    version = store.run(run).version
-    assert store.thin(NOW, LATER) == []
-    assert store.thin(NOW + 1, LATER) == [run]
-    assert store.run(run).version > version  # what caches hold is not true any more
-    assert store.thin(NOW + 1, LATER) == []
-    entries, _ = store.audit(author=None, action="run_thinned", subject=None, limit=10, after=None)
+    store.runs.create("busy", name="b", project="p", config={}, tags=(), policy=None, now=NOW)
+    version = store.runs.get(run).version
+    assert store.runs.thin(NOW, LATER) == []
+    assert store.runs.thin(NOW + 1, LATER) == [run]
+    assert store.runs.get(run).version > version  # what caches hold is not true any more
+    assert store.runs.thin(NOW + 1, LATER) == []
+    entries, _ = store.audit.page(
+        author=None, action="run_thinned", subject=None, limit=10, after=None
+    )
     assert [(entry.subject, entry.author) for entry in entries] == [(run, "retention")]
 
 
@@ -131,10 +133,10 @@ def test_a_crash_in_between_shows_nothing_and_the_next_call_goes_on(store, monke
     with monkeypatch.context() as patch:
         patch.setattr(thinning, "_drop_slice", crash)
         with pytest.raises(KeyboardInterrupt):
-            store.thin(NOW + 1, LATER)
+            store.runs.thin(NOW + 1, LATER)
     assert exact_tiles(store, run) > 0
     halfway = list(answers(store, run, [Window()]))
-    assert store.thin(NOW + 1, LATER) == [run]
+    assert store.runs.thin(NOW + 1, LATER) == [run]
     assert exact_tiles(store, run) == 0
     for was, now in zip(halfway, answers(store, run, [Window()]), strict=True):
         assert_same(now, was)
@@ -142,34 +144,34 @@ def test_a_crash_in_between_shows_nothing_and_the_next_call_goes_on(store, monke
 
 def test_a_run_that_goes_on_is_exact_from_there_on(store):
     run = ended(store, 40)
-    before = store.history(run, "sigma", ["l1"], Window(points=12))
-    store.thin(NOW + 1, LATER)
+    before = store.histories.of_layers(run, "sigma", ["l1"], Window(points=12))
+    store.runs.thin(NOW + 1, LATER)
     new = np.arange(20 * 60, dtype=np.float32).reshape(60, 20)
     keep(store, run, range(40, 100), new, seq=1)
     for _ in range(2):  # in the tail, then folded: the chunk of 40 had been thinned in part
-        late = store.history(run, "sigma", ["l1"], Window(from_step=48))
+        late = store.histories.of_layers(run, "sigma", ["l1"], Window(from_step=48))
         assert late.bucket_steps == 1
         np.testing.assert_array_equal(late.max[0], new[8:, 1])
-        whole = store.history(run, "sigma", ["l1"], Window(points=50))
+        whole = store.histories.of_layers(run, "sigma", ["l1"], Window(points=50))
         assert whole.bucket_steps == 4
         np.testing.assert_array_equal(whole.max[0, :10], before.max[0])
         np.testing.assert_array_equal(whole.max[0, 10:], new[:, 1].reshape(-1, 4).max(axis=1))
         assert whole.nonfinite.sum() == 0
         store.fold(60, now=LATER)
-    store.finish_run(run, "failed", NOW)
-    assert store.thin(NOW + 1, LATER) == [run]
-    assert_same(store.history(run, "sigma", ["l1"], Window(points=50)), whole)
+    store.runs.finish(run, "failed", NOW)
+    assert store.runs.thin(NOW + 1, LATER) == [run]
+    assert_same(store.histories.of_layers(run, "sigma", ["l1"], Window(points=50)), whole)
 
 
 def test_a_late_value_is_added_to_what_the_rollups_tell(store):
     run = ended(store, 40)
-    store.thin(NOW + 1, LATER)
-    before = store.history(run, "sigma", ["l1", "l2"], Window())
+    store.runs.thin(NOW + 1, LATER)
+    before = store.histories.of_layers(run, "sigma", ["l1", "l2"], Window())
     late = np.full((1, 20), ABSENT, np.float32)
     late[0, 1] = 99
     keep(store, run, [5], late, attempt=0, writer="v")
     for _ in range(2):
-        got = store.history(run, "sigma", ["l1", "l2"], Window())
+        got = store.histories.of_layers(run, "sigma", ["l1", "l2"], Window())
         assert got.max[0].tolist() == [before.max[0, 0], 99, *before.max[0, 2:].tolist()]
         np.testing.assert_array_equal(got.max[1], before.max[1])
         np.testing.assert_array_equal(got.min, before.min)
@@ -178,22 +180,22 @@ def test_a_late_value_is_added_to_what_the_rollups_tell(store):
 
 def test_exact_questions_say_from_where_they_can_be_answered(store):
     run = ended(store, 40)
-    store.thin(NOW + 1, LATER)
+    store.runs.thin(NOW + 1, LATER)
     with pytest.raises(HistoryThinned, match="from_step=48"):
-        store.worst(run, "sigma", Window(), 3)
+        store.histories.worst(run, "sigma", Window(), 3)
     with pytest.raises(HistoryThinned, match="from_step=48") as caught:
-        store.scan(run, Extent())
+        store.histories.scan(run, Extent())
     assert caught.value.below == 48
     keep(store, run, range(48, 60), np.ones((12, 20), np.float32), seq=1)
-    assert store.worst(run, "sigma", Window(from_step=48), 1)[0].value == 1
-    pieces = list(store.scan(run, Extent(from_step=48, metrics=("sigma",))))
+    assert store.histories.worst(run, "sigma", Window(from_step=48), 1)[0].value == 1
+    pieces = list(store.histories.scan(run, Extent(from_step=48, metrics=("sigma",))))
     assert {int(step) for piece in pieces for step in piece.steps} == set(range(48, 60))
 
 
 def test_a_deleted_run_takes_its_mark_along(store):
     run = ended(store, 40)
-    store.thin(NOW + 1, LATER)
-    store.delete_run(run)
+    store.runs.thin(NOW + 1, LATER)
+    store.runs.delete(run)
     with store._database.read() as connection:
         assert connection.execute("select count(*) from thinned").fetchone() == (0,)
 
@@ -202,12 +204,12 @@ def test_thinning_gives_most_of_the_space_back(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path}/snc.db")) as store:
         run = new_name()
         new_run(store, run)
-        store.put_layer_table(run, LAYERS)
+        store.batches.put_layer_table(run, LAYERS)
         rng = np.random.default_rng(0)
         for seq in range(20):
             values = rng.standard_normal((1_000, 20)).astype(np.float32)
             keep(store, run, range(seq * 1_000, (seq + 1) * 1_000), values, seq=seq)
-        store.finish_run(run, "finished", NOW)
+        store.runs.finish(run, "finished", NOW)
         while store.fold(60, now=LATER):
             pass
 
@@ -216,5 +218,5 @@ def test_thinning_gives_most_of_the_space_back(tmp_path):
                 return connection.execute("select sum(length(v)) from tile").fetchone()[0]
 
         before = history_bytes()
-        store.thin(NOW + 1, LATER)
+        store.runs.thin(NOW + 1, LATER)
         assert history_bytes() < before / 5

@@ -12,8 +12,8 @@ from store_cases import NOW, batch, new_name, new_run, stored, table
 from test_store_history import small_tiles
 
 from snc_service.store import open_store
-from snc_service.store.protocol import RunUnknown, Window
 from snc_service.store.sql.queries import worst as module
+from snc_service.store.types import RunUnknown, Window
 from snc_service.wire import ABSENT, absent
 
 NUM = 40
@@ -30,7 +30,7 @@ def keep(store, run, sigma, threshold=None, *, first=0, seq=0, **header):
 def new(store) -> str:
     run = new_name()
     new_run(store, run)
-    store.put_layer_table(run, LAYERS)
+    store.batches.put_layer_table(run, LAYERS)
     return run
 
 
@@ -84,10 +84,10 @@ def test_the_worst_are_those_that_brute_force_finds(
         low, high = window
         end = num_steps if high is None else high + 1
         asked = Window(from_step=low, to_step=high)
-        got = shared_store.worst(run, "sigma", asked, most, below="threshold")
+        got = shared_store.histories.worst(run, "sigma", asked, most, below="threshold")
         ratio = divided(sigma, threshold)
         check(got, ratio[low:end], sigma[low:end], most, low)
-        got = shared_store.worst(run, "sigma", asked, most)
+        got = shared_store.histories.worst(run, "sigma", asked, most)
         check(got, sigma.astype(np.float64)[low:end], sigma[low:end], most, low)
 
 
@@ -112,9 +112,9 @@ def test_the_newest_attempt_counts_unless_another_is_asked_for(store_url):
         low = np.full((5, NUM), 1, np.float32)
         keep(store, run, low, first=5, attempt=1, writer="v")
         late = Window(from_step=5)
-        assert store.worst(run, "sigma", late, 1)[0].value == 1
-        assert store.worst(run, "sigma", Window(from_step=5, attempt=0), 1)[0].value == 9
-        assert store.worst(run, "sigma", Window(), 1)[0].step == 0
+        assert store.histories.worst(run, "sigma", late, 1)[0].value == 1
+        assert store.histories.worst(run, "sigma", Window(from_step=5, attempt=0), 1)[0].value == 9
+        assert store.histories.worst(run, "sigma", Window(), 1)[0].step == 0
 
 
 def test_a_ratio_of_rollups_would_name_the_wrong_layer(store_url):
@@ -128,7 +128,7 @@ def test_a_ratio_of_rollups_would_name_the_wrong_layer(store_url):
         store.fold(60, now=NOW + 3_600)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "MOST_BOUNDS", NUM * 4)
-            first, second = store.worst(run, "sigma", Window(), 2, below="threshold")
+            first, second = store.histories.worst(run, "sigma", Window(), 2, below="threshold")
         assert (first.layer, first.value, first.step) == ("l7", 1.25, 5)
         assert (second.layer, second.value) == ("l0", 1.0)
 
@@ -136,9 +136,9 @@ def test_a_ratio_of_rollups_would_name_the_wrong_layer(store_url):
 def test_what_was_never_reported_has_no_worst(store_url):
     with closing(open_store(store_url)) as store:
         run = new(store)
-        assert store.worst(run, "sigma", Window(), 5) == []
+        assert store.histories.worst(run, "sigma", Window(), 5) == []
         keep(store, run, np.ones((3, NUM), np.float32))
-        assert store.worst(run, "sigma", Window(), 5, below="threshold") == []
-        assert store.worst(run, "grad_norm", Window(), 5) == []
+        assert store.histories.worst(run, "sigma", Window(), 5, below="threshold") == []
+        assert store.histories.worst(run, "grad_norm", Window(), 5) == []
         with pytest.raises(RunUnknown):
-            store.worst("nobody", "sigma", Window(), 5)
+            store.histories.worst("nobody", "sigma", Window(), 5)

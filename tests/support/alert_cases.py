@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Firing
-from snc_service.store.protocol.incidents import Entry, Incident, RunFacts
+from snc_service.store.types.incidents import Entry, Incident, RunFacts
 
 NOW = 1_763_800_000.0
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from snc_service.app import create_app
 from snc_service.settings import Settings
-from snc_service.store.protocol import Store
+from snc_service.store import Store
 from snc_service.wire import MEDIA_TYPE, Batch, LayerSpec, LayerTable, encode
 
 PROBLEM = "application/problem+json"

@@ -20,7 +20,8 @@ import numpy as np
 from store_cases import as_sent, bits
 
 from snc_client.sender import Pace, Sender
-from snc_service.store.protocol import Store, Window
+from snc_service.store import Store
+from snc_service.store.types import Window
 from snc_service.wire import ABSENT, LayerTable
 
 TABLE = LayerTable.of_names([f"blocks.{i}.weight" for i in range(8)])
@@ -92,7 +93,7 @@ class Job:
     def check(self, store: Store) -> int:
         """Compare what is stored with what was handed over; return how many rows are missing."""
         names = TABLE.names
-        got = store.history(self.run, "sigma", names, Window(points=10**7))
+        got = store.histories.of_layers(self.run, "sigma", names, Window(points=10**7))
         present = set(got.steps.tolist())
         assert len(present) == len(got.steps)
         for life, first in zip(self.lives, self.firsts, strict=True):
@@ -111,11 +112,11 @@ class Job:
             np.testing.assert_array_equal(steps, got.steps)
             wanted = np.stack([values[number] for values, _ in rows], axis=1)
             np.testing.assert_array_equal(sent, bits(wanted))
-        loss = store.scalar_history(self.run, "loss", Window(points=10**7))
+        loss = store.histories.of_scalar(self.run, "loss", Window(points=10**7))
         np.testing.assert_array_equal(loss.steps, got.steps)
         wanted = np.array([loss for _, loss in rows], np.float32)
         np.testing.assert_array_equal(bits(loss.max[0]), bits(wanted))
-        found = store.run(self.run)
+        found = store.runs.get(self.run)
         assert found.breaches == np.count_nonzero(sigma > THRESHOLD)
         # Without the record that names its place, a row that came again is a new attempt.
         assert self.torn or found.attempt == 0

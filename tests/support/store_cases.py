@@ -8,7 +8,8 @@ from itertools import count
 
 import numpy as np
 
-from snc_service.store.protocol import Buckets, Event, Extent, Outcome, Store, Submission, Window
+from snc_service.store import Store
+from snc_service.store.types import Buckets, Event, Extent, Outcome, Submission, Window
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, absent, encode
 
 NOW = 1_763_800_000.0
@@ -31,7 +32,7 @@ def quiet(state, rows):
 
 def new_run(store: Store, run: str = "r1", project: str = "p", **changes) -> None:
     given = {"name": run, "project": project, "config": {}, "tags": (), "policy": None, "now": NOW}
-    store.create_run(run, **(given | changes))
+    store.runs.create(run, **(given | changes))
 
 
 def batch(
@@ -65,7 +66,7 @@ def submit(
     store: Store, batches: Iterable[Batch], run: str = "r1", advance=quiet, at: float = NOW
 ) -> list[Outcome]:
     items = [Submission(run, b, zlib.crc32(encode(b)), at) for b in batches]
-    return store.ingest(items, advance)
+    return store.batches.ingest(items, advance)
 
 
 def stored(store: Store, *batches: Batch, **how) -> list[Outcome]:
@@ -147,7 +148,9 @@ def as_sent(
     store: Store, run: str, metric: str, layers: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps [N] of a run and the bits [L, N] of a metric, as they were sent."""
-    pieces = [piece for piece in store.scan(run, Extent(metrics=(metric,))) if len(piece.steps)]
+    pieces = [
+        piece for piece in store.histories.scan(run, Extent(metrics=(metric,))) if len(piece.steps)
+    ]
     steps = np.unique(np.concatenate([piece.steps for piece in pieces]))
     found = np.full((len(layers), len(steps)), ABSENT, np.float32)
     for piece in pieces:

@@ -13,8 +13,8 @@ import zlib
 import numpy as np
 from store_cases import NOW, batch, new_run, quiet, table
 
-from snc_service.store import open_store, tiles
-from snc_service.store.protocol import Store, Submission
+from snc_service.store import Store, open_store, tiles
+from snc_service.store.types import Submission
 from snc_service.wire import ABSENT, Batch, encode
 
 LAYERS = table(*(f"l{i}" for i in range(20)))
@@ -42,7 +42,7 @@ def ingest(store: Store, writer: str, acks) -> None:
     seq = int(next_seq(store, writer))
     while True:
         group = [submission(writer, seq + i) for i in range(1 + seq % 3)]
-        outcomes = store.ingest(group, quiet)
+        outcomes = store.batches.ingest(group, quiet)
         assert all(o.error is None for o in outcomes), outcomes
         seq += len(group)
         acks.write(f"{writer} {seq - 1}\n")
@@ -52,7 +52,7 @@ def ingest(store: Store, writer: str, acks) -> None:
 def next_seq(store: Store, writer: str) -> int:
     """Return the seq that the store waits for, as a gap far ahead tells it."""
     far = submission(writer, 10**6)
-    (outcome,) = store.ingest([far], quiet)
+    (outcome,) = store.batches.ingest([far], quiet)
     return outcome.error.expected
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     tiles.TILE_STEPS, tiles.FANOUT = 64, 8  # small, so that kills fall into every kind of fold
     store = open_store(sys.argv[1])
     new_run(store)
-    store.put_layer_table("r1", LAYERS)
+    store.batches.put_layer_table("r1", LAYERS)
     with open(sys.argv[2], "a") as acks:
         for writer in WRITERS:
             threading.Thread(target=ingest, args=(store, writer, acks), daemon=True).start()

@@ -16,7 +16,7 @@ from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
 from snc_service.problems import Problem
-from snc_service.store.protocol.incidents import Incident, Silence
+from snc_service.store.types.incidents import Incident, Silence
 from snc_service.wire.checks import printable, shown
 
 MAX_SILENCE_SECONDS = 366 * 86_400
@@ -211,7 +211,7 @@ def silence_item(silence: Silence) -> dict[str, Any]:
 
 def _reached(service: InService, access: InAccess, incident: Number) -> Incident:
     """Return an incident that the token reaches; others do not exist for it."""
-    found = service.store.incident(incident)
+    found = service.store.incidents.get(incident)
     if found is None or not access.reaches(found.project):
         raise _unknown(incident)
     return found
@@ -236,7 +236,7 @@ def list_incidents(
     if query.project is not None:
         check_project(access, query.project)
     after = cursors.load(query.cursor, int)
-    found, following = service.store.incidents(
+    found, following = service.store.incidents.page(
         run=query.run,
         project=query.project or access.project,
         state=query.state,
@@ -278,7 +278,7 @@ def acknowledge_incident(
 
     Acknowledging what is acknowledged, or over, changes nothing.
     """
-    known = service.store.acknowledge(
+    known = service.store.incidents.acknowledge(
         found.id, author=access.name, now=service.clock(), comment=said.comment
     )
     if known is None:  # deleted with its run, just now
@@ -293,7 +293,7 @@ def acknowledge_incident(
 )
 def list_silences(request: Request, service: InService, access: InAccess) -> Response:
     """List the silences in force."""
-    found = service.store.silences(service.clock())
+    found = service.store.silences.active(service.clock())
     items = [silence_item(each) for each in found if access.project in (None, each.project)]
     return answer(request, {"items": items, "next": None})
 
@@ -330,7 +330,7 @@ def add_silence(
         access.name,
         now,
     )
-    return answer(request, silence_item(service.store.add_silence(silence)), status_code=201)
+    return answer(request, silence_item(service.store.silences.add(silence)), status_code=201)
 
 
 @router.delete(
@@ -343,9 +343,11 @@ def delete_silence(service: InService, access: InAccess, silence: Number) -> Res
     """End a silence now: what it held back is told if it still stands."""
     now = service.clock()
     mine = {
-        each.id for each in service.store.silences(now) if access.project in (None, each.project)
+        each.id
+        for each in service.store.silences.active(now)
+        if access.project in (None, each.project)
     }
-    if silence not in mine or not service.store.delete_silence(
+    if silence not in mine or not service.store.silences.delete(
         silence, author=access.name, now=now
     ):
         raise Problem("silence-unknown", f"there is no silence {silence} in force", field="silence")

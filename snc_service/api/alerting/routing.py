@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,7 +16,7 @@ from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import Responses, responses
 from snc_service.problems import Problem, from_wire
-from snc_service.store.protocol.incidents import StoredAlerting
+from snc_service.store.types import VersionedDocument
 from snc_service.wire import WireError
 
 router = APIRouter(prefix="/api/v1", tags=["alerts"])
@@ -162,7 +163,7 @@ def _told(*kinds: str, example: Any) -> Responses:
 @router.get("/alerting", response_model=AlertingAnswer, responses=_told(example=ANSWER_EXAMPLE))
 def get_alerting(request: Request, service: InService) -> Response:
     """Return the routing of alerts. What was read can be changed and put again, masks and all."""
-    return _answer(request, service.store.alerting())
+    return _answer(request, service.store.alert_routing.current())
 
 
 @router.put(
@@ -181,13 +182,13 @@ def put_alerting(
 
     A masked secret stays what it is, as long as the receiver's address does.
     """
-    before = service.store.alerting()
+    before = service.store.alert_routing.current()
     version = seen(if_match)
     try:
-        alerting = Alerting.parse(body.model_dump(exclude_unset=True), before.body)
+        alerting = Alerting.parse(body.model_dump(exclude_unset=True), before.content)
     except WireError as error:
         raise from_wire(error) from None
-    stored = service.store.put_alerting(
+    stored = service.store.alert_routing.put(
         alerting.as_dict(),
         author=access.name,
         now=service.clock(),
@@ -204,7 +205,7 @@ def put_alerting(
 )
 def list_alerting_versions(request: Request, service: InService) -> Response:
     """List every version of the routing."""
-    items = [_as_answer(each) for each in service.store.alerting_versions()]
+    items = [_as_answer(each) for each in service.store.alert_routing.versions()]
     return answer(request, {"items": items, "next": None})
 
 
@@ -215,9 +216,11 @@ def list_alerting_versions(request: Request, service: InService) -> Response:
 )
 def list_receivers(request: Request, service: InService) -> Response:
     """List the receivers, and how each does."""
-    known = {each.receiver: each for each in service.store.receiver_health()}
+    known = {each.receiver: each for each in service.store.deliveries.health()}
     items = []
-    for name, receiver in Alerting.parse(service.store.alerting().body).receivers.items():
+    for name, receiver in Alerting.parse(
+        service.store.alert_routing.current().content
+    ).receivers.items():
         health = known.get(name)
         told_at = None if health is None else health.told_at
         items.append(
@@ -259,14 +262,14 @@ def test_receiver(
     return answer(request, content)
 
 
-def _as_answer(stored: StoredAlerting) -> dict[str, Any]:
+def _as_answer(stored: VersionedDocument[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "alerting": Alerting.parse(stored.body).masked(),
+        "alerting": Alerting.parse(stored.content).masked(),
         "alerting_version": stored.version,
         "author": stored.author,
         "at": rfc3339(stored.at) if stored.version else None,
     }
 
 
-def _answer(request: Request, stored: StoredAlerting) -> Response:
+def _answer(request: Request, stored: VersionedDocument[Mapping[str, Any]]) -> Response:
     return versioned(request, stored.version, _as_answer(stored))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastapi import Request, Response
 from pydantic_core import to_json
 
-from snc_service.store.protocol import Run
+from snc_service.store.types import Run
 
 MIN_GZIP_BYTES = 1_024
 

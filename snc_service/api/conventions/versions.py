@@ -9,8 +9,7 @@ from fastapi import Header, Request, Response
 
 from snc_service.api.conventions.answers import answer, is_unchanged, rfc3339, unchanged
 from snc_service.problems import Problem
-from snc_service.store.protocol import StoredPolicy
-from snc_service.store.protocol.rule_settings import StoredRules
+from snc_service.store.types import VersionedDocument
 
 # What a change may be answered with beside what reading may.
 CHANGING: Final = (
@@ -27,7 +26,7 @@ IfMatch = Annotated[
 ]
 
 
-def origin(stored: StoredPolicy | StoredRules) -> dict[str, Any]:
+def origin(stored: VersionedDocument[Any]) -> dict[str, Any]:
     """Return where a version of a run or a project came from; 0 is what nobody set."""
     at = rfc3339(stored.at) if stored.version else None
     return {"scope": stored.scope, "author": stored.author, "at": at}

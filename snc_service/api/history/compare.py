@@ -12,7 +12,7 @@ from snc_service.api.conventions.parameters import MetricName, Name, RunId, Wind
 from snc_service.api.history.history import Columns, along, columns
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import LayerUnknown, Run, RunUnknown
+from snc_service.store.types import LayerUnknown, Run, RunUnknown
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
@@ -75,7 +75,7 @@ def compare_runs(
 
     A run that has no layer of that name is listed in `without`; if none has it, that is 404.
     """
-    found = [service.store.run(run) for run in dict.fromkeys(query.run)]
+    found = [service.store.runs.get(run) for run in dict.fromkeys(query.run)]
     for run in found:
         if not access.reaches(run.project):
             raise RunUnknown(f"there is no run {run.run!r}")
@@ -85,7 +85,7 @@ def compare_runs(
     parts, without = [], []
     for run in found:
         try:
-            history = service.store.history(
+            history = service.store.histories.of_layers(
                 run.run, query.metric, [query.layer], query.window(query.points)
             )
         except LayerUnknown:

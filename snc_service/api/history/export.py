@@ -18,7 +18,7 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.auth import Access
 from snc_service.problems import Problem
-from snc_service.store.protocol import Extent, Piece
+from snc_service.store.types import Extent, Piece
 
 MOST_EXPORTS: Final = 4  # at once: a stalled one keeps a row group, about 20 MB
 CHUNK_BYTES: Final = 256 * 1024
@@ -106,7 +106,7 @@ def export_run(
         raise Problem("draining", "the service is stopping")
     if service.exports >= MOST_EXPORTS:
         raise Problem("overloaded", f"{MOST_EXPORTS} exports are under way already")
-    pieces = service.store.scan(run, query.extent())
+    pieces = service.store.histories.scan(run, query.extent())
     chunks, media_type, headers = _written(request, run, query.format, pieces)
     name = f'attachment; filename="{run}.{query.format}"'
     return StreamingResponse(

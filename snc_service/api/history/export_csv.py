@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from snc_service.api.conventions.answers import shortest
-from snc_service.store.protocol import Piece
+from snc_service.store.types import Piece
 from snc_service.wire import absent
 
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from snc_service.store.protocol import Piece
+from snc_service.store.types import Piece
 from snc_service.wire import absent
 
 if TYPE_CHECKING:

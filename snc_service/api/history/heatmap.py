@@ -13,7 +13,8 @@ from snc_service.api.conventions.answers import answer, etag, is_unchanged, seve
 from snc_service.api.conventions.parameters import MetricName, RunName, WindowQuery
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import Buckets, Floats, Store, Window
+from snc_service.store import Store
+from snc_service.store.types import Buckets, Floats, Window
 from snc_service.wire import absent
 
 MAX_CELLS: Final = 2_000_000  # of a ratio: 32 bytes each while it is made
@@ -69,7 +70,7 @@ def get_heatmap(
     where the threshold stands, never too small where it moves. `metric=ratio_after` is what a
     rescale left of it: exact for single steps; in a longer bucket, 1 at most if it was rescaled.
     """
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     window = query.window(query.points)
@@ -77,7 +78,9 @@ def get_heatmap(
         after = query.metric == "ratio_after"
         found = ratio_heatmap(service.store, run, window, query.layers, after=after)
     else:
-        found = service.store.heatmap(run, query.metric, window, query.layers, columns=("max",))
+        found = service.store.histories.heatmap(
+            run, query.metric, window, query.layers, columns=("max",)
+        )
     content = {
         "run": run,
         "metric": query.metric,
@@ -100,16 +103,20 @@ def ratio_heatmap(
     Rows cannot be shared before dividing: the largest sigma and the smallest threshold of a row may
     belong to different layers. A model of very many layers gets fewer buckets instead.
     """
-    latest = store.latest(run)
+    latest = store.histories.latest(run)
     sigmas = latest.metric("sigma")
     measured = [] if sigmas is None else np.flatnonzero(~absent(sigmas)).tolist()
     names = [latest.layers[index].name for index in measured]
     window = replace(window, points=max(1, min(window.points, MAX_CELLS // max(len(names), 1))))
-    sigma = store.history(run, "sigma", names, window, columns=("max",))
-    ratio = _ratio(sigma, store.history(run, "threshold", names, window, columns=("min",)))
+    sigma = store.histories.of_layers(run, "sigma", names, window, columns=("max",))
+    ratio = _ratio(
+        sigma, store.histories.of_layers(run, "threshold", names, window, columns=("min",))
+    )
     if after:
         ratio = _rescaled(
-            ratio, sigma, store.history(run, "scale", names, window, columns=("min", "max"))
+            ratio,
+            sigma,
+            store.histories.of_layers(run, "scale", names, window, columns=("min", "max")),
         )
     nonfinite = sigma.nonfinite
     rows = tuple(names)

@@ -11,7 +11,7 @@ from snc_service.api.conventions.answers import answer, etag, is_unchanged, shor
 from snc_service.api.conventions.parameters import MetricName, Name, RunName, WindowQuery
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import Buckets
+from snc_service.store.types import Buckets
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
@@ -105,10 +105,12 @@ def get_layer_history(
     query: Annotated[HistoryQuery, Query()],
 ) -> Response:
     """Return one metric of one layer: exact values while they fit in `points`, else buckets."""
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    found = service.store.history(run, query.metric, [layer], query.window(query.points))
+    found = service.store.histories.of_layers(
+        run, query.metric, [layer], query.window(query.points)
+    )
     names = {"run": run, "layer": layer, "metric": query.metric}
     return answer(request, names | along(found) | columns(found)[0], tag=tag)
 
@@ -127,11 +129,11 @@ def get_layers_history(
     query: Annotated[LayersHistoryQuery, Query()],
 ) -> Response:
     """Return one metric of several layers (`layer` repeated) in one answer."""
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     layers = list(dict.fromkeys(query.layer))
-    found = service.store.history(run, query.metric, layers, query.window(query.points))
+    found = service.store.histories.of_layers(run, query.metric, layers, query.window(query.points))
     each = [
         {"layer": layer} | column for layer, column in zip(found.rows, columns(found), strict=True)
     ]
@@ -157,10 +159,10 @@ def get_scalar_history(
     query: Annotated[ScalarQuery, Query()],
 ) -> Response:
     """Return a scalar such as the loss. One that the run never reported is empty."""
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    found = service.store.scalar_history(run, scalar, query.window(query.points))
+    found = service.store.histories.of_scalar(run, scalar, query.window(query.points))
     content = {"run": run, "scalar": scalar} | along(found) | columns(found)[0]
     return answer(request, content, tag=tag)
 

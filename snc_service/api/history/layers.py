@@ -14,7 +14,7 @@ from snc_service.api.conventions.answers import answer, etag, is_unchanged, shor
 from snc_service.api.conventions.parameters import ListQuery, RunName
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import Latest
+from snc_service.store.types import Latest
 from snc_service.wire import absent
 
 METRICS: Final = (
@@ -104,10 +104,10 @@ def list_layers(
 ) -> Response:
     """List layers with their newest values."""
     after = cursors.load(query.cursor, int, float, int)
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    latest = service.store.latest(run)
+    latest = service.store.histories.latest(run)
     group, key = _keys(latest, query.sort)
     order = np.lexsort((np.arange(len(key)), key, group))
     if after is not None:

@@ -17,7 +17,7 @@ from snc_service.api.system.openapi import responses
 from snc_service.detect import onset
 from snc_service.detect.forecast import ROWS, crossings, from_step
 from snc_service.detect.memory import row_gap
-from snc_service.store.protocol import Window
+from snc_service.store.types import Window
 
 router = APIRouter(prefix="/api/v1", tags=["layers"])
 
@@ -131,11 +131,11 @@ def get_onset(
     request: Request, service: InService, run: RunName, query: Annotated[OnsetQuery, Query()]
 ) -> Response:
     """Return the order in which layers left their healthy band."""
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    names = [layer.name for layer in service.store.latest(run).layers]
-    left = onset.order(service.store.rule_state(run), names)
+    names = [layer.name for layer in service.store.histories.latest(run).layers]
+    left = onset.order(service.store.batches.rule_state(run), names)
     items = [
         {
             "layer": each.layer,
@@ -162,7 +162,7 @@ def get_forecast(
 
     Of the 500 layers nearest to theirs. Healthy layers drift too, and most slow down.
     """
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     items = _forecast(service, run)[: query.limit]
@@ -170,16 +170,16 @@ def get_forecast(
 
 
 def _forecast(service: InService, run: str) -> list[dict[str, Any]]:
-    latest = service.store.latest(run)
+    latest = service.store.histories.latest(run)
     ratio, threshold, sigma = ratios(latest), latest.metric("threshold"), latest.metric("sigma")
     below = np.flatnonzero((ratio > 0) & (ratio < 1))
     if threshold is None or sigma is None or not below.size:
         return []
     chosen = below[np.argsort(-ratio[below], kind="stable")][:MOST_LAYERS]
-    gap = row_gap(service.store.rule_state(run))
+    gap = row_gap(service.store.batches.rule_state(run))
     window = Window(from_step(int(latest.steps.max()), gap), None, 2 * ROWS)
     names = [latest.layers[i].name for i in chosen]
-    past = service.store.history(run, "sigma", names, window)
+    past = service.store.histories.of_layers(run, "sigma", names, window)
     slopes, left = crossings(past.steps, past.mean, threshold[chosen])
     soon = np.flatnonzero(left <= HORIZON_ROWS * gap)
     sigmas, thresholds = shortest(sigma[chosen]), shortest(threshold[chosen])

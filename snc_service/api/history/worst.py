@@ -12,7 +12,7 @@ from snc_service.api.conventions.answers import answer, etag, is_unchanged, shor
 from snc_service.api.conventions.parameters import MetricName, RunName, WindowQuery
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import Worst
+from snc_service.store.types import Worst
 
 router = APIRouter(prefix="/api/v1", tags=["layers"])
 
@@ -67,11 +67,11 @@ def list_worst(
     however long ago, and a threshold that moved does not blur it. `nonfinite` counts the values (of
     sigma, for the ratio) that were not finite.
     """
-    tag = etag(service.store.run(run), request)
+    tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     ratio = query.metric == "ratio"
-    found = service.store.worst(
+    found = service.store.histories.worst(
         run,
         "sigma" if ratio else query.metric,
         query.window(1),

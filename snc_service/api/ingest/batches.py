@@ -24,7 +24,7 @@ from snc_service.api.state import InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.group_commit import Closed, QueueFull
 from snc_service.problems import Problem, from_wire
-from snc_service.store.protocol import LayerTableUnknown, Outcome, StoreError, Submission
+from snc_service.store.types import LayerTableUnknown, Outcome, StoreError, Submission
 from snc_service.wire import (
     JSON_MEDIA_TYPE,
     MAX_STEP,
@@ -125,7 +125,7 @@ async def put_layer_table(
             raise Problem(
                 "invalid", f"the hash of this table must be {table.hash}", field="table_hash"
             )
-        await run_in_threadpool(service.store.put_layer_table, run, table)
+        await run_in_threadpool(service.store.batches.put_layer_table, run, table)
     return Response(status_code=204)
 
 
@@ -193,8 +193,8 @@ async def acknowledged(
         "policy_version": outcome.policy_version,
     }
     if outcome.policy_version > told.policy_version:
-        stored = await run_in_threadpool(service.store.policy, run)
-        ack |= {"policy_version": stored.version, "policy": stored.policy.as_dict()}
+        stored = await run_in_threadpool(service.store.policies.of_run, run)
+        ack |= {"policy_version": stored.version, "policy": stored.content.as_dict()}
     if outcome.commands:
         ack |= {"commands": [as_ack(command) for command in outcome.commands]}
     return Response(to_json(ack), media_type="application/json")
@@ -248,7 +248,7 @@ async def _commit(
     try:
         outcome = await service.commits.submit(submission, num_bytes)
         if isinstance(outcome.error, LayerTableUnknown) and table is not None:
-            await run_in_threadpool(service.store.put_layer_table, submission.run, table)
+            await run_in_threadpool(service.store.batches.put_layer_table, submission.run, table)
             outcome = await service.commits.submit(submission, num_bytes)
     except QueueFull:
         raise Problem("overloaded", "too many batches wait to be stored") from None

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from snc_service.api.ingest.batches import Told, acknowledged, router
 from snc_service.api.security.authorization import authorised
 from snc_service.problems import Problem, from_store
-from snc_service.store.protocol import StoreError
+from snc_service.store.types import StoreError
 from snc_service.wire import MAX_STEP, MEDIA_TYPE
 
 ROUTE: Final = "post_batch"

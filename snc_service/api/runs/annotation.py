@@ -12,7 +12,7 @@ from snc_service.api.conventions.parameters import RunName, Step
 from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol.rule_settings import Annotation
+from snc_service.store.types.annotations import Annotation
 from snc_service.wire.checks import printable
 
 router = APIRouter(prefix="/api/v1", tags=["annotations"])
@@ -86,7 +86,7 @@ def add_annotation(
     From that step on running means begin anew, and rules that compare with the past say nothing for
     ``quiet_steps`` steps. A step that has passed counts from the next batch on.
     """
-    made = service.store.annotate(
+    made = service.store.annotations.add(
         run,
         wanted.step,
         wanted.text,
@@ -109,7 +109,7 @@ def add_annotation(
 )
 def list_annotations(request: Request, service: InService, run: RunName) -> Response:
     """List a run's annotations."""
-    items = [_as_item(each) for each in service.store.annotations(run)]
+    items = [_as_item(each) for each in service.store.annotations.of_run(run)]
     return answer(request, {"items": items, "next": None})
 
 

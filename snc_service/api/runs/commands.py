@@ -16,7 +16,7 @@ from snc_service.api.conventions.parameters import RunName
 from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol.records import StoredCommand
+from snc_service.store.types.records import StoredCommand
 from snc_service.wire import CommandAction
 from snc_service.wire.checks import printable
 
@@ -102,7 +102,7 @@ def send_command(
     wanted: Annotated[CommandRequest, Depends(JsonBody(CommandRequest, REQUEST_EXAMPLE))],
 ) -> Response:
     """Leave a command for a run's job. What the run has not taken when it ends is void."""
-    command = service.store.add_command(
+    command = service.store.commands.add(
         run, wanted.action, wanted.reason, author=access.name, now=service.clock()
     )
     return answer(request, as_item(command), status_code=201)
@@ -120,5 +120,5 @@ def send_command(
 )
 def list_commands(request: Request, service: InService, run: RunName) -> Response:
     """List a run's commands, and whether its job has them."""
-    items = [as_item(command) for command in service.store.commands(run)]
+    items = [as_item(command) for command in service.store.commands.of_run(run)]
     return answer(request, {"items": items, "next": None})

@@ -12,7 +12,7 @@ from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.parameters import ListQuery, MetricName, Name, RunName, Step
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol import EventQuery, StoredEvent
+from snc_service.store.types import EventQuery, StoredEvent
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
@@ -126,7 +126,7 @@ def _list(
     run: str | None = None,
     project: str | None = None,
 ) -> Response:
-    page = service.store.events(
+    page = service.store.events.page(
         EventQuery(
             run=run,
             rule=query.rule,

@@ -14,7 +14,7 @@ from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import Responses, responses
 from snc_service.problems import from_wire
-from snc_service.store.protocol import StoredPolicy
+from snc_service.store.types import VersionedDocument
 from snc_service.wire import Policy, WireError
 
 router = APIRouter(prefix="/api/v1", tags=["policy"])
@@ -83,10 +83,10 @@ def as_policy(body: PolicyBody) -> Policy:
         raise from_wire(error) from None
 
 
-def as_answer(stored: StoredPolicy) -> dict[str, Any]:
+def as_answer(stored: VersionedDocument[Policy]) -> dict[str, Any]:
     """Return the JSON form of a stored policy."""
     return {
-        "policy": stored.policy.as_dict(),
+        "policy": stored.content.as_dict(),
         "policy_version": stored.version,
         **origin(stored),
     }
@@ -103,7 +103,7 @@ NewPolicy = Annotated[PolicyBody, Depends(JsonBody(PolicyBody, POLICY_EXAMPLE))]
 @router.get("/runs/{run}/policy", response_model=PolicyAnswer, responses=_told("run-unknown"))
 def get_policy(request: Request, service: InService, run: RunName) -> Response:
     """Return the policy in force: the run's own, else its project's, else none."""
-    return _answer(request, service.store.policy(run))
+    return _answer(request, service.store.policies.of_run(run))
 
 
 @router.put(
@@ -118,7 +118,7 @@ def put_policy(
     if_match: IfMatch = None,
 ) -> Response:
     """Set a run's policy. Its job obeys a few steps later: the policy rides in the next answer."""
-    stored = service.store.put_policy(
+    stored = service.store.policies.put_for_run(
         run,
         as_policy(body),
         author=access.name,
@@ -135,13 +135,13 @@ def put_policy(
 )
 def list_policy_versions(request: Request, service: InService, run: RunName) -> Response:
     """List every version of a run's own policy."""
-    return _versions(request, service.store.policy_versions(run))
+    return _versions(request, service.store.policies.versions_of_run(run))
 
 
 @router.get("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told())
 def get_project_policy(request: Request, service: InService, project: ProjectName) -> Response:
     """Return the policy of a project's runs that have none of their own."""
-    return _answer(request, service.store.project_policy(project))
+    return _answer(request, service.store.policies.of_project(project))
 
 
 @router.put("/projects/{project}/policy", response_model=PolicyAnswer, responses=_told(*CHANGING))
@@ -154,7 +154,7 @@ def put_project_policy(
     if_match: IfMatch = None,
 ) -> Response:
     """Set a project's policy."""
-    stored = service.store.put_project_policy(
+    stored = service.store.policies.put_for_project(
         project,
         as_policy(body),
         author=access.name,
@@ -173,12 +173,12 @@ def list_project_policy_versions(
     request: Request, service: InService, project: ProjectName
 ) -> Response:
     """List every version of a project's policy."""
-    return _versions(request, service.store.project_policy_versions(project))
+    return _versions(request, service.store.policies.versions_of_project(project))
 
 
-def _answer(request: Request, stored: StoredPolicy) -> Response:
+def _answer(request: Request, stored: VersionedDocument[Policy]) -> Response:
     return versioned(request, stored.version, as_answer(stored))
 
 
-def _versions(request: Request, stored: list[StoredPolicy]) -> Response:
+def _versions(request: Request, stored: list[VersionedDocument[Policy]]) -> Response:
     return answer(request, {"items": [as_answer(each) for each in stored], "next": None})

@@ -14,7 +14,7 @@ from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import Responses, responses
 from snc_service.problems import from_wire
-from snc_service.store.protocol.rule_settings import StoredRules
+from snc_service.store.types import VersionedDocument
 from snc_service.wire import RuleSettings, WireError
 from snc_service.wire.rule_settings import MAX_ARMED, MAX_FOR_ROWS, MAX_LIMIT, SEVERITIES
 
@@ -97,7 +97,7 @@ def _told(*kinds: str, example: Any = ANSWER_EXAMPLE) -> Responses:
 @router.get("/runs/{run}/rules", response_model=RulesAnswer, responses=_told("run-unknown"))
 def get_rules(request: Request, service: InService, run: RunName) -> Response:
     """Return the settings in force: the run's own, else its project's, else as shipped."""
-    return _answer(request, service.store.rules(run))
+    return _answer(request, service.store.rule_settings.of_run(run))
 
 
 @router.put(
@@ -112,7 +112,7 @@ def put_rules(
     if_match: IfMatch = None,
 ) -> Response:
     """Set a run's rules: the whole of them, from the next batch on, whichever service stores it."""
-    stored = service.store.put_rules(
+    stored = service.store.rule_settings.put_for_run(
         run,
         _settings(body),
         author=access.name,
@@ -129,13 +129,13 @@ def put_rules(
 )
 def list_rule_versions(request: Request, service: InService, run: RunName) -> Response:
     """List every version of a run's own settings."""
-    return _versions(request, service.store.rule_versions(run))
+    return _versions(request, service.store.rule_settings.versions_of_run(run))
 
 
 @router.get("/projects/{project}/rules", response_model=RulesAnswer, responses=_told())
 def get_project_rules(request: Request, service: InService, project: ProjectName) -> Response:
     """Return the settings of a project's runs that have none of their own."""
-    return _answer(request, service.store.project_rules(project))
+    return _answer(request, service.store.rule_settings.of_project(project))
 
 
 @router.put("/projects/{project}/rules", response_model=RulesAnswer, responses=_told(*CHANGING))
@@ -148,7 +148,7 @@ def put_project_rules(
     if_match: IfMatch = None,
 ) -> Response:
     """Set a project's rules."""
-    stored = service.store.put_project_rules(
+    stored = service.store.rule_settings.put_for_project(
         project,
         _settings(body),
         author=access.name,
@@ -167,7 +167,7 @@ def list_project_rule_versions(
     request: Request, service: InService, project: ProjectName
 ) -> Response:
     """List every version of a project's settings."""
-    return _versions(request, service.store.project_rule_versions(project))
+    return _versions(request, service.store.rule_settings.versions_of_project(project))
 
 
 def _settings(body: RulesBody) -> RuleSettings:
@@ -177,17 +177,17 @@ def _settings(body: RulesBody) -> RuleSettings:
         raise from_wire(error) from None
 
 
-def _as_answer(stored: StoredRules) -> dict[str, Any]:
+def _as_answer(stored: VersionedDocument[RuleSettings]) -> dict[str, Any]:
     return {
-        **stored.settings.as_dict(),
+        **stored.content.as_dict(),
         "rules_version": stored.version,
         **origin(stored),
     }
 
 
-def _answer(request: Request, stored: StoredRules) -> Response:
+def _answer(request: Request, stored: VersionedDocument[RuleSettings]) -> Response:
     return versioned(request, stored.version, _as_answer(stored))
 
 
-def _versions(request: Request, stored: list[StoredRules]) -> Response:
+def _versions(request: Request, stored: list[VersionedDocument[RuleSettings]]) -> Response:
     return answer(request, {"items": [_as_answer(each) for each in stored], "next": None})

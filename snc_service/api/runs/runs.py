@@ -20,8 +20,8 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.auth import Access
 from snc_service.problems import Problem
-from snc_service.store.protocol import Run, RunState, RunUnknown
-from snc_service.store.protocol.records import StoredCommand
+from snc_service.store.types import Run, RunState, RunUnknown
+from snc_service.store.types.records import StoredCommand
 from snc_service.wire import CommandAction
 from snc_service.wire.checks import printable
 
@@ -218,7 +218,7 @@ def create_run(
     project = wanted.project or access.project or "default"
     _check_reach(service, access, name, project)
     is_token = access.token is not None
-    run, is_new = service.store.create_run(
+    run, is_new = service.store.runs.create(
         name,
         name=wanted.name or name,
         project=project,
@@ -229,10 +229,10 @@ def create_run(
         author=access.name if is_token else CLIENT,
         quota=service.limits.token_runs if is_token else None,
     )
-    stored = service.store.policy(name)
+    stored = service.store.policies.of_run(name)
     content = {
         "run": name,
-        "policy": stored.policy.as_dict(),
+        "policy": stored.content.as_dict(),
         "policy_version": stored.version,
         "attempt": run.attempt,
         "last_step": run.last_step,
@@ -244,7 +244,7 @@ def create_run(
 
 
 def _waiting(service: Service, run: str) -> list[dict[str, Any]]:
-    commands = reversed(service.store.commands(run))
+    commands = reversed(service.store.commands.of_run(run))
     return [as_ack(command) for command in commands if command.seen_at is None]
 
 
@@ -260,7 +260,7 @@ def _check_reach(service: Service, access: Access, run: str, project: str) -> No
     """
     check_project(access, project)
     try:
-        owner = service.store.project_of(run)
+        owner = service.store.runs.project_of(run)
     except RunUnknown:
         return
     if not access.reaches(owner):
@@ -287,7 +287,7 @@ def list_runs(
     """List runs, the newest first; a token for one project sees that one's."""
     if query.project is not None:
         check_project(access, query.project)
-    page = service.store.runs(
+    page = service.store.runs.page(
         project=query.project or access.project,
         state=query.state,
         limit=query.limit,
@@ -304,11 +304,11 @@ def list_runs(
 )
 def get_run(request: Request, service: InService, run: RunName) -> Response:
     """Return one run."""
-    found = service.store.run(run)
+    found = service.store.runs.get(run)
     tag = etag(found, request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    metrics, scalars = service.store.metrics(run)
+    metrics, scalars = service.store.histories.metrics(run)
     content = as_item(found) | {
         "config": dict(found.config),
         "metrics": list(metrics),
@@ -339,7 +339,7 @@ def finish_run(
     end: Annotated[RunEnd, Depends(JsonBody(RunEnd, {"state": "finished"}))],
 ) -> Response:
     """Close a run. Closing a closed run changes nothing."""
-    return answer(request, as_item(service.store.finish_run(run, end.state, service.clock())))
+    return answer(request, as_item(service.store.runs.finish(run, end.state, service.clock())))
 
 
 @router.delete(
@@ -349,4 +349,4 @@ def finish_run(
 )
 def delete_run(service: InService, access: InAccess, run: RunName) -> None:
     """Delete everything of a run. There is no way back."""
-    service.store.delete_run(run, author=access.name, now=service.clock())
+    service.store.runs.delete(run, author=access.name, now=service.clock())

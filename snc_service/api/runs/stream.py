@@ -25,7 +25,7 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.auth import Access
 from snc_service.problems import Problem
-from snc_service.store.protocol import EventQuery, Run, RunUnknown, StoreError
+from snc_service.store.types import EventQuery, Run, RunUnknown, StoreError
 
 PAUSE_SECONDS: Final = 0.5  # between two looks: at most 2 messages a second
 PING_SECONDS: Final = 15.0
@@ -46,7 +46,7 @@ async def _existing(service: InService, run: RunName) -> Run:
         raise Problem("draining", "the service is stopping")
     if service.streams >= MAX_STREAMS:
         raise Problem("overloaded", f"{MAX_STREAMS} streams are open already")
-    return await run_in_threadpool(service.store.run, run)
+    return await run_in_threadpool(service.store.runs.get, run)
 
 
 @router.get(
@@ -82,7 +82,7 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
     service.streams += 1
     try:
         while not service.draining and service.tokens.counts(access):
-            found = await run_in_threadpool(service.store.run, run)
+            found = await run_in_threadpool(service.store.runs.get, run)
             if found.version != version:
                 update = await run_in_threadpool(_update, service, found, last_event)
                 version, last_event, spoke = found.version, update.pop("seen"), time.monotonic()
@@ -106,9 +106,9 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
 
 def _update(service: Service, run: Run, last_event: int | None) -> dict[str, Any]:
     """Return the message, and as ``seen`` the id of the newest event in the store."""
-    latest = service.store.latest(run.run)
+    latest = service.store.histories.latest(run.run)
     worst = layers.worst_first(latest)[:WORST_LAYERS]
-    page = service.store.events(EventQuery(run=run.run, limit=MAX_EVENTS))
+    page = service.store.events.page(EventQuery(run=run.run, limit=MAX_EVENTS))
     newest = max((stored.id for stored in page.items), default=0)
     # The first message tells where things stand; what happened before is in the list of events.
     since = newest if last_event is None else last_event

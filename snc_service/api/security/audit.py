@@ -12,7 +12,7 @@ from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.parameters import ListQuery
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.protocol.records import AuditAction
+from snc_service.store.types.records import AuditAction
 
 router = APIRouter(prefix="/api/v1", tags=["audit"])
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -64,7 +64,7 @@ def list_audit(
 ) -> Response:
     """List what was changed by whom, the newest first."""
     after = cursors.load(query.cursor, int)
-    entries, following = service.store.audit(
+    entries, following = service.store.audit.page(
         author=query.author,
         action=query.action,
         subject=query.subject,

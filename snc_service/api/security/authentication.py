@@ -19,7 +19,7 @@ from snc_service.api.security.authorization import SESSION_PATH, is_open
 from snc_service.api.state import ACCESS, Service
 from snc_service.auth import ANYBODY, Access, TokenRefused, access_of
 from snc_service.problems import Problem, from_store
-from snc_service.store.protocol import StoreError
+from snc_service.store.types import StoreError
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 COOKIE = "snc_session"

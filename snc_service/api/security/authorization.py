@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from snc_service.api.state import InService, Service, access_of
 from snc_service.auth import Access
 from snc_service.problems import Problem
-from snc_service.store.protocol import RunUnknown
-from snc_service.store.protocol.records import Scope
+from snc_service.store.types import RunUnknown
+from snc_service.store.types.records import Scope
 
 # Where a project matters: in the run or the project that the path names, nowhere, in the route
 # itself (a list shows the token's project only), or `all`: the answer is about every project, so a
@@ -165,7 +165,7 @@ async def _check_project(request: Request, service: Service, bound: Bound, acces
 
 
 def _project_of(service: Service, run: str) -> str:
-    return service.store.project_of(run)
+    return service.store.runs.project_of(run)
 
 
 def check_project(access: Access, project: str) -> None:

@@ -16,7 +16,7 @@ from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
 from snc_service.auth import RESERVED, TOKEN_NAME, make_token
 from snc_service.problems import Problem
-from snc_service.store.protocol.records import Scope, Token
+from snc_service.store.types.records import Scope, Token
 
 router = APIRouter(prefix="/api/v1", tags=["tokens"])
 TokenName = Annotated[
@@ -142,7 +142,7 @@ async def create_token(
         now=now,
         expires_at=_expiry(wanted.expires_at, now),
     )
-    await run_in_threadpool(service.store.add_token, token)
+    await run_in_threadpool(service.store.tokens.add, token)
     await service.tokens.refresh(now=True)
     told = answer(request, as_item(token) | {"token": secret}, status_code=201)
     told.headers["Cache-Control"] = "no-store"
@@ -156,7 +156,7 @@ async def create_token(
 )
 def list_tokens(request: Request, service: InService) -> Response:
     """List every token there ever was, expired and revoked ones too."""
-    items = [as_item(token) for token in service.store.tokens()]
+    items = [as_item(token) for token in service.store.tokens.all()]
     return answer(request, {"items": items, "next": None})
 
 
@@ -168,7 +168,7 @@ def list_tokens(request: Request, service: InService) -> Response:
 async def revoke_token(service: InService, access: InAccess, name: TokenName) -> Response:
     """Revoke a token: here at once, on other replicas within a second. Its name stays taken."""
     await run_in_threadpool(
-        lambda: service.store.revoke_token(name, author=access.name, now=service.clock())
+        lambda: service.store.tokens.revoke(name, author=access.name, now=service.clock())
     )
     await service.tokens.refresh(now=True)
     return Response(status_code=204)

@@ -20,7 +20,7 @@ from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json, print_table
 from snc_service.cli.service import Service
 from snc_service.cli.stored_rows import stored_run
-from snc_service.store.protocol import Event, Rows
+from snc_service.store.types import Event, Rows
 from snc_service.wire import RuleSettings, WireError
 
 MOST_LABEL_BYTES = 64 * 2**20

@@ -12,7 +12,7 @@ from snc_service.cli.failure import Failure
 from snc_service.cli.output import print_json
 from snc_service.settings import Settings
 from snc_service.store import back_up_store, upgrade_store
-from snc_service.store.protocol import StoreError
+from snc_service.store.types import StoreError
 
 
 def upgrade(arguments: Namespace) -> int:

@@ -122,11 +122,11 @@ def _check_store(settings: Settings) -> int:
     """
     from snc_service.settings import SettingsError
     from snc_service.store import open_store
-    from snc_service.store.protocol import StoreError
+    from snc_service.store.types import StoreError
 
     try:
         with closing(open_store(settings.store)) as store:
-            num_tokens = len(store.tokens())
+            num_tokens = len(store.tokens.all())
         settings.check_exposure(num_tokens > 0)
     except SettingsError as error:
         raise Failure(str(error)) from None

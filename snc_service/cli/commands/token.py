@@ -19,7 +19,7 @@ from snc_service.cli.output import local_time, print_json, print_table
 from snc_service.cli.service import Service
 
 if TYPE_CHECKING:
-    from snc_service.store.protocol import Store
+    from snc_service.store import Store
 
 OPERATOR = "operator"  # the author of what is done on the store itself
 COLUMNS = ("name", "scopes", "project", "author", "created_at", "expires_at", "revoked_at")
@@ -47,7 +47,7 @@ def list_tokens(arguments: Namespace) -> int:
         from snc_service.api.security.tokens import as_item
 
         with _store(arguments.store) as store:
-            items = [as_item(token) for token in store.tokens()]
+            items = [as_item(token) for token in store.tokens.all()]
     else:
         with Service.of(arguments) as service:
             items = service.get("tokens")["items"]
@@ -62,7 +62,7 @@ def revoke(arguments: Namespace) -> int:
     """Revoke a token."""
     if arguments.store is not None:
         with _store(arguments.store) as store:
-            store.revoke_token(arguments.name, author=OPERATOR, now=time.time())
+            store.tokens.revoke(arguments.name, author=OPERATOR, now=time.time())
     else:
         with Service.of(arguments) as service:
             service.delete("tokens", arguments.name)
@@ -114,7 +114,7 @@ def _create_in_store(arguments: Namespace) -> dict[str, Any]:
         expires_at=None if arguments.expires is None else expiry(arguments.expires, now),
     )
     with _store(arguments.store) as store:
-        store.add_token(token)
+        store.tokens.add(token)
     return as_item(token) | {"token": secret}
 
 
@@ -123,7 +123,7 @@ def _store(url: str) -> Iterator[Store]:
     """Lend the store that ``url`` names; what it refuses becomes one sentence."""
     try:
         from snc_service.store import open_store
-        from snc_service.store.protocol import StoreError
+        from snc_service.store.types import StoreError
     except ModuleNotFoundError as error:
         raise Failure(
             f"--store needs {error.name}: pip install 'spectral-norm-constraint[service]'"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import psycopg
 
-from snc_service.store.protocol import StoreUnavailable
 from snc_service.store.sql.database.dialect import Row
+from snc_service.store.types import StoreUnavailable
 
 WAIT_SECONDS = 15.0  # for a connection that others use
 

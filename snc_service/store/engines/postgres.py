@@ -18,9 +18,9 @@ from psycopg.errors import DiskFull, InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 
 from snc_service.store.engines.connection_pool import Lane
-from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Row
+from snc_service.store.types import StoreFull, StoreUnavailable
 
 OLDEST_SERVER: Final = 14
 READERS, WRITERS = 12, 4  # connections of one service at most

@@ -15,9 +15,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from snc_service.store.protocol import StoreFull, StoreUnavailable
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Mark, Row
+from snc_service.store.types import StoreFull, StoreUnavailable
 
 APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
 BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long

@@ -1,5 +1,1 @@
-"""The statements, written once for both engines, a file per noun."""
-
-from snc_service.store.sql.store import SqlStore
-
-__all__ = ["SqlStore"]
+"""The SQL statements, written once for both engines, one file per noun."""

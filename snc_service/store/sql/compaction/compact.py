@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.compaction import rollups, slices
 from snc_service.store.sql.compaction.due_chunks import Chunk, due_runs
 from snc_service.store.sql.compaction.rollups import Changes, Place
@@ -28,6 +27,7 @@ from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.tail import pack_steps, unpack_steps
+from snc_service.store.types import Floats, Steps
 from snc_service.wire import ABSENT, absent
 
 LEAVING_BYTES = 8 * 2**20  # that one transaction takes from the tail

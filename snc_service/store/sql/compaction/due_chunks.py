@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.protocol import Steps
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.tail import unpack_steps
+from snc_service.store.types import Steps
 
 IDLE_SECONDS = 60.0  # a run that sends nothing for so long is folded as far as it is
 MOST_TAIL_BYTES = 32 * 2**20  # of one attempt, whole or not; more for very wide runs

@@ -12,8 +12,8 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.downsampling import Partial, joined, merged
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.types import Floats, Steps
 
 LEVELS = 2
 _KEY = "run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store import tiles
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.compaction.due_chunks import Chunk
 from snc_service.store.sql.compaction.rollups import Place
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Picked
 from snc_service.store.sql.series.tail import Cut, distinct, lay_over, unpack_steps
+from snc_service.store.types import Floats, Steps
 from snc_service.wire import ABSENT
 
 SLICE_BYTES = 2 * 2**20  # of values: 0.1 s of encoding, 10 ms of writing

@@ -10,10 +10,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from snc_service.store import tiles
-from snc_service.store.protocol import RunUnknown
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.records import audit, runs
 from snc_service.store.sql.records.deletion import OLD, RETENTION, SLICE_ROWS
+from snc_service.store.types import RunUnknown
 
 
 def thin(database: Database, before: float, now: float) -> list[str]:

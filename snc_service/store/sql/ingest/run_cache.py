@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from snc_service.store.protocol import RunUnknown, StoredEvent
-from snc_service.store.protocol.rule_settings import Annotation, StoredRules
 from snc_service.store.sql.database.dialect import Connection, Mark, Row
 from snc_service.store.sql.ingest import writers
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
-from snc_service.store.sql.records.rule_settings import ANNOTATIONS, NO_RULES, rules_of_run
+from snc_service.store.sql.records.annotations import ANNOTATIONS
+from snc_service.store.sql.records.documents import RULE_SETTINGS
 from snc_service.store.sql.series import latest_values
 from snc_service.store.sql.series.attempts import Attempts
 from snc_service.store.sql.series.layouts import Indexes, KnownTable, LayerBook
-from snc_service.wire import Batch, absent
+from snc_service.store.types import RunUnknown, StoredEvent, VersionedDocument
+from snc_service.store.types.annotations import Annotation
+from snc_service.wire import Batch, RuleSettings, absent
 
 MOST_LAYERS = 300_000  # remembered, over all runs: 60 MB at most
 MOST_WRITERS = 64  # remembered of one run, and as many layouts
@@ -96,7 +97,7 @@ class RunAtWork:
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
     commands_wait: bool = True
-    rules: StoredRules = NO_RULES
+    rules: VersionedDocument[RuleSettings] = RULE_SETTINGS.nothing
     annotations: tuple[Annotation, ...] = ()
     # What this transaction has to write.
     tail: list[Row] = field(default_factory=list)
@@ -224,7 +225,7 @@ def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
     _load(connection, stale)
     for work in works:
         if work.era == era and work.rules.version != work.rules_version:
-            work.rules = rules_of_run(connection, work.run_id)
+            work.rules = RULE_SETTINGS.of_run(connection, work.run_id)
 
 
 def unknown(run: str) -> RunUnknown:

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from snc_service.store.protocol import (
+from snc_service.store.sql.database.dialect import Connection, Mark
+from snc_service.store.sql.ingest import run_cache
+from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
+from snc_service.store.sql.records import commands, events
+from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series.attempts import Placed
+from snc_service.store.sql.series.layouts import KnownTable, LayerBook
+from snc_service.store.sql.series.tail import pack_steps
+from snc_service.store.types import (
     Advance,
     Event,
     LayerTableMismatch,
@@ -21,14 +29,6 @@ from snc_service.store.protocol import (
     StoreError,
     Submission,
 )
-from snc_service.store.sql.database.dialect import Connection, Mark
-from snc_service.store.sql.ingest import run_cache
-from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
-from snc_service.store.sql.records import commands, events
-from snc_service.store.sql.series import latest_values
-from snc_service.store.sql.series.attempts import Placed
-from snc_service.store.sql.series.layouts import KnownTable, LayerBook
-from snc_service.store.sql.series.tail import pack_steps
 from snc_service.wire import Batch
 
 MOST = 2**53 - 1  # counters stop here rather than overflow what engines and JSON keep exact
@@ -114,7 +114,7 @@ def _store(
         table.table.names,
         placed.attempt,
         placed.is_new,
-        work.rules.settings,
+        work.rules.content,
         work.annotations,
     )
     state, found = _judged(advance, work.rule_state, rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from snc_service.store.protocol import SequenceConflict, SequenceGap
 from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.types import SequenceConflict, SequenceGap
 from snc_service.wire import Batch
 
 KEPT = 64  # batches whose content can still be told apart

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store import tiles
-from snc_service.store.protocol import Extent, Piece, RunUnknown
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.queries import thinned
 from snc_service.store.sql.queries.history import values_of
@@ -23,6 +22,7 @@ from snc_service.store.sql.series import tail, tile_blocks
 from snc_service.store.sql.series.attempts import Attempts, Segment
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Wanted, layers_of, scalar_of
+from snc_service.store.types import Extent, Piece, RunUnknown
 
 LAYERS_AT_ONCE = 16 * tiles.BLOCK_LAYERS
 PIECE_VALUES = LAYERS_AT_ONCE * tiles.TILE_STEPS  # of a run that is measured as it used to be

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from snc_service.store import downsampling, tiles
 from snc_service.store.downsampling import PLANES, Partial
-from snc_service.store.protocol import Buckets, Floats, Steps, Window
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import thinned
 from snc_service.store.sql.series import tail, tile_blocks
 from snc_service.store.sql.series.attempts import Attempts, Segment
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.selection import Rows, Wanted, layers_of, scalar_of
+from snc_service.store.types import Buckets, Floats, Steps, Window
 from snc_service.wire import ABSENT
 
 # Values held at once while rows are read; bounds memory, not answers.

@@ -8,11 +8,11 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.downsampling import Partial
-from snc_service.store.protocol import HistoryThinned
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series import tail, tile_blocks
 from snc_service.store.sql.series.attempts import Segment
 from snc_service.store.sql.series.selection import Rows, Wanted
+from snc_service.store.types import HistoryThinned
 from snc_service.wire import ABSENT
 
 _NONE = np.empty(0, np.int64)

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from snc_service.store import tiles
 from snc_service.store.downsampling import planes_for
-from snc_service.store.protocol import Floats, Window, Worst
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import history, thinned
 from snc_service.store.sql.series.attempts import Segment
 from snc_service.store.sql.series.layouts import LayerBook, Layout
 from snc_service.store.sql.series.selection import Wanted, layers_of
+from snc_service.store.types import Floats, Window, Worst
 from snc_service.wire import absent
 
 MOST_BOUNDS = 200_000  # of layers and buckets: 100 bytes each while they are made

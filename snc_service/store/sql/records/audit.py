@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from snc_service.store.protocol.records import AuditAction, AuditEntry
 from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.types.records import AuditAction, AuditEntry
 
 
 def append(

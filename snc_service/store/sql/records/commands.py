@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from snc_service.store.protocol import CommandsWaiting, Event, RunClosed
-from snc_service.store.protocol.records import MAX_WAITING_COMMANDS, StoredCommand
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.records import audit, events, runs
+from snc_service.store.types import CommandsWaiting, Event, RunClosed
+from snc_service.store.types.records import MAX_WAITING_COMMANDS, StoredCommand
 from snc_service.wire import CommandAction
 
 _COLUMNS = "id, action, reason, author, at, seen_at"

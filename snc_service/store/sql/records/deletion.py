@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from snc_service.store.protocol import RunUnknown
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.database.schema import PIECES
 from snc_service.store.sql.records import audit, runs
+from snc_service.store.types import RunUnknown
 
 SLICE_ROWS = 1_000
 RETENTION = "retention"  # the author of what happens to runs for their age

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from snc_service.store.protocol import Event, EventQuery, Page, Severity, StoredEvent
 from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.types import Event, EventQuery, Page, Severity, StoredEvent
 
 _COLUMNS = (
     "run.run, event.run_id, event.id, event.at, event.step, event.rule, event.severity, "

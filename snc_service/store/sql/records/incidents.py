@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from snc_service.store.protocol.incidents import (
+from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.sql.records import audit, runs
+from snc_service.store.types.incidents import (
     Change,
     Delivery,
     Entry,
@@ -22,8 +24,6 @@ from snc_service.store.protocol.incidents import (
     RunFacts,
     Work,
 )
-from snc_service.store.sql.database.dialect import Connection, Row
-from snc_service.store.sql.records import audit, runs
 
 _INCIDENT = (
     "select incident.id, run.run, run.project, incident.state, incident.severity, incident.body, "

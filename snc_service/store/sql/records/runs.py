@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from snc_service.store.protocol import Event, Page, Run, RunState, RunUnknown, StoredEvent
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import events
+from snc_service.store.types import Event, Page, Run, RunState, RunUnknown, StoredEvent
 
 _COLUMNS = """
 run.run, run.name, run.project, run.state, run.created_at, run.updated_at, run.last_step,
@@ -196,3 +196,20 @@ def _run(row: Row) -> Run:
     *plain, config, tags, overhead, _ = row
     fields = [*plain, json.loads(config), tuple(json.loads(tags)), overhead]
     return Run(*fields)
+
+
+def append_event(
+    connection: Connection,
+    run_id: int,
+    run: str,
+    rule: str,
+    message: str,
+    value: float,
+    now: float,
+    step: int | None = None,
+) -> None:
+    """Append an informational event that a person caused, at the run's last step by default."""
+    if step is None:
+        step = load(connection, run).last_step or 0
+    event = Event(step=step, rule=rule, severity="info", message=message, value=value)
+    events.append_to(connection, run_id, run, [event], now)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from snc_service.store.protocol import QuotaExceeded, TokenExists, TokenUnknown
-from snc_service.store.protocol.records import Token
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit
+from snc_service.store.types import QuotaExceeded, TokenExists, TokenUnknown
+from snc_service.store.types.records import Token
 
 _SELECT = (
     "select id, name, digest, scopes, project, author, created_at, expires_at, revoked_at "

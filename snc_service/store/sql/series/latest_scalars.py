@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from snc_service.store.protocol import Window
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import history
 from snc_service.store.sql.series import tail
 from snc_service.store.sql.series.attempts import Attempts
 from snc_service.store.sql.series.layouts import LayerBook, Layout
 from snc_service.store.sql.series.selection import Picked
+from snc_service.store.types import Window
 from snc_service.wire import ABSENT, absent
 
 RECENT = 256  # steps that are looked at together

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.series.layouts import Indexes
+from snc_service.store.types import Floats, Steps
 from snc_service.wire import ABSENT, Batch, absent
 
 Mask = npt.NDArray[np.bool_]

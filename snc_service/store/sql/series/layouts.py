@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.protocol import LayerTableUnknown, LayerUnknown
 from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.types import LayerTableUnknown, LayerUnknown
 from snc_service.wire import Batch, LayerSpec, LayerTable, WireError
 from snc_service.wire.checks import MAX_LAYERS
 

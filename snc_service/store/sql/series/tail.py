@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.attempts import Segment
 from snc_service.store.sql.series.selection import Picked, Rows
+from snc_service.store.types import Floats, Steps
 from snc_service.wire import absent
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.downsampling import PLANES, Partial, joined
-from snc_service.store.protocol import Floats, Steps
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.attempts import Segment
 from snc_service.store.sql.series.selection import Block, Wanted
 from snc_service.store.sql.series.tail import put_over, unpack_steps
+from snc_service.store.types import Floats, Steps
 
 _WHERE = "where run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
 _STEPS = f"select step0, step1, n, steps from tile {_WHERE}"

@@ -5,9 +5,8 @@ Times are Unix seconds. Nothing here holds a secret: of a token's, only the SHA-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from snc_service.wire import CommandAction
 
@@ -67,41 +66,3 @@ class AuditEntry:
     action: AuditAction
     subject: str
     detail: str
-
-
-class Records(Protocol):
-    """The part of the store that is about people; every change writes its audit entry with it."""
-
-    def add_token(self, token: Token) -> None:
-        """Keep a new token (audit ``token_created``). Raises `TokenExists`."""
-
-    def tokens(self) -> list[Token]:
-        """Return every token there ever was, the oldest first."""
-
-    def revoke_token(self, name: str, *, author: str, now: float) -> Token:
-        """Revoke a token (audit ``token_revoked``), once. Raises `TokenUnknown`."""
-
-    def project_of(self, run: str) -> str:
-        """Return a run's project. Raises `RunUnknown`."""
-
-    def add_command(
-        self, run: str, action: CommandAction, reason: str, *, author: str, now: float
-    ) -> StoredCommand:
-        """Leave a command for a run's job (event ``command``, audit ``command_sent``).
-
-        Raises `RunUnknown`, `RunClosed`, and `CommandsWaiting` past `MAX_WAITING_COMMANDS`.
-        """
-
-    def commands(self, run: str) -> list[StoredCommand]:
-        """Return every command of a run, newest first. Raises `RunUnknown`."""
-
-    def audit(
-        self,
-        *,
-        author: str | None,
-        action: AuditAction | None,
-        subject: str | None,
-        limit: int,
-        after: int | None,
-    ) -> tuple[Sequence[AuditEntry], int | None]:
-        """Return entries, newest first, and the id to continue ``after``, None at the end."""

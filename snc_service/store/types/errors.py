@@ -36,19 +36,12 @@ class SequenceConflict(StoreError):
     """A seq that is stored came again with other content."""
 
 
-class PolicyConflict(StoreError):
-    """The policy changed since the version the caller has seen."""
+class VersionConflict(StoreError):
+    """A document changed since the version that the caller has seen."""
 
-    def __init__(self, current: int) -> None:
-        super().__init__(f"the policy in force is version {current}")
-        self.current = current
-
-
-class RulesConflict(StoreError):
-    """The rule settings changed since the version the caller has seen."""
-
-    def __init__(self, current: int) -> None:
-        super().__init__(f"the rule settings in force are version {current}")
+    def __init__(self, noun: str, current: int) -> None:
+        verb = "are" if noun.endswith("settings") else "is"
+        super().__init__(f"the {noun} in force {verb} version {current}")
         self.current = current
 
 
@@ -74,14 +67,6 @@ class RunClosed(StoreError):
 
 class CommandsWaiting(StoreError):
     """The run's job has not taken the commands that wait for it already."""
-
-
-class AlertingConflict(StoreError):
-    """The routing of alerts changed since the version the caller has seen."""
-
-    def __init__(self, current: int) -> None:
-        super().__init__(f"the routing of alerts in force is version {current}")
-        self.current = current
 
 
 class HistoryThinned(StoreError):

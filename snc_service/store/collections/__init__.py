@@ -1,0 +1,1 @@
+"""The collections of a store: runs, batches, events and so on; each method one transaction."""

@@ -1,0 +1,50 @@
+"""Annotations of a store: planned changes of a run."""
+
+from __future__ import annotations
+
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    runs,
+)
+from snc_service.store.sql.records.annotations import annotations_of
+from snc_service.store.types import (
+    TooManyAnnotations,
+)
+from snc_service.store.types.annotations import MAX_ANNOTATIONS, Annotation
+
+
+class Annotations:
+    """What people say of a run's steps. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self, run: str, step: int, text: str, quiet_steps: int, *, author: str, now: float
+    ) -> Annotation:
+        """Mark a planned change (event ``annotation``). Raises `RunUnknown`, `TooManyAnnotations`.
+
+        A step that has passed already counts from the next batch on.
+        """
+        with self._database.write() as connection:
+            run_id = runs.lock(connection, run)
+            number = len(annotations_of(connection, run_id)) + 1
+            if number > MAX_ANNOTATIONS:
+                raise TooManyAnnotations(
+                    f"a run has at most {MAX_ANNOTATIONS} annotations, and {run} has them all"
+                )
+            made = Annotation(number, step, quiet_steps, text, author, now)
+            connection.execute(
+                "insert into annotation (run_id, id, step, quiet_steps, text, author, at) "
+                "values (?, ?, ?, ?, ?, ?, ?)",
+                (run_id, number, step, quiet_steps, text, author, now),
+            )
+            runs.append_event(
+                connection, run_id, run, "annotation", text, float(quiet_steps), now, step
+            )
+            return made
+
+    def of_run(self, run: str) -> list[Annotation]:
+        """Return every annotation of a run, the oldest first. Raises `RunUnknown`."""
+        with self._database.read() as connection:
+            return annotations_of(connection, runs.number(connection, run))

@@ -1,0 +1,59 @@
+"""Deliveries of a store: what each receiver was sent of an incident, and what is due."""
+
+from __future__ import annotations
+
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    incidents,
+)
+from snc_service.store.types.incidents import (
+    Delivery,
+    Health,
+    Incident,
+)
+
+
+class Deliveries:
+    """One row per receiver and incident. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def due(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
+        """Return the receiver's delivery that has been due for longest."""
+        with self._database.read() as connection:
+            return incidents.due(connection, receiver, now)
+
+    def claim(self, delivery: Delivery, *, now: float, until: float) -> bool:
+        """Keep others off a delivery until it is saved, or until then; False: it is not as read."""
+        with self._database.write() as connection:
+            return incidents.claim(connection, delivery, now, until)
+
+    def save(
+        self, delivery: Delivery, *, revision: int, now: float, hold_until: float | None = None
+    ) -> None:
+        """Store what became of a claimed delivery.
+
+        It is due at once if its incident is no longer at ``revision``. ``hold_until`` puts off
+        everything else that is due to this receiver.
+        """
+        with self._database.write() as connection:
+            incidents.save_delivery(connection, delivery, revision, now, hold_until)
+
+    def wake(self, now: float) -> None:
+        """Let everything that waits for its time be looked at now, what silences hold excepted.
+
+        For a clock that went back: times that were set by it lie too far ahead.
+        """
+        with self._database.write() as connection:
+            incidents.lock(connection)
+            connection.execute(
+                "update delivery set next_at = ?, claimed_until = null "
+                "where next_at is not null and silenced = 0",
+                (now,),
+            )
+
+    def health(self) -> list[Health]:
+        """Return how each receiver does that was ever to be told something."""
+        with self._database.read() as connection:
+            return incidents.health(connection)

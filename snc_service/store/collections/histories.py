@@ -1,0 +1,135 @@
+"""Histories of a store: the values that were measured, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from snc_service.store.downsampling import planes_for
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.queries import history
+from snc_service.store.sql.queries.export_scan import scan
+from snc_service.store.sql.queries.worst import worst
+from snc_service.store.sql.records import (
+    runs,
+)
+from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series.latest_scalars import newest_scalars
+from snc_service.store.sql.series.layouts import LayerBook, metric_names
+from snc_service.store.types import (
+    Buckets,
+    Extent,
+    Latest,
+    Piece,
+    Window,
+    Worst,
+)
+from snc_service.store.types.histories import COLUMNS
+
+
+class Histories:
+    """Values by run, metric and layer. Each method reads one snapshot, but for `scan`."""
+
+    def __init__(self, database: Database, book: LayerBook) -> None:
+        self._database = database
+        self._book = book
+
+    def latest(self, run: str) -> Latest:
+        """Return the newest values. Raises `RunUnknown`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            layers = self._book.specs(connection, run_id)
+            now = latest_values.merged(len(layers), latest_values.load(connection, run_id).values())
+            return Latest(layers, now.steps, now.metrics, now.values)
+
+    def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the metrics and of the scalars the run has reported, sorted."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return (
+                metric_names(connection, run_id, "layer"),
+                metric_names(connection, run_id, "run"),
+            )
+
+    def latest_scalars(self, run: str, from_step: int, most: int) -> Mapping[str, float]:
+        """Return the newest value of each scalar, where one was reported at or after ``from_step``.
+
+        Of the first ``most`` scalars in the order in which the run reported them first. Values that
+        are not finite count. Cost: one look at what came last, and a search per scalar that is not
+        there. Raises `RunUnknown`.
+        """
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return newest_scalars(connection, self._book, run_id, from_step, most)
+
+    def of_layers(
+        self,
+        run: str,
+        metric: str,
+        layers: Sequence[str],
+        window: Window,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`.
+
+        ``columns`` that are not asked for are NaN throughout, and cost nothing.
+        """
+        planes = planes_for(columns)
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_layers(connection, self._book, run_id, metric, layers, window, planes)
+
+    def of_scalar(self, run: str, scalar: str, window: Window) -> Buckets:
+        """Return one scalar. Raises `RunUnknown`."""
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_scalar(connection, self._book, run_id, scalar, window)
+
+    def heatmap(
+        self,
+        run: str,
+        metric: str,
+        window: Window,
+        layers: int,
+        *,
+        columns: Collection[str] = COLUMNS,
+    ) -> Buckets:
+        """Return up to ``layers`` rows in model order; more layers than that share rows (max).
+
+        ``columns`` as in `history`.
+        """
+        planes = planes_for(columns)
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return history.of_all_layers(
+                connection, self._book, run_id, metric, window, layers, planes
+            )
+
+    def worst(
+        self, run: str, metric: str, window: Window, most: int, *, below: str | None = None
+    ) -> list[Worst]:
+        """Return the ``most`` layers with the largest single values, the largest first.
+
+        With ``below`` a value is ``metric`` divided by ``below`` of the same step, in float64; the
+        steps without both do not count. Layers with values that are not finite come before all
+        others. Exact: rollups only say where to look. ``window.points`` does not matter. Cost:
+        rollups of the window and a few tiles, or all of it where ``below`` moves wildly.
+        Raises `RunUnknown`, and `HistoryThinned` where the window's tiles were dropped.
+        """
+        with self._database.read() as connection:
+            run_id = runs.number(connection, run)
+            return worst(connection, self._book, run_id, metric, window, most, below=below)
+
+    def scan(self, run: str, extent: Extent) -> Iterator[Piece]:
+        """Return an iterator over values as they were sent, in pieces of bounded size.
+
+        By attempt, metric and layers, then in the order of steps. Every value that was stored
+        before the call comes exactly once, whatever is ingested or folded meanwhile; what is stored
+        later, at steps that attempts had reached before, may come or not, but never twice. A value
+        that was sent again comes as it was sent last. Each piece is read in a transaction of its
+        own: a slow reader holds nothing. What thinning drops meanwhile may be missing.
+
+        Raises `RunUnknown`, `LayerUnknown` and `HistoryThinned` at once, and `RunUnknown` from the
+        iterator as soon as the run is deleted.
+        """
+        return scan(self._database, self._book, run, extent)

@@ -1,0 +1,80 @@
+"""Incidents of a store: events that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    incidents,
+)
+from snc_service.store.types.incidents import (
+    Change,
+    Gather,
+    Incident,
+    IncidentState,
+    RunFacts,
+    Work,
+)
+
+
+class Incidents:
+    """Gathered from events by `snc_service.alerts`. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def work(self, now: float) -> Work:
+        """Return what there is to do, in one cheap read."""
+        with self._database.read() as connection:
+            return incidents.work(connection, now)
+
+    def gather(self, gather: Gather, *, now: float, limit: int) -> int:
+        """Turn up to ``limit`` events out of the outbox into incidents, in one transaction.
+
+        Every stored event passes here exactly once, in the order of its run. Returns how many.
+        """
+        with self._database.write() as connection:
+            return incidents.gather(connection, gather, now, limit)
+
+    def open(self) -> list[tuple[Incident, RunFacts]]:
+        """Return open incidents with their runs, the oldest first."""
+        with self._database.read() as connection:
+            return incidents.opened(connection)
+
+    def change(self, changes: Sequence[Change], *, now: float) -> int:
+        """Store incidents that were read before, in one transaction; return how many.
+
+        Those that changed since are left out. ``revision`` must be one above the one read, or the
+        same to add receivers only.
+        """
+        with self._database.write() as connection:
+            incidents.lock(connection)
+            return sum([incidents.change(connection, each, now) for each in changes])
+
+    def get(self, id_: int) -> Incident | None:
+        """Return one incident, None if there is no such one."""
+        with self._database.read() as connection:
+            return incidents.load(connection, id_)
+
+    def page(
+        self,
+        *,
+        run: str | None = None,
+        project: str | None = None,
+        state: IncidentState | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> tuple[list[Incident], int | None]:
+        """Return incidents, newest first, and the id to continue ``after``, None at the end."""
+        with self._database.read() as connection:
+            return incidents.page(
+                connection, run=run, project=project, state=state, limit=limit, after=after
+            )
+
+    def acknowledge(
+        self, id_: int, *, author: str, now: float, comment: str = ""
+    ) -> Incident | None:
+        """Note that somebody looks after an incident (audit ``incident_acknowledged``), once."""
+        with self._database.write() as connection:
+            return incidents.acknowledge(connection, id_, author, now, comment)

@@ -1,0 +1,120 @@
+"""Runs of a store: created, listed, ended, deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from snc_service.store.sql.compaction.thinning import thin
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    commands,
+    deletion,
+    documents,
+    runs,
+    tokens,
+)
+from snc_service.store.types import (
+    Page,
+    Run,
+    RunState,
+    StoredEvent,
+)
+from snc_service.wire import Policy
+
+
+class Runs:
+    """One training job each, named by its id. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        run: str,
+        *,
+        name: str,
+        project: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        policy: Policy | None,
+        now: float,
+        author: str = "client",
+        quota: int | None = None,
+    ) -> tuple[Run, bool]:
+        """Create a run (event ``run_started``), or return the one that exists; True if new.
+
+        An existing run that was finished, failed or silent becomes active again. ``policy`` becomes
+        version 1 of the run's own policy if neither the run nor its project has one. Raises
+        `QuotaExceeded` if ``author`` has created ``quota`` runs that still exist.
+        """
+        with self._database.write() as connection:
+            run_id, new = runs.create(
+                connection, run, name=name, project=project, config=config, tags=tags, now=now
+            )
+            if new:
+                tokens.claim_run(connection, run_id, author, quota)
+            if policy is not None:
+                documents.POLICIES.start_with(connection, run_id, policy, author=author, now=now)
+            return runs.load(connection, run), new
+
+    def get(self, run: str) -> Run:
+        """Return one run. Raises `RunUnknown`."""
+        with self._database.read() as connection:
+            return runs.load(connection, run)
+
+    def project_of(self, run: str) -> str:
+        """Return a run's project. Raises `RunUnknown`."""
+        with self._database.read() as connection:
+            return runs.project(connection, run)
+
+    def page(
+        self,
+        *,
+        project: str | None = None,
+        state: RunState | None = None,
+        limit: int = 100,
+        after: tuple[Any, ...] | None = None,
+    ) -> Page:
+        """Return runs, newest first."""
+        with self._database.read() as connection:
+            return runs.page(connection, project=project, state=state, limit=limit, after=after)
+
+    def finish(self, run: str, state: Literal["finished", "failed"], now: float) -> Run:
+        """Close a run (event ``run_finished``). Closing a closed run changes nothing."""
+        with self._database.write() as connection:
+            commands.void(connection, runs.lock(connection, run), now)
+            return runs.finish(connection, run, state, now)
+
+    def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
+        """Turn active runs last heard of before ``before`` silent (event ``run_silent``, once)."""
+        with self._database.write() as connection:
+            return runs.mark_silent(connection, before, now)
+
+    def delete(self, run: str, *, author: str = "", now: float | None = None) -> None:
+        """Delete everything of a run (audit ``run_deleted``). Raises `RunUnknown`."""
+        now = time.time() if now is None else now
+        deletion.delete(self._database, run, author=author, now=now)
+
+    def prune(self, before: float) -> list[str]:
+        """Delete every run that is not active and was last heard of before ``before``.
+
+        Returns their ids. Keeps no more than one slice of rows locked at a time.
+        """
+        return deletion.prune(self._database, before)
+
+    def shrink(self, most_bytes: int) -> list[str]:
+        """Delete runs that are not active, oldest first, until history has so many bytes at most.
+
+        Returns their ids. Active runs may leave it larger. Looks at the length of every tile.
+        """
+        return deletion.shrink(self._database, most_bytes)
+
+    def thin(self, before: float, now: float) -> list[str]:
+        """Drop exact values of runs not active and last heard of before ``before``; keep rollups.
+
+        Their history has min, max and mean of every 32 measured steps from then on. Returns the ids
+        of runs that lost something (audit ``run_thinned``).
+        """
+        return thin(self._database, before, now)

@@ -1,0 +1,64 @@
+"""Silences of a store: events that notify nobody for a while."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    audit,
+    incidents,
+)
+from snc_service.store.types.incidents import (
+    Silence,
+)
+
+_SILENCE = "select id, project, run, rule, layer, until, comment, author, at from silence"
+
+
+class Silences:
+    """Silences by id. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def active(self, now: float) -> list[Silence]:
+        """Return the silences that have not ended, newest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(f"{_SILENCE} where until > ? order by id desc", (now,))
+            return [Silence(*row) for row in rows]
+
+    def add(self, silence: Silence) -> Silence:
+        """Store a silence (audit ``silence_added``) and return it with its id."""
+        with self._database.write() as connection:
+            (id_,) = connection.execute(
+                "insert into silence (project, run, rule, layer, until, comment, author, at) "
+                "values (?, ?, ?, ?, ?, ?, ?, ?) returning id",
+                (
+                    silence.project,
+                    silence.run,
+                    silence.rule,
+                    silence.layer,
+                    silence.until,
+                    silence.comment,
+                    silence.author,
+                    silence.at,
+                ),
+            ).fetchone()
+            audit.append(
+                connection, "silence_added", str(id_), author=silence.author, now=silence.at
+            )
+            return replace(silence, id=int(id_))
+
+    def delete(self, id_: int, *, author: str, now: float) -> bool:
+        """End a silence now (audit ``silence_deleted``); False if there is no such one."""
+        with self._database.write() as connection:
+            incidents.lock(connection)
+            deleted = connection.execute("delete from silence where id = ?", (id_,)).rowcount
+            if deleted:
+                # Whatever was held back may be told now; what another silence covers waits again.
+                connection.execute(
+                    "update delivery set next_at = ?, silenced = 0 where silenced = 1", (now,)
+                )
+                audit.append(connection, "silence_deleted", str(id_), author=author, now=now)
+            return deleted > 0

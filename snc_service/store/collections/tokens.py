@@ -1,0 +1,31 @@
+"""Tokens of a store: who may write, read and administer."""
+
+from __future__ import annotations
+
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import (
+    tokens,
+)
+from snc_service.store.types.records import Token
+
+
+class Tokens:
+    """Of a secret only its SHA-256 is kept. Each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, token: Token) -> None:
+        """Keep a new token (audit ``token_created``). Raises `TokenExists`."""
+        with self._database.write() as connection:
+            tokens.add(connection, token)
+
+    def all(self) -> list[Token]:
+        """Return every token there ever was, the oldest first."""
+        with self._database.read() as connection:
+            return tokens.every(connection)
+
+    def revoke(self, name: str, *, author: str, now: float) -> Token:
+        """Revoke a token (audit ``token_revoked``), once. Raises `TokenUnknown`."""
+        with self._database.write() as connection:
+            return tokens.revoke(connection, name, author=author, now=now)

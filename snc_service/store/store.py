@@ -1,0 +1,71 @@
+"""The store: everything that the service keeps, grouped by what it is about."""
+
+from __future__ import annotations
+
+from snc_service.store.collections.alert_routing import AlertRouting
+from snc_service.store.collections.annotations import Annotations
+from snc_service.store.collections.audit import AuditLog
+from snc_service.store.collections.batches import Batches
+from snc_service.store.collections.commands import Commands
+from snc_service.store.collections.deliveries import Deliveries
+from snc_service.store.collections.documents import Documents
+from snc_service.store.collections.events import Events
+from snc_service.store.collections.histories import Histories
+from snc_service.store.collections.incidents import Incidents
+from snc_service.store.collections.runs import Runs
+from snc_service.store.collections.silences import Silences
+from snc_service.store.collections.tokens import Tokens
+from snc_service.store.sql.compaction.compact import Folder
+from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.records import deletion
+from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
+from snc_service.store.sql.series.layouts import LayerBook
+
+
+class Store:
+    """All collections of one database, which the store closes.
+
+    Every method is synchronous and safe to call from any thread. Every write is one durable
+    transaction. Times are Unix seconds (float64). Layers are named; their indexes stay inside.
+    """
+
+    def __init__(self, database: Database) -> None:
+        book = LayerBook()
+        self._database = database
+        self._folder = Folder(database, book)
+        self.runs = Runs(database)
+        self.batches = Batches(database, book)
+        self.histories = Histories(database, book)
+        self.events = Events(database)
+        self.policies = Documents(database, POLICIES)
+        self.rule_settings = Documents(database, RULE_SETTINGS)
+        self.annotations = Annotations(database)
+        self.commands = Commands(database)
+        self.tokens = Tokens(database)
+        self.audit = AuditLog(database)
+        self.alert_routing = AlertRouting(database)
+        self.incidents = Incidents(database)
+        self.deliveries = Deliveries(database)
+        self.silences = Silences(database)
+        deletion.resume(database)
+
+    def fold(self, budget_s: float, *, now: float) -> int:
+        """Compress history that has come in, for about ``budget_s`` seconds; return the values.
+
+        Returns 0 when nothing is due. No answer changes by it, ingest continues meanwhile, and a
+        crash loses nothing. Call it every second or so from one background thread.
+        """
+        return self._folder.fold(budget_s, now)
+
+    def ping(self) -> None:
+        """Touch the database. Raises `StoreUnavailable`."""
+        with self._database.read() as connection:
+            connection.execute("select 1").fetchone()
+
+    def size_bytes(self) -> int:
+        """Return the bytes at rest."""
+        return self._database.size_bytes()
+
+    def close(self) -> None:
+        """Release everything; what was acknowledged stays."""
+        self._database.close()

@@ -1,0 +1,163 @@
+"""What everybody else sees of the store: its nouns, its errors and the `Store` protocol.
+
+All methods are synchronous and safe to call from any thread; each write is one durable
+transaction. Times are Unix seconds (float64). Layers are named; their indexes stay inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from snc_service.store.types.annotations import Annotation
+from snc_service.store.types.documents import VersionedDocument as VersionedDocument
+from snc_service.store.types.errors import CommandsWaiting as CommandsWaiting
+from snc_service.store.types.errors import HistoryThinned as HistoryThinned
+from snc_service.store.types.errors import LayerTableMismatch as LayerTableMismatch
+from snc_service.store.types.errors import LayerTableUnknown as LayerTableUnknown
+from snc_service.store.types.errors import LayerUnknown as LayerUnknown
+from snc_service.store.types.errors import QuotaExceeded as QuotaExceeded
+from snc_service.store.types.errors import RunClosed as RunClosed
+from snc_service.store.types.errors import RunUnknown as RunUnknown
+from snc_service.store.types.errors import SequenceConflict as SequenceConflict
+from snc_service.store.types.errors import SequenceGap as SequenceGap
+from snc_service.store.types.errors import StoreError as StoreError
+from snc_service.store.types.errors import StoreFull as StoreFull
+from snc_service.store.types.errors import StoreUnavailable as StoreUnavailable
+from snc_service.store.types.errors import TokenExists as TokenExists
+from snc_service.store.types.errors import TokenUnknown as TokenUnknown
+from snc_service.store.types.errors import TooManyAnnotations as TooManyAnnotations
+from snc_service.store.types.errors import VersionConflict as VersionConflict
+from snc_service.store.types.histories import Buckets as Buckets
+from snc_service.store.types.histories import Extent as Extent
+from snc_service.store.types.histories import Floats as Floats
+from snc_service.store.types.histories import Latest as Latest
+from snc_service.store.types.histories import Piece as Piece
+from snc_service.store.types.histories import Steps as Steps
+from snc_service.store.types.histories import Window as Window
+from snc_service.store.types.histories import Worst as Worst
+from snc_service.store.types.incidents import Severity as Severity
+from snc_service.store.types.records import StoredCommand
+from snc_service.wire import Batch, RuleSettings
+
+RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training job as lists show it. Counters are since its start, over all attempts."""
+
+    run: str
+    name: str
+    project: str
+    state: RunState
+    created_at: float
+    updated_at: float  # of the last batch, or of the last change of state
+    last_step: int | None
+    layers: int
+    breaches: int  # layer-steps with sigma > threshold
+    rescales: int  # layer-steps with scale < 1
+    guard_vetoes: int
+    dropped_values: int
+    worst_ratio: float | None  # newest sigma / threshold, largest over layers; finite values only
+    worst_layer: str | None
+    nonfinite_layers: int  # layers whose newest sigma is not finite
+    attempt: int
+    version: int  # grows with every change of the run: tags caches
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    overhead: float | None = None  # newest callback_seconds / step_seconds, where both are reported
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened once; ``layer`` is the worst of ``layers`` (a count)."""
+
+    step: int
+    rule: str
+    severity: Severity
+    message: str
+    layer: str | None = None
+    layers: int = 0
+    value: float | None = None
+    limit: float | None = None
+    rules_version: int | None = None  # of the settings that a rule obeyed; None: no rule
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event with its place: ids grow by one per run."""
+
+    run: str
+    id: int
+    at: float
+    event: Event
+
+
+@dataclass(frozen=True)
+class Rows:
+    """New rows of one run as detection sees them: one batch, its layers named, in its attempt."""
+
+    run: str
+    batch: Batch
+    layers: tuple[str, ...]
+    attempt: int
+    new_attempt: bool  # the first batch of this attempt
+    settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
+    annotations: tuple[Annotation, ...] = ()  # of the run, the oldest first
+
+
+# (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
+# the batch and keeps the state there, so that a crash neither repeats nor misses an event.
+Advance: TypeAlias = Callable[[bytes | None, Rows], tuple[bytes, list[Event]]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A batch on its way into a run; ``crc`` is the CRC-32 of the bytes that identify it.
+
+    ``commands_seen`` is the newest command that the sender says it has, 0 for none.
+    """
+
+    run: str
+    batch: Batch
+    crc: int
+    received_at: float
+    commands_seen: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a submission: stored, stored before, or refused with one of our errors.
+
+    ``commands`` wait for the job, oldest first.
+    """
+
+    duplicate: bool = False
+    events: tuple[StoredEvent, ...] = ()
+    policy_version: int = 0
+    error: StoreError | None = None
+    commands: tuple[StoredCommand, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A slice of a list; ``next`` is the key to continue after, None at the end."""
+
+    items: Sequence[Any]
+    next: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True)
+class EventQuery:
+    """Filters of an event list; None means any. Newest first; ``after`` is the last page's key."""
+
+    run: str | None = None
+    rule: str | None = None
+    severity: Severity | None = None
+    layer: str | None = None
+    from_step: int | None = None
+    limit: int = 100
+    after: tuple[Any, ...] | None = None
+    project: str | None = None

@@ -1,0 +1,19 @@
+"""Documents kept version by version: policies, rule settings and the routing of alerts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VersionedDocument(Generic[T]):
+    """One version of a document, and where it came from. Version 0 is the default one."""
+
+    content: T = field(repr=False)  # the routing of alerts holds secrets
+    version: int
+    scope: Literal["run", "project", "none"]
+    author: str
+    at: float
