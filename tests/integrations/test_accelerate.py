@@ -28,7 +28,8 @@ class Training:
         self.attached = attach(self.accelerator, self.model, self.optimizer, **keywords)
 
     def run(self, batches: int, fails_at: int | None = None) -> dict[int, float]:
-        data = torch.randn(batches, 8, 16, generator=torch.Generator().manual_seed(0))
+        own = torch.Generator().manual_seed(self.accelerator.process_index)
+        data = torch.randn(batches, 8, 16, generator=own)
         losses = {}
         with self.attached as callback:
             for index, batch in enumerate(data, 1):

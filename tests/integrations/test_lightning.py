@@ -49,9 +49,9 @@ class Module(pl.LightningModule):
 def fit(folder, adapter, *, batches: int, module=None, ckpt_path=None, callbacks=(), **settings):
     data = torch.randn(8 * batches, 16, generator=torch.Generator().manual_seed(0))
     host = pl.Trainer(
-        accelerator="cpu", devices=1, max_epochs=settings.pop("epochs", 1), log_every_n_steps=1,
+        accelerator="cpu", max_epochs=settings.pop("epochs", 1), log_every_n_steps=1,
         callbacks=[*callbacks, adapter], default_root_dir=folder, enable_progress_bar=False,
-        enable_model_summary=False, **settings,
+        enable_model_summary=False, **{"devices": 1, **settings},
     )  # fmt: skip
     module = module or Module()
     host.fit(module, torch.utils.data.DataLoader(data, batch_size=8), ckpt_path=ckpt_path)
