@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: demo test check chaos fuzz audit-dependencies clean
+.PHONY: demo test check check-page chaos fuzz audit-dependencies clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
@@ -23,6 +23,11 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory check-page; \
+	else echo 'The page is not type-checked: that needs npm (apt-get install npm)'; fi
+
+check-page: $(VENV)/.node       ## the types of the page's JavaScript
+	node_modules/.bin/tsc --project tsconfig.json
 
 fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \
@@ -49,8 +54,12 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@ $(VENV)/.demo
 
+$(VENV)/.node: package.json package-lock.json | $(BIN)/python
+	npm ci --no-audit --no-fund --silent
+	touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules

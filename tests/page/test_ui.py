@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from snc_service import problems, ui
 
-STATIC = files("snc_service.ui") / "static"
-MODULES = sorted(entry.name for entry in STATIC.iterdir() if entry.name.endswith(".js"))
+STATIC = ui.STATIC
+MODULES = sorted(file.relative_to(STATIC).as_posix() for file in STATIC.rglob("*.js"))
 
 
 def source(name: str) -> str:
@@ -63,8 +63,8 @@ def test_the_page_is_asked_for_again_each_time_and_unchanged_is_304(app):
 
 def test_all_that_the_page_loads_is_kept_for_good_and_served_in_both_encodings(app):
     paths = linked(ask(app, "/").text)
-    others = ("base.css", "favicon.svg", "plotly.js", "views.css")
-    assert {path.rpartition("/")[2] for path in paths} == {*MODULES, *others}
+    others = ("styles/base.css", "favicon.svg", "plotly.js", "styles/views.css")
+    assert {path.split("/", 2)[2] for path in paths} == {*MODULES, *others}
     for path in paths:
         plain = ask(app, f"/{path}")
         assert plain.status_code == 200, path
@@ -106,11 +106,15 @@ def test_addresses_in_the_page_are_relative_so_a_proxy_may_add_a_prefix():
     assert not re.findall(r'(?:src|href)="(?:/|[a-z]+:)[^"]*"', source("index.html"))
     for name in MODULES:
         imports = re.findall(r'from "([^"]+)"', source(name))
-        assert all(path.startswith("./") and path[2:] in MODULES for path in imports), name
+        folder = (STATIC / name).parent
+        for path in imports:
+            assert path.startswith(("./", "../")), (name, path)
+            found = (folder / path).resolve().relative_to(STATIC.resolve())
+            assert found.as_posix() in MODULES, (name, path)
 
 
 def test_no_file_of_ours_names_another_origin():
-    for entry in STATIC.iterdir():
+    for entry in (file for file in STATIC.rglob("*") if file.is_file()):
         text = entry.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|//[a-z0-9.-]+\.[a-z]{2,}/", text), entry.name
 
@@ -129,7 +133,7 @@ def test_no_module_can_turn_text_into_markup_or_code():
 
 def themes() -> dict[str, dict[str, str]]:
     """Return the colors of each theme, as the style sheet defines them."""
-    blocks = re.findall(r"(:root[^{]*)\{([^}]*)\}", source("base.css"))
+    blocks = re.findall(r"(:root[^{]*)\{([^}]*)\}", source("styles/base.css"))
     colors = {
         selector.strip(): dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", body))
         for selector, body in blocks

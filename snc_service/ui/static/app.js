@@ -1,13 +1,13 @@
 // The page's start: which view the address asks for, the bar above it, keys.
 
-import { CompareView } from "./compare.js";
-import { h } from "./dom.js";
-import { Login } from "./login.js";
-import { stateNote } from "./parts.js";
-import { parse } from "./router.js";
-import { RunView } from "./run.js";
-import { RunsView } from "./runs.js";
-import { startTheme } from "./theme.js";
+import { CompareView } from "./views/compare.js";
+import { h } from "./document/dom.js";
+import { Login } from "./views/login.js";
+import { stateNote } from "./document/elements.js";
+import { parse } from "./document/router.js";
+import { RunView } from "./views/run.js";
+import { RunsView } from "./views/runs.js";
+import { startTheme } from "./document/theme.js";
 
 class UnknownView {
   constructor() {
@@ -52,7 +52,7 @@ function showCrumbs({ view, runs }) {
   document.title = here === undefined ? "snc \u00b7 runs" : `${here} \u00b7 snc`;
 }
 
-const help = document.getElementById("key-help");
+const help = /** @type {HTMLDialogElement} */ (document.getElementById("key-help"));
 
 function key(event) {
   const field = event.target.closest?.("input, select, textarea");
@@ -69,7 +69,8 @@ function key(event) {
 }
 
 function firstRow() {
-  main.querySelector("tbody a, tbody button")?.focus();
+  const first = /** @type {HTMLElement | null} */ (main.querySelector("tbody a, tbody button"));
+  first?.focus();
 }
 
 startTheme(document.getElementById("theme"));

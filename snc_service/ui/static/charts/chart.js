@@ -1,7 +1,7 @@
 // One plotly.js figure: sized by its box, with a step cursor, zoom along the steps and keys.
 
-import { h } from "./dom.js";
-import { color, onTheme } from "./theme.js";
+import { h } from "../document/dom.js";
+import { color, onTheme } from "../document/theme.js";
 
 let arrived = null;
 
@@ -12,8 +12,8 @@ let arrived = null;
 export function plotly() {
   arrived ??= new Promise((resolve, reject) => {
     const fail = () => reject(new Error("plotly.js could not be loaded"));
-    const load = () => (window.Plotly ? resolve(window.Plotly) : fail());
-    const src = document.getElementById("plotly").href;
+    const load = () => (globalThis.Plotly ? resolve(globalThis.Plotly) : fail());
+    const { href: src } = /** @type {HTMLLinkElement} */ (document.getElementById("plotly"));
     afterPaint(() => document.head.append(h("script", { src, on: { load, error: fail } })));
   });
   return arrived;
@@ -54,7 +54,7 @@ export class Chart {
     this.gone = true;
     this.sizes.disconnect();
     this.unTheme();
-    if (window.Plotly && this.drawn) window.Plotly.purge(this.plot);
+    if (globalThis.Plotly && this.drawn) globalThis.Plotly.purge(this.plot);
   }
 
   /** Draw what `make(width)` returns: {data, layout}. Called again when size or colors change. */

@@ -1,10 +1,10 @@
 // Layers x steps: every layer of a run in one picture, however many there are.
 
 import { Chart, leftMargin, stepAxis } from "./chart.js";
-import { h, setText } from "./dom.js";
-import { count, number, plotlyText, ratio, shortName } from "./format.js";
+import { h, setText } from "../document/dom.js";
+import { count, number, plotlyText, ratio, shortName } from "../document/format.js";
 import { aligned, columnAt, columns, extent, growth, held, stretches } from "./matrix.js";
-import { color } from "./theme.js";
+import { color } from "../document/theme.js";
 
 // Cividis (Nunez, Anderton, Renslow 2018): even in lightness, the same to color-blind eyes.
 const CIVIDIS = [

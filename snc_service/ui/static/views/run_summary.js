@@ -1,8 +1,8 @@
 // What is said of a run in numbers and in words, wherever it is shown.
 
-import { serviceNow } from "./api.js";
-import { announce } from "./dom.js";
-import { age, count, MISSING, percent, ratio, shortName } from "./format.js";
+import { serviceNow } from "../service/api.js";
+import { announce } from "../document/dom.js";
+import { age, count, MISSING, percent, ratio, shortName } from "../document/format.js";
 
 /** Whether every breach was answered by a rescale: above its threshold, but held there. */
 export function isHeld(run) {

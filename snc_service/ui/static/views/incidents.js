@@ -1,10 +1,10 @@
 // Incidents: what went wrong together, one entry each, and a button that says "I look after it".
 
-import { acknowledge, get } from "./api.js";
-import { announce, h, keyed, quietButton, setText } from "./dom.js";
+import { acknowledge, get } from "../service/api.js";
+import { announce, h, keyed, quietButton, setText } from "../document/dom.js";
 import { layers, part, ruleName, timeOf } from "./events.js";
-import { clock, count } from "./format.js";
-import { runLink } from "./router.js";
+import { clock, count } from "../document/format.js";
+import { runLink } from "../document/router.js";
 
 const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
 const MOST = 20;

@@ -1,8 +1,8 @@
 // What happened to a run: the list, and the marks it leaves on the step axis.
 
-import { h, keyed, setText } from "./dom.js";
-import { clock, count, moment } from "./format.js";
-import { color } from "./theme.js";
+import { h, keyed, setText } from "../document/dom.js";
+import { clock, count, moment } from "../document/format.js";
+import { color } from "../document/theme.js";
 
 // A shape per rule that happens often, one for the rest.
 const SYMBOLS = {

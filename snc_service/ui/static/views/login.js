@@ -1,7 +1,7 @@
 // Who is looking: a field for a token where the service asks for one, and the way out.
 
-import { session } from "./api.js";
-import { h, setText } from "./dom.js";
+import { session } from "../service/api.js";
+import { h, setText } from "../document/dom.js";
 
 const HINT = "An operator makes one with \u201csnc token create NAME --scope read\u201d.";
 

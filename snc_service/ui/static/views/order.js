@@ -1,8 +1,8 @@
 // Which layers left their healthy band, in order, and which will reach their threshold next.
 
-import { h, keyed, setText } from "./dom.js";
+import { h, keyed, setText } from "../document/dom.js";
 import { ruleName } from "./events.js";
-import { count, number, ratio } from "./format.js";
+import { count, number, ratio } from "../document/format.js";
 
 export const MOST_LEFT = 10;
 export const MOST_AHEAD = 5;

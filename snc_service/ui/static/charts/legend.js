@@ -1,9 +1,9 @@
 // The chosen layers with their values at the cursor: a legend that is also the readout.
 
-import { h, keyed, quietButton, setText } from "./dom.js";
-import { count, MISSING } from "./format.js";
+import { h, keyed, quietButton, setText } from "../document/dom.js";
+import { count, MISSING } from "../document/format.js";
 import { valueAt } from "./lines.js";
-import { swatch } from "./parts.js";
+import { swatch } from "../document/elements.js";
 
 export class Legend {
   constructor(onRemove) {

@@ -1,6 +1,6 @@
 // Which steps are shown, as two numbers: what dragging does, for keys and fingers, and exactly.
 
-import { h, quietButton } from "./dom.js";
+import { h, quietButton } from "../document/dom.js";
 
 export class StepWindow {
   constructor(onZoom) {

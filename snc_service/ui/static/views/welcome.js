@@ -1,6 +1,6 @@
 // The first thing a new service shows: how to get a run onto it.
 
-import { copyButton, h } from "./dom.js";
+import { copyButton, h } from "../document/dom.js";
 
 const PROMISE =
   "Two lines in a training loop put every layer\u2019s \u03c3 here and hold it under a threshold:";

@@ -1,6 +1,6 @@
 // Asking for histories: what was never reported is not there, and that hides nothing else.
 
-import { spacing, waits } from "./matrix.js";
+import { spacing, waits } from "../charts/matrix.js";
 
 /** The answer, or null where the run has no such metric, scalar or layer. */
 export async function known(answer) {
@@ -37,7 +37,10 @@ export function hasValues(heatmap) {
   return Boolean(heatmap?.max.some((row) => row.some((value) => value !== null)));
 }
 
-/** The steps that answers cover together: [first, last + 1], null if there are none. */
+/**
+ * The steps that answers cover together: [first, last + 1], null if there are none.
+ * @returns {[number, number] | null}
+ */
 export function covered(answers) {
   const ends = answers
     .filter((answer) => answer?.steps.length)

@@ -1,19 +1,19 @@
 // Runs side by side: their numbers, loss on one axis, one layer on one axis, heatmaps on one scale.
 
-import { get, runPath, serviceNow } from "./api.js";
-import { plotly } from "./chart.js";
-import { h, keyed, setText } from "./dom.js";
-import { countTone, isHeld } from "./facts.js";
-import { age, count, MISSING, number, percent, ratio } from "./format.js";
-import { Heatmap, METRICS, metricToShow } from "./heatmap.js";
-import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
-import { Lines, nonfinitePoints, thresholdLine, valueAt } from "./lines.js";
-import { Live, restAfter } from "./live.js";
-import { extent, growth, stepRange } from "./matrix.js";
-import { Choice, panel, problemNote, showState, stateBadge, swatch, waiting } from "./parts.js";
-import { amend, go, MOST_COMPARED, runLink, withQuery } from "./router.js";
-import { StepWindow } from "./steps.js";
-import { onTheme, seriesColor } from "./theme.js";
+import { get, runPath, serviceNow } from "../service/api.js";
+import { plotly } from "../charts/chart.js";
+import { h, keyed, setText } from "../document/dom.js";
+import { countTone, isHeld } from "./run_summary.js";
+import { age, count, MISSING, number, percent, ratio } from "../document/format.js";
+import { Heatmap, METRICS, metricToShow } from "../charts/heatmap.js";
+import { byLayer, covered, hasValues, known, stepsOf } from "../service/history_queries.js";
+import { Lines, nonfinitePoints, thresholdLine, valueAt } from "../charts/lines.js";
+import { Live, restAfter } from "../service/live.js";
+import { extent, growth, stepRange } from "../charts/matrix.js";
+import { Choice, panel, problemNote, showState, stateBadge, swatch, waiting } from "../document/elements.js";
+import { amend, go, MOST_COMPARED, runLink, withQuery } from "../document/router.js";
+import { StepWindow } from "../charts/steps.js";
+import { onTheme, seriesColor } from "../document/theme.js";
 
 const POINTS = 500;
 const ROWS = 500;
@@ -34,10 +34,21 @@ const FACTS = [
   ["Last report", ({ item }) => age(item.updated_at, serviceNow())],
 ];
 
+/**
+ * One of the runs: its record, and the answers to the queries of its charts.
+ * @typedef {{name: string, place: number, item?: any, loss?: any, sigma?: any, before?: any,
+ *   after?: any, threshold?: any}} Compared
+ */
+
 export class CompareView {
   constructor(route) {
     this.names = [...new Set(route.runs)].slice(0, MOST_COMPARED);
+    /** @type {Compared[]} */
     this.runs = this.names.map((name, place) => ({ name, place }));
+    /** @type {number | null} */
+    this.from = null;
+    /** @type {number | null} */
+    this.to = null;
     this.chartsAt = -Infinity;
     this.element = h("div", { class: "view" }, waiting());
     this.build();
@@ -244,6 +255,7 @@ export class CompareView {
 
   /** One color scale for all pictures: [low, high]. */
   limits(metric) {
+    /** @param {Compared} run */
     const matrix = ({ sigma }) => (metric === "growth" ? growth(sigma.max) : sigma.max);
     const ends = this.runs.filter((run) => run.sigma).map((run) => extent(matrix(run)));
     if (!ends.length) return null;
@@ -294,6 +306,7 @@ function ratioTone({ item }) {
   return item.worst_ratio > 1 && !isHeld(item) ? "bad" : "";
 }
 
+/** @param {Compared} run */
 function title({ name, item }) {
   return item?.name || name;
 }

@@ -1,25 +1,25 @@
 // One run: its state, its heatmap, its worst layers, the history of the chosen ones, what happened.
 
-import { get, runPath } from "./api.js";
-import { plotly } from "./chart.js";
-import { h, setText } from "./dom.js";
+import { get, runPath } from "../service/api.js";
+import { plotly } from "../charts/chart.js";
+import { h, setText } from "../document/dom.js";
 import { EventList, eventPoints } from "./events.js";
-import { runFacts, tellChange } from "./facts.js";
-import { moment } from "./format.js";
-import { Heatmap, METRICS, metricToShow } from "./heatmap.js";
-import { byLayer, covered, hasValues, known, stepsOf } from "./histories.js";
+import { runFacts, tellChange } from "./run_summary.js";
+import { moment } from "../document/format.js";
+import { Heatmap, METRICS, metricToShow } from "../charts/heatmap.js";
+import { byLayer, covered, hasValues, known, stepsOf } from "../service/history_queries.js";
 import { LayerTable } from "./layers.js";
 import { IncidentPanel } from "./incidents.js";
-import { Legend } from "./legend.js";
-import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "./lines.js";
-import { Live, restAfter } from "./live.js";
-import { stepRange } from "./matrix.js";
+import { Legend } from "../charts/legend.js";
+import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "../charts/lines.js";
+import { Live, restAfter } from "../service/live.js";
+import { stepRange } from "../charts/matrix.js";
 import { ForecastList, MOST_AHEAD, MOST_LEFT, OnsetList } from "./order.js";
-import { Choice, Facts, panel, problemNote, showState, stateBadge, waiting } from "./parts.js";
+import { Choice, Facts, panel, problemNote, showState, stateBadge, waiting } from "../document/elements.js";
 import { PolicyPanel } from "./policy.js";
-import { amend, go, withQuery } from "./router.js";
-import { StepWindow } from "./steps.js";
-import { onTheme, seriesColor } from "./theme.js";
+import { amend, go, withQuery } from "../document/router.js";
+import { StepWindow } from "../charts/steps.js";
+import { onTheme, seriesColor } from "../document/theme.js";
 
 const HISTORY = "History of the chosen layers and loss: arrow keys move along the steps";
 const BEFORE = "\u03c3 is measured before a step\u2019s action; a rescale then brings it down.";
@@ -32,8 +32,16 @@ const ROWS = 500;
 
 export class RunView {
   constructor(route) {
-    [this.run] = route.runs;
-    this.events = [];
+    /** @type {string} */
+    this.run = route.runs[0];
+    /** @type {{items: any[], next: string | null}} */
+    this.events = { items: [], next: null };
+    /** @type {any} */
+    this.layers = null;
+    /** @type {number | null} */
+    this.from = null;
+    /** @type {number | null} */
+    this.to = null;
     this.chartsAt = -Infinity;
     this.element = h("div", { class: "view" }, waiting());
     this.build();
@@ -72,7 +80,8 @@ export class RunView {
     const show = { go: (event) => this.showEvent(event) };
     this.eventList = new EventList(show);
     this.incidents = new IncidentPanel(this.run, show);
-    [this.onset, this.forecast] = [new OnsetList(show), new ForecastList(show)];
+    this.onset = new OnsetList(show);
+    this.forecast = new ForecastList(show);
     this.onsetBox = panel("area-onset", "Which layer went first", [], this.onset.element);
     this.forecastBox = panel("area-forecast", "Next to reach their threshold", [], this.forecast.element);
     for (const box of [this.onsetBox, this.forecastBox]) box.hidden = true;

@@ -1,7 +1,7 @@
 // Staying current: repeat a task, rest while the tab is hidden, back off while the service is away.
 
-import { announce, setText } from "./dom.js";
-import { clock } from "./format.js";
+import { announce, setText } from "../document/dom.js";
+import { clock } from "../document/format.js";
 
 const LONGEST_WAIT = 15_000;
 

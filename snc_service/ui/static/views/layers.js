@@ -1,10 +1,11 @@
 // The table of a run's layers, the worst first: all that the heatmap says, in numbers.
 
-import { h, keyed, quietButton, rowKeys, setText } from "./dom.js";
-import { count, number, shape } from "./format.js";
-import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "./parts.js";
+import { h, keyed, quietButton, rowKeys, setText } from "../document/dom.js";
+import { count, number, shape } from "../document/format.js";
+import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../document/elements.js";
 
 // Those with an order of the service's can be sorted by; "model" is the model's own order.
+/** @type {{key: string, label: string, style: string, sort?: string}[]} */
 const COLUMNS = [
   { key: "layer", label: "Layer", style: "col-layer", sort: "model" },
   { key: "ratio", label: "\u03c3 / threshold", style: "col-ratio", sort: "ratio" },
@@ -34,6 +35,7 @@ export class LayerTable {
     showSort(this.head, this.sort);
   }
 
+  /** @param {{label: string, style: string, sort?: string}} column */
   header({ label, style, sort }) {
     if (!sort) return h("th", { scope: "col", class: style, text: label });
     return sortHeader(label, sort, () => this.order(sort), { class: style });

@@ -1,8 +1,8 @@
 // Histories along the steps: panels of lines over one step axis, and rails of marks above them.
 
 import { Chart, stepAxis, valueAxis } from "./chart.js";
-import { MISSING, number, plotlyText } from "./format.js";
-import { color } from "./theme.js";
+import { MISSING, number, plotlyText } from "../document/format.js";
+import { color } from "../document/theme.js";
 
 const RAIL = 17;
 const GAP = 14;

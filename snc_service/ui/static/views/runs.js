@@ -1,15 +1,15 @@
 // All runs: which one needs a look?
 
-import { get, serviceNow } from "./api.js";
-import { h, keyed, rowKeys, setText } from "./dom.js";
-import { countTone, isHeld, tellChange } from "./facts.js";
-import { age, count, moment, percent } from "./format.js";
+import { get, serviceNow } from "../service/api.js";
+import { h, keyed, rowKeys, setText } from "../document/dom.js";
+import { countTone, isHeld, tellChange } from "./run_summary.js";
+import { age, count, moment, percent } from "../document/format.js";
 import { OpenIncidents } from "./incidents.js";
-import { Live } from "./live.js";
+import { Live } from "../service/live.js";
 import {
   nextSort, problemNote, ratioBar, showRatio, showSort, showState, sortHeader, stateBadge, waiting,
-} from "./parts.js";
-import { amend, format, MOST_COMPARED, runLink, withQuery } from "./router.js";
+} from "../document/elements.js";
+import { amend, format, MOST_COMPARED, runLink, withQuery } from "../document/router.js";
 import { welcome } from "./welcome.js";
 
 const COLUMNS = [
@@ -33,6 +33,8 @@ const MOST = 500; // that the service gives at once
 export class RunsView {
   constructor(route) {
     this.limit = PAGE;
+    /** @type {HTMLElement | null} */
+    this.welcome = null;
     this.chosen = new Set();
     this.before = new Map();
     this.element = h("div", { class: "view" }, waiting());
@@ -255,7 +257,7 @@ function sorted(items, sort) {
   const key = down ? sort.slice(1) : sort;
   return [...items].sort((one, other) => {
     const [a, b] = [sortValue(one, key), sortValue(other, key)];
-    if (a === null || b === null) return (a === null) - (b === null);
+    if (a === null || b === null) return Number(a === null) - Number(b === null);
     const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
     return down ? -order : order;
   });

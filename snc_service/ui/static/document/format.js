@@ -33,6 +33,7 @@ export function percent(fraction) {
   return `${value.toFixed(digits)} %`;
 }
 
+/** @type {[number, string][]} */
 const SPANS = [[86400, "d"], [3600, "h"], [60, "min"]];
 
 /** Seconds as one unit: 7 s, 4 min, 3 h, 12 d. */

@@ -24,7 +24,8 @@ export function parse(hash) {
   return { view: "unknown", runs: [], query };
 }
 
-export function format({ view, runs = [], query }) {
+/** @param {{view: string, runs?: string[], query?: URLSearchParams | null}} route */
+export function format({ view, runs = [], query = null }) {
   const names = runs.map(encodeURIComponent).join("/");
   const path = view === "run" ? `/runs/${names}` : view === "compare" ? `/compare/${names}` : "/";
   const text = query ? query.toString() : "";
