@@ -32,7 +32,7 @@ from snc_service.api.runs import (
 )
 from snc_service.api.security import audit, authorization, session, tokens
 from snc_service.api.security.access_log import AccessLog
-from snc_service.api.security.authentication import Guard
+from snc_service.api.security.authentication import AuthenticationMiddleware
 from snc_service.api.security.rate_limit import Shares
 from snc_service.api.state import Budget, Limits, Service
 from snc_service.api.system import docs, health, openapi, prometheus
@@ -130,7 +130,7 @@ def create_app(
     ui.mount(app)
     app.add_middleware(ShortCut)
     app.add_middleware(Head)
-    app.add_middleware(Guard, hosts=_served_hosts(settings))
+    app.add_middleware(AuthenticationMiddleware, hosts=_served_hosts(settings))
     app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
     schema = cache(lambda: openapi.build(app, ROUTERS))
     app.openapi = schema  # type: ignore[method-assign]

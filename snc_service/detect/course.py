@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.findings import Finding, Seen, Told, count, factor, number
 from snc_service.detect.memory import Memory
-from snc_service.detect.signals import Mask, Signals
 from snc_service.detect.trends import Doubles
 
 RISING = 0.15  # of its size, above its lowest: from there on growth is no progress
@@ -82,7 +82,7 @@ def loss_trend(seen: Seen) -> Finding | None:
     return Finding(values, seen.trends.judged & ~np.isnan(rise), tell)
 
 
-def scores(signals: Signals, memory: Memory, judged: Mask, anew: Mask) -> dict[str, Doubles]:
+def scores(signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask) -> dict[str, Doubles]:
     """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them.
 
     NaN where there is none. ``rise`` is how far the loss is above its lowest.

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.detect.batch_columns import BatchColumns, Column, Mask
 from snc_service.detect.findings import (
     Columns,
     Finding,
@@ -18,21 +19,20 @@ from snc_service.detect.findings import (
     finite,
     number,
 )
-from snc_service.detect.signals import Column, Mask, Signals
 
 # What must be finite, in the order in which an event looks for the one to name.
 FINITE_METRICS = ("sigma", "grad_norm", "update_norm")
 FINITE_SCALARS = ("loss", "grad_norm")
 
 
-def broken(signals: Signals) -> tuple[dict[str, Column], dict[str, Column]]:
+def broken(signals: BatchColumns) -> tuple[dict[str, Column], dict[str, Column]]:
     """Return the metrics and the scalars that must be finite, as far as they came."""
     metrics = {n: c for n in FINITE_METRICS if (c := signals.metric(n)) is not None}
     scalars = {n: c for n in FINITE_SCALARS if (c := signals.scalar(n)) is not None}
     return metrics, scalars
 
 
-def num_broken(signals: Signals) -> npt.NDArray[np.int64]:
+def num_broken(signals: BatchColumns) -> npt.NDArray[np.int64]:
     """Return how many values of each row [S] were measured and are NaN or infinite."""
     found = np.zeros(len(signals.rows.batch.steps), np.int64)
     if signals.whole:
@@ -51,7 +51,7 @@ def nonfinite(seen: Seen) -> Finding:
     return Finding(found, everywhere(seen), partial(_tell_nonfinite, seen.signals))
 
 
-def _tell_nonfinite(signals: Signals, row: int, limit: float) -> Told:
+def _tell_nonfinite(signals: BatchColumns, row: int, limit: float) -> Told:
     metrics, scalars = broken(signals)
     parts, layer, layers = [], None, 0
     hit = {name: np.flatnonzero(column.broken[row]) for name, column in metrics.items()}
@@ -80,7 +80,7 @@ def breach(seen: Seen) -> Finding | None:
 
 
 def _tell_breach(
-    signals: Signals, sigma: Columns, threshold: Columns, over: Mask, row: int, limit: float
+    signals: BatchColumns, sigma: Columns, threshold: Columns, over: Mask, row: int, limit: float
 ) -> Told:
     where = np.flatnonzero(over[row])
     with np.errstate(all="ignore"):  # a hostile threshold may be 0 or infinite

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.detect.batch_columns import BatchColumns, Floats, Mask
 from snc_service.detect.running import Counts
-from snc_service.detect.signals import Floats, Mask, Signals
 from snc_service.detect.trends import Doubles, Trends
 
 
@@ -44,7 +44,7 @@ class Finding:
 class Seen:
     """Everything that a rule may look at."""
 
-    signals: Signals
+    signals: BatchColumns
     num_broken: Counts  # [S] values that are not finite
     trends: Trends
     gaps: Counts  # [S] steps since the row before

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
+from snc_service.detect.batch_columns import BatchColumns, Floats
 from snc_service.detect.findings import Columns, Finding, Seen, Told, count, factor, largest, number
-from snc_service.detect.signals import Floats, Signals
 from snc_service.detect.trends import Doubles
 
 
@@ -120,7 +120,7 @@ def grad_vanish(seen: Seen) -> Finding | None:
 
 
 def _tell_vanish(
-    signals: Signals,
+    signals: BatchColumns,
     drop: Columns,
     ratio: Columns | None,
     least: Doubles,

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from snc_service.detect.batch_columns import Mask
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
-from snc_service.detect.signals import Mask
 from snc_service.store.types import Rows
 
 # What is wrong whatever was planned is still told: values that are not finite, thresholds, the

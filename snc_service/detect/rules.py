@@ -19,11 +19,11 @@ from typing import Final
 import numpy as np
 
 from snc_service.detect import course, faults, movement, onset
+from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.findings import Finding, Look, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned
 from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
-from snc_service.detect.signals import Signals
 from snc_service.detect.trends import follow
 from snc_service.store.types import Event, Rows
 from snc_service.wire import RuleSetting, RuleSettings
@@ -87,7 +87,7 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
         memory.restart()
     begins = memory.step is None
     gaps, usual = memory.gaps(rows.batch.steps)
-    signals = Signals(rows)
+    signals = BatchColumns(rows)
     num_broken = faults.num_broken(signals)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)

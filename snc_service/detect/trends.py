@@ -14,8 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.memory import Counts, Floats, Memory
-from snc_service.detect.signals import Mask, Signals
 
 LONGEST_TURN = 50  # rows that a layer may wait for its turn: past that it is gone
 LEAST_SIGMA = 1e-3  # a registered sigma below it counts as this
@@ -47,7 +47,9 @@ class Trends:
     gradient_ratio: Floats | None = None  # gradient norm / Frobenius norm
 
 
-def follow(signals: Signals, memory: Memory, finite: Mask, anew: Mask, *, begins: bool) -> Trends:
+def follow(
+    signals: BatchColumns, memory: Memory, finite: Mask, anew: Mask, *, begins: bool
+) -> Trends:
     """Return the trends of S rows and move ``memory`` past them.
 
     Rows that are not ``finite`` [S] change nothing, in some rows running means begin ``anew`` [S].
@@ -72,7 +74,7 @@ def follow(signals: Signals, memory: Memory, finite: Mask, anew: Mask, *, begins
     return Trends(judged, trained, **found)
 
 
-def _only_sigma(signals: Signals) -> bool:
+def _only_sigma(signals: BatchColumns) -> bool:
     """Return whether the first row carries sigma and no sign of a training step."""
     others = [signals.metric(name) for name in ("grad_norm", "update_norm")]
     scalars = [signals.scalar(name) for name in ("loss", "lr", "grad_norm")]
@@ -80,7 +82,7 @@ def _only_sigma(signals: Signals) -> bool:
 
 
 def _of_sigma(
-    signals: Signals, past: Past, judged: Mask, anew: Mask, trained: Counts
+    signals: BatchColumns, past: Past, judged: Mask, anew: Mask, trained: Counts
 ) -> Mapping[str, Floats]:
     column = signals.metric("sigma")
     if column is None:
@@ -196,7 +198,7 @@ def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
     return [(int(row), first == row) for row in np.unique(first) if row >= 0]
 
 
-def _after_action(signals: Signals, values: Floats, now: Floats, floor: Floats) -> Floats:
+def _after_action(signals: BatchColumns, values: Floats, now: Floats, floor: Floats) -> Floats:
     """Return the logarithms after a rescale: the next row must not take our action for a jump."""
     column = signals.metric("scale")
     if column is None:
@@ -208,7 +210,7 @@ def _after_action(signals: Signals, values: Floats, now: Floats, floor: Floats) 
     return _log(np.where(acted, scale, np.float32(1)) * values + floor)
 
 
-def _of_norm(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Floats]:
+def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Floats]:
     """Return what the Frobenius norm tells: it shows a new top direction at once."""
     column = signals.metric("frobenius")
     if column is None:
@@ -228,7 +230,7 @@ def _of_norm(signals: Signals, past: Past, judged: Mask) -> Mapping[str, Floats]
     return found
 
 
-def _norm_jumps(now: Floats, signals: Signals, norm: Floats, past: Past) -> Floats:
+def _norm_jumps(now: Floats, signals: BatchColumns, norm: Floats, past: Past) -> Floats:
     """Return how far each norm moved since the row before; NaN where that one had none."""
     after = _after_action(signals, norm, now, past["norm_floor"])
     jump = np.empty_like(now)
@@ -238,7 +240,9 @@ def _norm_jumps(now: Floats, signals: Signals, norm: Floats, past: Past) -> Floa
     return np.abs(jump, out=jump)
 
 
-def _of_gradient(signals: Signals, past: Past, judged: Mask, anew: Mask) -> Mapping[str, Floats]:
+def _of_gradient(
+    signals: BatchColumns, past: Past, judged: Mask, anew: Mask
+) -> Mapping[str, Floats]:
     column, norm = signals.metric("grad_norm"), signals.metric("frobenius")
     if column is None:
         return {}

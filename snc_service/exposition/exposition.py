@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN_FAMILIES, Family, Part
 from snc_service.exposition.process import ProcessMetrics
-from snc_service.exposition.run_text import Counts, Newest, RunText
+from snc_service.exposition.run_text import Counts, NewestOfRun, RunText
 from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
 from snc_service.store import Store
 from snc_service.store.types import Run, RunState, RunUnknown
@@ -134,11 +134,11 @@ class Exposition:
         wanted = [family for family in families.FAMILIES if family.part in collect]
         return _joined(texts.values(), self._counts(), wanted, openmetrics)
 
-    def _newest(self, run: Run, now: float) -> Newest | None:
+    def _newest(self, run: Run, now: float) -> NewestOfRun | None:
         """Return how to read what the run measured last, None when that is no longer shown."""
         if not _shows_layers(run, now):
             return None
-        return Newest(
+        return NewestOfRun(
             layers=lambda: self._store.histories.latest(run.run),
             scalars=lambda step: self._store.histories.latest_scalars(run.run, step, SCALARS),
         )

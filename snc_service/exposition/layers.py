@@ -17,7 +17,7 @@ from snc_service.exposition.families import (
     Family,
 )
 from snc_service.exposition.text import Template
-from snc_service.store.types import Latest
+from snc_service.store.types import LatestValues
 from snc_service.wire import ABSENT, absent
 
 KEEP_SECONDS = 300.0  # a layer that is shown stays at least this long
@@ -34,7 +34,7 @@ class LayerValues:
     ``before``, the values of the same run at another time, saves making its names again.
     """
 
-    def __init__(self, latest: Latest, before: LayerValues | None = None) -> None:
+    def __init__(self, latest: LatestValues, before: LayerValues | None = None) -> None:
         self._layers = latest.layers
         self.names: tuple[str, ...] = (
             before.names

@@ -11,7 +11,7 @@ from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN, Family
 from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selection
 from snc_service.exposition.text import escaped, line, number
-from snc_service.store.types import Latest, Run
+from snc_service.store.types import LatestValues, Run
 
 # Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
 LABEL_CHARS = 128
@@ -21,10 +21,10 @@ LAG_STEPS = 1_000
 Counts: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
 
 
-class Newest(NamedTuple):
+class NewestOfRun(NamedTuple):
     """How to ask the store for what a run measured last."""
 
-    layers: Callable[[], Latest]
+    layers: Callable[[], LatestValues]
     scalars: Callable[[int], Mapping[str, float]]  # at or after a step
 
 
@@ -44,7 +44,7 @@ class RunText:
         self._scalars_at = (0, 0)  # the attempt and the step that they were read at
         self._chosen: tuple[int, Mask] | None = None  # for which budget, what
 
-    def read(self, run: Run, newest: Newest | None) -> None:
+    def read(self, run: Run, newest: NewestOfRun | None) -> None:
         """Take in the run as it stands now; None: what it measured is no longer shown."""
         if self._seen == (run.version, newest is not None):
             return
@@ -66,7 +66,7 @@ class RunText:
             self._lines[families.SCALAR] = self._scalar_lines(run, newest)
         self._seen = run.version, newest is not None
 
-    def _scalar_lines(self, run: Run, newest: Newest) -> bytes:
+    def _scalar_lines(self, run: Run, newest: NewestOfRun) -> bytes:
         attempt, step = self._scalars_at
         if attempt != run.attempt:
             self._scalars, step = {}, 0

@@ -19,7 +19,7 @@ from sandbox import ROOT
 from test_prometheus import eventually
 
 from snc_client.demo.service import free_port, serving
-from snc_client.sender.http import Connection
+from snc_client.sender.http import HttpConnection
 from snc_service.settings import Settings
 from snc_service.wire import MEDIA_TYPE
 
@@ -89,7 +89,7 @@ def check(port: int, certificate: Path) -> None:
             headers={"Content-Type": MEDIA_TYPE},
         )
         assert too_large.status_code == 413
-    connection = Connection(url, None, Elsewhere(port, certificate))
+    connection = HttpConnection(url, None, Elsewhere(port, certificate))
     assert connection.request("GET", "/runs/behind", b"").status == 200
     connection.close()
 

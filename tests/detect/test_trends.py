@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.memory import Memory
-from snc_service.detect.signals import Signals
 from snc_service.detect.trends import follow
 from snc_service.store.types import Rows
 from snc_service.wire import ABSENT, Batch, LayerTable
@@ -37,7 +37,7 @@ def trends_of(rows: Rows, memory: Memory | None = None):
     memory.gaps(rows.batch.steps)
     finite = np.isfinite(rows.batch.metric("sigma")).all(axis=1)
     finite |= np.isnan(rows.batch.metric("sigma")).any(axis=1)  # ABSENT only, in these tests
-    return follow(Signals(rows), memory, finite, np.zeros_like(finite), begins=begins)
+    return follow(BatchColumns(rows), memory, finite, np.zeros_like(finite), begins=begins)
 
 
 def attach(sigma: list[float]) -> Rows:
@@ -164,7 +164,7 @@ def test_what_is_not_reported_has_no_trend():
     assert trends.gradient_drop is None
     only_updates = rows_of({"update_norm": [[1.0]], "frobenius": [[2.0]]})
     found = follow(
-        Signals(only_updates), Memory(), np.array([True]), np.array([False]), begins=True
+        BatchColumns(only_updates), Memory(), np.array([True]), np.array([False]), begins=True
     )
     assert found.jump is None
     assert found.update_ratio.tolist() == [[0.5]]

@@ -27,7 +27,7 @@ from snc_client.callback.readback.latest import Latest, ThresholdBreached
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
 from snc_client.callback.service.commands import OnCommand
-from snc_client.callback.service.reporter import Connection
+from snc_client.callback.service.reporter import Reporter
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy, resolve
 from snc_service.wire import Command, Policy
@@ -178,7 +178,7 @@ class SNCallback:
             )
         self._known_missing = self._monitor.missing
         self._monitor.register(step=0)
-        self._connection = Connection(
+        self._connection = Reporter(
             url,
             token=token,
             run=run,

@@ -19,7 +19,7 @@ import numpy as np
 from snc_client.layer_row import Floats, LayerRow
 from snc_client.sender.backoff import EndState, Pace, Patience
 from snc_client.sender.delivery import Delivery, State
-from snc_client.sender.http import Connection, hold_forks_while_importing
+from snc_client.sender.http import HttpConnection, hold_forks_while_importing
 from snc_client.sender.job_spec import check_token, described
 from snc_client.sender.queue.memory import QUEUE_BYTES, SPOOL_BYTES, RowQueue
 from snc_client.sender.threads import CLOSE_SECONDS, Lifetime
@@ -82,7 +82,7 @@ class Sender:
         self._pace = pace or Pace()
         self._patience = Patience(self._pace)
         self._rows: RowQueue | SpooledRows = RowQueue(queue_bytes)
-        connect = partial(Connection, url, token, transport)
+        connect = partial(HttpConnection, url, token, transport)
         spooling = None
         if spool is not None:
             # Its locks exist on POSIX systems only, and without a spool nobody needs them.

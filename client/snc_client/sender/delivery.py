@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 from snc_client.layer_row import LayerRow
 from snc_client.sender.backoff import Pace, Patience
 from snc_client.sender.failures import Troubles
-from snc_client.sender.http import READ_SECONDS, Answer, Connection
+from snc_client.sender.http import READ_SECONDS, Answer, HttpConnection
 from snc_client.sender.inbox import Inbox, whole
 from snc_client.sender.job_spec import Job
 from snc_client.sender.queue.batching import MAX_STEPS, Frame, Packer
@@ -44,7 +44,7 @@ class Delivery:
         rows: Backlog,
         pace: Pace,
         patience: Patience,
-        connect: Callable[[], Connection],
+        connect: Callable[[], HttpConnection],
         *,
         until_empty: bool = False,
     ) -> None:
@@ -56,7 +56,7 @@ class Delivery:
         self._until_empty = until_empty
         self.troubles = Troubles()
         self.inbox = Inbox(self.troubles)
-        self._connection: Connection | None = None
+        self._connection: HttpConnection | None = None
         self._packer: Packer | None = None
         self._created = False
         self._frame: Frame | None = None

@@ -42,7 +42,7 @@ class Answer:
     reason: str = ""
 
 
-class Connection:
+class HttpConnection:
     """One kept-alive connection to one service; not for several threads at once."""
 
     def __init__(

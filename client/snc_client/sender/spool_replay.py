@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from snc_client.sender.backoff import Pace, Patience
 from snc_client.sender.delivery import Delivery
-from snc_client.sender.http import Connection
+from snc_client.sender.http import HttpConnection
 from snc_client.sender.job_spec import Job, check_token, check_url, shown_url
 from snc_client.sender.queue import spool_directory
 from snc_client.sender.queue.memory import SPOOL_BYTES, RowQueue
@@ -42,7 +42,7 @@ class Spooling:
         max_bytes: int,
         job: Job,
         pace: Pace,
-        connect: Callable[[], Connection],
+        connect: Callable[[], HttpConnection],
     ) -> None:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def replay(
     return deliver_left_behind(
         root,
         shown_url(url),
-        partial(Connection, url, token, transport),
+        partial(HttpConnection, url, token, transport),
         patience=patience,
         pace=Pace(),
         max_bytes=max_bytes,
@@ -133,7 +133,7 @@ def replay(
 def deliver_left_behind(
     root: Path,
     url: str,
-    connect: Callable[[], Connection],
+    connect: Callable[[], HttpConnection],
     *,
     patience: Patience,
     pace: Pace,

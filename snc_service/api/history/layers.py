@@ -14,7 +14,7 @@ from snc_service.api.conventions.answers import answer, etag, is_unchanged, shor
 from snc_service.api.conventions.parameters import ListQuery, RunName
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.types import Latest
+from snc_service.store.types import LatestValues
 from snc_service.wire import absent
 
 METRICS: Final = (
@@ -122,7 +122,7 @@ def list_layers(
     return answer(request, content, tag=tag)
 
 
-def ratios(latest: Latest) -> Doubles:
+def ratios(latest: LatestValues) -> Doubles:
     """Return sigma / threshold of each layer [L], NaN where one is missing or not finite."""
     sigma, threshold = _column(latest, "sigma"), _column(latest, "threshold")
     with np.errstate(all="ignore"):
@@ -130,13 +130,13 @@ def ratios(latest: Latest) -> Doubles:
     return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
-def worst_first(latest: Latest) -> npt.NDArray[np.int64]:
+def worst_first(latest: LatestValues) -> npt.NDArray[np.int64]:
     """Return the layers' indexes: not finite first, then by ratio, then those without a ratio."""
     group, key = _keys(latest, "-ratio")
     return np.lexsort((np.arange(len(key)), key, group)).astype(np.int64)
 
 
-def as_items(latest: Latest, chosen: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def as_items(latest: LatestValues, chosen: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return the JSON form of some layers."""
     values = latest.values[:, chosen]
     missing, infinite = absent(values), ~np.isfinite(values)
@@ -162,14 +162,14 @@ def as_items(latest: Latest, chosen: npt.NDArray[np.int64]) -> list[dict[str, An
     return items
 
 
-def _column(latest: Latest, metric: str) -> Doubles:
+def _column(latest: LatestValues, metric: str) -> Doubles:
     values = latest.metric(metric)
     if values is None:
         return np.full(len(latest.layers), np.nan)
     return values.astype(np.float64)
 
 
-def _keys(latest: Latest, sort: Sort) -> tuple[npt.NDArray[np.int64], Doubles]:
+def _keys(latest: LatestValues, sort: Sort) -> tuple[npt.NDArray[np.int64], Doubles]:
     """Return what layers are ordered by, ascending: a group [L], then a finite key [L]."""
     if sort == "model":
         zeros = np.zeros(len(latest.layers))

@@ -162,19 +162,23 @@ async def post_batch(
     """
     kind = media_type(request, MEDIA_TYPE, JSON_MEDIA_TYPE)
     return await acknowledged(
-        request, service, run, Told(snc_policy_version, snc_commands_seen), kind == JSON_MEDIA_TYPE
+        request,
+        service,
+        run,
+        ClientState(snc_policy_version, snc_commands_seen),
+        kind == JSON_MEDIA_TYPE,
     )
 
 
-class Told(NamedTuple):
-    """What a client says of itself beside a batch: what it obeys, and what it has."""
+class ClientState(NamedTuple):
+    """What a client says with a batch: the policy version it obeys, the newest command it has."""
 
     policy_version: int = 0
     commands_seen: int = 0
 
 
 async def acknowledged(
-    request: Request, service: Service, run: str, told: Told, is_json: bool
+    request: Request, service: Service, run: str, told: ClientState, is_json: bool
 ) -> Response:
     """Store the batch that a request brings and return its acknowledgement. Raises refusals."""
     if service.draining:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from snc_service.api.ingest.batches import Told, acknowledged, router
+from snc_service.api.ingest.batches import ClientState, acknowledged, router
 from snc_service.api.security.authorization import authorised
 from snc_service.problems import Problem, from_store
 from snc_service.store.types import StoreError
@@ -53,7 +53,7 @@ class ShortCut:
         await response(scope, receive, send)
 
 
-def _plain(scope: Scope) -> tuple[str, Told] | None:
+def _plain(scope: Scope) -> tuple[str, ClientState] | None:
     """Return the run of a binary batch and what the headers say beside it; None: not plain."""
     path = _PATH.fullmatch(scope["path"])
     if path is None or scope["query_string"] or scope.get("root_path"):
@@ -72,4 +72,4 @@ def _plain(scope: Scope) -> tuple[str, Told] | None:
             if key in found or not _NUMBER.fullmatch(value) or int(value) > MAX_STEP:
                 return None
             found[key] = int(value)
-    return (path[1], Told(**found)) if is_binary else None
+    return (path[1], ClientState(**found)) if is_binary else None

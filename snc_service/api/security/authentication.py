@@ -27,7 +27,7 @@ CHALLENGE = 'Bearer realm="snc"'
 NOBODY = Access("anonymous", frozenset())  # at an open door while others need a token
 
 
-class Guard:
+class AuthenticationMiddleware:
     """Pure ASGI middleware. ``hosts`` are the names served without tokens; empty serves any."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:

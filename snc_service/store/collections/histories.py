@@ -18,7 +18,7 @@ from snc_service.store.sql.series.layouts import LayerBook, metric_names
 from snc_service.store.types import (
     Buckets,
     Extent,
-    Latest,
+    LatestValues,
     Piece,
     Window,
     Worst,
@@ -33,13 +33,13 @@ class Histories:
         self._database = database
         self._book = book
 
-    def latest(self, run: str) -> Latest:
+    def latest(self, run: str) -> LatestValues:
         """Return the newest values. Raises `RunUnknown`."""
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
             layers = self._book.specs(connection, run_id)
             now = latest_values.merged(len(layers), latest_values.load(connection, run_id).values())
-            return Latest(layers, now.steps, now.metrics, now.values)
+            return LatestValues(layers, now.steps, now.metrics, now.values)
 
     def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the metrics and of the scalars the run has reported, sorted."""

@@ -32,7 +32,7 @@ from snc_service.store.types.errors import VersionConflict as VersionConflict
 from snc_service.store.types.histories import Buckets as Buckets
 from snc_service.store.types.histories import Extent as Extent
 from snc_service.store.types.histories import Floats as Floats
-from snc_service.store.types.histories import Latest as Latest
+from snc_service.store.types.histories import LatestValues as LatestValues
 from snc_service.store.types.histories import Piece as Piece
 from snc_service.store.types.histories import Steps as Steps
 from snc_service.store.types.histories import Window as Window

@@ -16,7 +16,7 @@ COLUMNS: Final = ("mean", "min", "max")
 
 
 @dataclass(frozen=True)
-class Latest:
+class LatestValues:
     """The newest value of every (layer, metric): ``values`` [M, L], ABSENT where there is none."""
 
     layers: tuple[LayerSpec, ...]  # model order

@@ -21,7 +21,7 @@ log = logging.getLogger("snc")
 Floats = npt.NDArray[np.float32]
 
 
-class Connection:
+class Reporter:
     """Rows out; commands and policies in. Without a url nothing leaves the process.
 
     What is not given is taken from SNC_URL, SNC_TOKEN, SNC_RUN and SNC_PROJECT; ``keywords`` are

@@ -49,7 +49,7 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Signals:
+class BatchColumns:
     """S rows of L layers: metrics are [S, L], scalars [S]; a column that did not come is None."""
 
     rows: Rows
