@@ -45,6 +45,7 @@ def block_after_a_step(top: float, *, certify: bool) -> Tensor:
                 capped=no,
                 pressing=no,
                 idle=no,
+                written=yes,
                 all_gradients=False,
             ),
             {},

@@ -105,7 +105,7 @@ def test_a_store_of_any_earlier_version_is_upgraded_with_all_that_it_holds(
         assert [rule for rule in rules if rule in ("breach", "run_started")] == [
             "breach", "run_started"
         ]  # fmt: skip
-        assert store.policies.of_run("old").policy.entries[0].threshold == 2.0
+        assert store.policies.of_run("old").content.entries[0].threshold == 2.0
         assert store.policies.of_project("p").version == 1
         assert store.runs.get("gone").state == "failed"
         new_run(store, "new")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from snc_client.callback.guard.settings import GuardSettings
@@ -9,17 +11,20 @@ from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.schedule.measure_schedule import LONGEST
 
 
-def check_together(optimizer: object, masters: object, guard: object) -> None:
+def check_together(optimizers: Sequence[object], masters: object, guard: object) -> None:
     """Raise ValueError for what is no optimizer and no guard, and for masters with a guard."""
     if not isinstance(guard, bool | GuardSettings):
         raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
     if guard and masters:
         raise ValueError("masters must be None with guard, got some: it judges the model's own")
-    if not isinstance(optimizer, torch.optim.Optimizer | None):
-        raise ValueError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: leave "
-            "it out and call step() after its step"
-        )
+    for each in optimizers:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise ValueError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(each).__name__}: leave "
+                "it out and call step() after its step"
+            )
+    if guard and len(optimizers) > 1:
+        raise ValueError("optimizer must be a single one with guard: a step is undone as a whole")
 
 
 def check_counts(**counts: int | None) -> None:

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.arguments import check_cost, check_counts, check_together
+from snc_client.callback.detached import DetachedCallback
 from snc_client.callback.guard.guard import Guard, furthest
 from snc_client.callback.guard.settings import GuardSettings, GuardStopped
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
-from snc_client.callback.model.optimizers import unwrapped
+from snc_client.callback.model.optimizers import outside_graphs, unwrapped_all
+from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model.rescan import called, weights
+from snc_client.callback.model.unmoved import UnmovedCalls
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
 from snc_client.callback.readback.latest import Latest, ThresholdBreached
@@ -51,7 +54,9 @@ class SNCallback:
             callback.step(loss=loss)
         callback.close()
 
-    * ``optimizer``: its step does what `step` does; no line in the loop is needed.
+    * ``optimizer``: its step does what `step` does; no line in the loop is needed. It may be
+      wrapped, or a list: then the first one counts the steps, and each layer is held after the step
+      of its own optimizer. Layers that none of them steps are measured, not held, and named once.
     * ``threshold``: a number, ``"3x init"``, ``"3x rms"`` or {glob: one of these, or None}.
     * ``action``: ``observe``, ``rescale``, ``cap`` or ``stop``, for the layers with a threshold.
     * ``policy``: both of them per layer, as on the wire; instead of ``threshold``. With neither,
@@ -108,7 +113,7 @@ class SNCallback:
         self,
         model: nn.Module,
         *,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         threshold: float | str | Mapping[str, float | str | None] | None = None,
         action: str = "rescale",
         policy: Policy | Mapping[str, Any] | None = None,
@@ -135,16 +140,20 @@ class SNCallback:
         signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
         check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
-        optimizer = unwrapped(optimizer)
-        check_together(optimizer, masters, guard)
+        self._optimizers = unwrapped_all(optimizer)
+        first = self._optimizers[0] if self._optimizers else None
+        check_together(self._optimizers, masters, guard)
         check_cost(every, idle_every, max_overhead, guard)
         self._model = model
         self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
         self.layers: Coverage = self._find(model)
         self._weights, self._looked = weights(model), 0
         self._policy = chosen = make_policy(threshold, action, policy)
+        self._masters = Masters(model, masters, first)
+        self._ownership = Ownership(self._optimizers, self._masters.of)
         resolved = resolve(chosen, self.layers.layers)
         resolved.require_matched()
+        policies = self._ownership.limited(self.layers.layers, resolved.layers)
         self.attempt = 0
         self.errors = 0
         self._step = 0
@@ -157,18 +166,18 @@ class SNCallback:
         self._guard: Guard | None = None
         if guard:
             limits = GuardSettings() if guard is True else guard
-            self._guard = Guard(model, self.layers.layers, optimizer, limits)
-        self._signals = NormSignals(signals, model, optimizer, guarded=self._guard is not None)
+            self._guard = Guard(model, self.layers.layers, first, limits)
+        self._signals = NormSignals(signals, model, first, guarded=self._guard is not None)
         full = guard or (idle_every is None and (every > 1 or self._signals.steps_of is not None))
         self._monitor = LayerMonitor(
             self.layers.layers,
-            resolved.layers,
+            policies,
             certify_every=certify_every,
             strict=strict,
             max_overhead=max_overhead,
             signals=self._signals,
             guard=self._guard,
-            masters=Masters(model, masters, optimizer),
+            masters=self._masters,
             idle_every=1 if full else idle_every,
         )
         if strict and (names := self._monitor.uncertifiable()):
@@ -191,8 +200,15 @@ class SNCallback:
             spool=spool,
             policy=chosen if chosen.entries else None,
         )
-        self._optimizer = optimizer
-        self._hook = None if optimizer is None else optimizer.register_step_post_hook(self._hooked)
+        self._unmoved = UnmovedCalls()
+        # Compiled optimizers must not trace into a hook: it reads counters and writes weights.
+        self._hooks = [
+            each.register_step_post_hook(outside_graphs(partial(self._hooked, k)))
+            for k, each in enumerate(self._optimizers)
+        ]
+        if len(self._optimizers) > 1:
+            kind = type(self._optimizers[0]).__name__
+            log.info("snc: the first of %d optimizers, %s, counts steps", len(self._hooks), kind)
         log.info("snc: %s; %s", self.layers.summary, self._connection.destination)
 
     def step(self, loss: float | Tensor | None = None, lr: Any = None, **scalars: Any) -> None:
@@ -207,11 +223,13 @@ class SNCallback:
         """
         given = {"loss": loss, "lr": lr, **scalars}
         with self._outer_edge():
-            if self._hook is None:
+            if not self._hooks:
+                self._unmoved.look(self._model.parameters())
                 self._advance(given)
+                self._unmoved.note(self._model.parameters())
             elif not self._monitor.rows.report(self._step, given):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
-        if self._hook is None:
+        if not self._hooks:
             self._connection.obey()
 
     def take_commands(self) -> list[Command]:
@@ -266,11 +284,12 @@ class SNCallback:
         roll = called(self._monitor.layers, found, self._step)
         self.layers, self._weights = roll.coverage, weights(self._model)
         resolved = resolve(self._policy, roll.layers)
+        policies = self._ownership.limited(roll.layers, resolved.layers)
         self._signals.relist(self._model)
         if self._guard is not None:
             self._guard.relist(self._model, roll.layers)
         with torch.no_grad():
-            self._monitor.relist(roll.layers, resolved.layers, step=self._step)
+            self._monitor.relist(roll.layers, policies, step=self._step)
         for remark in roll.remarks:
             log.warning("snc: %s", remark)
         return self.layers
@@ -326,7 +345,11 @@ class SNCallback:
     ) -> None:
         self._close(CLOSE_SECONDS, "failed" if kind else "finished")
 
-    def _hooked(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _hooked(self, place: int, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if place:
+            with self._outer_edge():
+                self._hold(place)
+            return
         early, self._early = self._early, {}
         with self._outer_edge():
             self._advance({"lr": learning_rate(optimizer), **early})
@@ -345,17 +368,32 @@ class SNCallback:
             if breach is not None:
                 raise breach
 
+    def _hold(self, place: int) -> None:
+        """Hold the layers of another optimizer than the first, which has just stepped."""
+        if self._closed or self._step % self._every:
+            return
+        began = time.perf_counter()
+        if (layers := self._ownership.of(place)).any():
+            self._monitor.hold(self._step, layers)
+        self._overhead.spent(time.perf_counter() - began)
+
+    def __deepcopy__(self, memo: object) -> DetachedCallback:
+        return DetachedCallback()
+
+    def __reduce__(self) -> tuple[type[DetachedCallback], tuple[()]]:
+        return DetachedCallback, ()
+
     def _measure(self, scalars: dict[str, Any]) -> None:
         self._follow_model()
         self._take_policy()
         self._monitor.stretch(self._factor.at(self._step), step=self._step - 1)
-        if scalars.get("lr") is None and self._optimizer is not None:
-            scalars["lr"] = learning_rate(self._optimizer)
+        if scalars.get("lr") is None and self._optimizers:
+            scalars["lr"] = learning_rate(self._optimizers[0])
         scalars = self._signals.wanted(scalars)
         steps, seconds = self._overhead.since_row()
         if steps:
             scalars["step_seconds"] = seconds / steps
-        row = self._monitor.measure(self._step, scalars)
+        row = self._monitor.measure(self._step, scalars, self._ownership.others)
         if row is not None:
             self._overhead.row_begins()
             row.num_steps = steps or self._every
@@ -400,7 +438,8 @@ class SNCallback:
         version, policy = taken
         self._policy = policy
         resolved = resolve(policy, self._monitor.layers)
-        self._monitor.set_policy(resolved.layers, step=self._step - 1)
+        policies = self._ownership.limited(self._monitor.layers, resolved.layers)
+        self._monitor.set_policy(policies, step=self._step - 1)
         log.info("snc: policy version %d is in force from step %d", version, self._step)
         if self._strict and (names := self._monitor.uncertifiable()):
             log.warning("snc: held without a certificate: %s", ", ".join(names))
@@ -423,8 +462,8 @@ class SNCallback:
         if self._closed:
             return
         self._closed = True
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._monitor.close()
         deadline = time.monotonic() + timeout
         with self._outer_edge():

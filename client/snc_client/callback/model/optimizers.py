@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+CONTAINED_AS = ("optimizers", "chained_optimizers")
 WRAPPED_AS = ("optimizer", "base_optimizer", "_optimizer")
+
+
+def outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return ``hook`` such that a compiled optimizer step calls it and does not trace into it."""
+    excluded: Callable[..., Callable[..., None]] = getattr(torch, "_disable_dynamo", _same)
+    return excluded(hook)
+
+
+def _same(hook: Callable[..., None]) -> Callable[..., None]:
+    return hook
+
+
+def unwrapped_all(optimizer: Any) -> tuple[Any, ...]:
+    """Return the optimizers inside ``optimizer``: one, a sequence, or a container with several."""
+    if optimizer is None:
+        return ()
+    if isinstance(optimizer, list | tuple):
+        return tuple(inner for each in optimizer for inner in unwrapped_all(each))
+    several = next((_attributes(optimizer).get(name) for name in CONTAINED_AS), None)
+    inner = unwrapped(optimizer)
+    if isinstance(inner, torch.optim.Optimizer) or not isinstance(several, list | tuple):
+        return (inner,)
+    return unwrapped_all(several)
 
 
 def unwrapped(optimizer: Any) -> Any:

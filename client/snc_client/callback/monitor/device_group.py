@@ -131,7 +131,8 @@ class DeviceGroup:
         divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
         if self._stepped is not None:
             upper = self._stepped.filled(upper, sigma, step_norms)
-        scale = self._act([i for i in self._held if i in operators], divisor, cap)
+        written = set(indices(plan.written))
+        scale = self._act([i for i in self._held if i in written], divisor, cap)
         if self._stepped is not None:
             self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
         threshold = self.thresholds.value

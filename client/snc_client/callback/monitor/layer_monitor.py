@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from snc_client.callback.readback.pending_row import PendingRow
 from snc_client.callback.schedule.measure_schedule import Cadence
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG
-from snc_client.layer_row import LayerRow
+from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
 from snc_client.policy import LayerPolicy
 
@@ -85,6 +86,7 @@ class LayerMonitor:
             idle_every=idle_every,
         )
         self._held: set[int] = set()
+        self._certify_later = np.zeros(len(layers), np.bool_)  # at the step of their optimizer
         self._located = Located({}, {}, frozenset())
         self._stretch = self._known_stretch = 1.0
         self._groups = self._grouped()
@@ -139,6 +141,7 @@ class LayerMonitor:
         self.layers = tuple(layers)
         self.latest = self.latest.wider([layer.name for layer in layers])
         self.rows.widen(more)
+        self._certify_later = np.pad(self._certify_later, (0, more))
         if more:
             self._provenance = self._provenance.wider(more)
             self._planner.widen(more)
@@ -165,17 +168,44 @@ class LayerMonitor:
         self.rows.ship(step, self._stops, rows, {})
 
     @torch.no_grad()
-    def measure(self, step: int, scalars: Mapping[str, Any]) -> PendingRow | None:
+    def measure(
+        self, step: int, scalars: Mapping[str, Any], others: Mask | None = None
+    ) -> PendingRow | None:
         """Measure, certify and act, and start the copy of the row to the host.
 
         Returns None if no layer is due, or no buffer was free for the row. If a layer was moved to
         another device, replaced or removed, the groups are formed again and the step is repeated
-        once. Any other error is raised at once, out-of-memory among them.
+        once. Any other error is raised at once, out-of-memory among them. ``others`` ([L] bool) are
+        the layers of other optimizers: `hold` measures them after their own step.
         """
         plan = self._planner.plan(step, self._held, all_gradients="grad_norm" not in scalars)
         if plan is None:
             return None
+        if others is not None:
+            self._certify_later = plan.certified & others
+            plan = replace(plan, measured=plan.measured & ~others, written=~others)
         known = self._guard.look() if self._guard is not None else {}
+        rows = self._repeated(plan, known)
+        judged: dict[str, Any] = {}
+        if self._guard is not None:
+            rows, judged = self._guarded(self._guard, rows)
+        scalars = {**self._signals.scalars, **scalars, **judged}
+        return self.rows.ship(step, self._stops, rows, scalars)
+
+    @torch.no_grad()
+    def hold(self, step: int, layers: Mask) -> None:
+        """Measure and hold ``layers`` ([L] bool), whose own optimizer has just stepped.
+
+        Their values join the row of ``step`` if the host has not taken it yet.
+        """
+        certified = self._certify_later
+        self._certify_later = certified & ~layers
+        self.rows.extend(step, self._repeated(self._planner.plan_of(step, layers, certified), {}))
+
+    def _repeated(
+        self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]
+    ) -> list[DeviceRow]:
+        """Return the rows of ``plan``; a step that looking again can mend is repeated once."""
         try:
             rows = self._step(plan, known)
         except (LookupError, RuntimeError) as error:
@@ -184,11 +214,7 @@ class LayerMonitor:
             self._regroup(self._warm())
             rows = self._step(plan, known)
         self._note_writes()
-        judged: dict[str, Any] = {}
-        if self._guard is not None:
-            rows, judged = self._guarded(self._guard, rows)
-        scalars = {**self._signals.scalars, **scalars, **judged}
-        return self.rows.ship(step, self._stops, rows, scalars)
+        return rows
 
     def arrived(self) -> Iterator[tuple[PendingRow, LayerRow]]:
         """Yield the rows that have reached the host, oldest first.

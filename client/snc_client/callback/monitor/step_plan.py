@@ -24,6 +24,8 @@ class StepPlan:
     """The carried bound may exceed the threshold at this step, as far as the host can know."""
     idle: Mask
     """Far below the threshold and not measured at every step: sigma may err by more."""
+    written: Mask
+    """The optimizer that has just stepped owns the layer, so it may be rescaled or capped."""
     all_gradients: bool
     """Whether the norm of all gradients together is measured."""
 
@@ -36,6 +38,7 @@ class StepPlan:
             capped=self.capped[layers] & measured,
             pressing=self.pressing[layers] & measured,
             idle=self.idle[layers] & measured,
+            written=self.written[layers] & measured,
             all_gradients=self.all_gradients,
         )
 

@@ -64,7 +64,20 @@ class StepPlanner:
             capped=active,
             pressing=self._proofs.urgent(step),
             idle=~active & in_turns,
+            written=np.ones(self._num_layers, np.bool_),
             all_gradients=all_gradients and in_turn,
+        )
+
+    def plan_of(self, step: int, layers: Mask, certified: Mask) -> StepPlan:
+        """Return a plan that measures and holds just these ``layers`` ([L] bool) at ``step``."""
+        return StepPlan(
+            measured=layers,
+            certified=certified & layers,
+            capped=self.cadence.active,
+            pressing=self._proofs.urgent(step),
+            idle=np.zeros_like(layers),
+            written=layers,
+            all_gradients=False,
         )
 
     def learn(self, row: LayerRow) -> None:

@@ -57,6 +57,17 @@ class InFlight:
         self._rows.append(pending)
         return pending
 
+    def extend(self, step: int, rows: Sequence[DeviceRow]) -> None:
+        """Add the values of more layers to the row of ``step``, if it has not arrived."""
+        pending = self._rows[-1] if self._rows and self._rows[-1].step == step else None
+        if pending is None:
+            return
+        for row in rows:
+            readback = self._readback(row.device)
+            if not readback.full():
+                pending.copies.append(start_copy(readback, [row], self._metrics, {}))
+                pending.certified[list(row.certified)] = True
+
     def report(self, step: int, scalars: Mapping[str, Any]) -> bool:
         """Add scalars to the row of ``step``; return False if it has arrived or never existed."""
         row = self._rows[-1] if self._rows and self._rows[-1].step == step else None

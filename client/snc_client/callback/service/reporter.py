@@ -42,6 +42,7 @@ class Reporter:
         **keywords: Any,
     ) -> None:
         self._commands = Commands(on_command)
+        self._own_policy = keywords.get("policy")
         self._num_layers = len(layers)
         self._rank, self._num_ranks = ranks()
         self._sender: Sender | None = None
@@ -102,6 +103,8 @@ class Reporter:
         replica away from theirs.
         """
         taken = self._sender.take_policy() if self._sender else None
+        if taken is not None and taken[1] == self._own_policy:
+            return None  # the job's own, which every rank obeys already
         if taken is not None and self._num_ranks > 1:
             log.warning(
                 "snc: policy version %d is not applied: the job has several ranks", taken[0]

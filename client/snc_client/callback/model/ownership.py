@@ -1,0 +1,108 @@
+"""Which optimizer steps each layer, so that a hook writes only what its own optimizer steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snc_client.layer_row import Mask
+from snc_client.layers import Layer
+from snc_client.policy import LayerPolicy
+
+log = logging.getLogger("snc")
+
+MasterOf = Callable[[Layer], Tensor | None]
+
+
+class Ownership:
+    """Which optimizer steps each layer, as of the last call of `limited`.
+
+    ``optimizers`` may be empty: then the loop calls `step` itself and every layer may be written.
+    ``master_of`` returns the full-precision master of a layer, if it has one.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], master_of: MasterOf) -> None:
+        self._optimizers = tuple(optimizers)
+        self._master_of = master_of
+        self._owners: list[int | None] = []
+        self._said: set[str] = set()
+
+    def of(self, place: int) -> Mask:
+        """Return which layers the optimizer at ``place`` steps, bool [L]."""
+        return np.array([owner == place for owner in self._owners], np.bool_)
+
+    @property
+    def others(self) -> Mask | None:
+        """Return which layers another optimizer than the first steps; None for one optimizer."""
+        if len(self._optimizers) < 2:
+            return None
+        return np.array([owner not in (0, None) for owner in self._owners], np.bool_)
+
+    def limited(
+        self, layers: Sequence[Layer], policies: Sequence[LayerPolicy]
+    ) -> tuple[LayerPolicy, ...]:
+        """Return the policies, with ``observe`` for layers that no optimizer steps.
+
+        Such layers are named in a warning, once. A hook must not write them: a backward pass that
+        is still to come may need the weight as it was in the forward pass.
+        """
+        self._owners = owners(layers, self._optimizers, self._master_of)
+        found, unowned = list(policies), list[str]()
+        for i, owner in enumerate(self._owners):
+            if owner is None and policies[i].action in ("rescale", "cap"):
+                found[i] = replace(policies[i], action="observe")
+                unowned.append(layers[i].name)
+        if new := [name for name in unowned if name not in self._said]:
+            self._said.update(new)
+            log.warning(
+                "snc: measured, not held, because no given optimizer steps them: %s: give all "
+                "optimizers as optimizer=[...]",
+                ", ".join(new),
+            )
+        return tuple(found)
+
+
+def owners(
+    layers: Sequence[Layer], optimizers: Sequence[torch.optim.Optimizer], master_of: MasterOf
+) -> list[int | None]:
+    """Return for each layer the index of the optimizer that steps it, None where none does.
+
+    An optimizer steps a layer if it holds the memory that enforcement writes, or the layer's
+    master. An optimizer that holds no memory of any layer steps copies of them, in a way that is
+    unknown here: it counts for every layer that no other one holds. Without an optimizer, every
+    layer has the index 0. Cost: one pass over parameters and layers.
+    """
+    if not optimizers:
+        return [0] * len(layers)
+    held = [_memory(optimizer) for optimizer in optimizers]
+    written = [_written(layer, master_of) for layer in layers]
+    found = [next((k for k, memory in enumerate(held) if memory & here), None) for here in written]
+    everything = set().union(*written) if written else set()
+    copies = next((k for k, memory in enumerate(held) if not memory & everything), None)
+    return [copies if owner is None else owner for owner in found]
+
+
+def _memory(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {_place(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _written(layer: Layer, master_of: MasterOf) -> set[int]:
+    try:
+        master = master_of(layer)
+        parts = [*layer.factors(), *([] if master is None else [master])]
+    except LookupError:
+        return set()
+    return {_place(part) for part in parts}
+
+
+def _place(tensor: Tensor) -> int:
+    """Return where the memory of a tensor is; -1 for one that has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return -1
