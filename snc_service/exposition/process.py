@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+)
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from snc_service import __version__
@@ -37,8 +44,6 @@ class ProcessMetrics:
     """Counters of one service process, in a registry of their own."""
 
     def __init__(self, store_bytes: Callable[[], int]) -> None:
-        # A second series per counter, with the time it was made, is of no use to anybody here.
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self._batches = Counter(*_named(INGEST_BATCHES), registry=registry)
         for outcome in OUTCOMES:
@@ -92,10 +97,27 @@ class ProcessMetrics:
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Return the text of the whole registry, without OpenMetrics' mark at the end."""
+        shown = _WithoutCreated(self.registry)
         if not openmetrics:
-            return prometheus_client.generate_latest(self.registry)
-        text: bytes = openmetrics_text(self.registry)  # type: ignore[no-untyped-call]
+            return prometheus_client.generate_latest(shown)
+        text: bytes = openmetrics_text(shown)  # type: ignore[no-untyped-call]
         return text.removesuffix(b"# EOF\n")
+
+
+class _WithoutCreated:
+    """A view of a registry without the series that hold when each counter was made.
+
+    prometheus_client can switch them off, but only for the whole process and all its registries.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of the registry, each with the samples that are shown."""
+        for family in self._registry.collect():
+            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+            yield family
 
 
 def _named(family: Family) -> tuple[str, str, tuple[str, ...]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from api_cases import START, batch_of, register, serving_app, settings_in, table_of
 
 from snc_service.api.ingest import fast_path
+from snc_service.api.ingest.batches import fingerprint
 from snc_service.auth import make_token
 from snc_service.wire import MAX_STEP, MEDIA_TYPE, encode
 
@@ -148,3 +151,35 @@ def test_a_draining_service_takes_no_batch_on_either_way(api):
     short, long = both_ways(api, encode(BATCH))
     assert short == long
     assert short[0] == 503
+
+
+def test_a_path_below_a_root_is_no_path_of_the_fast_path():
+    scope = {
+        "type": "http",
+        "path": PATH,
+        "query_string": b"",
+        "headers": [(b"content-type", fast_path._TYPE)],
+    }
+    assert fast_path._plain(scope) is not None
+    assert fast_path._plain(scope | {"root_path": ""}) is not None
+    assert fast_path._plain(scope | {"root_path": "/snc"}) is None
+
+
+def test_batches_that_differ_in_anything_but_counts_have_other_fingerprints():
+    batch = replace(
+        BATCH, times=(1.0,), scalars=("loss",), scalar_values=np.ones((1, 1), np.float32)
+    )
+    known = fingerprint(batch)
+    changes = {
+        "layers": table_of("a", "c").hash,
+        "steps": (batch.steps[0] + 1,),
+        "metrics": ("threshold",),
+        "scalars": ("lr",),
+        "times": (1.5,),
+        "attempt": 1,
+        "values": batch.values + 1,
+        "scalar_values": batch.scalar_values + 1,
+    }
+    for name, value in changes.items():
+        assert fingerprint(replace(batch, **{name: value})) != known, name
+    assert fingerprint(replace(batch, skipped=1, dropped=1)) == known

@@ -5,6 +5,7 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import prometheus_client
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from snc_service.detect.rules import advance
 from snc_service.exposition import CONTENT_TYPE, FAMILIES, Exposition
 from snc_service.exposition.exposition import fair_shares
 from snc_service.exposition.families import LAYER_FAMILIES
+from snc_service.exposition.process import ProcessMetrics
 from snc_service.store import open_store
 from snc_service.store.types import RunUnknown, StoreUnavailable, Submission
 from snc_service.wire import ABSENT, Batch, LayerSpec, LayerTable, encode
@@ -389,3 +391,14 @@ def test_a_value_that_came_back_is_shown_like_one_that_stayed(report, exposition
         found = samples(exposition.metrics())
         np.testing.assert_equal(found["snc_sigma", "r", "a"], sigma)
         assert found["snc_threshold", "r", "a"] == 4
+
+
+def test_an_app_changes_nothing_that_other_registries_of_the_process_see():
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.Counter("jobs", "of somebody else", registry=registry)
+    before = prometheus_client.generate_latest(registry)
+    assert b"jobs_created" in before
+    text = ProcessMetrics(lambda: 0).render(openmetrics=True)
+    assert b"_created" not in text
+    assert b"snc_ingest_values_total" in text
+    assert prometheus_client.generate_latest(registry) == before

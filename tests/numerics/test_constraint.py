@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -227,3 +228,18 @@ def test_a_growing_weight_is_held_at_its_threshold_at_every_step(strict: bool) -
         assert norm(w) <= 1 + 1e-6
         assert float(scale) < 1
         assert norm(w) >= 1 - 1.1e-3  # shrunk by the margin and no more
+
+
+def test_the_scale_times_the_bound_is_at_most_the_threshold_in_exact_arithmetic() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bounds = 1 + 9 * torch.rand(500, generator=generator)
+    thresholds = bounds * (0.05 + 0.9 * torch.rand(500, generator=generator))
+    weights = [torch.ones(1, 1) for _ in range(500)]
+    scales = rescale_(weights, bounds, thresholds)
+
+    def exceeds(factors: torch.Tensor) -> list[bool]:
+        triples = zip(factors.tolist(), bounds.tolist(), thresholds.tolist(), strict=True)
+        return [Fraction(f) * Fraction(b) > Fraction(t) for f, b, t in triples]
+
+    assert not any(exceeds(scales))
+    assert any(exceeds(thresholds / bounds)), "the quotient rounded to nearest would"
