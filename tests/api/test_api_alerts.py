@@ -55,7 +55,7 @@ def test_what_was_read_can_be_changed_and_put_again(api):
     read = api.get(PATH).json()["alerting"]
     read["routes"][0]["severity"] = "critical"
     assert api.put(PATH, json=read).status_code == 200
-    kept = api.service.store.alert_routing.current().body["receivers"]["pager"]
+    kept = api.service.store.alert_routing.current().content["receivers"]["pager"]
     assert (kept["url"], kept["secret"]) == ("https://pager.example/tail-of-url", SECRET)
 
 

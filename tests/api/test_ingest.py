@@ -26,6 +26,7 @@ class Gate:
         self.open = threading.Event()
         self.open.set()
         self.broken = None
+        self.batches = self  # where a commit stores
 
     def ingest(self, items, advance):
         self.sizes.append(len(items))

@@ -88,7 +88,7 @@ def test_workers_of_a_loader_send_nothing_and_one_that_exits_hurts_nobody(ledger
         warnings.simplefilter("ignore")  # fork beside threads: the point
         callback = SNCallback(model, url=url, run="r", spool=root, **active)
         loader = torch.utils.data.DataLoader(
-            Broken(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+            Broken(), batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=20)
         try:
             for _ in loader:
                 train(callback)
