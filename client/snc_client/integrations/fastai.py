@@ -24,7 +24,7 @@ class SNCFastaiCallback(Callback):
       of the Learner.
     * The service's command ``stop`` cancels the fit. A breach under the action ``stop`` leaves it
       as ThresholdBreached. fastai has no event for an exception: such a run ends as failed when
-      the Learner is collected, when it fits again or when the process exits.
+      it fits again or when the process exits.
     """
 
     order = 70  # after mixed precision, gradient accumulation and the recorder

@@ -21,7 +21,7 @@ class SNCStableBaselinesCallback(BaseCallback):
       also ``loss``. ``snc/worst_ratio`` is recorded in that logger.
     * The service's command ``stop`` ends ``learn``. A breach under the action ``stop`` leaves it
       as ThresholdBreached. There is no event for an exception: such a run ends as failed when the
-      callback is collected, when it learns again or when the process exits.
+      callback learns again or when the process exits.
     * Agents with several optimizers (SAC, TD3) are handed to SNCallback as a list of them.
     """
 

@@ -28,7 +28,7 @@ class TrainingRun:
     ``keywords`` are SNCallback's own. The service's commands are kept for the framework to obey,
     unless the user handles them with ``on_command``. A training of which no end is reported, such
     as one that an exception left in a framework without an event for it, ends as failed when the
-    adapter is collected, when it trains again or when the process exits.
+    adapter trains again or when the process exits.
     """
 
     def __init__(self, keywords: Mapping[str, Any]) -> None:

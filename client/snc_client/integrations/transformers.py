@@ -27,7 +27,7 @@ class SNCTrainerCallback(TrainerCallback):
     * The service's commands ``stop`` and ``checkpoint`` act through the Trainer's control. A breach
       under the action ``stop`` leaves ``train()`` as ThresholdBreached.
     * The Trainer has no event for an exception. A run whose training raised ends as failed when
-      the Trainer is collected, when it trains again or when the process exits.
+      the Trainer trains again or when the process exits.
     """
 
     def __init__(self, *, resume_from: str | None = None, **keywords: Any) -> None:
