@@ -189,3 +189,39 @@ def test_a_compiled_optimizer_step_is_measured_at_every_step():
         backward(model)
         step()
     assert (callback.state_dict()["step"], callback.errors) == (8, 0)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("saved_wrapped", [True, False])
+def test_a_state_fits_whatever_wrapped_the_model_when_it_was_saved(prefix, saved_wrapped, caplog):
+    model = two_layers()
+    reference = norm(model[0].weight)
+    state = SNCallback(model, threshold="1.1x init").state_dict()
+    if saved_wrapped:
+        state["layers"] = {prefix + name: each for name, each in state["layers"].items()}
+    resumed: nn.Module = two_layers()
+    with torch.no_grad():
+        for parameter in resumed.parameters():
+            parameter.mul_(3.0)
+    if not saved_wrapped:
+        for part in reversed(prefix.rstrip(".").split(".")):
+            wrapper = nn.Module()
+            wrapper.add_module(part, resumed)
+            resumed = wrapper
+    callback = SNCallback(resumed, threshold="1.1x init")
+    with caplog.at_level(logging.WARNING, "snc"):
+        callback.load_state_dict(state)
+    assert not caplog.text
+    callback.step()
+    callback.close()
+    assert callback.latest["0.weight"]["threshold"] == pytest.approx(1.1 * reference, rel=1e-3)
+
+
+def test_names_of_a_state_that_the_model_lacks_are_logged(caplog):
+    model = two_layers()
+    state = SNCallback(model, threshold="1.1x init").state_dict()
+    state["layers"]["gone.weight"] = state["layers"].pop("0.weight")
+    callback = SNCallback(model, threshold="1.1x init")
+    with caplog.at_level(logging.WARNING, "snc"):
+        callback.load_state_dict(state)
+    assert "not in the state: 0.weight; not in the model: gone.weight" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
+from snc_client.layers.names import canonical
 from snc_client.policy import LayerPolicy
 
 # Vectors of a warm block: enough for singular values that a threshold pushes together / to watch.
@@ -44,6 +46,9 @@ HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # A layer is active from 0.9 of its threshold on. If all thresholds fall by more than half of that
 # distance, every layer counts as active until it is measured again.
 FALL = 0.95
+
+
+log = logging.getLogger("snc")
 
 
 class LayerMonitor:
@@ -261,8 +266,22 @@ class LayerMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Continue from ``state``; layers that it lacks start cold."""
-        self._regroup(state)
+        """Continue from ``state``, by canonical names; layers that it lacks start cold.
+
+        Names on one side only are logged: a reference that is not found would be measured anew.
+        """
+        known = {canonical(name): each for name, each in state.items()}
+        ours = {layer.name: canonical(layer.name) for layer in self.layers}
+        found = {name: known[short] for name, short in ours.items() if short in known}
+        lacking = sorted(ours.keys() - found.keys())
+        left = sorted(known.keys() - set(ours.values()))
+        if lacking or left:
+            log.warning(
+                "snc: state and model differ: not in the state: %s; not in the model: %s",
+                ", ".join(lacking) or "none",
+                ", ".join(left) or "none",
+            )
+        self._regroup(found)
 
     def _step(self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]) -> list[DeviceRow]:
         for device in {group.device for group in self._groups}:
