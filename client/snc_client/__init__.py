@@ -7,16 +7,28 @@ if TYPE_CHECKING:
     from snc_client.callback import (
         GuardSettings,
         GuardStopped,
+        Reading,
         SNCallback,
         ThresholdBreached,
         warm_up,
     )
-    from snc_client.certificate import certify
-    from snc_client.measurement import measure
+    from snc_client.certificate import Certificate, certify
+    from snc_client.errors import SNCError
+    from snc_client.layers import Coverage
+    from snc_client.measurement import Measurement, measure
+    from snc_service.wire import Action, Command, Policy
 
 __all__ = [
+    "Action",
+    "Certificate",
+    "Command",
+    "Coverage",
     "GuardSettings",
     "GuardStopped",
+    "Measurement",
+    "Policy",
+    "Reading",
+    "SNCError",
     "SNCallback",
     "ThresholdBreached",
     "certify",
@@ -24,20 +36,32 @@ __all__ = [
     "warm_up",
 ]
 
-# Loaded at first use: what needs no torch (the sender, a replay) must neither wait for its import
-# nor fail where there is none.
-_HOMES = {
-    "GuardSettings": "callback",
-    "GuardStopped": "callback",
-    "SNCallback": "callback",
-    "ThresholdBreached": "callback",
-    "certify": "certificate",
-    "measure": "measurement",
-    "warm_up": "callback",
+# Each module is imported when one of its names is first used. Importing `snc_client` alone needs
+# no torch, so the sender and `snc replay` run where torch is not installed.
+_MODULES = {
+    "Action": "snc_service.wire",
+    "Certificate": "snc_client.certificate",
+    "Command": "snc_service.wire",
+    "Coverage": "snc_client.layers",
+    "GuardSettings": "snc_client.callback",
+    "GuardStopped": "snc_client.callback",
+    "Measurement": "snc_client.measurement",
+    "Policy": "snc_service.wire",
+    "Reading": "snc_client.callback",
+    "SNCError": "snc_client.errors",
+    "SNCallback": "snc_client.callback",
+    "ThresholdBreached": "snc_client.callback",
+    "certify": "snc_client.certificate",
+    "measure": "snc_client.measurement",
+    "warm_up": "snc_client.callback",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"snc_client.{_HOMES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

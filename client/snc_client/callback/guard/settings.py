@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from snc_client.errors import SNCError
+
 MOST_ROLLBACKS, CALM = 3, 50
 
 
-class GuardStopped(RuntimeError):
+class GuardStopped(SNCError):
     """Raised in the training loop when rolling back does not help: the third one without rest."""
 
     def __init__(self, step: int) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_client.callback.readback.metrics import METRICS
+from snc_client.errors import SNCError
 from snc_client.layer_row import Floats, LayerRow, Mask
 from snc_service.wire import ABSENT, absent
 
 
-class ThresholdBreached(RuntimeError):
+class ThresholdBreached(SNCError):
     """Raised in the training loop for a layer whose action is ``stop``.
 
     ``sigma`` was measured after optimizer step ``step``. The host reads it one measurement later,
