@@ -1,8 +1,8 @@
-"""The way out of the training job: rows in, batches to the service, policies back.
+"""Send the rows of a training job to the service, and receive policies and commands.
 
-`Sender.put` costs microseconds and never waits, fails or grows without bound; a daemon thread does
-the rest. Losing values is possible (a bounded memory, a service that stays away) and always
-counted: ``sent_values``, ``dropped_values``.
+`Sender.put` costs microseconds. It never waits or raises, and its memory is bounded; daemon threads
+do the network and disk work. Values can be lost when memory is full or the service stays
+unreachable. Every loss is counted: ``sent_values``, ``dropped_values``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snc_client.layer_row import Floats, LayerRow
-from snc_client.sender.backoff import EndState, Pace, Patience
+from snc_client.sender.backoff import Backoff, EndState, Pace
 from snc_client.sender.delivery import Delivery, State
 from snc_client.sender.http import HttpConnection, hold_forks_while_importing
 from snc_client.sender.job_spec import check_token, described
 from snc_client.sender.queue.memory import QUEUE_BYTES, SPOOL_BYTES, RowQueue
-from snc_client.sender.threads import CLOSE_SECONDS, Lifetime
+from snc_client.sender.threads import CLOSE_SECONDS, SenderThreads
 from snc_service.wire import MAX_STEP, Command, LayerTable, Policy
 
 if TYPE_CHECKING:
@@ -34,17 +34,18 @@ __all__ = ["Pace", "Sender"]
 
 
 class Sender:
-    """Report rows of one layer table to the service at ``url``; built at once, waits for nobody.
+    """Report rows of one layer table to the service at ``url``. Building it waits for nothing.
 
-    ``policy`` is what the job was built with: the service adopts it if neither run nor project has
-    one. ``run`` is drawn here when none is given, so it is known before the service answers.
-    ``queue_bytes`` bounds the memory of waiting values; past it the oldest step is dropped and
-    counted. With a ``spool`` folder rows go to local disk at once, at most ``spool_bytes`` of them,
-    and what the service has not acknowledged when the process ends, however it ends, is sent by the
-    next job with the same folder, or by `snc_client.sender.spool_replay.replay`.
+    ``policy`` is the job's own: the service adopts it if neither the run nor its project has one.
+    Without ``run`` an id is drawn here, so it is known before the service answers. ``queue_bytes``
+    bounds the memory of waiting values; beyond it the oldest step is dropped and counted. With a
+    ``spool`` folder rows are written to local disk at once, up to ``spool_bytes``. Rows that the
+    service has not acknowledged when the process ends, even by a crash, are sent by the next job
+    with the same folder, or by `snc_client.sender.spool_replay.replay`.
 
     In a forked child every method does nothing. `put`, `take_policy`, `take_commands` and `close`
-    are for one thread at a time. Raises `ValueError` for what could never be sent.
+    are for one thread at a time. Raises `ValueError` for arguments that
+    the wire format or HTTP cannot carry.
     """
 
     def __init__(
@@ -80,33 +81,33 @@ class Sender:
         self._pid = os.getpid()
         self._shape, self._metrics = job.shape, job.metrics
         self._pace = pace or Pace()
-        self._patience = Patience(self._pace)
+        self._backoff = Backoff(self._pace)
         self._rows: RowQueue | SpooledRows = RowQueue(queue_bytes)
         connect = partial(HttpConnection, url, token, transport)
-        spooling = None
+        spool_replay = None
         if spool is not None:
-            # Its locks exist on POSIX systems only, and without a spool nobody needs them.
-            from snc_client.sender.spool_replay import Spooling
+            # Imported here because its file locks exist on POSIX systems only.
+            from snc_client.sender.spool_replay import SpoolReplay
 
-            spooling = Spooling(Path(spool), spool_bytes, job, self._pace, connect)
-            self._rows = spooling.rows(self._rows, self._patience)
-        self._delivery = Delivery(job, self._rows, self._pace, self._patience, connect)
-        self._lifetime = Lifetime(
+            spool_replay = SpoolReplay(Path(spool), spool_bytes, job, self._pace, connect)
+            self._rows = spool_replay.rows(self._rows, self._backoff)
+        self._delivery = Delivery(job, self._rows, self._pace, self._backoff, connect)
+        self._threads = SenderThreads(
             self._delivery,
-            self._patience,
-            before=[] if spooling is None else [spooling.replay_own],
-            beside=[] if spooling is None else [spooling.write, spooling.replay_others],
+            self._backoff,
+            before=[] if spool_replay is None else [spool_replay.replay_own],
+            beside=[] if spool_replay is None else [spool_replay.write, spool_replay.replay_others],
         )
         hold_forks_while_importing()
-        self._lifetime.start()
-        # A sender that is dropped without `close` still delivers what it was given.
-        weakref.finalize(self, self._lifetime.ask, CLOSE_SECONDS, "finished").atexit = False
+        self._threads.start()
+        # A sender that is garbage-collected without `close` still delivers its rows.
+        weakref.finalize(self, self._threads.request_end, CLOSE_SECONDS, "finished").atexit = False
 
     def put(self, step: int, values: Floats, scalars: Mapping[str, float], time: float) -> None:
         """Hand over one step: ``values`` float32 [M, L] (copied), Unix seconds in ``time``.
 
         NaN and infinities are measurements; `snc_service.wire.ABSENT` is "not measured". A row that
-        the wire could not carry (another shape, a negative step) is dropped and counted.
+        the wire format cannot carry (another shape, a negative step) is dropped and counted.
         """
         if os.getpid() != self._pid:
             return
@@ -118,17 +119,17 @@ class Sender:
         )
         waiting = self._rows.put(row)
         if waiting == 1 or waiting == self._pace.batch_steps:
-            self._patience.ring()
+            self._backoff.wake()
 
     def take_policy(self) -> tuple[int, Policy] | None:
         """Return (version, policy) of the newest policy the service sent, once; else None."""
         return self._delivery.inbox.take_policy()
 
     def take_commands(self) -> list[Command]:
-        """Return the commands that came since the last call, oldest first.
+        """Return the commands received since the last call, oldest first.
 
-        The service sends a command until it hears that it was taken, so none is lost on the way.
-        After a ``pause`` the service is asked for more although no rows are sent.
+        The service repeats a command until the client reports that it was taken. After a ``pause``
+        the sender polls the service for commands although no rows are sent.
         """
         return [] if os.getpid() != self._pid else self._delivery.take_commands()
 
@@ -139,18 +140,18 @@ class Sender:
 
     @property
     def dropped_values(self) -> int:
-        """Return how many values are lost: pushed out of memory, refused, or too late."""
+        """Return how many values are lost: dropped from a full queue, refused, or too late."""
         return self._delivery.dropped_values
 
     @property
     def errors(self) -> int:
-        """Return how many tries failed."""
-        return self._delivery.troubles.errors
+        """Return how many failures were recorded."""
+        return self._delivery.failures.errors
 
     @property
     def last_error(self) -> str | None:
         """Return one sentence on the newest failure."""
-        return self._delivery.troubles.last_error
+        return self._delivery.failures.last_error
 
     @property
     def state(self) -> State:
@@ -158,9 +159,9 @@ class Sender:
         return self._delivery.state
 
     def close(self, timeout: float = CLOSE_SECONDS, state: EndState = "finished") -> None:
-        """Flush and finish the run, for at most ``timeout`` seconds; say once what was lost.
+        """Flush and finish the run, for at most ``timeout`` seconds; log once what was lost.
 
-        A service that was gone before is tried once more only. Happens by itself at the exit of the
-        interpreter; the second call does nothing.
+        A service that was already unreachable is tried only once more. The exit of the interpreter
+        does the same; a second call does nothing.
         """
-        self._lifetime.end(timeout, state)
+        self._threads.end(timeout, state)

@@ -1,4 +1,4 @@
-"""When the sender thread waits, for how long, and when it stops hoping."""
+"""Backoff: when the sender thread waits, for how long, and when it gives up."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from typing import Literal, TypeAlias
 EndState: TypeAlias = Literal["finished", "failed"]
 
 
-GONE_SECONDS = 1.0  # without an answer, before the end: the service counts as switched off
+GONE_SECONDS = 1.0  # without an answer before the end: the service counts as unreachable
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When to send and how long to wait; the page is live, so a value waits half a second."""
+    """When to send and how long to wait. A value waits half a second, because the page is live."""
 
     linger_seconds: float = 0.5
-    batch_steps: int = 64  # waiting rows that go out before the linger is over
+    batch_steps: int = 64  # rows that are sent before ``linger_seconds`` have passed
     batch_bytes: int = 4 * 2**20  # the wire takes 8 MiB; halved whenever a service says 413
     first_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
-    paused_seconds: float = 2.0  # between two questions whether a paused job may go on
-    slow_retry_seconds: float = 30.0  # after a refusal that only a person can lift
+    paused_seconds: float = 2.0  # between two polls for commands while the job is paused
+    slow_retry_seconds: float = 30.0  # after a refusal that needs a change by a person
 
 
-class Patience:
-    """The thread's clock: it sleeps here, and is woken by a row that is due or by the end.
+class Backoff:
+    """Waits of one delivery: exponential with jitter, and cut short by a due row or by the end.
 
-    `ring` and `end` may be called from any thread, even from a finalizer.
+    `wake` and `end` may be called from any thread, even from a finalizer.
     """
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        # A SimpleQueue may be rung while one of its own calls is interrupted by a finalizer.
+        # SimpleQueue.put is reentrant: a finalizer may interrupt another call of this queue.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # Not the global generator: the job's own random numbers stay as they are.
+        # A generator of its own: the random numbers of the job must not change.
         self._jitter = random.Random()
         self._ended_at: float | None = None
         self._deadline = float("inf")
-        # Until it has answered once, the service counts as away.
+        # Until its first answer the service counts as unreachable.
         self._failing_since: float | None = float("-inf")
-        self.failures = 0  # in a row
+        self.failures_in_a_row = 0
         self.ending: EndState | None = None
         self.gave_up = False
 
-    def ring(self) -> None:
-        """Wake the thread: there is work."""
+    def wake(self) -> None:
+        """Wake the thread because there is work."""
         self._bell.put(None)
 
     def end(self, timeout: float, state: EndState) -> None:
-        """Ask the thread to flush and end within ``timeout`` seconds; the first call counts."""
+        """Ask the thread to flush and end within ``timeout`` seconds; later calls do nothing."""
         if self.ending is None:
             self._ended_at = time.monotonic()
             self._deadline = self._ended_at + timeout
             self.ending = state
-            self.ring()
+            self.wake()
 
     def give_up(self) -> None:
-        """Try nothing any more."""
+        """Stop all attempts and wake the thread."""
         self.gave_up = True
-        self.ring()
+        self.wake()
 
     def seconds_left(self, most: float) -> float:
-        """Return how long one request may take: ``most``, less near the end, never nothing."""
+        """Return the timeout of one request: ``most``, or less near the end, at least 0.1 s."""
         return min(most, max(self._deadline - time.monotonic(), 0.1))
 
     def wait(self, seconds: float | None) -> None:
-        """Wait until the bell rings, at most ``seconds`` (None: for ever)."""
+        """Wait for `wake`, at most ``seconds`` (None: without a limit)."""
         try:
             self._bell.get(timeout=seconds)
             while True:
@@ -78,35 +78,35 @@ class Patience:
             pass
 
     def succeeded(self) -> None:
-        """Forget the failures so far."""
-        self.failures = 0
+        """Reset the count of failures in a row."""
+        self.failures_in_a_row = 0
         self._failing_since = None
 
     def back_off(self, retry_after: float | None, *, answered: bool) -> None:
-        """Wait with full jitter on top of what was asked for.
+        """Wait ``retry_after`` seconds plus a backoff with full jitter.
 
-        At the end, hope ends too: at the deadline, or at once for a service that does not answer
-        and did not for a while before. (A job must not hang at its end because a service is
-        switched off; one behind a bad network gets the time that there is.)
+        After `end`, give up at the deadline; give up at once if the service does not answer and
+        had not answered for `GONE_SECONDS` before `end`. A job must not hang at its end because
+        the service is switched off, but a bad network gets the time until the deadline.
         """
         now = time.monotonic()
-        self.failures += 1
+        self.failures_in_a_row += 1
         self._failing_since = self._failing_since or now
         if self._ended_at is not None:
             gone = not answered and self._failing_since < self._ended_at - GONE_SECONDS
             self.gave_up = self.gave_up or gone or now >= self._deadline
-        doubled = self._pace.first_backoff_seconds * 2.0 ** min(self.failures - 1, 16)
+        doubled = self._pace.first_backoff_seconds * 2.0 ** min(self.failures_in_a_row - 1, 16)
         bound = min(doubled, self._pace.max_backoff_seconds)
         self._sleep((retry_after or 0.0) + self._jitter.uniform(0.0, bound))
 
     def ask_slowly(self) -> None:
-        """Wait for a person to change something; at the end nobody will."""
-        self.failures += 1
+        """Wait long, because only a person can fix the cause; after `end` give up instead."""
+        self.failures_in_a_row += 1
         self.gave_up = self.gave_up or self.ending is not None
         self._sleep(self._pace.slow_retry_seconds * self._jitter.uniform(0.5, 1.0))
 
     def _sleep(self, seconds: float) -> None:
-        """Wait, less if the end comes meanwhile; new rows do not cut it short."""
+        """Wait ``seconds``, or less if `end` is called meanwhile; new rows do not shorten it."""
         ending = self.ending
         until = min(time.monotonic() + seconds, self._deadline)
         while not self.gave_up and self.ending is ending and (left := until - time.monotonic()) > 0:

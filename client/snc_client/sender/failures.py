@@ -1,4 +1,4 @@
-"""What went wrong on the way to the service: counted always, said once."""
+"""Failures of a delivery: every one is counted, each kind is logged once."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import logging
 _log = logging.getLogger("snc")
 
 
-class Troubles:
-    """Errors of one delivery; each kind is logged the first time it occurs."""
+class Failures:
+    """Count of the failures of one delivery, and the kinds that are logged already."""
 
     def __init__(self) -> None:
         self.errors = 0
         self.last_error: str | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
-    def say(self, kind: str, message: str, *values: object) -> None:
-        """Count an error; log it unless its kind was."""
+    def record(self, kind: str, message: str, *values: object) -> None:
+        """Count a failure; log it unless its kind was logged before."""
         self.errors += 1
         self.last_error = message % values
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._logged:
+            self._logged.add(kind)
             _log.warning("snc: %s", self.last_error)
 
-    def over(self, kind: str) -> None:
-        """Say it again should it come back."""
-        self._said.discard(kind)
+    def resolved(self, kind: str) -> None:
+        """Log the next failure of ``kind`` again."""
+        self._logged.discard(kind)

@@ -1,4 +1,4 @@
-"""What comes back with the service's answers: policies and commands, each checked and once."""
+"""Inbox: policies and commands received from the service, checked, each delivered once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from snc_client.sender.failures import Troubles
+from snc_client.sender.failures import Failures
 from snc_service.wire import Command, Policy, WireError
 
 
 class Inbox:
     """The newest policy and the commands that the job has not taken yet.
 
-    The sender thread fills it, the training thread empties it.
+    The sender thread fills the inbox; the training thread empties it.
     """
 
-    def __init__(self, troubles: Troubles) -> None:
-        self._troubles = troubles
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
         self._commands: deque[Command] = deque()
         self._newest_command = 0  # of those received
         self.policy_version = 0  # the newest received
-        self.taken_command = 0  # the newest that the job has taken: the service is told
+        self.taken_command = 0  # the newest taken by the job; reported to the service
         self.paused = False
 
     def take_policy(self) -> tuple[int, Policy] | None:
@@ -43,32 +43,32 @@ class Inbox:
         return taken
 
     def forget_numbers(self, *, of_commands: bool) -> None:
-        """Begin to count anew: the service does not know the run, or what it counted for it."""
+        """Reset the numbers: the service has lost the run, or its policies and commands."""
         self.policy_version = 0
         if of_commands:
             self._newest_command = self.taken_command = 0
 
     def take_over(self, body: Mapping[str, Any]) -> None:
-        """Keep what came with an answer, as far as it is what it should be."""
+        """Keep the valid policies and commands of an answer; record the invalid ones."""
         self._take_over_policy(body)
         self._take_over_commands(body)
 
     def _take_over_policy(self, body: Mapping[str, Any]) -> None:
         version, policy = body.get("policy_version"), body.get("policy")
-        # Version 0 is the empty one that nobody set: the job's own stays in force.
+        # Version 0 is the empty default of the service: the job's own policy stays in force.
         if policy is None or not whole(version) or version in (0, self.policy_version):
             return
         try:
             self._policies.append((version, Policy.parse(policy)))
             self.policy_version = version
         except WireError as error:
-            self._troubles.say("policy", "the service sent a policy that is none: %s", error)
+            self._failures.record("policy", "the service sent a policy that is none: %s", error)
 
     def _take_over_commands(self, body: Mapping[str, Any]) -> None:
         try:
             commands = Command.parse_all(body.get("commands") or [])
         except WireError as error:
-            self._troubles.say("commands", "the service sent commands that are none: %s", error)
+            self._failures.record("commands", "the service sent commands that are none: %s", error)
             return
         for command in commands:
             if command.id > self._newest_command:
@@ -77,5 +77,5 @@ class Inbox:
 
 
 def whole(value: object) -> TypeGuard[int]:
-    """Return whether an answer's value is a number that counts something."""
+    """Return whether a value of an answer is an integer in [0, 2^53)."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53

@@ -1,4 +1,4 @@
-"""What a spool adds to a sender: its own log, and the logs that earlier processes left there."""
+"""SpoolReplay: the spool of a sender, and the replay of logs that earlier processes left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snc_client.sender.backoff import Pace, Patience
+from snc_client.sender.backoff import Backoff, Pace
 from snc_client.sender.delivery import Delivery
 from snc_client.sender.http import HttpConnection
 from snc_client.sender.job_spec import Job, check_token, check_url, shown_url
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of the values that one earlier process left."""
+    """How many values of one earlier process were sent, dropped and kept."""
 
     run: str
     sent_values: int
@@ -33,8 +33,8 @@ class Replayed:
     last_error: str | None
 
 
-class Spooling:
-    """One job's use of the spool ``root``. Raises `ValueError` if nothing can be written there."""
+class SpoolReplay:
+    """The spool ``root`` of one job. Raises `ValueError` if the folder cannot be written."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Spooling:
         self._pace = pace
         self._connect = connect
         self._rows: SpooledRows | None = None
-        self._patience = Patience(pace)
+        self._backoff = Backoff(pace)
 
-    def rows(self, memory: RowQueue, patience: Patience) -> SpooledRows:
-        """Return the job's rows: through ``memory`` into a log of their own."""
-        self._patience = patience
+    def rows(self, memory: RowQueue, backoff: Backoff) -> SpooledRows:
+        """Return the queue of the job: rows pass through ``memory`` into a log of their own."""
+        self._backoff = backoff
         self._rows = SpooledRows(
             memory,
             partial(
@@ -71,30 +71,30 @@ class Spooling:
             ),
             self._job.metrics,
             self._job.shape[1],
-            wake=patience.ring,
+            wake=backoff.wake,
             batch_steps=self._pace.batch_steps,
         )
         return self._rows
 
     def write(self) -> None:
-        """Move rows from memory to the log, in a thread of its own."""
+        """Move rows from memory to the log until closed; runs in a thread of its own."""
         assert self._rows is not None, "rows are made before the threads start"
         self._rows.write_until_closed()
 
     def replay_own(self) -> None:
-        """Deliver what earlier processes of this run left: their steps come before ours."""
-        self._replay(self._patience, lambda run: run == self._job.run)
+        """Deliver the rows that earlier processes of this run left: their steps come first."""
+        self._replay(self._backoff, lambda run: run == self._job.run)
 
     def replay_others(self) -> None:
-        """Deliver what other runs left, beside the job's own values."""
-        self._replay(Patience(self._pace), lambda run: run != self._job.run)
+        """Deliver the rows that other runs left, concurrently with those of the job."""
+        self._replay(Backoff(self._pace), lambda run: run != self._job.run)
 
-    def _replay(self, patience: Patience, wanted: Callable[[str], bool]) -> None:
+    def _replay(self, backoff: Backoff, wanted: Callable[[str], bool]) -> None:
         deliver_left_behind(
             self._root,
             self._job.url,
             self._connect,
-            patience=patience,
+            backoff=backoff,
             pace=self._pace,
             max_bytes=self._max_bytes,
             wanted=wanted,
@@ -110,20 +110,20 @@ def replay(
     max_bytes: int = SPOOL_BYTES,
     transport: httpx.BaseTransport | None = None,
 ) -> list[Replayed]:
-    """Deliver what ended processes left below ``root``, within ``timeout`` seconds: `snc replay`.
+    """Deliver the rows that ended processes left below ``root``; `snc replay` calls this.
 
-    Folders of running jobs are passed over. Raises `ValueError` for a url that is none and for a
-    token that no header can carry.
+    Takes at most ``timeout`` seconds. Folders of running jobs are skipped. Raises `ValueError` for
+    an invalid url and for a token that an HTTP header cannot carry.
     """
     check_url(url)
     check_token(token)
-    patience = Patience(Pace())
-    patience.end(timeout, "finished")
+    backoff = Backoff(Pace())
+    backoff.end(timeout, "finished")
     return deliver_left_behind(
         root,
         shown_url(url),
         partial(HttpConnection, url, token, transport),
-        patience=patience,
+        backoff=backoff,
         pace=Pace(),
         max_bytes=max_bytes,
         wanted=lambda run: True,
@@ -135,24 +135,24 @@ def deliver_left_behind(
     url: str,
     connect: Callable[[], HttpConnection],
     *,
-    patience: Patience,
+    backoff: Backoff,
     pace: Pace,
     max_bytes: int,
     wanted: Callable[[str], bool],
 ) -> list[Replayed]:
-    """Deliver every log below ``root`` whose process has gone and whose run is ``wanted``.
+    """Deliver every log below ``root`` whose process has ended and whose run is ``wanted``.
 
-    Goes on until all are empty or ``patience`` ends; a log acknowledged to its end is deleted. Each
-    keeps its writer and numbers, so what had arrived is not stored twice.
+    Returns when all logs are empty or ``backoff`` gives up. A log that is acknowledged to its end
+    is deleted. Each keeps its writer and sequence numbers, so no batch is stored twice.
     """
     done = []
     for job, spool in spool_directory.left_behind(root, max_bytes, wanted):
-        if patience.gave_up:
+        if backoff.gave_up:
             spool.close()
             continue
         rows = SpooledRows(RowQueue(0), partial(_same, spool), job.metrics, job.shape[1])
         rows.opened()
-        delivery = Delivery(replace(job, url=url), rows, pace, patience, connect, until_empty=True)
+        delivery = Delivery(replace(job, url=url), rows, pace, backoff, connect, until_empty=True)
         delivery.run()
         delivery.abandon()
         done.append(
@@ -161,7 +161,7 @@ def deliver_left_behind(
                 delivery.sent_values,
                 delivery.dropped_values,
                 delivery.kept_values,
-                delivery.troubles.last_error,
+                delivery.failures.last_error,
             )
         )
     return done

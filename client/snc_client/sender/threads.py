@@ -1,4 +1,4 @@
-"""The threads of a sender, and its end: by the job's wish, its disappearance or the exit."""
+"""SenderThreads: start the threads of a sender, and end them at `close` or at interpreter exit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from snc_client.sender.backoff import EndState, Patience
+from snc_client.sender.backoff import Backoff, EndState
 from snc_client.sender.delivery import Delivery
 from snc_client.sender.http import THREAD_NAME
 
@@ -18,69 +18,69 @@ CLOSE_SECONDS = 5.0
 _log = logging.getLogger("snc")
 
 
-class Lifetime:
-    """Starts the threads and ends them. In a forked child it does nothing at all.
+class SenderThreads:
+    """Starts and ends the threads. In a forked child every method does nothing.
 
-    The sender thread does what is ``before``, then ``delivery``; what is ``beside`` has threads of
-    its own. All are daemons: none outlives the interpreter, none holds it up beyond `end`.
+    The sender thread runs ``before`` in order, then ``delivery``; each of ``beside`` runs in a
+    thread of its own. All are daemon threads: the interpreter does not wait for them beyond `end`.
     """
 
     def __init__(
         self,
         delivery: Delivery,
-        patience: Patience,
+        backoff: Backoff,
         *,
         before: Sequence[Callable[[], object]] = (),
         beside: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._pid = os.getpid()
         self._delivery = delivery
-        self._patience = patience
+        self._backoff = backoff
         self._threads = [
             threading.Thread(target=self._guarded, args=work, name=THREAD_NAME, daemon=True)
             for work in ((*before, delivery.run), *((one,) for one in beside))
         ]
 
     def start(self) -> None:
-        """Start the threads; from here on the exit of the interpreter ends them."""
+        """Start the threads and register their end at interpreter exit."""
         atexit.register(self._at_exit)
-        # The sender thread last: its import of httpx would compete with the other starts.
+        # The sender thread starts last: its import of httpx would delay the others.
         for thread in reversed(self._threads):
             thread.start()
 
-    def ask(self, timeout: float, state: EndState) -> None:
-        """Let the threads flush and end, and return at once."""
+    def request_end(self, timeout: float, state: EndState) -> None:
+        """Ask the threads to flush and end; return at once."""
         if os.getpid() == self._pid:
-            self._patience.end(timeout, state)
+            self._backoff.end(timeout, state)
 
     def end(self, timeout: float, state: EndState) -> None:
-        """Flush for at most ``timeout`` seconds and say once what was lost; once only."""
+        """Flush for at most ``timeout`` seconds and log what was lost; later calls do nothing."""
         if os.getpid() != self._pid or self._delivery.state == "closed":
             return
-        self._patience.end(timeout, state)
+        self._backoff.end(timeout, state)
         self._threads[0].join(timeout)
         atexit.unregister(self._at_exit)
-        self._patience.give_up()
+        self._backoff.give_up()
         self._delivery.abandon()
-        self._say()
+        self._log_losses()
 
     def _guarded(self, *work: Callable[[], object]) -> None:
         for part in work:
             try:
                 part()
-            except Exception as error:  # the top of a thread: logged and counted
-                self._delivery.troubles.say(
+            except Exception as error:  # top of the thread: logged and counted
+                self._delivery.failures.record(
                     f"part {part!r}", "a part of the sender failed on its own: %r", error
                 )
 
-    def _say(self) -> None:
+    def _log_losses(self) -> None:
         delivery = self._delivery
         if delivery.dropped_values:
             _log.warning(
                 "snc: %d values reached the service, %d are lost (last trouble: %s)",
                 delivery.sent_values,
                 delivery.dropped_values,
-                delivery.troubles.last_error,
+                delivery.failures.last_error,
             )
         if delivery.kept_values:
             _log.warning(
@@ -89,5 +89,5 @@ class Lifetime:
             )
 
     def _at_exit(self) -> None:
-        # Set by the interpreter when an exception ends the program.
+        # The interpreter sets last_value when an exception ends the program.
         self.end(CLOSE_SECONDS, "failed" if getattr(sys, "last_value", None) else "finished")

@@ -1,4 +1,4 @@
-"""What a delivery asks of the rows that wait: `RowQueue` in memory, `SpooledRows` on disk."""
+"""RowSource: the interface that `RowQueue` (memory) and `SpooledRows` (disk) implement."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from snc_client.sender.backoff import EndState
 from snc_client.sender.queue.batching import Frame, Packer
 
 
-class Backlog(Protocol):
-    """Rows handed over and not yet in a batch, in order; in memory or in a spool."""
+class RowSource(Protocol):
+    """Rows in order that are not yet in a batch, in memory or in a spool."""
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes that wait."""
+        """Return the bytes of the waiting rows."""
 
     @property
     def dropped_values(self) -> int:
-        """Return the values lost so far."""
+        """Return how many values were lost so far."""
 
     @property
     def end(self) -> EndState | None:
-        """Return how the job ended, where an earlier process said so."""
+        """Return how the job ended, if an earlier process recorded it."""
 
     @property
     def kept_values(self) -> int:
-        """Return the values that a later process would find, beside the batch under way."""
+        """Return how many values a later process would find, without the batch being sent."""
 
     def __len__(self) -> int:
-        """Return the number of rows that wait."""
+        """Return the number of waiting rows."""
 
     def take(self, *, after: int | None, max_bytes: int) -> LayerRow | None:
         """Return the oldest row if its step is above ``after`` and it fits; None otherwise."""
 
     def resume(self, packer: Packer) -> Frame | None:
-        """Return the batch that an earlier process had under way."""
+        """Return the batch that an earlier process was sending."""
 
     def packed(self, frame: Frame) -> None:
-        """Take note that ``frame`` is under way."""
+        """Record that ``frame`` is being sent."""
 
     def settled(self) -> None:
-        """Take note that the batch under way is acknowledged or given up."""
+        """Record that the batch being sent is acknowledged or given up."""
 
     def close(self, end: EndState | None, *, keep: bool) -> bool:
-        """Let go; with ``keep`` return whether a later process finds what is left."""
+        """Close; with ``keep`` return whether a later process finds the remaining rows."""
