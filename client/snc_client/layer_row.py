@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# A layer whose sigma reached this share of its threshold may breach at the next step. Such a layer
+# is measured at every step, and kept when a full spool thins its rows.
+ACTIVE: Final = 0.9
 
 
 @dataclass(frozen=True, eq=False)

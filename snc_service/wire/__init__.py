@@ -14,7 +14,14 @@ from snc_service.wire.batch import (
     decode,
     encode,
 )
-from snc_service.wire.checks import MAX_STEP, METRIC_NAME, RUN_NAME, WireError
+from snc_service.wire.checks import (
+    MAX_COLUMNS,
+    MAX_STEP,
+    MAX_STEPS,
+    METRIC_NAME,
+    RUN_NAME,
+    WireError,
+)
 from snc_service.wire.command import COMMAND_ACTIONS, COMMANDS_SEEN_HEADER, Command, CommandAction
 from snc_service.wire.layer_table import LayerSpec, LayerTable
 from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
@@ -26,7 +33,9 @@ __all__ = [
     "COMMANDS_SEEN_HEADER",
     "COMMAND_ACTIONS",
     "JSON_MEDIA_TYPE",
+    "MAX_COLUMNS",
     "MAX_STEP",
+    "MAX_STEPS",
     "MEDIA_TYPE",
     "METRIC_NAME",
     "POLICY_VERSION_HEADER",

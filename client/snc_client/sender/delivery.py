@@ -18,9 +18,15 @@ from snc_client.sender.failures import Failures
 from snc_client.sender.http import READ_SECONDS, Answer, HttpConnection
 from snc_client.sender.inbox import Inbox, whole
 from snc_client.sender.job_spec import Job
-from snc_client.sender.queue.batching import MAX_STEPS, Frame, Packer
+from snc_client.sender.queue.batching import Frame, Packer
 from snc_client.sender.queue.interface import RowSource
-from snc_service.wire import COMMANDS_SEEN_HEADER, MEDIA_TYPE, POLICY_VERSION_HEADER, Command
+from snc_service.wire import (
+    COMMANDS_SEEN_HEADER,
+    MAX_STEPS,
+    MEDIA_TYPE,
+    POLICY_VERSION_HEADER,
+    Command,
+)
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
 

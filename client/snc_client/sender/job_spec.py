@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from snc_client.sender.queue.batching import MAX_COLUMNS
-from snc_service.wire import METRIC_NAME, RUN_NAME, LayerTable, Policy
+from snc_service.wire import MAX_COLUMNS, METRIC_NAME, RUN_NAME, LayerTable, Policy
 
 MAX_ROW_BYTES = 8 * 2**20 - 128 * 1024  # the wire's 8 MiB less the largest header
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.chunks import chunks
 from snc_client.callback.guard.inspection import Floor, Look
 from snc_client.callback.guard.settings import CALM, MOST_ROLLBACKS, GuardSettings, GuardStopped
 from snc_client.callback.guard.undo import KeptState, Snapshots, Versions
@@ -33,7 +34,6 @@ HELD_FACTOR, HELD_FROM = 5.0, 0.9
 # rate that is merely too high repeats the same step with the same state.
 FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
 SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
-CHUNK = 2**24  # numbers compared at a time: bounds the temporaries
 
 
 class Verdict(NamedTuple):
@@ -213,7 +213,7 @@ class Guard:
             if parameter is not None:
                 of.setdefault(id(parameter), []).append(layer)
         sizes: list[Tensor] = []
-        for chunk in _chunks(list(zip(parameters, self._kept, strict=False))):
+        for chunk in chunks(zip(parameters, self._kept, strict=False), _numel):
             moved = torch._foreach_sub([p.detach() for p, _ in chunk], [kept for _, kept in chunk])
             whole = norms(moved)
             sizes += whole
@@ -330,14 +330,5 @@ def _parameter(layer: Layer) -> Tensor | None:
         return None
 
 
-def _chunks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    chunk: list[tuple[Tensor, Tensor]] = []
-    size = 0
-    for pair in pairs:
-        if chunk and size + pair[0].numel() > CHUNK:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(pair)
-        size += pair[0].numel()
-    if chunk:
-        yield chunk
+def _numel(pair: tuple[Tensor, Tensor]) -> int:
+    return pair[0].numel()

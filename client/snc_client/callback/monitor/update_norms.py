@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snc_client.callback.chunks import chunks
+
 # Of these the step is known to the last term; a subclass may do something else.
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-CHUNK = 2**24  # numbers that are worked on at a time: what the temporaries may hold
 
 
 class Move(NamedTuple):
@@ -38,7 +39,7 @@ def moves(optimizer: torch.optim.Optimizer, wanted: set[int]) -> Iterator[Move]:
     """
     for group in optimizer.param_groups:
         stepped = [p for p in group["params"] if id(p) in wanted and p.grad is not None]
-        for parameters in _chunks(stepped):
+        for parameters in chunks(stepped, Tensor.numel):
             if isinstance(optimizer, torch.optim.SGD):
                 yield from _sgd(parameters, group, optimizer.state)
             else:
@@ -46,19 +47,6 @@ def moves(optimizer: torch.optim.Optimizer, wanted: set[int]) -> Iterator[Move]:
                     "decoupled_weight_decay", False
                 )
                 yield from _adam(parameters, group, optimizer.state, decoupled)
-
-
-def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    chunk: list[Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if chunk and size + parameter.numel() > CHUNK:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(parameter)
-        size += parameter.numel()
-    if chunk:
-        yield chunk
 
 
 def _sgd(

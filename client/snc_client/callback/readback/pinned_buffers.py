@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Floats = npt.NDArray[np.float32]
+from snc_client.layer_row import Floats
 
 # A training loop runs a few steps ahead of its device, seldom more than one or two.
 SLOTS = 8

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from snc_client.layer_row import Floats, Mask
 
 # A sigma that moved by more than this share in one step wants a certificate now.
 JUMP = 0.05

@@ -6,17 +6,12 @@ import logging
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from snc_client.layer_row import ACTIVE, Floats, Mask
 from snc_service.wire import absent
-
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 log = logging.getLogger("snc")
 
-# A layer whose newest sigma reached this share of its threshold may breach at the next step.
-ACTIVE = 0.9
 # Turns into which idle layers are divided: the rules of the service, replayed on 142 labelled runs,
 # catch the same failures as from full rows. A turn of one layer would leave rows without any.
 TURNS, LEAST_IN_TURN = 5, 2

@@ -7,18 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from snc_client.callback.model.distributed import ranks
 from snc_client.callback.service.commands import Commands, OnCommand
+from snc_client.layer_row import Floats
 from snc_client.layers import Layer
 from snc_client.sender import Sender
 from snc_service.wire import Command, LayerSpec, LayerTable, Policy
 
 log = logging.getLogger("snc")
-
-Floats = npt.NDArray[np.float32]
 
 
 class Reporter:

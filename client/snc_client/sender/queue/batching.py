@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from snc_client.layer_row import Floats, LayerRow
-from snc_service.wire import ABSENT, METRIC_NAME, Batch, encode
-
-MAX_COLUMNS = 32  # metrics + scalars of one batch: the wire's limit
-MAX_STEPS = 1_024  # the same
+from snc_service.wire import ABSENT, MAX_COLUMNS, METRIC_NAME, Batch, encode
 
 
 @dataclass

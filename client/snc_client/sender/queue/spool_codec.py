@@ -14,12 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from snc_client.layer_row import LayerRow, Mask
+from snc_client.layer_row import ACTIVE, LayerRow, Mask
 from snc_service.wire import ABSENT, absent
-
-# A layer whose sigma reached this share of its threshold may breach at the next step; the callback
-# measures by the same.
-ACTIVE: Final = 0.9
 
 _HEAD = struct.Struct("<qdI")
 _COUNT = struct.Struct("<I")
