@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: demo test check check-page chaos fuzz audit-dependencies clean
+.PHONY: demo test test-frameworks check check-page chaos fuzz audit-dependencies clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
@@ -17,6 +17,13 @@ test: check                    ## format, lint, types, import contracts, then th
 chaos: $(VENV)/.test           ## full disks, leaping clocks, bad networks; 50 rounds of kill -9 (ARGS="--rounds 9")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k chaos
 	OMP_NUM_THREADS=1 $(BIN)/python bench/chaos.py $(ARGS)
+
+# In a step of its own: with them installed a test of routes failed once; and fastai asks for a torchvision
+# whose build on PyPI needs CUDA and breaks what imports it beside a CPU build of torch.
+test-frameworks: $(VENV)/.test ## the adapters, with the frameworks themselves
+	$(PIP) --editable '.[test,frameworks]'
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integrations --numprocesses auto $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -48,10 +55,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[test,frameworks]'
-	@# fastai asks for torchvision. PyPI's build of it needs CUDA: beside a CPU build of torch its
-	@# import fails, and with it that of whatever uses it where it is installed.
-	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
+	$(PIP) --editable '.[test]'
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.node: package.json package-lock.json | $(BIN)/python
