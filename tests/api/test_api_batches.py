@@ -63,6 +63,7 @@ def test_the_same_batch_again_is_acknowledged_and_stored_once(run):
     assert told == {"accepted": 6, "duplicate": True, "policy_version": 0}
     assert history(run)["steps"] == [5, 6]
     assert run.get(RUN).json() == before
+    assert "\nsnc_ingest_values_total 6.0\n" in run.get("/metrics").text
 
 
 def test_a_gap_says_which_number_is_expected_and_may_be_declared(run):

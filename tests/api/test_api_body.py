@@ -54,7 +54,9 @@ def nothing_held(api: Api):
 
 def test_a_body_that_declares_too_much_is_413_before_it_is_read(api):
     told = api.post(f"{RUN}/batches", content=b"x" * (LIMIT + 1), headers=BINARY)
-    assert assert_problem(told, 413, "body-too-large")["limit"] == LIMIT
+    problem = assert_problem(told, 413, "body-too-large")
+    assert problem["limit"] == LIMIT
+    assert problem["detail"].endswith("it declares more")
     assert nothing_held(api)
 
 

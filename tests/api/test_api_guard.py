@@ -3,7 +3,7 @@
 import pytest
 from api_cases import assert_problem, serving_app, settings_in
 
-from snc_service.api.security.authentication import host_name
+from snc_service.api.security.authentication import _is_own, host_name
 
 ORIGIN = "http://127.0.0.1:8470"
 
@@ -86,6 +86,12 @@ def test_whoever_says_insecure_serves_any_name(tmp_path):
     settings = settings_in(tmp_path, insecure=True, host="0.0.0.0")
     with serving_app(settings) as api:
         assert api.get("/healthz", headers={"Host": "anything.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["null", "", "file://", "http://"])
+def test_an_origin_without_a_name_is_nobodys_own_where_no_host_is_sent_either(origin):
+    # HTTP/1.0 has no Host header, and a sandboxed page sends "null".
+    assert not _is_own(origin, "")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,37 @@ from test_cli import snc
 from test_prometheus import eventually
 
 from snc_client.demo.service import free_port, serving
+from snc_service.api.ingest.body import _Loan
 from snc_service.api.security.rate_limit import Share, Shares
+from snc_service.api.state import Budget
 from snc_service.auth import ANYBODY, access_of, make_token
 from snc_service.problems import Problem
 
 
 def bearer(secret):
     return {"Authorization": f"Bearer {secret}"}
+
+
+def test_a_share_holds_as_many_bytes_as_its_limit_and_no_more():
+    share = Share(1e6, 100, 2, lambda: 0.0)
+    share.take(60)
+    share.take(40)
+    with pytest.raises(Problem, match="at most 100 bytes"):
+        share.take(1)
+    assert share.held == 100
+    share.give_back(40)
+    share.take(40)
+
+
+def test_bytes_that_the_service_has_no_room_for_are_not_charged_to_the_token_either():
+    share, budget = Share(1e6, 100, 2, lambda: 0.0), Budget(50)
+    loan = _Loan(budget, share)
+    loan.take(30)
+    with pytest.raises(Problem, match="already being read"):
+        loan.take(30)
+    assert (share.held, budget.held) == (30, 30)
+    loan.give_back()
+    assert (share.held, budget.held) == (0, 0)
 
 
 def test_a_share_counts_what_is_under_way_and_forgets_what_is_over():

@@ -103,6 +103,7 @@ def test_a_token_ends_with_its_time(api, root, clock):
         ({"expires_at": "2025-11-22T08:26:40Z"}, "expires_at"),
         ({"expires_at": "2030-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "9999-12-31T23:59:59-23:59"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59.999999Z"}, "expires_at"),  # rounds to the year 10000
         ({"expires_at": 1e30}, "expires_at"),
         ({"digest": "0"}, "digest"),
     ],
@@ -195,6 +196,11 @@ def test_a_session_ends_with_its_token(api, root):
     assert "Max-Age=3600;" in cookie
     api.delete(f"{TOKENS}/ci", headers=root)
     assert_problem(api.get("/api/v1/runs"), 401, "token-invalid")
+
+
+def test_a_request_with_two_tokens_is_refused_also_if_both_are_good(api, root):
+    two = [("Authorization", root["Authorization"])] * 2
+    assert_problem(api.get("/api/v1/runs", headers=two), 401, "token-missing")
 
 
 def test_a_header_wins_over_the_cookie(api, root):

@@ -7,7 +7,15 @@ import pytest
 from api_cases import START
 
 from snc_service import auth
-from snc_service.auth import SECRET, Tokens, digest, hide_secrets, make_token
+from snc_service.auth import (
+    ANYBODY,
+    SECRET,
+    Tokens,
+    access_of,
+    digest,
+    hide_secrets,
+    make_token,
+)
 from snc_service.store.types.records import Token
 
 
@@ -66,6 +74,30 @@ async def test_what_another_process_revoked_is_noticed_within_a_second(monkeypat
     with pytest.raises(auth.TokenRefused, match="revoked"):
         tokens.find(secret)
     assert tokens.required
+
+
+@pytest.mark.anyio
+async def test_what_was_granted_lasts_until_the_token_is_revoked_expires_or_is_gone():
+    now = [0.0]
+    token = dataclasses.replace(new_token()[0], expires_at=10.0)
+    kept: list[Token] = []
+    tokens = Tokens(lambda: list(kept), lambda: now[0])
+    assert tokens.counts(ANYBODY)
+    kept.append(token)
+    await tokens.refresh(now=True)
+    assert not tokens.counts(ANYBODY), "with the first token everybody needs one"
+    assert tokens.counts(access_of(token))
+    now[0] = 9.9
+    assert tokens.counts(access_of(token))
+    now[0] = 10.0
+    assert not tokens.counts(access_of(token))
+    now[0] = 0.0
+    kept[0] = dataclasses.replace(token, revoked_at=1.0)
+    await tokens.refresh(now=True)
+    assert not tokens.counts(access_of(token))
+    kept[0] = new_token()[0]
+    await tokens.refresh(now=True)
+    assert not tokens.counts(access_of(token))
 
 
 @pytest.fixture

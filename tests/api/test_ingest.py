@@ -171,12 +171,17 @@ def test_closing_stores_what_waits_and_refuses_what_comes_later(gate, store):
     commits = GroupCommit(gate, advance)
     gate.open.clear()
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(submit, commits, *map(submission, range(5)))
+        first = pool.submit(submit, commits, submission(0))
         assert gate.entered.acquire(timeout=30)
+        others = pool.submit(submit, commits, *map(submission, range(1, 5)))
+        while commits.waiting < 4:
+            threading.Event().wait(0.005)
         closing = pool.submit(commits.close)
+        while not commits._closed:
+            threading.Event().wait(0.005)
         gate.open.set()
         closing.result(30)
-        assert all(outcome.error is None for outcome in waiting.result(30))
+        assert [outcome.error for outcome in first.result(30) + others.result(30)] == [None] * 5
     assert steps_of(store) == list(range(5))
     assert isinstance(submit(commits, submission(9))[0], Closed)
 

@@ -136,6 +136,19 @@ def test_what_is_unusual_goes_the_long_way(api, taken, path, headers):
     assert taken == []
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [("Content-Type", MEDIA_TYPE), ("SNC-Policy-Version", "1"), ("SNC-Commands-Seen", "1")],
+)
+def test_a_header_that_comes_twice_goes_the_long_way(api, taken, twice):
+    headers = dict([("Content-Type", MEDIA_TYPE), twice])
+    assert api.post(PATH, content=encode(BATCH), headers=headers).status_code == 200
+    assert taken == [True]
+    told = api.post(PATH, content=encode(BATCH), headers=[*headers.items(), twice])
+    assert 200 <= told.status_code < 500
+    assert taken == [True]
+
+
 def test_a_batch_on_the_short_cut_is_logged_and_counted_under_its_route(api, caplog):
     caplog.set_level(logging.INFO, "snc.access")
     assert api.send(BATCH).status_code == 200

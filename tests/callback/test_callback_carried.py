@@ -59,6 +59,44 @@ def test_a_newer_certificate_takes_the_place_of_the_older_also_in_another_dtype(
     assert float(bounds.bounds({0: Matrix(weight)})[0]) == pytest.approx(5, rel=1e-5)
 
 
+def test_a_newer_certificate_starts_from_the_weight_as_it_is_then():
+    weight = torch.eye(4)
+    bounds, _ = certified(weight)
+    weight *= 5
+    bounds.certified(0, Matrix(weight), torch.tensor(5.0))
+    assert float(bounds.bounds({0: Matrix(weight)})[0]) == pytest.approx(5, rel=1e-5)
+
+
+def test_a_copy_has_the_precision_of_the_weight_that_was_certified():
+    # bfloat16 has 1 and 1 + 1/128 only: a copy of 1 + 3/512 in it would already be at 1 + 4/512.
+    bounds, _ = certified(torch.ones(1, 1).bfloat16())
+    start, end = torch.full((1, 1), 1 + 3 / 512), torch.full((1, 1), 1 + 4 / 512)
+    bounds.certified(0, Matrix(start), start[0, 0])
+    assert float(bounds.bounds({0: Matrix(end)})[0]) >= float(end)
+
+
+def regular_hadamard(k: int) -> Tensor:
+    """Return H, n x n of +-1 for n = 4^k, with HH' = n I and every row sum sqrt n."""
+    four = torch.ones(4, 4) - 2 * torch.eye(4).flip(0)
+    h = torch.ones(1, 1)
+    for _ in range(k):
+        h = torch.kron(h, four)
+    return h
+
+
+def test_a_carried_bound_covers_a_step_whose_roundings_all_point_the_same_way():
+    # The vector of ones is a top direction of H. A step of 0.51 units in the last place moves every
+    # entry by a whole one, so the norm grows by twice the step's; it is 48 + 1024 * 2^-23 exactly.
+    h, unit = regular_hadamard(5), 2.0**-23
+    bounds = SteppedBounds([(1024, 1024)], CPU)
+    bounds.acted(torch.tensor([48.0]), torch.ones(1))
+    step = torch.full((1024, 1024), 0.51 * unit)
+    assert torch.equal(1.5 * h + step, 1.5 * h + unit)
+    norm = torch.linalg.vector_norm(step.double()).float()
+    upper = bounds.filled(torch.full((1,), math.nan), torch.zeros(1), {0: norm})
+    assert 48 + 1024 * unit <= float(upper.double()) <= 48 * (1 + 1e-4)
+
+
 def test_without_a_certificate_there_is_no_bound():
     bounds = CarriedBounds(3, CPU)
     low_rank = LowRank(torch.ones(4, 1), torch.ones(1, 4))

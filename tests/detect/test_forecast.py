@@ -33,6 +33,7 @@ def test_growth_that_changed_is_forgotten_in_some_twenty_rows():
         (np.ones(50), 2.0),  # stands still
         (np.exp(-0.01 * np.arange(50)), 2.0),  # shrinks
         (np.exp(0.01 * np.arange(50)), 1.2),  # is above already
+        (3 * np.exp(-0.01 * np.arange(50)), 1.0),  # is above, and comes down
         (np.exp(0.01 * np.arange(LEAST_ROWS)), 2.0),  # one row too few
         (np.exp(0.01 * np.arange(50)), np.nan),  # has no threshold
         (np.exp(0.01 * np.arange(50)), 0.0),

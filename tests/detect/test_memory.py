@@ -20,6 +20,12 @@ def filled(num_layers: int) -> Memory:
     return memory
 
 
+def test_quiet_rules_are_counted_in_steps():
+    quiet = quiet_steps(filled(3).dump())
+    assert (quiet.step, quiet.seen, dict(quiet.rules)) == (41, 7 * 2, {"breach": 9 * 2})
+    assert quiet_steps(None) == quiet_steps(b'{"version": 1}')
+
+
 def test_a_memory_survives_its_bytes():
     for num_layers in (0, 1, 1_000):
         memory = filled(num_layers)
@@ -64,7 +70,11 @@ def test_layers_that_never_come_back_are_forgotten_when_there_are_too_many():
 def test_a_new_attempt_keeps_what_layers_were_at_the_start():
     memory = filled(3)
     start = memory.columns["start"].copy()
+    for name in ("floor", "norm_floor"):
+        memory.columns[name][:] = [0.0, 1.0, 2.0]
     memory.restart()
+    for name in ("floor", "norm_floor"):
+        assert memory.columns[name].tolist() == [0.0, 1.0, 2.0]
     np.testing.assert_array_equal(memory.columns["start"], start)
     np.testing.assert_array_equal(memory.columns["newest"], start)
     assert np.isnan(memory.columns["mean"]).all()

@@ -1,8 +1,12 @@
 """Which layer went first: the order, its ties, and what the next incident makes of it."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 
 from snc_service.detect import onset
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import advance
 from snc_service.store.types import Rows
 from snc_service.wire import Batch, LayerTable
@@ -79,6 +83,47 @@ def test_after_fifty_calm_steps_the_next_incident_begins_a_new_order():
     sigma[302:, 3] *= 1.2
     assert order(sigma[:200]) == [("fc1", 100)]
     assert order(sigma) == [("fc3", 300), ("fc4", 302)]
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"), [(150, [("fc1", 100), ("fc3", 150)]), (151, [("fc3", 151)])]
+)
+def test_an_incident_lasts_until_more_than_fifty_steps_were_calm(second, expected):
+    sigma = calm(200)
+    sigma[100:, 0] *= 1.2
+    sigma[second:, 2] *= 1.2
+    assert order(sigma) == expected
+
+
+def test_the_fifty_calm_steps_count_from_the_newest_layer_outside_not_from_the_first():
+    sigma = calm(200)
+    for layer, row in enumerate((100, 130, 160)):
+        sigma[row:, layer] *= 1.2
+    assert order(sigma) == [("fc1", 100), ("fc2", 130), ("fc3", 160)]
+
+
+def test_a_layer_that_moved_within_its_limit_has_not_left():
+    assert order(leaving({"fc2": (3, 1.3), "fc4": (3, 1.05)})) == [("fc2", CALM + 3)]
+
+
+def test_of_rows_far_apart_five_calm_ones_end_an_incident():
+    sigma = calm(90)
+    sigma[60:, 0] *= 4
+    sigma[64:, 2] *= 4
+    given = rows(sigma)
+    batch = dataclasses.replace(given.batch, steps=tuple(range(0, 9_000, 100)))
+    state, _ = advance(None, dataclasses.replace(given, batch=batch))
+    found = [(each.layer, each.step) for each in onset.order(state, LAYERS)]
+    assert found == [("fc1", 6_000), ("fc3", 6_400)]
+
+
+def test_a_layer_left_when_the_first_of_several_rules_said_so():
+    memory = Memory()
+    seen = np.float32([2.0, 0.5, 0.5, 0.5])
+    later, sooner = onset.Outside(5, 0, seen), onset.Outside(2, 1, 2 * seen)
+    onset.remember(memory, rows(calm(10)), [later, sooner])  # by rule, as `judge` finds them
+    (left,) = onset.order(memory.dump(), LAYERS)
+    assert (left.layer, left.step, left.rule, left.times_limit) == ("fc1", 2, "sigma_jump", 4.0)
 
 
 def test_a_new_attempt_knows_of_no_onset():

@@ -158,6 +158,31 @@ def test_rows_that_are_not_finite_change_no_trend_but_count_as_training():
     assert trends.jump[2, 0] == pytest.approx(math.log(2), rel=1e-6)
 
 
+def test_a_row_with_a_value_that_is_not_finite_compares_nothing_of_any_layer():
+    memory, ones = Memory(), np.ones((3, 2))
+    sigma = np.array([[1.0, 1.0], [np.inf, 3.0], [2.0, 1.0]])
+    metrics = {"sigma": sigma, "frobenius": ones, "grad_norm": ones, "update_norm": ones}
+    trends = trends_of(rows_of(metrics, {"loss": [1, 1, 1]}), memory)
+    columns = ("jump", "norm_jump", "growth", "long_growth", "since_start", "update_ratio",
+               "gradient_drop", "gradient_ratio")  # fmt: skip
+    for name in columns:
+        assert np.isnan(getattr(trends, name)[1]).all(), name
+        assert np.isfinite(getattr(trends, name)[0]).all() or name == "norm_jump", name
+
+
+def test_a_small_layer_that_was_not_born_at_zero_gets_no_floor():
+    sigma = [[2.0, 2.0, 0.1], [2.0, 2.0, 0.2]]  # 5 % of the median
+    trends = trends_of(rows_of({"sigma": sigma}, {"loss": [1, 1]}))
+    assert trends.jump[1, 2] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_scale_that_no_action_can_have_is_not_taken_for_one():
+    sigma = [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
+    scale = [[0.0, -1.0], [1.0, 2.0], [1.0, 1.0]]
+    trends = trends_of(rows_of({"sigma": sigma, "scale": scale}, {"loss": [1, 1, 1]}))
+    assert trends.jump.tolist() == [[0.0, 0.0]] * 3
+
+
 def test_what_is_not_reported_has_no_trend():
     trends = trends_of(rows_of({"sigma": [[1.0]]}, {"loss": [1]}))
     assert trends.update_ratio is None
@@ -187,6 +212,6 @@ def test_a_layer_that_waits_for_its_turn_keeps_its_sigma_and_one_that_is_gone_do
     sigma[3:5, 1] = sigma[6:, 1] = ABSENT
     found = trends_of(rows_of({"sigma": sigma}, {"loss": np.ones(60)}, first=1), memory)
     assert found.since_start[:56, 1] == pytest.approx(0.0)
-    assert np.isnan(found.since_start[57:, 1]).all()
+    assert np.isnan(found.since_start[56:, 1]).all()
     assert np.fmin.reduce(found.long_growth, axis=1)[:56] == pytest.approx(0.0)
     assert np.isnan(found.jump[3:5, 1]).all(), "what was not measured has not jumped"

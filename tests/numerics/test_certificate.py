@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -58,6 +59,35 @@ def test_float64_weights_whose_squares_do_not_fit_are_certified_too(scale: float
     true = float(torch.linalg.svdvals(w / w.abs().amax())[0] * w.abs().amax())
     assert certify(w, true * (1 + 1e-2 if scale < 1e-300 else 1 + 1e-12))
     assert not certify(w, true * (1 - 1e-2))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_a_weight_without_a_positive_entry_is_certified_at_any_scale(scale: float) -> None:
+    w = -gaussian(20, 15).double().abs() * scale
+    true = float(torch.linalg.svdvals(w / scale)[0]) * scale
+    assert certify(w, true * (1 + 1e-12))
+    assert not certify(w, true * (1 - 1e-12))
+
+
+def test_no_rounding_makes_a_bound_below_the_exact_norm_pass() -> None:
+    # The norm of a vector is known exactly: its square is a sum of squares of binary fractions.
+    fooled = 0
+    for seed in range(100):
+        w = gaussian(1_000, 1, seed=seed)
+        exact = sum(Fraction(x) ** 2 for x in w.flatten().tolist())
+        bound = math.sqrt(exact)
+        while Fraction(bound) ** 2 >= exact:
+            bound = math.nextafter(bound, 0.0)
+        assert not certify(w, bound)
+        assert certify(w, bound * (1 + 1e-12))
+        fooled += float((w.double().mT @ w.double())[0, 0]) < bound**2
+    assert fooled > 0, "without a shift, the rounded square would be below that of the bound"
+
+
+def test_float32_arithmetic_gives_up_a_norm_within_a_millionth_of_the_bound() -> None:
+    w = torch.eye(3)
+    assert not certify(w, 1 + 0.8e-6, arithmetic="float32")
+    assert certify(w, 1 + 1.5e-6, arithmetic="float32")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
@@ -189,6 +219,8 @@ def test_selecting_on_the_device_finds_what_stopping_early_finds() -> None:
         true = norm(w) * gram.factor
         rungs = [true * 0.995 * (1 + eta) for eta in RUNGS]  # the first fails, the second passes
         assert torch.equal(_lowest_passing(gram, rungs), _first_passing(gram, rungs))
+        both = [true * (1 + eta) for eta in RUNGS]
+        assert torch.equal(_lowest_passing(gram, both), both[0])
         low = [0.9 * rung for rung in rungs]
         assert float(true) <= float(_lowest_passing(gram, low)) <= float(true) * 2
 
@@ -253,6 +285,18 @@ def test_a_carried_bound_holds_after_drift_scaling_and_rounding(dtype: torch.dty
             rounding=rounding,
         )
         assert norm(stored) <= float(carried) <= norm(stored) * 1.4 + 12 * rounding
+
+
+def test_a_carried_bound_is_never_below_its_formula_in_exact_arithmetic() -> None:
+    generator = torch.Generator().manual_seed(0)
+    upper, drift, scale, frobenius = (
+        x + 0.01 for x in torch.rand(4, 2_000, generator=generator).unbind()
+    )
+    found = carry(upper, drift=drift, scale=scale, frobenius=frobenius, rounding=2.0**-8)
+    columns = (x.tolist() for x in (upper, drift, scale, frobenius, found))
+    for u, d, s, f, bound in zip(*columns, strict=True):
+        exact = (Fraction(u) + Fraction(d)) * Fraction(s) + Fraction(s) * Fraction(f) / 256
+        assert exact <= Fraction(bound) <= exact * (1 + Fraction(1, 10**6))
 
 
 def test_carrying_over_nothing_costs_next_to_nothing() -> None:

@@ -10,7 +10,7 @@ from spectra import SPECTRA, gaussian, norm, planted, singular_values
 from torch import Tensor
 
 from snc_client.certificate import sigma_upper
-from snc_client.constraint import cap_, matrix_sign, rescale_
+from snc_client.constraint import cap_, clip_entries_, clip_rows_, matrix_sign, rescale_
 from snc_client.estimator import BlockPower
 from snc_client.operators import Matrix
 
@@ -228,6 +228,34 @@ def test_a_growing_weight_is_held_at_its_threshold_at_every_step(strict: bool) -
         assert norm(w) <= 1 + 1e-6
         assert float(scale) < 1
         assert norm(w) >= 1 - 1.1e-3  # shrunk by the margin and no more
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_entries_of_a_gain_are_clipped_on_both_sides(dtype: torch.dtype) -> None:
+    gain = torch.tensor([1.5, -1.75, 0.5, -0.25, 0.0, 1.0], dtype=dtype)
+    top = 1.0 if dtype.itemsize >= 4 else 1 - torch.finfo(dtype).eps / 2  # see `_aims`
+    scale = clip_entries_(gain, torch.tensor(1.75), torch.tensor(1.0))
+    assert gain.tolist() == torch.tensor([top, -top, 0.5, -0.25, 0.0, top]).to(dtype).tolist()
+    assert float(scale) == pytest.approx(top / 1.75, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_row_of_a_table_is_longer_than_its_threshold_and_short_ones_keep_every_bit(
+    dtype: torch.dtype,
+) -> None:
+    table = gaussian(400, 48)
+    table *= torch.linspace(0.2, 2.0, 400).unsqueeze(1) / table.norm(dim=1, keepdim=True)
+    table[:4] = 0.0
+    table = table.to(dtype)
+    table[5, 3], table[6, 3] = math.inf, math.nan
+    before, lengths = table.clone(), table.double().norm(dim=1)
+    scale = clip_rows_(table, torch.tensor(2.0), torch.tensor(1.0))
+    after, short = table.double().norm(dim=1), ~(lengths > 0.98)
+    short[5] = True  # of which nothing is known
+    assert torch.equal(bits(table[short]), bits(before[short]))
+    assert float(after[~short].max()) <= 1.0
+    assert float(after[lengths > 1.01].min()) >= 0.98
+    assert float(scale) == pytest.approx(0.5, rel=1e-2)
 
 
 def test_the_scale_times_the_bound_is_at_most_the_threshold_in_exact_arithmetic() -> None:

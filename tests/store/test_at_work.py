@@ -140,6 +140,14 @@ def test_the_memory_is_bounded_and_forgets_what_was_used_longest_ago():
     assert memory.take("abcd") == {}
 
 
+def test_a_run_that_is_taken_and_kept_again_and_again_counts_once():
+    memory = RunMemory(most_layers=2 * LEAST_LAYERS)
+    memory.keep([remembered("a"), remembered("b")], None)
+    for _ in range(5):
+        memory.keep(memory.take("a").values(), None)
+    assert memory.take("ab").keys() == {"a", "b"}
+
+
 def test_an_era_ends_when_somebody_else_has_written():
     memory = RunMemory()
     first = memory.era(Mark(7, 1))

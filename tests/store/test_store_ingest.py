@@ -1,10 +1,12 @@
 """Ingest: exactly once, attempts, counters, events with their batch."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import NOW, batch, breach_once, new_name, new_run, stored, submit, table
+from store_cases import NOW, batch, breach_once, new_name, new_run, quiet, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.types import (
@@ -15,6 +17,7 @@ from snc_service.store.types import (
     SequenceConflict,
     SequenceGap,
     StoreError,
+    Submission,
     Window,
 )
 from snc_service.wire import ABSENT, LayerSpec, LayerTable, WireError
@@ -231,6 +234,75 @@ def test_breaches_and_rescales_are_counted_by_layer_and_step(store):
     )
     run = store.runs.get("r1")
     assert (run.breaches, run.rescales, run.guard_vetoes) == (2, 2, 2)
+
+
+def test_a_sigma_at_its_threshold_is_no_breach(store):
+    equal = {"sigma": [[2, 3]], "threshold": [[2, 2]]}
+    stored(store, batch(LAYERS, 0, [0], equal))
+    assert store.runs.get("r1").breaches == 1
+
+
+def test_counts_of_vetoes_that_no_guard_can_have_add_up_to_no_more_than_a_number_holds(store):
+    stored(store, batch(LAYERS, 0, [0, 1], scalars={"guard_vetoes": [-5, 3e38]}))
+    assert store.runs.get("r1").guard_vetoes == 2**31
+
+
+def test_each_value_is_kept_under_its_layer_and_step(store):
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    both = {"sigma": values, "threshold": 10 + values}
+    stored(store, batch(LAYERS, 0, [3, 4, 7], both))
+    for metric, expected in both.items():
+        shown = store.histories.of_layers("r1", metric, ["a", "b"], Window())
+        assert shown.steps.tolist() == [3, 4, 7]
+        assert shown.mean.tolist() == expected.T.tolist()
+
+
+def test_a_writer_that_is_behind_does_not_take_back_the_last_step(store):
+    stored(store, sigma(0, *range(6)), sigma(0, 0, 1, writer="slow"))
+    assert store.runs.get("r1").last_step == 5
+
+
+def test_a_step_that_comes_again_is_a_step_back(store):
+    stored(store, sigma(0, 0, 1, 2))
+    (outcome,) = stored(store, sigma(1, 2, 3))
+    (event,) = outcome.events
+    assert (event.event.rule, event.event.value, event.event.limit) == ("rewound", 2.0, 2.0)
+    assert store.runs.get("r1").attempt == 1
+
+
+def test_steps_within_those_of_the_batch_before_are_a_step_back(store):
+    stored(store, sigma(0, 0, 1, 2, 3), sigma(1, 2))
+    assert store.runs.get("r1").attempt == 1
+
+
+def test_a_silent_run_that_is_heard_of_is_active(store):
+    stored(store, sigma(0, 0))
+    store.runs.mark_silent(NOW + 1, NOW + 1)
+    assert store.runs.get("r1").state == "silent"
+    stored(store, sigma(1, 1))
+    assert store.runs.get("r1").state == "active"
+
+
+def test_a_state_that_one_batch_of_a_transaction_changed_is_kept(store, store_url):
+    def advance(state, rows):
+        return (b"changed" if rows.batch.seq == 0 else state), []
+
+    stored(store, sigma(0, 0), sigma(1, 1), advance=advance)
+    seen = []
+    with closing(open_store(store_url)) as other:
+        stored(other, sigma(2, 2), advance=lambda state, rows: seen.append(state) or (state, []))
+    assert seen == [b"changed"]
+
+
+def test_of_several_batches_the_newest_command_that_any_has_counts(store):
+    for action in ("pause", "resume", "stop"):
+        store.commands.add("r1", action, "", author="x", now=NOW)
+    items = [
+        Submission("r1", sigma(seq, seq), seq, NOW, commands_seen=seen)
+        for seq, seen in enumerate((0, 2, 1))
+    ]
+    outcomes = store.batches.ingest(items, quiet)
+    assert [[each.id for each in outcome.commands] for outcome in outcomes] == [[3]] * 3
 
 
 def test_overhead_is_the_newest_share_of_step_time(store):

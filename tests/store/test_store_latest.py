@@ -84,6 +84,18 @@ def test_tables_are_merged_layer_by_layer(store):
     assert (store.runs.get("r1").worst_layer, store.runs.get("r1").worst_ratio) == ("b", 2.0)
 
 
+def test_what_was_never_measured_is_not_counted_among_what_is_not_finite(store):
+    stored(store, batch(LAYERS, 0, [0], {"sigma": [[ABSENT, np.nan]]}))
+    assert store.runs.get("r1").nonfinite_layers == 1
+
+
+def test_the_worst_layer_is_named_also_where_its_place_in_the_table_is_another(store):
+    other = table("b", "c")  # layers 1 and 2 of the run
+    store.batches.put_layer_table("r1", other)
+    stored(store, batch(other, 0, [0], {"sigma": [[4, 1]], "threshold": [[2, 2]]}))
+    assert (store.runs.get("r1").worst_layer, store.runs.get("r1").worst_ratio) == ("b", 2.0)
+
+
 def test_the_worst_ratio_is_over_finite_numbers_and_real_thresholds(store):
     five = table(*"abcde")
     store.batches.put_layer_table("r1", five)
