@@ -1,6 +1,8 @@
 """The public names of `snc_client`: the list is exact, lazy and typed."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,18 @@ def test_the_public_list_is_exactly_what_can_be_imported():
     exec("from snc_client import *", scope)
     assert set(scope) - {"__builtins__"} == listed
     assert listed <= set(dir(snc_client))
+
+
+def test_every_argument_of_the_callback_is_documented_with_its_default_in_order():
+    text = inspect.getdoc(snc_client.SNCallback) or ""
+    documented = re.findall(r"``(\w+)`` \(", text)
+    parameters = list(inspect.signature(snc_client.SNCallback).parameters.values())
+    assert documented == [p.name for p in parameters if p.name != "model"]
+    written = dict(re.findall(r"``(\w+)`` \((?:``)?([^\s`:;)]+)", text))
+    for parameter in parameters:
+        if isinstance(parameter.default, bool | int | str | None):
+            shown = str(parameter.default).strip('"')
+            assert written[parameter.name].strip('"') == shown, parameter.name
 
 
 def test_a_name_that_is_not_public_is_refused():

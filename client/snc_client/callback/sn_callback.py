@@ -1,4 +1,4 @@
-"""SNCallback: what a training job holds in its hands. It joins the parts and lets nothing out."""
+"""SNCallback: the object that a training job uses. It joins the parts of the client."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.arguments import check_cost, check_counts, check_together
+from snc_client.callback.collector import RowCollector
 from snc_client.callback.detached import DetachedCallback
-from snc_client.callback.guard.guard import Guard, furthest
+from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.settings import GuardSettings, GuardStopped
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
@@ -26,19 +27,20 @@ from snc_client.callback.model.rescan import called, weights
 from snc_client.callback.model.unmoved import UnmovedCalls
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
+from snc_client.callback.policy_in_force import PolicyInForce
 from snc_client.callback.readback.latest import Latest, ThresholdBreached
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
 from snc_client.callback.service.commands import OnCommand
 from snc_client.callback.service.reporter import Reporter
 from snc_client.layers import Coverage, find_layers
-from snc_client.policy import make_policy, resolve
-from snc_service.wire import Command, Policy
+from snc_client.policy import make_policy
+from snc_service.wire import Action, Command, Policy
 
 log = logging.getLogger("snc")
 
 CLOSE_SECONDS = 5.0
-LOOK_EVERY = 100  # measurements between two looks for weights that came or were frozen
+LOOK_EVERY = 100  # measurements between two checks for parameters added or frozen
 STATE_VERSION = 1
 
 
@@ -54,59 +56,73 @@ class SNCallback:
             callback.step(loss=loss)
         callback.close()
 
-    * ``optimizer``: its step does what `step` does; no line in the loop is needed. It may be
-      wrapped, or a list: then the first one counts the steps, and each layer is held after the step
-      of its own optimizer. Layers that none of them steps are measured, not held, and named once.
-    * ``threshold``: a number, ``"3x init"``, ``"3x rms"`` or {glob: one of these, or None}.
-    * ``action``: ``observe``, ``rescale``, ``cap`` or ``stop``, for the layers with a threshold.
-    * ``policy``: both of them per layer, as on the wire; instead of ``threshold``. With neither,
-      nothing is ever written, unless a policy comes from the service.
-    * ``url``: the service; None: SNC_URL, and without that nothing leaves the process. ``token``,
-      ``run``, ``project`` likewise: SNC_TOKEN, SNC_RUN, SNC_PROJECT.
-    * ``spool``: a local folder that keeps rows until the service has them, also past the job.
-    * ``schedule``: step -> factor on all thresholds, such as ``warm_up(1000, start=3.0)``; also on
-      those of a policy from the service.
-    * ``masters``: {parameter or its name: the tensor that the optimizer steps and that is cast to
-      it}, for mixed precision. The master is what is written then, and cast again; at a measurement
-      it also takes the parameter's place before. Some are found in ``optimizer``: see `Masters`.
-    * ``on_command``: called at a step boundary with each command from the service: ``action``
-      (``checkpoint``, ``pause``, ``resume``, ``stop``) and ``reason``. The loop waits for it, and
-      what it raises reaches the loop. None: commands are only logged.
-    * ``every``: measure and act at every so many steps; above 1, layers may grow in between.
-    * ``certify_every``: certify each layer once in so many measurements; None: never.
-    * ``strict``: at every measurement, prove a bound of each layer to be rescaled or capped: by a
-      certificate, or by an earlier one plus what the weight has moved since (Weyl) as long as that
-      is at most the threshold. Keeps a copy of these weights.
-    * ``idle_every``: a layer with no threshold, or whose sigma is below 0.9 of it and cannot come
-      there at twice its recent growth, is measured once in so many measurements; layers take turns,
-      two at least at a time. One whose sigma moves by 3 % a step or whose gradient vanishes does
-      not wait. None: 5 on a CPU; 1 elsewhere, with ``guard``, ``every``, update_norm.
-    * ``max_overhead``: a share of step time, such as 0.01, that the callback keeps to by measuring
-      these layers more seldom (up to every 50 steps: their sigma may err by 1 % then), and nothing
-      at all in between. Layers near their threshold are measured always.
-    * ``guard``: undo a step that would ruin the training, see `callback.guard.Guard`;
-      True, or `GuardSettings`. It keeps copies of the weights, five times their memory with AdamW.
-    * ``signals``: what else is measured and reported, see `callback.monitor.norms.NormSignals`.
-    * ``conv``, ``split``, ``maps``, ``logits``: see `snc_client.layers.find_layers`.
+    What writes the weights
+        ``optimizer`` (None): measures after each of its steps, so that the loop needs no call of
+        `step`. May be wrapped, or a list: the first one counts the steps, and a layer is held
+        after the step of its own optimizer. None: call `step` after each optimizer step.
+        ``masters`` (None): {parameter or its name: the float32 tensor that the optimizer steps}.
+        Set it for mixed precision if `Masters` does not find the masters in ``optimizer``.
+        ``guard`` (False): True or `GuardSettings` undo steps that would ruin the training.
+        Costs copies of the weights, with AdamW five times their memory.
 
-    The step is counted on the host, from 1; a measurement of the untouched weights is reported as
-    step 0. Nothing in `step` waits for the device or the network, and no exception but
-    `ThresholdBreached` and, with ``guard``, `GuardStopped` leaves it: others are counted in
-    ``errors`` and logged once. Because nothing waits, what was measured at one step reaches the
-    host (``latest``, the service, the ``stop`` action) at the next call, or later where the device
-    lags.
+    What is held
+        ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, or {glob: one of
+        these or None}. In units of sigma.
+        ``action`` (``"rescale"``): ``observe``, ``rescale``, ``cap`` or ``stop``, for layers with
+        a threshold. ``cap`` keeps small singular values and costs more at a breach.
+        ``policy`` (None): threshold and action per layer, as on the wire; instead of ``threshold``.
+        With neither, nothing is written unless the service sends a policy.
+        ``schedule`` (None): step -> factor of all thresholds, those of the service included, such
+        as ``warm_up(1000, start=3.0)``. Set it where weights must grow early on.
 
-    What is held: after a measured step a rescaled layer's spectral norm is at most its threshold,
-    up to the rounding of the product, where it had a certificate at that step, or ``strict`` a
-    bound. Elsewhere sigma with a margin, 1e-3 or (residual / sigma)^2 if that is more, takes the
-    bound's place: evidence, no proof. The model gets no attribute, hook, buffer or state-dict
-    entry.
+    What counts as a layer; see `snc_client.layers.find_layers`
+        ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
+        ``split`` (None): {glob: parts} of fused weights that hold several matrices.
+        ``maps`` (None): {glob: ``"gain"`` or ``"rows"``} for normalisations and embeddings.
+        ``logits`` (None): {glob: heads} measures the attention logits of each head.
 
-    Where torch.distributed runs, every rank measures and acts alike on its replica and rank 0
-    reports; a policy from the service is not applied then, and ``max_overhead`` must stay None,
-    because clocks differ between ranks. Sharded weights are skipped, with the reason.
+    When it is measured, and how exactly
+        ``every`` (1 step): measure and act once in so many steps. Above 1 layers grow in between.
+        ``certify_every`` (100 measurements): certify each layer once in so many. None: never.
+        ``strict`` (False): prove a bound of each layer to be rescaled or capped at every
+        measurement, by a certificate, or by an earlier one plus the distance moved since (Weyl) if
+        that is at most the threshold. Set it where evidence is not enough; copies these weights.
+        ``idle_every`` (None: 5 measurements on a CPU; 1 elsewhere, and with ``guard``, ``every`` or
+        update_norm): measure a layer once in so many while it cannot reach 0.9 of its threshold at
+        twice its recent growth, or has none. Layers whose sigma moves by 3 % a step, or whose
+        gradient vanishes, are always measured. Set 1 to see every layer in every row.
+        ``max_overhead`` (None): a share of the step time in (0, 1), such as 0.01. Idle layers are
+        measured up to 50 steps apart to keep to it; their sigma may be 1 % off then.
+        ``signals`` (loss, lr, times, gradient and Frobenius norm, stable rank): what else to
+        report, see `callback.monitor.norms.NormSignals`. Leave out what the job can do without.
 
-    Raises ValueError for a model without a matrix and for arguments that make no sense.
+    Where it is reported
+        ``url`` (None: SNC_URL; without that nothing leaves the process): the service.
+        ``token`` (None: SNC_TOKEN): the bearer token, where the service asks for one.
+        ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
+        ``project`` (None: SNC_PROJECT): the project that the run belongs to.
+        ``name`` (None): what people call the run; ``config`` (None): its settings, as JSON.
+        ``spool`` (None): a local folder that keeps rows until the service has stored them, even
+        after the job has ended. Set it where the service may be unreachable for long.
+        ``on_command`` (None: commands are logged): called at a step boundary with each `Command`
+        of the service. The loop waits for it, and its exceptions reach the loop.
+
+    Steps are counted on the host, from 1; step 0 is a measurement of the untouched weights. `step`
+    never waits for the device or the network. It raises `ThresholdBreached` and, with ``guard``,
+    `GuardStopped`; other failures are counted in ``errors`` and logged once. A value measured at
+    one step therefore reaches the host (``latest``, the service, the ``stop`` action) at the next
+    call, or later if the device lags behind.
+
+    After a measured step the spectral norm of a rescaled layer is at most its threshold, up to the
+    rounding of the product, if the layer had a certificate at that step or, with ``strict``, a
+    bound. Otherwise sigma plus a margin, the larger of 1e-3 and (residual / sigma)^2, replaces the
+    bound: that is evidence, no proof. The model gets no attribute, hook, buffer or state entry.
+
+    Under torch.distributed every rank measures and acts alike on its replica and rank 0 reports.
+    ``max_overhead`` must be None then, and a policy of the service is not applied. Sharded weights
+    are skipped, with the reason.
+
+    Raises ValueError for a model without a matrix and for arguments that contradict each other.
     """
 
     def __init__(
@@ -114,9 +130,22 @@ class SNCallback:
         model: nn.Module,
         *,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        masters: Mapping[str | Tensor, Tensor] | None = None,
+        guard: bool | GuardSettings = False,
         threshold: float | str | Mapping[str, float | str | None] | None = None,
-        action: str = "rescale",
+        action: Action = "rescale",
         policy: Policy | Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
+        conv: Literal["reshape", "operator"] = "reshape",
+        split: Mapping[str, str | Mapping[str, int]] | None = None,
+        maps: Mapping[str, str] | None = None,
+        logits: Mapping[str, int | tuple[int, int]] | None = None,
+        every: int = 1,
+        certify_every: int | None = 100,
+        strict: bool = False,
+        idle_every: int | None = None,
+        max_overhead: float | None = None,
+        signals: Sequence[str] = DEFAULT_SIGNALS,
         url: str | None = None,
         token: str | None = None,
         run: str | None = None,
@@ -124,20 +153,7 @@ class SNCallback:
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         spool: str | os.PathLike[str] | None = None,
-        schedule: Schedule | None = None,
         on_command: OnCommand | None = None,
-        masters: Mapping[str | Tensor, Tensor] | None = None,
-        every: int = 1,
-        certify_every: int | None = 100,
-        strict: bool = False,
-        conv: Literal["reshape", "operator"] = "reshape",
-        split: Mapping[str, str | Mapping[str, int]] | None = None,
-        maps: Mapping[str, str] | None = None,
-        logits: Mapping[str, int | tuple[int, int]] | None = None,
-        guard: bool | GuardSettings = False,
-        idle_every: int | None = None,
-        max_overhead: float | None = None,
-        signals: Sequence[str] = DEFAULT_SIGNALS,
     ) -> None:
         check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
         self._optimizers = unwrapped_all(optimizer)
@@ -148,12 +164,11 @@ class SNCallback:
         self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
         self.layers: Coverage = self._find(model)
         self._weights, self._looked = weights(model), 0
-        self._policy = chosen = make_policy(threshold, action, policy)
+        chosen = make_policy(threshold, action, policy)
         self._masters = Masters(model, masters, first)
         self._ownership = Ownership(self._optimizers, self._masters.of)
-        resolved = resolve(chosen, self.layers.layers)
-        resolved.require_matched()
-        policies = self._ownership.limited(self.layers.layers, resolved.layers)
+        self._policy = PolicyInForce(chosen, self._ownership)
+        policies = self._policy.by_layer_strictly(self.layers.layers)
         self.attempt = 0
         self.errors = 0
         self._step = 0
@@ -162,7 +177,7 @@ class SNCallback:
         self._strict = strict
         self._closed = False
         self._overhead = Overhead()
-        self._early: dict[str, Any] = {}  # scalars that came before their measurement
+        self._early: dict[str, Any] = {}  # scalars given before their measurement
         self._guard: Guard | None = None
         if guard:
             limits = GuardSettings() if guard is True else guard
@@ -200,6 +215,9 @@ class SNCallback:
             spool=spool,
             policy=chosen if chosen.entries else None,
         )
+        self._collector = RowCollector(
+            self._monitor, self._guard, self._signals, self._overhead, self._connection
+        )
         self._unmoved = UnmovedCalls()
         # Compiled optimizers must not trace into a hook: it reads counters and writes weights.
         self._hooks = [
@@ -215,11 +233,11 @@ class SNCallback:
         """Count an optimizer step; measure, act and report when it is due.
 
         ``loss``, ``lr`` and other scalars may be numbers or tensors with one element: a tensor
-        rides to the host in the measurement's own copy. With ``optimizer=`` its step has done the
-        work already, and a call only adds its scalars to that step's row.
+        is copied to the host together with the measurement. With ``optimizer=`` the optimizer's
+        step has measured already, and a call only adds its scalars to the row of that step.
 
-        Raises `ThresholdBreached` when the host learns of a breach under the action ``stop``: at
-        the call after the one that measured it, because nothing here waits.
+        Raises `ThresholdBreached` when a breach under the action ``stop`` has reached the host:
+        at the call after the one that measured it, because nothing here waits.
         """
         given = {"loss": loss, "lr": lr, **scalars}
         with self._outer_edge():
@@ -233,9 +251,9 @@ class SNCallback:
             self._connection.obey()
 
     def take_commands(self) -> list[Command]:
-        """Return the commands that wait, oldest first; ``on_command`` is not called for them.
+        """Return the waiting commands, oldest first; ``on_command`` is not called for them.
 
-        What a pause may do: ``while "resume" not in [c.action for c in callback.take_commands()]:
+        To pause: ``while "resume" not in [c.action for c in callback.take_commands()]:
         sleep(1)``.
         """
         return self._connection.take_commands()
@@ -265,26 +283,25 @@ class SNCallback:
 
     @property
     def dropped_values(self) -> int:
-        """Return how many values are lost on the way, for want of memory or of a service."""
+        """Return how many values were lost because memory was full or no service answered."""
         return self._connection.dropped_values(self._monitor.rows.lost, len(self._monitor.metrics))
 
     def rescan(self) -> Coverage:
-        """Look which layers the model has now; return ``layers``, and say what has changed.
+        """Find the layers of the model again, log what has changed and return ``layers``.
 
-        A layer that is gone, or of another shape, is listed with the reason and measured no more. A
-        new one is measured, and held where the policy speaks of it; the service hears of it only
-        when the job starts again, because a run's rows hold the layers it began with. One that was
-        frozen or is computed from others now is not written any more.
+        A layer that is gone or has another shape is listed with the reason and not measured. A new
+        layer is measured, and held if the policy matches it; it is reported only after the job
+        starts again, because the rows of a run keep the layers of its start. A layer that is frozen
+        or computed from others now is not written.
 
-        A layer that cannot be found makes the next step do this, and so does, within 100
-        measurements, any parameter that came, went or was frozen. Raises ValueError for a model
+        The next step does this by itself when a layer cannot be found, and within 100 measurements
+        when a parameter was added, removed or frozen. Raises ValueError for a model
         without a matrix.
         """
         found = self._find(self._model, all_must_match=False)
         roll = called(self._monitor.layers, found, self._step)
         self.layers, self._weights = roll.coverage, weights(self._model)
-        resolved = resolve(self._policy, roll.layers)
-        policies = self._ownership.limited(roll.layers, resolved.layers)
+        policies = self._policy.by_layer(roll.layers)
         self._signals.relist(self._model)
         if self._guard is not None:
             self._guard.relist(self._model, roll.layers)
@@ -295,11 +312,11 @@ class SNCallback:
         return self.layers
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what makes a resumed job continue: step, attempt, reference sigmas, warm blocks.
+        """Return the state of a job to resume: step, attempt, reference sigmas, warm blocks.
 
         Plain containers, numbers and CPU tensors (16 floats per row of a weight's small side):
-        ``torch.load(weights_only=True)`` reads it. It waits for the device, so it belongs beside
-        the model's own checkpoint.
+        ``torch.load(weights_only=True)`` reads it. Waits for the device: call it where the
+        model's own checkpoint is saved.
         """
         return {
             "version": STATE_VERSION,
@@ -309,10 +326,10 @@ class SNCallback:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`. Layers that it does not know start afresh.
+        """Continue from `state_dict`. Layers missing from ``state`` start afresh.
 
-        Steps that go back start the next attempt: what was measured after them stays on the service
-        under the old one. Raises ValueError for a state of another version.
+        A ``state`` of an earlier step than the current one begins the next attempt: later rows stay
+        on the service under the old attempt. Raises ValueError for a state of another version.
         """
         if state.get("version") != STATE_VERSION:
             raise ValueError(
@@ -327,10 +344,10 @@ class SNCallback:
         self._step = step
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Take off the hook, deliver what was measured and finish the run, in ``timeout`` seconds.
+        """Remove the hooks, deliver all rows and finish the run, in at most ``timeout`` seconds.
 
-        The second call does nothing. A breach in the last measurement is in ``latest`` and on the
-        service; nobody is left to be stopped by it.
+        A second call does nothing. A breach in the last measurement is in ``latest`` and on the
+        service, and raises nothing.
         """
         self._close(timeout, "finished")
 
@@ -400,26 +417,10 @@ class SNCallback:
             row.host_seconds = self._overhead.inside()
 
     def _collect(self) -> ThresholdBreached | GuardStopped | None:
-        """Hand on the rows that have arrived; return the worst breach of a layer to stop at."""
-        breach: ThresholdBreached | GuardStopped | None = None
-        names = self._monitor.latest.names
-        for pending, row in self._monitor.arrived():
-            if self._guard is not None:
-                stopped = self._guard.arrived(row.step, pending.scalars, furthest(row, names))
-                breach = breach or stopped
-            seconds = max(pending.host_seconds, pending.device_seconds)
-            self._overhead.spent(seconds - pending.host_seconds)
-            pending.scalars["callback_seconds"] = seconds / pending.num_steps
-            if "step_seconds" in row.scalars:
-                passed = row.scalars["step_seconds"] * pending.num_steps
-                self._monitor.cadence.paid(seconds, passed)
-            scalars = self._signals.wanted(row.scalars)
-            self._connection.put(row.step, row.values, scalars, row.time)
-            breach = breach or pending.breach(row, names)
-        return breach
+        return self._collector.collect()
 
     def _follow_model(self) -> None:
-        """Rescan where a layer has been missed, or a look at the weights says that one is new."""
+        """Rescan if a layer was not found, or if the parameters of the model have changed."""
         missed = self._monitor.missing - self._known_missing
         self._looked += 1
         if not missed and (self._looked % LOOK_EVERY or weights(self._model) == self._weights):
@@ -429,26 +430,18 @@ class SNCallback:
         try:
             self.rescan()
         except ValueError as error:
-            log.warning("snc: the model is not followed any more: %s", error)
+            log.warning("snc: changes of the model are not followed: %s", error)
 
     def _take_policy(self) -> None:
         taken = self._connection.take_policy()
         if taken is None:
             return
         version, policy = taken
-        self._policy = policy
-        resolved = resolve(policy, self._monitor.layers)
-        policies = self._ownership.limited(self._monitor.layers, resolved.layers)
-        self._monitor.set_policy(policies, step=self._step - 1)
-        log.info("snc: policy version %d is in force from step %d", version, self._step)
-        if self._strict and (names := self._monitor.uncertifiable()):
-            log.warning("snc: held without a certificate: %s", ", ".join(names))
-        if resolved.unmatched:
-            log.warning("snc: no layer matches %s", ", ".join(map(repr, resolved.unmatched)))
+        self._policy.replace(version, policy, self._monitor, step=self._step, strict=self._strict)
 
     @contextmanager
     def _outer_edge(self) -> Iterator[None]:
-        """Let nothing of ours reach the training but a breach."""
+        """Count and log exceptions, except those that stop the training on purpose."""
         try:
             yield
         except (ThresholdBreached, GuardStopped):
@@ -467,10 +460,7 @@ class SNCallback:
         self._monitor.close()
         deadline = time.monotonic() + timeout
         with self._outer_edge():
-            self._collect()
-            while self._monitor.pending and time.monotonic() < deadline - timeout / 2:
-                time.sleep(1e-3)
-                self._collect()
+            self._collector.drain(timeout / 2)
         self._connection.close(max(deadline - time.monotonic(), 0.0), state)
         if self.errors:
             log.warning("snc: %d steps were not measured", self.errors)

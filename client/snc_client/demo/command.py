@@ -19,11 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from snc_client import Action
 from snc_client.demo.service import ServiceFailed, free_port, serving
 from snc_client.demo.text import encode, standard_library_text
 from snc_client.demo.training import FAULT_FACTOR, THRESHOLD, Recipe, Trained, train
 
-ACTIONS = {"observed": "observe", "constrained": "rescale"}
+ACTIONS: dict[str, Action] = {"observed": "observe", "constrained": "rescale"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snc_client import Action
 from snc_client.callback import SNCallback
 from snc_client.demo.model import CharTransformer
 from snc_client.demo.text import VOCABULARY, minibatches
@@ -69,7 +70,7 @@ def train(
     recipe: Recipe,
     tokens: Tensor,
     *,
-    action: str,
+    action: Action,
     url: str,
     run: str,
     progress: Callable[[int, float], None],

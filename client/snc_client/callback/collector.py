@@ -1,0 +1,58 @@
+"""RowCollector: passes arrived rows to the guard, the overhead clock and the sender."""
+
+from __future__ import annotations
+
+import time
+
+from snc_client.callback.guard.guard import Guard, furthest
+from snc_client.callback.guard.settings import GuardStopped
+from snc_client.callback.monitor.layer_monitor import LayerMonitor
+from snc_client.callback.monitor.norms import NormSignals
+from snc_client.callback.readback.latest import ThresholdBreached
+from snc_client.callback.schedule.overhead import Overhead
+from snc_client.callback.service.reporter import Reporter
+
+
+class RowCollector:
+    """Takes arrived rows from the monitor. `collect` never waits for a device."""
+
+    def __init__(
+        self,
+        monitor: LayerMonitor,
+        guard: Guard | None,
+        signals: NormSignals,
+        overhead: Overhead,
+        reporter: Reporter,
+    ) -> None:
+        self._monitor = monitor
+        self._guard = guard
+        self._signals = signals
+        self._overhead = overhead
+        self._reporter = reporter
+
+    def collect(self) -> ThresholdBreached | GuardStopped | None:
+        """Process all arrived rows; return the first reason among them to stop the training."""
+        breach: ThresholdBreached | GuardStopped | None = None
+        names = self._monitor.latest.names
+        for pending, row in self._monitor.arrived():
+            if self._guard is not None:
+                stopped = self._guard.arrived(row.step, pending.scalars, furthest(row, names))
+                breach = breach or stopped
+            seconds = max(pending.host_seconds, pending.device_seconds)
+            self._overhead.spent(seconds - pending.host_seconds)
+            pending.scalars["callback_seconds"] = seconds / pending.num_steps
+            if "step_seconds" in row.scalars:
+                passed = row.scalars["step_seconds"] * pending.num_steps
+                self._monitor.cadence.paid(seconds, passed)
+            scalars = self._signals.wanted(row.scalars)
+            self._reporter.put(row.step, row.values, scalars, row.time)
+            breach = breach or pending.breach(row, names)
+        return breach
+
+    def drain(self, seconds: float) -> None:
+        """Collect until no row is pending, for at most ``seconds``; waits for the device."""
+        deadline = time.monotonic() + seconds
+        self.collect()
+        while self._monitor.pending and time.monotonic() < deadline:
+            time.sleep(1e-3)
+            self.collect()
