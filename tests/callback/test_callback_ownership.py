@@ -225,3 +225,42 @@ def test_names_of_a_state_that_the_model_lacks_are_logged(caplog):
     with caplog.at_level(logging.WARNING, "snc"):
         callback.load_state_dict(state)
     assert "not in the state: 0.weight; not in the model: gone.weight" in caplog.text
+
+
+def test_an_optimizer_of_other_parameters_of_the_model_owns_no_matrix(caplog):
+    model = two_layers()
+    biases = torch.optim.SGD([model[0].bias, model[2].bias], lr=0.1)
+    before = model[0].weight.detach().clone()
+    with caplog.at_level(logging.WARNING, "snc"):
+        callback = SNCallback(model, optimizer=biases, threshold=0.01)
+    backward(model)
+    biases.step()
+    callback.close()
+    assert torch.equal(model[0].weight, before)
+    assert "0.weight, 2.weight" in caplog.text
+
+
+def test_what_is_held_before_the_first_counted_step_is_not_in_the_row_of_step_0():
+    model = two_layers()
+    first, second = adamw(model[0]), adamw(model[2])
+    callback = SNCallback(model, optimizer=[first, second], threshold="1.1x init")
+    untouched = norm(model[2].weight)
+    backward(model)
+    second.step()
+    assert norm(model[2].weight) <= 1.1 * 1.001 * untouched
+    callback.close()
+    assert callback.latest.step == 0
+    assert callback.latest["2.weight"]["sigma"] == pytest.approx(untouched, rel=1e-3)
+
+
+def test_low_precision_layers_of_a_second_optimizer_are_not_taken_for_copies(caplog):
+    model = two_layers().bfloat16()
+    first, second = adamw(model[0]), adamw(model[2])
+    with caplog.at_level(logging.WARNING, "snc"):
+        callback = SNCallback(model, optimizer=[first, second], threshold="1.1x init")
+        model(torch.randn(16, 16, dtype=torch.bfloat16)).square().mean().backward()
+        first.step()
+        second.step()
+    callback.close()
+    assert callback.errors == 0
+    assert "master" not in caplog.text

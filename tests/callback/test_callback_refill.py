@@ -31,7 +31,7 @@ def block_after_a_step(top: float, *, certify: bool) -> Tensor:
             [0],
             torch.device("cpu"),
             block=BLOCK,
-            masters=Masters(model, None, None),
+            masters=Masters(model),
         )
         state = group.power.state_dict()
         state["blocks"] = [torch.tensor(v[:, 1 : 1 + BLOCK].T.copy(), dtype=torch.float32)]

@@ -165,8 +165,8 @@ class SNCallback:
         self.layers: Coverage = self._find(model)
         self._weights, self._looked = weights(model), 0
         chosen = make_policy(threshold, action, policy)
-        self._masters = Masters(model, masters, first)
-        self._ownership = Ownership(self._optimizers, self._masters.of)
+        self._masters = Masters(model, masters, self._optimizers)
+        self._ownership = Ownership(model, self._optimizers, self._masters.of)
         self._policy = PolicyInForce(chosen, self._ownership)
         policies = self._policy.by_layer_strictly(self.layers.layers)
         self.attempt = 0
@@ -391,7 +391,8 @@ class SNCallback:
             return
         began = time.perf_counter()
         if (layers := self._ownership.of(place)).any():
-            self._monitor.hold(self._step, layers)
+            # Before the first counted step there is no row that these values belong to.
+            self._monitor.hold(self._step or -1, layers)
         self._overhead.spent(time.perf_counter() - began)
 
     def __deepcopy__(self, memo: object) -> DetachedCallback:

@@ -45,11 +45,11 @@ def is_linear_map(module: nn.Module, key: str, weight: Tensor) -> bool:
         return False
     if weight.ndim == 3 and _EXPERTS.search(name):
         return _EXPERT_KEYS.fullmatch(key) is not None
-    if weight.ndim != 2 or _NOT_A_MAP.search(name):
+    if weight.ndim != 2:
         return False
-    if key.endswith("proj_weight"):
+    if key.endswith("proj_weight") or (key == "weight" and _sizes_match(module, weight)):
         return True
-    return key == "weight" and bool(_MULTIPLIES.search(name) or _sizes_match(module, weight))
+    return key == "weight" and bool(_MULTIPLIES.search(name)) and not _NOT_A_MAP.search(name)
 
 
 def _sizes_match(module: nn.Module, weight: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -33,10 +33,10 @@ class Masters:
         self,
         model: nn.Module,
         given: Mapping[str | Tensor, Tensor] | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> None:
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = tuple(optimizers)
         self._given = dict(_named(model, given or {}))
         self._said: set[str] = set()
 
@@ -46,7 +46,7 @@ class Masters:
 
         So it is with those that were given and with amp's: amp casts after the optimizer's hooks.
         """
-        if not self._given and not hasattr(self._optimizer, "_amp_stash"):
+        if not self._given and not any(hasattr(each, "_amp_stash") for each in self._optimizers):
             return
         for layer in layers:
             for weight in layer.factors():
@@ -61,7 +61,7 @@ class Masters:
         """
         weight = layer.weight() if weight is None else weight
         master = self._of(layer, weight, self._given_for)
-        if master is None and self._optimizer is not None and weight.dtype in LOW:
+        if master is None and self._optimizers and weight.dtype in LOW:
             master = self._of(layer, weight, self._found_for)
         return master
 
@@ -87,7 +87,8 @@ class Masters:
     def _cast_later(self, name: str, parameter: Tensor) -> Tensor | None:
         master = self._given_for(name, parameter)
         if master is None and parameter.dtype in LOW:
-            laid = (_laid_like(parameter, m) for m in _in_stash(self._optimizer, parameter))
+            stashed = (m for each in self._optimizers for m in _in_stash(each, parameter))
+            laid = (_laid_like(parameter, m) for m in stashed)
             master = next((m for m in laid if m is not None), None)
         return master
 
@@ -99,10 +100,10 @@ class Masters:
         return laid
 
     def _found_for(self, name: str, parameter: Tensor) -> Tensor | None:
-        assert self._optimizer is not None
         kept = [
-            *_in_state(self._optimizer, parameter),
-            *_in_stash(self._optimizer, parameter),
+            master
+            for each in self._optimizers
+            for master in (*_in_state(each, parameter), *_in_stash(each, parameter))
         ]
         for master in kept:
             laid = _laid_like(parameter, master)
@@ -110,7 +111,7 @@ class Masters:
                 return laid
         if kept:
             self._say(name, "is not laid out like its parameter: pass it as masters=, in its shape")
-        elif not _steps(self._optimizer, parameter):
+        elif not any(_steps(each, parameter) for each in self._optimizers):
             self._say(
                 name,
                 "is unknown, and the optimizer does not hold the parameter: if it steps a copy, "

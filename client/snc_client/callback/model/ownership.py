@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snc_client.layer_row import Mask
 from snc_client.layers import Layer
 from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
+
+NOWHERE = frozenset({-1, 0})  # tensors without storage, and empty ones
 
 MasterOf = Callable[[Layer], Tensor | None]
 
@@ -26,22 +28,23 @@ class Ownership:
     ``master_of`` returns the full-precision master of a layer, if it has one.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], master_of: MasterOf) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        master_of: MasterOf,
+    ) -> None:
+        self._model = model
         self._optimizers = tuple(optimizers)
         self._master_of = master_of
-        self._owners: list[int | None] = []
         self._said: set[str] = set()
+        self.others: Mask | None = None
+        """Which layers another optimizer than the first steps, bool [L]; None for one optimizer."""
 
     def of(self, place: int) -> Mask:
         """Return which layers the optimizer at ``place`` steps, bool [L]."""
-        return np.array([owner == place for owner in self._owners], np.bool_)
-
-    @property
-    def others(self) -> Mask | None:
-        """Return which layers another optimizer than the first steps; None for one optimizer."""
-        if len(self._optimizers) < 2:
-            return None
-        return np.array([owner not in (0, None) for owner in self._owners], np.bool_)
+        owned: Mask = self._owned == place
+        return owned
 
     def limited(
         self, layers: Sequence[Layer], policies: Sequence[LayerPolicy]
@@ -51,9 +54,11 @@ class Ownership:
         Such layers are named in a warning, once. A hook must not write them: a backward pass that
         is still to come may need the weight as it was in the forward pass.
         """
-        self._owners = owners(layers, self._optimizers, self._master_of)
+        found_owners = owners(self._model, layers, self._optimizers, self._master_of)
+        self._owned = np.array([-1 if x is None else x for x in found_owners], np.int64)
+        self.others = self._owned > 0 if len(self._optimizers) > 1 else None
         found, unowned = list(policies), list[str]()
-        for i, owner in enumerate(self._owners):
+        for i, owner in enumerate(found_owners):
             if owner is None and policies[i].action in ("rescale", "cap"):
                 found[i] = replace(policies[i], action="observe")
                 unowned.append(layers[i].name)
@@ -68,12 +73,15 @@ class Ownership:
 
 
 def owners(
-    layers: Sequence[Layer], optimizers: Sequence[torch.optim.Optimizer], master_of: MasterOf
+    model: nn.Module,
+    layers: Sequence[Layer],
+    optimizers: Sequence[torch.optim.Optimizer],
+    master_of: MasterOf,
 ) -> list[int | None]:
     """Return for each layer the index of the optimizer that steps it, None where none does.
 
     An optimizer steps a layer if it holds the memory that enforcement writes, or the layer's
-    master. An optimizer that holds no memory of any layer steps copies of them, in a way that is
+    master. An optimizer that holds no parameter of ``model`` steps copies of them, in a way that is
     unknown here: it counts for every layer that no other one holds. Without an optimizer, every
     layer has the index 0. Cost: one pass over parameters and layers.
     """
@@ -82,13 +90,14 @@ def owners(
     held = [_memory(optimizer) for optimizer in optimizers]
     written = [_written(layer, master_of) for layer in layers]
     found = [next((k for k, memory in enumerate(held) if memory & here), None) for here in written]
-    everything = set().union(*written) if written else set()
-    copies = next((k for k, memory in enumerate(held) if not memory & everything), None)
+    ours = {_place(p) for p in model.parameters()}
+    copies = next((k for k, memory in enumerate(held) if not memory & ours), None)
     return [copies if owner is None else owner for owner in found]
 
 
 def _memory(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {_place(p) for group in optimizer.param_groups for p in group["params"]}
+    places = {_place(p) for group in optimizer.param_groups for p in group["params"]}
+    return places - NOWHERE
 
 
 def _written(layer: Layer, master_of: MasterOf) -> set[int]:
@@ -101,7 +110,7 @@ def _written(layer: Layer, master_of: MasterOf) -> set[int]:
 
 
 def _place(tensor: Tensor) -> int:
-    """Return where the memory of a tensor is; -1 for one that has none of its own."""
+    """Return where the memory of a tensor is; one of `NOWHERE` where it has none of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):

@@ -131,8 +131,7 @@ class DeviceGroup:
         divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
         if self._stepped is not None:
             upper = self._stepped.filled(upper, sigma, step_norms)
-        written = set(indices(plan.written))
-        scale = self._act([i for i in self._held if i in written], divisor, cap)
+        scale = self._act([i for i in self._held if plan.written[i]], divisor, cap)
         if self._stepped is not None:
             self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
         threshold = self.thresholds.value
