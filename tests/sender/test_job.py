@@ -98,13 +98,17 @@ def test_workers_of_a_loader_send_nothing_and_one_that_exits_hurts_nobody(ledger
         for _ in range(20):
             train(callback)
         callback.close()
+        print(callback.errors)
         """,
         url=ledger.url,
         root=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
     steps = steps_of(ledger)
-    assert steps == list(range(len(steps)))
+    # torch's handler for a dead worker may raise within a measurement: that step has no row.
+    missing = set(range(steps[-1] + 1)) - set(steps)
+    assert len(missing) == int(done.stdout) <= 1, (steps, done.stderr)
+    assert steps == sorted(steps)
     assert len(steps) > 20
     assert len(ledger.posted("/finish")) == 1
     assert len({batch.writer for batch in ledger.batches["r"]}) == 1

@@ -19,6 +19,7 @@ from snc_client.callback.collector import RowCollector
 from snc_client.callback.detached import DetachedCallback
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.settings import GuardSettings, GuardStopped
+from snc_client.callback.interruption import is_from_signal_handler
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.optimizers import outside_graphs, unwrapped_all
@@ -109,9 +110,10 @@ class SNCallback:
 
     Steps are counted on the host, from 1; step 0 is a measurement of the untouched weights. `step`
     never waits for the device or the network. It raises `ThresholdBreached` and, with ``guard``,
-    `GuardStopped`; other failures are counted in ``errors`` and logged once. A value measured at
-    one step therefore reaches the host (``latest``, the service, the ``stop`` action) at the next
-    call, or later if the device lags behind.
+    `GuardStopped`; other failures are counted in ``errors`` and logged once. What a signal handler
+    raises meanwhile, such as torch's for a dead loader worker, reaches the loop. A value measured
+    at one step reaches the host (``latest``, the service, the ``stop`` action) at the next call,
+    or later if the device lags behind.
 
     After a measured step the spectral norm of a rescaled layer is at most its threshold, up to the
     rounding of the product, if the layer had a certificate at that step or, with ``strict``, a
@@ -442,13 +444,18 @@ class SNCallback:
 
     @contextmanager
     def _outer_edge(self) -> Iterator[None]:
-        """Count and log exceptions, except those that stop the training on purpose."""
+        """Count and log exceptions, except those that stop the training on purpose.
+
+        An exception of a signal handler is the training's own, and reaches it.
+        """
         try:
             yield
         except (ThresholdBreached, GuardStopped):
             raise
-        except Exception:
+        except Exception as error:
             self.errors += 1
+            if is_from_signal_handler(error):
+                raise
             if self.errors == 1:
                 log.exception("snc: a step was not measured; training goes on, errors are counted")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeAlias
 
+from snc_client.callback.interruption import is_from_signal_handler
+
 Schedule: TypeAlias = Callable[[int], float]
 
 log = logging.getLogger("snc")
@@ -62,6 +64,8 @@ class ThresholdFactor:
             try:
                 factor = self._schedule(step)
             except Exception as error:
+                if is_from_signal_handler(error):
+                    raise
                 self._complain(step, repr(error))
             else:
                 if _positive(factor):
