@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -51,12 +52,14 @@ class Resolved:
     unmatched: tuple[str, ...]
     """Patterns that match no layer: an error in a constructor, a remark when a service sent it."""
 
-    def require_matched(self) -> None:
-        """Raise ValueError naming the first pattern that matches no layer."""
-        if self.unmatched:
-            cure = " (write [[] for a literal [)" if "[" in self.unmatched[0] else ""
+    def require_matched(self, also: Sequence[str] = ()) -> None:
+        """Raise ValueError naming the first pattern that matches neither a layer nor ``also``."""
+        for pattern in self.unmatched:
+            if any(fnmatchcase(name, pattern) for name in also):
+                continue
+            cure = " (write [[] for a literal [)" if "[" in pattern else ""
             raise ValueError(
-                f"policy entry {self.unmatched[0]!r} must match a measured layer, it matches none"
+                f"policy entry {pattern!r} must match a measured layer, it matches none"
                 f"{cure}: str(callback.layers) lists the names"
             )
 

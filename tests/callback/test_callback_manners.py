@@ -204,15 +204,18 @@ def test_training_and_evaluation_mode_make_no_difference():
     assert not model[0].weight.grad
 
 
-def test_two_callbacks_on_one_model_do_their_own_work():
+def test_a_callback_made_again_on_a_model_takes_the_place_of_the_one_before():
     model = small_model()
-    with SNCallback(model) as watching, SNCallback(model, threshold=0.5) as holding:
-        watching.step()
-        holding.step()
-        watching.step()
-    assert max(norms(model).values()) <= 0.5
-    assert sigmas(watching) == pytest.approx(norms(model), rel=1e-4)
-    assert sigmas(holding)["0.weight"] > 0.5
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    first = SNCallback(model, optimizer=optimizer, threshold=0.5)
+    train_step(model, optimizer)
+    second = SNCallback(model, optimizer=optimizer, threshold=0.9)
+    grow(model, 10)
+    train_step(model, optimizer)
+    second.close()
+    assert first.latest.step == 1, "its last row was collected, and it measured no other"
+    assert max(norms(model).values()) == pytest.approx(0.9, rel=2e-3)
+    assert len(optimizer._optimizer_step_post_hooks) == 0
 
 
 def test_weights_replaced_by_assignment_are_followed():
@@ -258,7 +261,7 @@ def test_a_resumed_callback_keeps_its_reference_and_its_warm_blocks():
         callback.step()
     state = saved_and_loaded(callback.state_dict())
     grow(model, 1.2)  # a checkpoint of later weights: their sigma is not the reference
-    resumed = SNCallback(model, threshold="1.5x init")
+    resumed = SNCallback(copy.deepcopy(model), threshold="1.5x init")
     resumed.load_state_dict(state)
     for each in (callback, resumed):
         each.step()

@@ -225,13 +225,11 @@ def test_a_write_that_leaves_no_trace_is_noticed_when_sigma_passes_the_bound():
     assert witness.origins[31]["0.weight"] in ("aged", "certified")
 
 
-@pytest.mark.parametrize("others", ["a hook", "a hook on every optimizer", "a second callback"])
+@pytest.mark.parametrize("others", ["a hook", "a hook on every optimizer"])
 def test_hooks_that_might_write_within_the_step_leave_nothing_to_carry(others):
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    if others == "a second callback":
-        SNCallback(model, optimizer=optimizer, threshold=0.5)
-    elif others == "a hook":
+    if others == "a hook":
         optimizer.register_step_post_hook(lambda *_: grow(model, 1.2))
     else:
         hook = register_optimizer_step_post_hook(lambda *_: grow(model, 1.2))

@@ -136,32 +136,6 @@ def test_optimizers_are_found_in_sequences_and_containers():
         SNCallback(model, optimizer=[first, "second"])
 
 
-def test_a_call_before_which_no_weight_has_changed_is_warned_of_once(caplog):
-    model = two_layers()
-    optimizer = adamw(model)
-    callback = SNCallback(model)
-    with caplog.at_level(logging.WARNING, "snc"):
-        for batch in range(1, 13):
-            (model(torch.randn(4, 16)) - 3).square().mean().backward()
-            if batch % 4 == 0:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            callback.step()
-    assert caplog.text.count("no weight has changed") == 1
-
-
-def test_calls_after_every_step_are_not_warned_of(caplog):
-    model = two_layers()
-    optimizer = adamw(model)
-    callback = SNCallback(model, threshold="1.1x init")
-    with caplog.at_level(logging.WARNING, "snc"):
-        for _ in range(10):
-            backward(model)
-            optimizer.step()
-            callback.step()
-    assert "no weight has changed" not in caplog.text
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_of_a_callback_measures_nothing_and_says_so_once(copied, caplog):
     model = two_layers()

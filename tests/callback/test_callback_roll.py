@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snc_client import SNCallback
-from snc_client.callback.model.rescan import weights
+from snc_client.callback.model.structure import MOST_APART, ModelStructure
+from snc_client.sender import Sender
 
 
 def steps(callback: SNCallback, count: int = 3) -> None:
@@ -74,41 +76,75 @@ def test_a_new_module_is_measured_and_held_by_its_own_first_sigma():
     assert callback.latest["3.weight"]["threshold"] == pytest.approx(1.5 * first["3.weight"], 1e-3)
 
 
-def test_a_new_module_is_found_without_being_asked(monkeypatch, caplog):
-    monkeypatch.setattr("snc_client.callback.sn_callback.LOOK_EVERY", 5)
+def test_a_new_module_is_found_at_the_next_step_and_reported(caplog, monkeypatch):
     model = small_model()
-    callback = SNCallback(model, threshold=0.5)
+    callback = SNCallback(model, threshold=0.5, url="http://127.0.0.1:9", run="grows")
+    callback.step()
+    first = callback._connection._sender
+    sent = []
+    monkeypatch.setattr(Sender, "put", lambda self, step, values, *_: sent.append(values.shape[1]))
     model.append(nn.Linear(6, 8))
     with caplog.at_level(logging.WARNING):
-        steps(callback, 8)
+        steps(callback, 3)
     assert sigmas(callback)["3.weight"] is not None
     assert spectral_norm(model[3].weight) <= 0.5
     assert sum("3.weight is new" in message for message in caplog.messages) == 1
-    callback.close()
-
-
-def test_the_service_gets_the_columns_that_the_run_began_with(monkeypatch):
-    model = small_model()
-    callback = SNCallback(model, url="http://127.0.0.1:9")
-    sent = []
-    sender = callback._connection._sender
-    monkeypatch.setattr(sender, "put", lambda step, values, *_: sent.append(values.shape))
-    model.append(nn.Linear(6, 8))
-    callback.rescan()
-    steps(callback)
-    assert {shape[1] for shape in sent} == {2}
+    second = callback._connection._sender
+    assert second is not first
+    assert second.run == "grows"
+    assert sent == [2, 3, 3], "the row of step 1 was measured before the module came"
     callback.close(timeout=0.2)
 
 
-def test_a_weight_of_another_shape_is_listed_and_not_measured():
+def test_a_weight_of_another_shape_is_held_by_a_new_reference(caplog):
+    model = small_model()
+    callback = SNCallback(model, threshold="1.5x init")
+    steps(callback)
+    model[2] = nn.Linear(24, 7)
+    first = spectral_norm(model[2].weight)
+    with caplog.at_level(logging.WARNING):
+        steps(callback, 2)
+    grow(model, 4)
+    steps(callback, 2)
+    assert callback.errors == 0
+    assert callback.latest["2.weight"]["threshold"] == pytest.approx(1.5 * first, rel=1e-3)
+    assert spectral_norm(model[2].weight) <= 1.5 * first * (1 + 1e-3)
+    assert "2.weight had the shape (6, 24), it has (7, 24)" in caplog.text
+    callback.close()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_fresh_module_of_the_same_shape_is_held_at_the_next_step_like_the_old(strict):
+    model = small_model()
+    callback = SNCallback(model, threshold="1.2x init", strict=strict)
+    limit = 1.2 * spectral_norm(model[2].weight)
+    steps(callback)
+    model[2] = nn.Linear(24, 6)
+    with torch.no_grad():
+        model[2].weight.mul_(40)
+    model(torch.randn(4, 12)).sum().backward()  # the old parameters are in no list of gradients
+    callback.step()
+    assert callback.errors == 0
+    assert spectral_norm(model[2].weight) <= limit * (1 + 1e-3)
+    callback.close()
+
+
+@pytest.mark.parametrize("broken", [RuntimeError, KeyError, torch.cuda.OutOfMemoryError])
+def test_a_signal_that_cannot_be_computed_does_not_stop_holding(broken, monkeypatch, caplog):
     model = small_model()
     callback = SNCallback(model, threshold=0.5)
-    model[2] = nn.Linear(24, 7)
-    steps(callback)
+
+    def fail(*_):
+        raise broken("no norm")
+
+    monkeypatch.setattr("snc_client.callback.monitor.norms.norms", fail)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            grow(model, 3)
+            callback.step()
+            assert max(norms(model).values()) <= 0.5
     assert callback.errors == 0
-    assert sigmas(callback)["2.weight"] is None
-    reasons = {skipped.name: skipped.reason for skipped in callback.layers.skipped}
-    assert reasons["2.weight"] == "it has the shape (7, 24) now, it had (6, 24)"
+    assert sum("no norm" in message for message in caplog.messages) == 1
     callback.close()
 
 
@@ -187,7 +223,7 @@ def test_a_model_that_loses_its_numbers_is_said_and_ends_no_training(caplog):
     callback.close()
     assert callback.errors == 0
     assert set(sigmas(callback).values()) == {None}
-    assert "must hold numbers, it is on meta" in caplog.text
+    assert "on the meta device: it holds no numbers" in caplog.text
 
 
 def test_rows_on_their_way_survive_a_rescan():
@@ -215,14 +251,49 @@ def test_a_state_saved_before_a_rescan_can_be_loaded_after_it():
     callback.close()
 
 
-def test_what_a_look_compares_is_names_shapes_and_frozenness():
+def changes() -> dict[str, Callable[[nn.Sequential], object]]:
+    def exchange(model: nn.Sequential) -> None:
+        model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+    def resize(model: nn.Sequential) -> None:
+        model[0].weight.data = torch.zeros(5, 12)
+
+    return {
+        "a new module": lambda model: model.append(nn.Linear(6, 8)),
+        "a new module inside": lambda model: model[1].add_module("inner", nn.Linear(2, 2)),
+        "a module less": lambda model: model.pop(2),
+        "a fresh module": lambda model: model.__setitem__(2, nn.Linear(24, 6)),
+        "another parameter": exchange,
+        "another size": resize,
+        "a frozen parameter": lambda model: model[0].weight.requires_grad_(False),
+    }
+
+
+@pytest.mark.parametrize("change", changes().values(), ids=changes())
+def test_a_change_of_structure_is_seen_and_a_write_is_none(change):
     model = small_model()
-    first = weights(model)
+    structure = ModelStructure(model)
     grow(model, 2)
-    assert weights(model) == first
-    model[0].weight.requires_grad_(False)
-    assert weights(model) != first
-    assert weights(nn.Sequential(nn.LazyLinear(3)))
+    assert not structure.changed()
+    change(model)
+    assert structure.changed()
+    structure.look()
+    assert not structure.changed()
+
+
+def test_a_model_that_exchanges_parameters_all_the_time_is_walked_ever_less_often():
+    model = small_model()
+    structure, walks = ModelStructure(model), 0
+    for _ in range(1000):
+        model[0].weight = nn.Parameter(model[0].weight.detach())
+        if structure.changed():
+            walks += 1
+            structure.look(fruitless=True)
+    assert 1000 / MOST_APART <= walks < 30
+
+
+def test_a_model_with_a_lazy_module_has_a_structure():
+    assert not ModelStructure(nn.Sequential(nn.LazyLinear(3))).changed()
 
 
 def test_signals_and_guard_go_on_with_the_layers_of_now():

@@ -127,7 +127,7 @@ def test_shards_are_listed_with_the_reason_and_whole_weights_are_held(tmp_path):
         assert all("sharded" in reason for reason in matrices), found["skipped"]
 
 
-def test_a_model_that_is_sharded_whole_is_refused_with_the_reason():
+def test_a_model_that_is_sharded_whole_starts_and_is_listed_with_the_reason():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         from torch.distributed.tensor import distribute_tensor
@@ -135,8 +135,14 @@ def test_a_model_that_is_sharded_whole_is_refused_with_the_reason():
         mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
         model = nn.Linear(3, 3, bias=False)
         model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-        with pytest.raises(ValueError, match="sharded, no rank holds the matrix"):
-            find_layers(model)
+        with SNCallback(model, threshold={"weight": "3x init"}) as callback:
+            callback.step()
+        assert (callback.errors, callback.layers.layers) == (0, ())
+        (skipped,) = callback.layers.skipped
+        assert skipped.sharded
+        assert "sharded, no rank holds the matrix" in skipped.reason
+        with pytest.raises(ValueError, match="matches none"):
+            SNCallback(model, threshold={"wieght": "3x init"})
     finally:
         dist.destroy_process_group()
 

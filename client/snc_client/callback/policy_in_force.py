@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
-from snc_client.layers import Layer
+from snc_client.layers import Coverage, Layer
 from snc_client.policy import LayerPolicy, Resolved, resolve
 from snc_service.wire import Policy
 
@@ -25,11 +25,11 @@ class PolicyInForce:
         """Return threshold and action of each layer. Patterns without a match are ignored."""
         return self._limited(layers, resolve(self._policy, layers))
 
-    def by_layer_strictly(self, layers: Sequence[Layer]) -> tuple[LayerPolicy, ...]:
-        """Return the same; raise ValueError for a pattern that matches no layer."""
-        resolved = resolve(self._policy, layers)
-        resolved.require_matched()
-        return self._limited(layers, resolved)
+    def by_layer_strictly(self, coverage: Coverage) -> tuple[LayerPolicy, ...]:
+        """Return the same; raise ValueError for a pattern that matches no layer and no shard."""
+        resolved = resolve(self._policy, coverage.layers)
+        resolved.require_matched([x.name for x in coverage.skipped if x.sharded])
+        return self._limited(coverage.layers, resolved)
 
     def replace(
         self, version: int, policy: Policy, monitor: LayerMonitor, *, step: int, strict: bool

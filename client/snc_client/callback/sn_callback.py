@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from snc_client.callback.arguments import check_cost, check_counts, check_together
 from snc_client.callback.collector import RowCollector
 from snc_client.callback.detached import DetachedCallback
+from snc_client.callback.ending import CLOSE_SECONDS, Ending, failed_by
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.settings import GuardSettings, GuardStopped
 from snc_client.callback.interruption import is_from_signal_handler
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.master_weights import Masters
+from snc_client.callback.model.named_models import as_one
+from snc_client.callback.model.optimizer_steps import OptimizerSteps
 from snc_client.callback.model.optimizers import outside_graphs, unwrapped_all
 from snc_client.callback.model.ownership import Ownership
-from snc_client.callback.model.rescan import called, weights
-from snc_client.callback.model.unmoved import UnmovedCalls
+from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
 from snc_client.callback.policy_in_force import PolicyInForce
@@ -40,8 +42,6 @@ from snc_service.wire import Action, Command, Policy
 
 log = logging.getLogger("snc")
 
-CLOSE_SECONDS = 5.0
-LOOK_EVERY = 100  # measurements between two checks for parameters added or frozen
 STATE_VERSION = 1
 
 
@@ -129,7 +129,7 @@ class SNCallback:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, nn.Module],
         *,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         masters: Mapping[str | Tensor, Tensor] | None = None,
@@ -162,22 +162,20 @@ class SNCallback:
         first = self._optimizers[0] if self._optimizers else None
         check_together(self._optimizers, masters, guard)
         check_cost(every, idle_every, max_overhead, guard)
-        self._model = model
-        self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
-        self.layers: Coverage = self._find(model)
-        self._weights, self._looked = weights(model), 0
+        model = as_one(model)
+        find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
+        self.layers: Coverage = find(model)
         chosen = make_policy(threshold, action, policy)
         self._masters = Masters(model, masters, self._optimizers)
         self._ownership = Ownership(model, self._optimizers, self._masters.of)
         self._policy = PolicyInForce(chosen, self._ownership)
-        policies = self._policy.by_layer_strictly(self.layers.layers)
+        policies = self._policy.by_layer_strictly(self.layers)
         self.attempt = 0
         self.errors = 0
         self._step = 0
         self._every = every
         self._factor = ThresholdFactor(schedule)
         self._strict = strict
-        self._closed = False
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars given before their measurement
         self._guard: Guard | None = None
@@ -202,7 +200,6 @@ class SNCallback:
                 f"strict must be False where a layer to be held has no certificate, got True with "
                 f"{', '.join(names)}: give these the action observe"
             )
-        self._known_missing = self._monitor.missing
         self._monitor.register(step=0)
         self._connection = Reporter(
             url,
@@ -220,12 +217,24 @@ class SNCallback:
         self._collector = RowCollector(
             self._monitor, self._guard, self._signals, self._overhead, self._connection
         )
-        self._unmoved = UnmovedCalls()
+        self._steps = OptimizerSteps(model, hooked=bool(self._optimizers))
+        self._follower = ModelFollower(
+            model,
+            find,
+            self._monitor,
+            self._policy,
+            self._signals,
+            self._guard,
+            self._steps,
+            self._connection,
+        )
         # Compiled optimizers must not trace into a hook: it reads counters and writes weights.
         self._hooks = [
             each.register_step_post_hook(outside_graphs(partial(self._hooked, k)))
             for k, each in enumerate(self._optimizers)
         ]
+        removals = [self._steps.close, *(hook.remove for hook in self._hooks)]
+        self._ending = Ending(model, removals, self._monitor, self._collector, self._connection)
         if len(self._optimizers) > 1:
             kind = type(self._optimizers[0]).__name__
             log.info("snc: the first of %d optimizers, %s, counts steps", len(self._hooks), kind)
@@ -243,11 +252,12 @@ class SNCallback:
         """
         given = {"loss": loss, "lr": lr, **scalars}
         with self._outer_edge():
-            if not self._hooks:
-                self._unmoved.look(self._model.parameters())
-                self._advance(given)
-                self._unmoved.note(self._model.parameters())
-            elif not self._monitor.rows.report(self._step, given):
+            moved = self._steps.moved()
+            if moved and not self._hooks:
+                early, self._early = self._early, {}
+                self._advance({**early, **{k: v for k, v in given.items() if v is not None}})
+                self._steps.note()
+            elif not (moved and self._monitor.rows.report(self._step, given)):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
         if not self._hooks:
             self._connection.obey()
@@ -291,26 +301,14 @@ class SNCallback:
     def rescan(self) -> Coverage:
         """Find the layers of the model again, log what has changed and return ``layers``.
 
-        A layer that is gone or has another shape is listed with the reason and not measured. A new
-        layer is measured, and held if the policy matches it; it is reported only after the job
-        starts again, because the rows of a run keep the layers of its start. A layer that is frozen
-        or computed from others now is not written.
+        A layer that is gone is listed with the reason and not measured. A new one, and one of
+        another shape, is measured, reported, and held if the policy matches it, by a reference of
+        its own. A layer that is frozen or computed from others now is not written.
 
-        The next step does this by itself when a layer cannot be found, and within 100 measurements
-        when a parameter was added, removed or frozen. Raises ValueError for a model
-        without a matrix.
+        Each measurement does this by itself when a module or parameter was added, removed,
+        exchanged, resized or frozen, or when a layer cannot be found.
         """
-        found = self._find(self._model, all_must_match=False)
-        roll = called(self._monitor.layers, found, self._step)
-        self.layers, self._weights = roll.coverage, weights(self._model)
-        policies = self._policy.by_layer(roll.layers)
-        self._signals.relist(self._model)
-        if self._guard is not None:
-            self._guard.relist(self._model, roll.layers)
-        with torch.no_grad():
-            self._monitor.relist(roll.layers, policies, step=self._step)
-        for remark in roll.remarks:
-            log.warning("snc: %s", remark)
+        self.layers = self._follower.rescan(self._step)
         return self.layers
 
     def state_dict(self) -> dict[str, Any]:
@@ -345,13 +343,16 @@ class SNCallback:
         self.attempt = max(self.attempt, attempt) + 1 if step < self._step else attempt
         self._step = step
 
-    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+    def close(self, timeout: float = CLOSE_SECONDS, *, failed: bool = False) -> None:
         """Remove the hooks, deliver all rows and finish the run, in at most ``timeout`` seconds.
 
-        A second call does nothing. A breach in the last measurement is in ``latest`` and on the
-        service, and raises nothing.
+        ``failed``: the run ends as failed. A second call does nothing. A breach in the last
+        measurement is in ``latest`` and on the service, and raises nothing. Without a call this
+        happens at the exit of the interpreter, and when the callback is garbage-collected.
         """
-        self._close(timeout, "finished")
+        self._ending.end(timeout, "failed" if failed else "finished")
+        if self.errors:
+            log.warning("snc: %d steps were not measured", self.errors)
 
     def __enter__(self) -> SNCallback:
         return self
@@ -362,7 +363,7 @@ class SNCallback:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close(CLOSE_SECONDS, "failed" if kind else "finished")
+        self.close(failed=failed_by(error))
 
     def _hooked(self, place: int, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if place:
@@ -370,6 +371,7 @@ class SNCallback:
                 self._hold(place)
             return
         early, self._early = self._early, {}
+        self._steps.note_step()
         with self._outer_edge():
             self._advance({"lr": learning_rate(optimizer), **early})
         self._connection.obey()
@@ -377,7 +379,10 @@ class SNCallback:
     def _advance(self, scalars: dict[str, Any]) -> None:
         self._overhead.enter()
         self._step += 1
-        if self._closed or self._step % self._every:
+        if self._ending.ended:
+            return
+        self._connection.at_step()
+        if self._step % self._every:
             return
         breach = self._collect()
         try:
@@ -389,7 +394,7 @@ class SNCallback:
 
     def _hold(self, place: int) -> None:
         """Hold the layers of another optimizer than the first, which has just stepped."""
-        if self._closed or self._step % self._every:
+        if self._ending.ended or self._step % self._every:
             return
         began = time.perf_counter()
         if (layers := self._ownership.of(place)).any():
@@ -404,7 +409,8 @@ class SNCallback:
         return DetachedCallback, ()
 
     def _measure(self, scalars: dict[str, Any]) -> None:
-        self._follow_model()
+        if self._follower.changed():
+            self.rescan()
         self._take_policy()
         self._monitor.stretch(self._factor.at(self._step), step=self._step - 1)
         if scalars.get("lr") is None and self._optimizers:
@@ -413,6 +419,8 @@ class SNCallback:
         steps, seconds = self._overhead.since_row()
         if steps:
             scalars["step_seconds"] = seconds / steps
+        if self._steps.skipped:
+            scalars["skipped_steps"] = self._steps.skipped
         row = self._monitor.measure(self._step, scalars, self._ownership.others)
         if row is not None:
             self._overhead.row_begins()
@@ -421,19 +429,6 @@ class SNCallback:
 
     def _collect(self) -> ThresholdBreached | GuardStopped | None:
         return self._collector.collect()
-
-    def _follow_model(self) -> None:
-        """Rescan if a layer was not found, or if the parameters of the model have changed."""
-        missed = self._monitor.missing - self._known_missing
-        self._looked += 1
-        if not missed and (self._looked % LOOK_EVERY or weights(self._model) == self._weights):
-            return
-        self._known_missing = self._monitor.missing
-        self._weights = weights(self._model)
-        try:
-            self.rescan()
-        except ValueError as error:
-            log.warning("snc: changes of the model are not followed: %s", error)
 
     def _take_policy(self) -> None:
         taken = self._connection.take_policy()
@@ -458,20 +453,6 @@ class SNCallback:
                 raise
             if self.errors == 1:
                 log.exception("snc: a step was not measured; training goes on, errors are counted")
-
-    def _close(self, timeout: float, state: Literal["finished", "failed"]) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        for hook in self._hooks:
-            hook.remove()
-        self._monitor.close()
-        deadline = time.monotonic() + timeout
-        with self._outer_edge():
-            self._collector.drain(timeout / 2)
-        self._connection.close(max(deadline - time.monotonic(), 0.0), state)
-        if self.errors:
-            log.warning("snc: %d steps were not measured", self.errors)
 
 
 def _without_graph(value: Any) -> Any:

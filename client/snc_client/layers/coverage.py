@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Literal, NoReturn, TypeAlias
 
 from torch import Tensor
 
@@ -53,6 +53,14 @@ class Layer:
     _partner: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _part: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False, default=_same)
 
+    def without_weight(self, reason: str) -> Layer:
+        """Return this layer such that each look-up raises LookupError with the ``reason``."""
+
+        def gone() -> NoReturn:
+            raise LookupError(f"layer {self.name!r}: {reason}")
+
+        return replace(self, _weight=gone, _operator=gone, _parameter=gone, _partner=None)
+
     def weight(self) -> Tensor:
         """Return the view to multiply in place: by f, and sigma becomes f times what it was.
 
@@ -88,6 +96,8 @@ class Skipped:
     name: str
     shape: tuple[int, ...]
     reason: str
+    sharded: bool = False
+    """Whether it is a part of a weight that several ranks hold."""
 
 
 @dataclass(frozen=True, eq=False)

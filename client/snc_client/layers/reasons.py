@@ -26,7 +26,7 @@ def reason(
 
     ``parameters`` are those that it is made of: marks that others put on them say who holds it.
     """
-    if any(map(_sharded, parameters)):
+    if any(map(is_sharded, parameters)):
         return _SHARDED.format(type(parameters[0]).__name__)
     if isinstance(module, GAINS):
         return "gain or bias of a normalisation: diagonal, no matrix; maps= measures a gain"
@@ -48,7 +48,7 @@ def no_numbers(weight: Tensor) -> str | None:
     if is_lazy(weight):
         return "not initialised yet: run a forward, then look again"
     plain = weight.detach()
-    if _sharded(weight):
+    if is_sharded(weight):
         return _SHARDED.format(type(plain).__name__)
     if type(plain) is not Tensor:
         return f"a {type(plain).__name__}: quantised and other special tensors are not supported"
@@ -61,7 +61,7 @@ def no_numbers(weight: Tensor) -> str | None:
     return None
 
 
-def _sharded(weight: Tensor) -> bool:
+def is_sharded(weight: Tensor) -> bool:
     """Return whether other ranks hold a part of it: DTensor, FSDP's flat memory, ZeRO's partition.
 
     By names and marks, so that none of these libraries is imported. FSDP1 leaves vectors and empty

@@ -16,7 +16,7 @@ from snc_client.layers.maps import asked, mapped
 from snc_client.layers.module_views import Conv, views
 from snc_client.layers.names import canonical_paths
 from snc_client.layers.place import Place, layer
-from snc_client.layers.reasons import nothing, packed, reason
+from snc_client.layers.reasons import is_sharded, nothing, packed, reason
 from snc_client.layers.sources import sources
 from snc_client.layers.view import Parts, View, cut
 
@@ -51,8 +51,9 @@ def find_layers(
     or ``(heads of q, heads of k)``: sigma of Wq' Wk / sqrt(size). Not with rotary embeddings: then
     the map depends on the distance, and the product of the sigmas of q and k is its bound.
 
-    Nothing in the model changes. Raises ValueError if the model holds no matrix, or if an entry of
-    ``split``, ``maps`` or ``logits`` does not fit, or matches nothing (``all_must_match``).
+    Nothing in the model changes. Raises ValueError if the model holds no matrix, on this rank or on
+    others, or if an entry of ``split``, ``maps`` or ``logits`` does not fit, or matches nothing.
+    With ``all_must_match`` False, neither no matrix nor no match is an error.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -61,22 +62,24 @@ def find_layers(
     what = {x.name: found for x in places if (found := asked(x, maps or {}))}
     alone = [x for x in places if x.name not in pairs and x.name not in what]
     reasons = {x.name: reason(x.module, x.value, x.source.parameters) for x in alone}
+    shards = {x.name for x in places if _sharded(x)}
     _check(conv, grids or {}, places)
     if all_must_match:
-        _check_names("split", split or {}, [x for x in alone if reasons[x.name] is None])
+        cut_ones = [x for x in alone if reasons[x.name] is None or x.name in shards]
+        _check_names("split", split or {}, cut_ones)
         _check_names("maps", maps or {}, [x for x in places if x.source.key == "weight"])
     for place in places:
         partner, why = pairs.get(place.name), reasons.get(place.name)
         if place.name in what:
             layers.append(mapped(place, what[place.name]))
         elif why:
-            skipped.append(Skipped(place.name, place.shape, why))
+            skipped.append(Skipped(place.name, place.shape, why, place.name in shards))
         elif partner:
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
             layers += _layers(place, split or {}, conv, grids or {})
     layers += logit_layers(places, logits or {}, all_must_match=all_must_match)
-    if not layers:
+    if not layers and not shards and all_must_match:
         raise ValueError(nothing(model, skipped))
     measured = sum(place.size for place in places if not reasons.get(place.name))
     return Coverage(tuple(layers), tuple(skipped), measured, sum(place.size for place in places))
@@ -107,6 +110,11 @@ def _places(model: nn.Module) -> list[Place]:
                 place.aliases.append(real)
             place.parameters.extend(source.parameters)
     return list(places.values())
+
+
+def _sharded(place: Place) -> bool:
+    """Return whether other ranks hold a part of the weight."""
+    return any(map(is_sharded, (*place.source.parameters, place.value)))
 
 
 def _joined(path: str, key: str) -> str:

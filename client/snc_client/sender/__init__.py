@@ -7,6 +7,7 @@ unreachable. Every loss is counted: ``sent_values``, ``dropped_values``.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Mapping
@@ -36,6 +37,10 @@ __all__ = ["Pace", "Sender"]
 class Sender:
     """Report rows of one layer table to the service at ``url``. Building it waits for nothing.
 
+    ``part``: another writer reports the same steps of the run, with other layers.
+    With ``start`` False nothing happens before `start`, and the caller must end it.
+    ``after`` is the sender that reported the run so far, with other layers: it delivers its rows,
+    then this one begins. Policies, commands and counts go on.
     ``policy`` is the job's own: the service adopts it if neither the run nor its project has one.
     Without ``run`` an id is drawn here, so it is known before the service answers. ``queue_bytes``
     bounds the memory of waiting values; beyond it the oldest step is dropped and counted. With a
@@ -65,6 +70,9 @@ class Sender:
         spool: str | os.PathLike[str] | None = None,
         spool_bytes: int = SPOOL_BYTES,
         pace: Pace | None = None,
+        after: Sender | None = None,
+        part: bool = False,
+        start: bool = True,
     ) -> None:
         check_token(token)
         job = described(
@@ -91,17 +99,28 @@ class Sender:
 
             spool_replay = SpoolReplay(Path(spool), spool_bytes, job, self._pace, connect)
             self._rows = spool_replay.rows(self._rows, self._backoff)
-        self._delivery = Delivery(job, self._rows, self._pace, self._backoff, connect)
-        self._threads = SenderThreads(
+        self._before = after
+        self._delivery = Delivery(job, self._rows, self._pace, self._backoff, connect, part=part)
+        if after is not None:
+            after.request_end("continued")
+            self._delivery.inbox = after._delivery.inbox
+        self._threads: SenderThreads = SenderThreads(
             self._delivery,
             self._backoff,
             before=[] if spool_replay is None else [spool_replay.replay_own],
             beside=[] if spool_replay is None else [spool_replay.write, spool_replay.replay_others],
+            after=None if after is None else after._threads,
         )
+        if start:
+            self.start()
+            # A sender that is garbage-collected without `close` still delivers its rows.
+            end = partial(self._threads.request_end, CLOSE_SECONDS, "finished")
+            weakref.finalize(self, end).atexit = False
+
+    def start(self) -> None:
+        """Start the threads: the run is created, and rows are sent."""
         hold_forks_while_importing()
         self._threads.start()
-        # A sender that is garbage-collected without `close` still delivers its rows.
-        weakref.finalize(self, self._threads.request_end, CLOSE_SECONDS, "finished").atexit = False
 
     def put(self, step: int, values: Floats, scalars: Mapping[str, float], time: float) -> None:
         """Hand over one step: ``values`` float32 [M, L] (copied), Unix seconds in ``time``.
@@ -136,12 +155,13 @@ class Sender:
     @property
     def sent_values(self) -> int:
         """Return how many values the service has acknowledged."""
-        return self._delivery.sent_values
+        return self._delivery.sent_values + (self._before.sent_values if self._before else 0)
 
     @property
     def dropped_values(self) -> int:
         """Return how many values are lost: dropped from a full queue, refused, or too late."""
-        return self._delivery.dropped_values
+        earlier = self._before.dropped_values if self._before else 0
+        return self._delivery.dropped_values + earlier
 
     @property
     def errors(self) -> int:
@@ -157,6 +177,10 @@ class Sender:
     def state(self) -> State:
         """Return ``starting``, ``sending``, ``waiting`` (for the service) or ``closed``."""
         return self._delivery.state
+
+    def request_end(self, state: EndState) -> None:
+        """Flush and end in the background; return at once."""
+        self._threads.request_end(math.inf, state)
 
     def close(self, timeout: float = CLOSE_SECONDS, state: EndState = "finished") -> None:
         """Flush and finish the run, for at most ``timeout`` seconds; log once what was lost.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import random
 import time
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-EndState: TypeAlias = Literal["finished", "failed"]
-
+EndState: TypeAlias = Literal["finished", "failed", "continued"]
+"""``continued``: the sender delivers its rows and closes nothing, the run goes on without it."""
 
 GONE_SECONDS = 1.0  # without an answer before the end: the service counts as unreachable
 
@@ -52,12 +53,16 @@ class Backoff:
         self._bell.put(None)
 
     def end(self, timeout: float, state: EndState) -> None:
-        """Ask the thread to flush and end within ``timeout`` seconds; later calls do nothing."""
+        """Ask the thread to flush and end within ``timeout`` seconds; a later call may hurry it."""
+        now = time.monotonic()
         if self.ending is None:
-            self._ended_at = time.monotonic()
-            self._deadline = self._ended_at + timeout
             self.ending = state
-            self.wake()
+        elif self.ending != "continued":
+            return
+        if timeout < math.inf:
+            self._ended_at = self._ended_at or now
+        self._deadline = min(self._deadline, now + timeout)
+        self.wake()
 
     def give_up(self) -> None:
         """Stop all attempts and wake the thread."""
@@ -102,7 +107,7 @@ class Backoff:
     def ask_slowly(self) -> None:
         """Wait long, because only a person can fix the cause; after `end` give up instead."""
         self.failures_in_a_row += 1
-        self.gave_up = self.gave_up or self.ending is not None
+        self.gave_up = self.gave_up or self._ended_at is not None
         self._sleep(self._pace.slow_retry_seconds * self._jitter.uniform(0.5, 1.0))
 
     def _sleep(self, seconds: float) -> None:

@@ -40,6 +40,7 @@ MIN_BATCH_BYTES = 64 * 1024
 class Delivery:
     """Send the rows of one job, one batch at a time. `run` is the body of the sender thread.
 
+    ``part``: other writers report the same steps of the run, so earlier steps are no new attempt.
     ``until_empty``: end when no rows are left; used for the rows of an earlier process. Other
     threads may read the counters, take policies from ``inbox`` and call `take_commands`.
     """
@@ -53,6 +54,7 @@ class Delivery:
         connect: Callable[[], HttpConnection],
         *,
         until_empty: bool = False,
+        part: bool = False,
     ) -> None:
         self._job = job
         self._rows = rows
@@ -60,6 +62,7 @@ class Delivery:
         self._backoff = backoff
         self._connect = connect
         self._until_empty = until_empty
+        self._part = part
         self.failures = Failures()
         self.inbox = Inbox(self.failures)
         self._connection: HttpConnection | None = None
@@ -118,7 +121,7 @@ class Delivery:
         if not self._ending or not self._created or self._frame or len(self._rows):
             return False
         end = self._rows.end if self._until_empty else self._backoff.ending
-        if end is None:
+        if end in (None, "continued"):
             self.complete = True
             return True
         body = json.dumps({"state": end}).encode()
@@ -221,7 +224,7 @@ class Delivery:
         if self._packer is None:
             self._packer = Packer(self._job.writer, self._job.table.hash, self._job.metrics)
             self._frame = self._rows.resume(self._packer)
-            self._packer.resume(attempt, last_step)
+            self._packer.resume(attempt, None if self._part else last_step)
         if answer.status == 201:  # the run was deleted and created again: its commands count from 1
             self.inbox.forget_numbers(of_commands=True)
         if not self._created:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from snc_client.sender.backoff import Backoff, EndState
@@ -22,7 +23,8 @@ class SenderThreads:
     """Starts and ends the threads. In a forked child every method does nothing.
 
     The sender thread runs ``before`` in order, then ``delivery``; each of ``beside`` runs in a
-    thread of its own. All are daemon threads: the interpreter does not wait for them beyond `end`.
+    thread of its own, once the threads of ``after`` have delivered. All are daemon threads: the
+    interpreter does not wait for them beyond `end`.
     """
 
     def __init__(
@@ -32,10 +34,15 @@ class SenderThreads:
         *,
         before: Sequence[Callable[[], object]] = (),
         beside: Sequence[Callable[[], object]] = (),
+        after: SenderThreads | None = None,
     ) -> None:
         self._pid = os.getpid()
+        self._started = False
         self._delivery = delivery
         self._backoff = backoff
+        self._after = after
+        if after is not None:
+            before = (after.join, *before)
         self._threads = [
             threading.Thread(target=self._guarded, args=work, name=THREAD_NAME, daemon=True)
             for work in ((*before, delivery.run), *((one,) for one in beside))
@@ -43,10 +50,15 @@ class SenderThreads:
 
     def start(self) -> None:
         """Start the threads and register their end at interpreter exit."""
+        self._started = True
         atexit.register(self._at_exit)
         # The sender thread starts last: its import of httpx would delay the others.
         for thread in reversed(self._threads):
             thread.start()
+
+    def join(self) -> None:
+        """Wait until the sender thread has ended."""
+        self._threads[0].join()
 
     def request_end(self, timeout: float, state: EndState) -> None:
         """Ask the threads to flush and end; return at once."""
@@ -58,7 +70,11 @@ class SenderThreads:
         if os.getpid() != self._pid or self._delivery.state == "closed":
             return
         self._backoff.end(timeout, state)
-        self._threads[0].join(timeout)
+        deadline = time.monotonic() + timeout
+        if self._after is not None:
+            self._after.end(timeout / 2, "continued")
+        if self._started:
+            self._threads[0].join(max(deadline - time.monotonic(), 0.0))
         atexit.unregister(self._at_exit)
         self._backoff.give_up()
         self._delivery.abandon()

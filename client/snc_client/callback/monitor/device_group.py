@@ -226,20 +226,24 @@ class DeviceGroup:
     def load(self, states: Sequence[Mapping[str, Any] | None]) -> None:
         """Continue from ``states``, one per layer; None and vectors of another length start cold.
 
-        Of a block with another number of vectors the best ones are kept.
+        Of a block with another number of vectors the best ones are kept. A state may hold the
+        reference alone.
         """
         ours = self.power.state_dict()
         reference = list(self.thresholds.reference.unbind())
+        cold = []
         for k, state in enumerate(states):
-            if state is None:
+            if state is not None:
+                reference[k] = state["reference"].to(reference[k])
+            if state is None or "block" not in state:
+                cold.append(k)
                 continue
-            reference[k] = state["reference"].to(reference[k])
             block, theirs = ours["blocks"][k], state["block"]
             if block.shape[1:] == theirs.shape[1:]:
                 block[: len(theirs)] = theirs[: len(block)]
                 ours["steps"][k] = int(state["iterations"])
         self.power.load_state_dict(ours)
-        self._settle([k for k, state in enumerate(states) if state is None])
+        self._settle(cold)
         self.thresholds.restore(torch.stack(reference))
 
     def _settle(self, cold: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,6 @@ class LayerMonitor:
         self.latest = Latest([layer.name for layer in layers], metrics=self.metrics)
         self.rows = InFlight(measured)
         self._strict, self._closed = strict, False
-        self._single_rank = not several_ranks()
         self._planner = StepPlanner(
             len(layers),
             certify_every=certify_every,
@@ -136,13 +135,28 @@ class LayerMonitor:
             self._planner.restart(step)
         self._known_stretch = max(factor, self._known_stretch)
 
-    def relist(self, layers: Sequence[Layer], policies: Sequence[LayerPolicy], step: int) -> None:
+    def relist(
+        self,
+        layers: Sequence[Layer],
+        policies: Sequence[LayerPolicy],
+        step: int,
+        resized: Collection[str] = (),
+    ) -> bool:
         """Replace the layers after ``step``: known ones keep their indices, new ones follow.
 
-        Warm state is kept. New layers are iterated on until their sigma can be a reference.
+        Warm state is kept. New layers, and those whose weight is another tensor than before, are
+        iterated on until sigma is right, and certified at the next step; a reference is kept,
+        except of a ``resized`` layer. Returns whether a weight is new, exchanged or gone.
         """
         more = len(layers) - len(self.layers)
         warm = self._warm()
+        exchanged = {i for i in self._located.exchanged(layers) if i < len(self.layers)}
+        for i in exchanged:
+            name = layers[i].name
+            kept = warm.pop(name, {}).get("reference")
+            if kept is not None and name not in resized:
+                warm[name] = {"reference": kept}
+        self._provenance.forget(exchanged)
         self.layers = tuple(layers)
         self.latest = self.latest.wider([layer.name for layer in layers])
         self.rows.widen(more)
@@ -152,6 +166,8 @@ class LayerMonitor:
             self._planner.widen(more)
         self.set_policy(policies, step)
         self._regroup(warm)
+        self._planner.renew({*exchanged, *range(len(layers) - more, len(layers))} - self.missing)
+        return bool(more or exchanged)
 
     def uncertifiable(self) -> list[str]:
         """Return the names of held layers for which there is no certificate."""
@@ -238,7 +254,7 @@ class LayerMonitor:
 
     def _take_at_once(self) -> bool:
         free = all(reading_is_free(group.device) for group in self._groups)
-        return self._single_rank or self._closed or free
+        return free or self._closed or not several_ranks()
 
     def close(self) -> None:
         """Remove the hook from the optimizer; from now on rows are taken as they arrive."""

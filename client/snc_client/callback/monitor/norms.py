@@ -110,6 +110,17 @@ class NormSignals:
         ``all_gradients``: also measure the norm of all gradients together, a scalar of the run.
         """
         self._found, self.scalars = {}, {}
+        try:
+            self._begin(layers, known, all_gradients)
+        except Exception as error:  # an outer edge: a signal that fails must not stop holding
+            self._say("a norm", f"could not be measured: {error!r}")
+
+    def _begin(
+        self,
+        layers: Sequence[Layer],
+        known: Mapping[str, Mapping[str, Tensor]],
+        all_gradients: bool,
+    ) -> None:
         self._measure_weights(layers, known.get("frobenius", {}))
         self._found["update_norm"] = dict(known.get("update_norm", {}))
         # A gradient scaler that leaves its work to a fused step: gradients are scaled, the step may
@@ -174,8 +185,9 @@ class NormSignals:
     def _gradients(self, layers: Sequence[Layer], all_gradients: bool) -> None:
         """Measure the gradient of every layer; ``all_gradients``: also that of all parameters."""
         of = [(layer, p.grad) for layer in layers if (p := layer.parameter()) is not None]
-        grads = (p.grad for p in self._slots.parameters()) if all_gradients else (g for _, g in of)
-        every = {id(gradient): gradient for gradient in grads if gradient is not None}
+        grads = (p.grad for p in self._slots.parameters()) if all_gradients else ()
+        counted = {id(gradient): gradient for gradient in grads if gradient is not None}
+        every = counted | {id(gradient): gradient for _, gradient in of if gradient is not None}
         dense = {i: gradient for i, gradient in every.items() if _dense(gradient)}
         if not dense or len(dense) < len(every):
             self._say("grad_norm", "needs dense gradients when step() is called: call it before "
@@ -195,7 +207,8 @@ class NormSignals:
                 parts[layer.name] = part
         found.update(zip(parts, norms(list(parts.values())), strict=True))
         if len({norm.device for norm in whole.values()}) == 1:
-            total = torch.linalg.vector_norm(torch.stack(list(whole.values())))
+            summed = [norm for i, norm in whole.items() if i in counted or not all_gradients]
+            total = torch.linalg.vector_norm(torch.stack(summed))
             found, total = self._unless_zeroed(found, total)
             if all_gradients and len(dense) == len(every):
                 self.scalars["grad_norm"] = total

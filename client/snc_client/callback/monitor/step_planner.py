@@ -96,6 +96,11 @@ class StepPlanner:
         self.cadence.reset()
         self._proofs.reset()
 
+    def renew(self, layers: Collection[int]) -> None:
+        """Certify these layers at the next step: nothing is known of their weights."""
+        if self._schedule:
+            self._schedule.renew(layers)
+
     def widen(self, more: int) -> None:
         """Plan for ``more`` layers, the last ones."""
         self._num_layers += more

@@ -26,6 +26,11 @@ class Located:
         """Return whether a weight has been moved, replaced, retyped or removed since."""
         return any(identity(layers[i]) != seen for i, seen in self.identities.items())
 
+    def exchanged(self, layers: Sequence[Layer]) -> set[int]:
+        """Return which weights are other tensors than before, or gone, or not known here."""
+        now = map(identity, layers)
+        return {i for i, seen in enumerate(now) if seen != self.identities.get(i)}
+
 
 def locate(layers: Sequence[Layer], known_missing: Collection[int]) -> Located:
     """Look up the weight of every layer; log those that are missing and were not ``known_missing``.
@@ -53,4 +58,5 @@ def identity(layer: Layer) -> Hashable:
         weight, parameter = layer.weight(), layer.parameter()
     except LookupError:
         return None
-    return weight.device, weight.dtype, type(weight), None if parameter is None else id(parameter)
+    place = None if parameter is None else id(parameter)
+    return weight.device, weight.dtype, type(weight), tuple(weight.shape), place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,10 @@ class BoundProvenance:
         )
         completed.metric("sigma_upper")[:] = np.where(known, self._upper, ABSENT)
         return completed
+
+    def forget(self, layers: Collection[int]) -> None:
+        """Drop what is known of these layers: their weights were exchanged."""
+        self._upper[list(layers)] = ABSENT
 
     def wider(self, more: int) -> BoundProvenance:
         """Return a copy with ``more`` layers that have had no certificate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class CertifySchedule:
         self._sigma = np.full(num_layers, np.nan, np.float32)
         self._seen = np.zeros(num_layers, np.int64)  # step of that sigma
         self._urgent: deque[int] = deque(maxlen=num_layers)
+        self._new: set[int] = set()  # without a certificate that says anything of them
 
     def wider(self, more: int) -> CertifySchedule:
         """Return one of so many more layers, at the beginning of a round."""
@@ -45,14 +47,19 @@ class CertifySchedule:
         self._sigma = np.where(np.isfinite(sigma), sigma, self._sigma)
         self._seen = np.where(np.isfinite(sigma), step, self._seen)
 
+    def renew(self, layers: Collection[int]) -> None:
+        """Certify these layers at the next measurement: their weights were exchanged."""
+        self._new |= set(layers)
+
     def due(self, measured: Mask) -> list[int]:
         """Return which layers to certify now, and count them as certified.
 
-        They are among the ``measured`` ones ([L] bool), but for one that is urgent.
+        They are among the ``measured`` ones ([L] bool), but for new ones and one that is urgent.
         """
         self._waited += measured
         self._credit += int(measured.sum()) / self._every
-        chosen = [self._urgent.popleft()] if self._urgent else []
+        chosen = [*self._new, *([self._urgent.popleft()] if self._urgent else [])]
+        self._new.clear()
         if self._credit >= 1.0:
             here = np.flatnonzero(measured)
             order = np.lexsort((-self._ratio[here], -self._waited[here]))

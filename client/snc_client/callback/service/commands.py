@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from snc_client.sender import Sender
@@ -27,6 +27,10 @@ class Commands:
             raise ValueError(f"on_command must be a function of a command, got {obey!r}")
         self._obey = obey
         self._waiting: deque[Command] = deque()
+
+    def add(self, commands: Iterable[Command]) -> None:
+        """Add commands that have come another way than through a sender."""
+        self._waiting.extend(commands)
 
     def take(self, sender: Sender | None) -> list[Command]:
         """Return what waits, oldest first; nothing of it is given to ``obey`` any more."""

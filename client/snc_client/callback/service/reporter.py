@@ -1,28 +1,37 @@
-"""What a job has of the service: a sender on rank 0 where a url is known, or nothing."""
+"""Reporter: sends the rows of a job to the service, and receives policies and commands."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from snc_client.callback.model.distributed import ranks
+from snc_client.callback.model.distributed import joined, may_join, ranks, several_ranks
 from snc_client.callback.service.commands import Commands, OnCommand
+from snc_client.callback.service.rank_relay import News, RankRelay
 from snc_client.layer_row import Floats
 from snc_client.layers import Layer
 from snc_client.sender import Sender
+from snc_client.sender.backoff import EndState
 from snc_service.wire import Command, LayerSpec, LayerTable, Policy
 
 log = logging.getLogger("snc")
+
+UNDECIDED_ROWS = 64  # kept while a rank does not know yet whether it reports
 
 
 class Reporter:
     """Rows out; commands and policies in. Without a url nothing leaves the process.
 
+    Rank 0 reports. Another rank reports if its layers are not among those of rank 0, such as a
+    pipeline stage: into the same run, without the scalars. Which rank this is may turn out late: a
+    process that another one has started creates its run with its first row.
+
     What is not given is taken from SNC_URL, SNC_TOKEN, SNC_RUN and SNC_PROJECT; ``keywords`` are
-    those of `Sender`. The service takes rows of the ``layers`` that are known now: later ones have
-    no column.
+    those of `Sender`. Raises ValueError for what cannot be sent.
     """
 
     def __init__(
@@ -39,26 +48,37 @@ class Reporter:
     ) -> None:
         self._commands = Commands(on_command)
         self._own_policy = keywords.get("policy")
-        self._num_layers = len(layers)
-        self._rank, self._num_ranks = ranks()
+        self._relay = RankRelay()
+        self._news = News()
+        self._reports: bool | None = None
+        self._announced = False
+        self._end: EndState | None = None
+        self._resumes = False
+        self._early: deque[tuple[int, Floats, dict[str, float], float]] = deque(
+            maxlen=UNDECIDED_ROWS
+        )
+        self.url = url or os.environ.get("SNC_URL")
+        self._table = _table(layers)
+        self._make: Callable[..., Sender] = partial(
+            Sender,
+            self.url or "",
+            token=token or os.environ.get("SNC_TOKEN"),
+            project=project or os.environ.get("SNC_PROJECT"),
+            metrics=metrics,
+            start=False,
+            **keywords,
+        )
         self._sender: Sender | None = None
-        url = url or os.environ.get("SNC_URL")
-        if url and self._rank == 0:
-            specs = tuple(LayerSpec(x.name, x.kind, x.shape) for x in layers)
-            self._sender = Sender(
-                url,
-                token=token or os.environ.get("SNC_TOKEN"),
-                run=run or os.environ.get("SNC_RUN"),
-                project=project or os.environ.get("SNC_PROJECT"),
-                table=LayerTable(specs),
-                metrics=metrics,
-                **keywords,
-            )
+        if self.url:
+            self._sender = self._make(table=self._table, run=run or os.environ.get("SNC_RUN"))
+        if not may_join():
+            self._decide()
 
     @property
     def run(self) -> str | None:
-        """Return the run's id on the service, None without a service."""
-        return self._sender.run if self._sender else None
+        """Return the run's id on the service, None where nothing is sent."""
+        silent = self._sender is None or (ranks()[0] and not self._reports)
+        return None if silent or self._sender is None else self._sender.run
 
     @property
     def sent_values(self) -> int:
@@ -67,48 +87,149 @@ class Reporter:
 
     def dropped_values(self, lost_rows: int, num_metrics: int) -> int:
         """Return how many values are lost: in so many rows that were never sent, and on the way."""
-        lost = lost_rows * num_metrics * self._num_layers
+        lost = lost_rows * num_metrics * len(self._table.layers)
         return lost + (self._sender.dropped_values if self._sender else 0)
 
     @property
     def destination(self) -> str:
         """Return where rows go, in words."""
-        if self._rank != 0:
-            return f"nothing is sent: rank 0 reports, this is rank {self._rank}"
         if self._sender is None:
             return "nothing is sent: no url was given"
+        if ranks()[0] != 0:
+            return f"rank 0 reports, this is rank {ranks()[0]}: it sends layers that rank 0 lacks"
         return f"sent as run {self._sender.run}"
 
     def put(self, step: int, columns: Floats, scalars: Mapping[str, float], time: float) -> None:
         """Send a row, float32 [M, L]; never waits."""
-        if self._sender is not None:
-            self._sender.put(step, columns[:, : self._num_layers], dict(scalars), time)
+        if self._sender is None or self._end is not None:
+            return
+        if self._reports is None:
+            self._decide()
+        if self._resumes:
+            self._resumes = False
+            self._sender.start()
+        columns = columns[:, : len(self._table.layers)]
+        if self._reports:
+            self._sender.put(step, columns, {} if ranks()[0] else dict(scalars), time)
+        elif self._reports is None:
+            self._early.append((step, columns.copy(), dict(scalars), time))
+
+    def relist(self, layers: Sequence[Layer]) -> None:
+        """Report these layers from now on, if they are others than before."""
+        table = _table(layers)
+        if table == self._table or self._sender is None:
+            return
+        before, self._table = self._table, table
+        try:
+            if self._reports:
+                self._sender = self._successor()
+                self._sender.start()
+            else:
+                self._early.clear()
+                self._sender = self._make(table=table, run=self._sender.run)
+        except ValueError as error:
+            self._table = before
+            log.warning("snc: new layers are not reported: %s", error)
+
+    def at_step(self) -> None:
+        """Take in what the service has sent; among several ranks, at the same step on all."""
+        if not several_ranks():
+            return
+        if joined() and not ranks()[0] and not self._announced:
+            self._announced = True
+            self._relay.announce(self.run, self._table.names)
+        news = self._relay.at_step(self._received)
+        self._commands.add(news.commands)
+        self._news = News(news.policy or self._news.policy)
 
     def obey(self) -> None:
         """Give the commands that have come to the user's function."""
-        self._commands.obey(self._sender)
+        self._commands.obey(None if several_ranks() else self._sender)
 
     def take_commands(self) -> list[Command]:
         """Return the commands that wait, oldest first."""
-        return self._commands.take(self._sender)
+        return self._commands.take(None if several_ranks() else self._sender)
 
     def take_policy(self) -> tuple[int, Policy] | None:
-        """Return a policy that has come, with its version, once.
+        """Return a policy that has come, with its version, once."""
+        if several_ranks():
+            taken, self._news = self._news.policy, News()
+        else:
+            taken = self._sender.take_policy() if self._sender else None
+        # The job's own is in force already.
+        return None if taken is None or taken[1] == self._own_policy else taken
 
-        None among several ranks: the others have no sender, and one rank alone would scale its
-        replica away from theirs.
-        """
-        taken = self._sender.take_policy() if self._sender else None
-        if taken is not None and taken[1] == self._own_policy:
-            return None  # the job's own, which every rank obeys already
-        if taken is not None and self._num_ranks > 1:
-            log.warning(
-                "snc: policy version %d is not applied: the job has several ranks", taken[0]
-            )
-            return None
-        return taken
+    def writes_to(self, other: Reporter) -> bool:
+        """Return whether it writes to the run of ``other``."""
+        return self._end is None and self.run is not None and self._address == other._address
 
-    def close(self, timeout: float, state: Literal["finished", "failed"]) -> None:
+    def fail(self) -> None:
+        """Deliver what waits and say that the run has failed. The next row resumes it."""
+        if self._sender is None or self._end is not None or not self._reports:
+            return
+        self._sender.request_end("continued" if ranks()[0] else "failed")
+        self._sender = self._successor()
+        self._resumes = True
+
+    def request_end(self, state: EndState) -> None:
+        """Do as `close` does, in the background."""
+        if self._sender is None or self._end is not None:
+            return
+        self._decide()
+        self._end = "continued" if ranks()[0] else state
+        self._sender.request_end(self._end)
+
+    def close(self, timeout: float, state: EndState) -> None:
         """Deliver what waits and finish the run, in ``timeout`` seconds."""
-        if self._sender is not None:
-            self._sender.close(timeout, state)
+        if self._sender is None or self._end is not None:
+            return
+        self._decide()
+        # A part of a run does not end it.
+        self._end = "continued" if ranks()[0] else state
+        self._sender.close(timeout, self._end)
+
+    @property
+    def _address(self) -> tuple[str | None, str | None]:
+        return self.url, self.run
+
+    def _successor(self) -> Sender:
+        """Return a sender for the present layers, to be started when this one has delivered."""
+        assert self._sender is not None, "there is a url"
+        return self._make(
+            table=self._table,
+            run=self._sender.run,
+            policy=None,
+            after=self._sender,
+            part=ranks()[0] > 0,
+        )
+
+    def _received(self) -> News:
+        if self._sender is None:
+            return News()
+        policy = self._sender.take_policy()
+        own = policy is not None and policy[1] == self._own_policy
+        return News(None if own else policy, self._sender.take_commands())
+
+    def _decide(self) -> None:
+        """Find out whether this rank reports, and begin if it does."""
+        if self._reports is not None or self._sender is None:
+            return
+        run = None
+        if ranks()[0] == 0:
+            self._reports = True
+        elif joined():
+            self._reports, run = self._relay.part(self._table.names)
+        if not self._reports:
+            if self._reports is False:
+                self._early.clear()
+            return
+        if run is not None:
+            self._sender = self._make(table=self._table, run=run, part=True)
+        self._sender.start()
+        for row in self._early:
+            self.put(*row)
+        self._early.clear()
+
+
+def _table(layers: Sequence[Layer]) -> LayerTable:
+    return LayerTable(tuple(LayerSpec(x.name, x.kind, x.shape) for x in layers))

@@ -1,0 +1,119 @@
+"""OptimizerSteps: tells a call of step() after an optimizer's step from one without it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from snc_client.callback.model.live_parameters import Slots
+from snc_client.callback.model.optimizers import outside_graphs
+
+
+class OptimizerSteps:
+    """Whether an optimizer has stepped a weight of ``model`` between two calls of step().
+
+    Two things show a step: torch calls a hook after the step of every optimizer, and in-place
+    writes raise the version counter of a parameter. A loop that writes its weights itself, through
+    ``.data``, shows neither. Their absence therefore means "no step" only if an
+    optimizer of torch is known to hold weights of the model: one that was seen to step, or one that
+    is found when a first call sees no step (one pass over the objects of the process, about 0.1 s).
+
+    ``skipped`` counts steps that a loss scaler left out: calls without a step after which the
+    gradients were discarded. Gradients that are kept are those of a minibatch in parts.
+
+    ``hooked``: the callback has hooks of its own, which call `note_step`; nothing else counts.
+    """
+
+    def __init__(self, model: nn.Module, *, hooked: bool) -> None:
+        self.skipped = 0
+        self._hooked = self._known = hooked
+        self._stepped = self._searched = False
+        self._waiting: tuple[Tensor, Tensor] | None = None
+        self._hook: RemovableHandle | None = None
+        self.relist(model)
+        if not hooked:
+            self._hook = register_optimizer_step_post_hook(outside_graphs(_noting(self)))
+            weakref.finalize(self, self._hook.remove)
+
+    def relist(self, model: nn.Module) -> None:
+        """Look at the parameters that ``model`` has now."""
+        self._slots = Slots(model)
+        self._ids = {id(p) for p in self._slots.parameters()}
+        self.note()
+
+    def note(self) -> None:
+        """Remember the parameters as they are after a measurement and its action."""
+        self._versions = [p._version for p in self._slots.parameters() if not p.is_inference()]
+
+    def note_step(self) -> None:
+        """Remember that an optimizer with weights of the model has stepped."""
+        self._stepped = self._known = True
+
+    def moved(self) -> bool:
+        """Return whether a step was made since `note`. To be called once in each step()."""
+        parameters = self._slots.parameters()
+        stepped = self._stepped or not (self._hooked or self._still(parameters))
+        self._stepped = False
+        self._judge(parameters, stepped)
+        return stepped
+
+    def close(self) -> None:
+        """Remove the hook."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _still(self, parameters: list[nn.Parameter]) -> bool:
+        versions = [p._version for p in parameters if not p.is_inference()]
+        if versions != self._versions:
+            self._versions = versions
+            return False
+        if not self._known and not self._searched:
+            self._searched = True
+            self._known = self._exists()
+        return self._known
+
+    def _judge(self, parameters: list[nn.Parameter], stepped: bool) -> None:
+        """Count the call before as a skipped step if its gradients are gone, or this one."""
+        if self._waiting is not None:
+            parameter, gradient = self._waiting
+            self.skipped += parameter.grad is not gradient and parameter.grad is not None
+            self._waiting = None
+        if stepped:
+            return
+        filled = [p for p in parameters if p.grad is not None]
+        if filled:
+            smallest = min(filled, key=torch.numel)
+            assert smallest.grad is not None, "just filtered"
+            self._waiting = smallest, smallest.grad
+        else:
+            self.skipped += 1
+
+    def _exists(self) -> bool:
+        """Return whether the process holds an optimizer with a weight of the model."""
+        # By type: isinstance() would run the code of proxies that pretend to have a class.
+        return any(
+            issubclass(type(x), torch.optim.Optimizer) and self._holds(x) for x in gc.get_objects()
+        )
+
+    def _holds(self, optimizer: Any) -> bool:
+        groups = getattr(optimizer, "param_groups", ())
+        return any(id(p) in self._ids for group in groups for p in group["params"])
+
+
+def _noting(steps: OptimizerSteps) -> Callable[..., None]:
+    """Return a hook for every optimizer of the process. It does not keep ``steps`` alive."""
+    found = weakref.ref(steps)
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        known = found()
+        if known is not None and known._holds(optimizer):
+            known.note_step()
+
+    return note
