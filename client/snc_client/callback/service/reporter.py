@@ -1,4 +1,4 @@
-"""What a job has of the service: a sender on rank 0 where a url is known, or nothing."""
+"""Reporter: the job's connection to the service, a sender on rank 0 if there is a url."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger("snc")
 
 
 class Reporter:
-    """Rows out; commands and policies in. Without a url nothing leaves the process.
+    """Sends rows; receives commands and policies. Without a url nothing leaves the process.
 
-    What is not given is taken from SNC_URL, SNC_TOKEN, SNC_RUN and SNC_PROJECT; ``keywords`` are
-    those of `Sender`. The service takes rows of the ``layers`` that are known now: later ones have
-    no column.
+    Arguments that are None default to SNC_URL, SNC_TOKEN, SNC_RUN and SNC_PROJECT; ``keywords`` are
+    those of `Sender`. The rows that it sends have a column for each of ``layers``; layers added
+    later have none.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reporter:
         return self._sender.sent_values if self._sender else 0
 
     def dropped_values(self, lost_rows: int, num_metrics: int) -> int:
-        """Return how many values are lost: in so many rows that were never sent, and on the way."""
+        """Return the number of lost values: those of ``lost_rows`` unsent rows, and on the way."""
         lost = lost_rows * num_metrics * self._num_layers
         return lost + (self._sender.dropped_values if self._sender else 0)
 
@@ -85,22 +85,22 @@ class Reporter:
             self._sender.put(step, columns[:, : self._num_layers], dict(scalars), time)
 
     def obey(self) -> None:
-        """Give the commands that have come to the user's function."""
+        """Pass the waiting commands to the user's function."""
         self._commands.obey(self._sender)
 
     def take_commands(self) -> list[Command]:
-        """Return the commands that wait, oldest first."""
+        """Return and remove the waiting commands, oldest first."""
         return self._commands.take(self._sender)
 
     def take_policy(self) -> tuple[int, Policy] | None:
-        """Return a policy that has come, with its version, once.
+        """Return a new policy of the service and its version, once.
 
-        None among several ranks: the others have no sender, and one rank alone would scale its
-        replica away from theirs.
+        None in a job of several ranks: only rank 0 has a sender, and it would rescale its replica
+        alone.
         """
         taken = self._sender.take_policy() if self._sender else None
         if taken is not None and taken[1] == self._own_policy:
-            return None  # the job's own, which every rank obeys already
+            return None  # the job's own, which every rank applies already
         if taken is not None and self._num_ranks > 1:
             log.warning(
                 "snc: policy version %d is not applied: the job has several ranks", taken[0]
@@ -109,6 +109,6 @@ class Reporter:
         return taken
 
     def close(self, timeout: float, state: Literal["finished", "failed"]) -> None:
-        """Deliver what waits and finish the run, in ``timeout`` seconds."""
+        """Deliver the waiting rows and finish the run, within ``timeout`` seconds."""
         if self._sender is not None:
             self._sender.close(timeout, state)
