@@ -34,7 +34,7 @@ __all__ = ["Pace", "Sender"]
 
 
 class Sender:
-    """Report rows of one layer table to the service at ``url``. Building it waits for nothing.
+    """Report rows of one layer table to the service at ``url``. The constructor does not wait.
 
     ``policy`` is the job's own: the service adopts it if neither the run nor its project has one.
     Without ``run`` an id is drawn here, so it is known before the service answers. ``queue_bytes``
