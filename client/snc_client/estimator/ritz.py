@@ -18,12 +18,12 @@ DEAD = 1e-12  # squared norm relative to the largest row: below it a row is roun
 
 
 class Ritz(NamedTuple):
-    """What the two Gram matrices of a block say, best direction first."""
+    """The directions of a block, from its two Gram matrices, best one first."""
 
     z_KBB: Tensor  # rows: combinations of the block's vectors, by descending growth
     growth: Tensor  # [K] z'Gz of the first row
     reach: Tensor  # [K] z'Rz of the first row
-    finite: Tensor  # [K] bool; where False the other fields mean nothing, but are finite
+    finite: Tensor  # [K] bool; where False the other fields are meaningless, but finite
 
     def split(self, sizes: Sequence[int]) -> list[Ritz]:
         """Cut the K layers into pieces of the given sizes."""
