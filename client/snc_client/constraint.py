@@ -24,7 +24,7 @@ from snc_client.operators import row_norms
 from snc_client.precision import full_precision
 
 FULL = (torch.float32, torch.float64)
-CAP_MARGIN = 2.0**-19  # relative: float32 errs by this, plus a little of what is clipped off
+CAP_MARGIN = 2.0**-19  # relative: float32 errs by this, plus a little of the clipped part
 LOWEST = 1e-7  # singular values below this share of the norm bound may keep a blurred sign
 
 

@@ -1,7 +1,7 @@
 """Operators: the linear maps of weights, multiplied with blocks of vectors.
 
 Every operator has ``shape`` (m, n), ``matmul`` (n, b) -> (m, b), ``rmatmul`` (m, b) -> (n, b), both
-in float32 whatever the weight's dtype, ``amax``, a 0-d float32 on the weight's device, whose
+in float32 for any dtype of the weight, ``amax``, a 0-d float32 on the weight's device, whose
 exponent gives the estimator its scale, and ``tensors``, which its products read: a recorded graph
 is valid while these keep their addresses. Nothing here waits for the device, draws a random number
 or records a gradient.

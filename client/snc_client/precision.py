@@ -1,4 +1,4 @@
-"""Products of float32 in float32, whatever the training job has allowed for its own products."""
+"""Products of float32 in float32, for any precision that the job allows for its own products."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
 def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:
     """Return y with rows of length one; rows that are dead or not finite are taken from noise.
 
-    Equal lengths keep the condition number of the block near one, whatever the spectrum.
+    Equal lengths keep the condition number of the block near one, for any spectrum.
     """
     length = torch.linalg.vector_norm(y_KBN, dim=-1, keepdim=True)
     alive = length.square() > DEAD * length.amax(-2, keepdim=True).square()  # False for NaN too

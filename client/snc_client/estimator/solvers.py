@@ -64,7 +64,7 @@ def solvers(device: torch.device) -> Solvers:
         if agrees(found, device):
             return found
         reason = "they differ from LAPACK"
-    except Exception as error:  # whatever a compiler, driver or version may raise
+    except Exception as error:  # a compiler, driver or version may raise anything
         reason = f"{type(error).__name__}: {error}"
     log.warning("snc: Triton kernels are not used on %s, measuring is slower: %s", device, reason)
     return PLAIN

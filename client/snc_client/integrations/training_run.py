@@ -39,7 +39,7 @@ class TrainingRun:
         self.callback: SNCallback | None = None
 
     def begin(self, model: nn.Module, optimizer: Any, config: Mapping[str, Any]) -> SNCallback:
-        """Build the callback, and let it continue from the state that was loaded before."""
+        """Build the callback, and continue from the state that was loaded before."""
         if self._fail is not None:
             self._fail()
         keywords, state = {"config": config, **self._keywords}, self._loaded
@@ -103,7 +103,7 @@ class TrainingRun:
         return max((r for r in ratios if r is not None and not math.isnan(r)), default=None)
 
     def take_commands(self) -> list[str]:
-        """Return the actions that the service has asked for since the last call."""
+        """Return the actions that the service has requested since the last call."""
         taken: list[str] = [command.action for command in self._commands]
         self._commands.clear()
         return taken

@@ -159,7 +159,7 @@ class Sender:
         return self._delivery.state
 
     def close(self, timeout: float = CLOSE_SECONDS, state: EndState = "finished") -> None:
-        """Flush and finish the run, for at most ``timeout`` seconds; log once what was lost.
+        """Flush and finish the run, for at most ``timeout`` seconds; log the losses once.
 
         A service that was already unreachable is tried only once more. The exit of the interpreter
         does the same; a second call does nothing.

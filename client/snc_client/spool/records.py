@@ -3,7 +3,7 @@
 ::
 
     u32  length of the payload      u32  CRC-32 of kind, weight and payload
-    u8   kind                       u32  weight (what the entry counts for when it is dropped)
+    u8   kind                       u32  weight (counted when the entry is dropped)
     payload
 
 Kinds: H opens a segment (index of its first entry), E is an entry, N a note.

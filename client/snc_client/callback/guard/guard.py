@@ -164,7 +164,7 @@ class Guard:
     def arrived(
         self, step: int, scalars: dict[str, float], worst: str | None
     ) -> GuardStopped | None:
-        """Replace the device's counts in ``scalars`` by those since the last row; say why to stop.
+        """Replace the device's counts in ``scalars`` by the new ones; return a reason to stop.
 
         ``worst`` is the layer with the largest step relative to its limit.
         """

@@ -78,7 +78,7 @@ class NormSignals:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return the metrics that the job asked for, in the order of a row."""
+        """Return the metrics that the job selects, in the order of a row."""
         return tuple(name for name in NORM_METRICS if name in self._wanted)
 
     def wanted(self, scalars: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DeviceRow: what one device group measured at one step, still on its device."""
+"""DeviceRow: the metrics of one device group at one step, still on its device."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Latest(Mapping[str, Reading]):
     ``step`` is that of the newest row, -1 before the first one. ``steps`` (int64 [L]) are the steps
     at which each layer was measured: idle layers are measured in turns. ``columns`` is float32
     [M, L] in the order of ``metrics``. ``certified`` is bool [L]: sigma_upper is a certificate of
-    that step; for the other layers `Reading` says whether it is a bound.
+    that step; for the other layers `Reading` shows whether it is a bound.
     """
 
     names: Sequence[str] = ()

@@ -27,7 +27,7 @@ from snc_service.wire import ABSENT
 METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
 """Measured by a device group, in every row."""
 NORM_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm")
-"""Measured by `NormSignals`, where the job asks for them."""
+"""Measured by `NormSignals`, where the job selects them."""
 GUARD_METRIC: Final = "guard"
 AGE_METRICS: Final = ("certified_age", "bound_age")
 """In steps, added on the host by `BoundProvenance`."""

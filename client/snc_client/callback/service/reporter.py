@@ -66,13 +66,13 @@ class Reporter:
         return self._sender.sent_values if self._sender else 0
 
     def dropped_values(self, lost_rows: int, num_metrics: int) -> int:
-        """Return the number of lost values: those of ``lost_rows`` unsent rows, and on the way."""
+        """Return the number of lost values: in ``lost_rows`` unsent rows, and in the sender."""
         lost = lost_rows * num_metrics * self._num_layers
         return lost + (self._sender.dropped_values if self._sender else 0)
 
     @property
     def destination(self) -> str:
-        """Return where rows go, in words."""
+        """Return the destination of the rows, as text."""
         if self._rank != 0:
             return f"nothing is sent: rank 0 reports, this is rank {self._rank}"
         if self._sender is None:

@@ -1,7 +1,7 @@
 """SpooledRows: rows that survive their process, written to the spool at once and read from there.
 
-A thread of its own writes, so that a row is in the log within milliseconds whatever the network
-does. The log's note records the batch being sent: if the process dies, that batch is sent again as
+A thread of its own writes, so that a row is in the log within milliseconds even if the network is
+down. The log's note records the batch being sent: if the process dies, that batch is sent again as
 the same bytes under the same sequence number.
 """
 
