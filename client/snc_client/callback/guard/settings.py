@@ -24,7 +24,7 @@ class GuardStopped(SNCError):
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """Options of the guard: ``max_rejections`` in a row, then the reaction ``at_limit``.
+    """Options of the guard: ``max_rejections`` steps in a row may be undone; then ``at_limit``.
 
     ``"roll back"`` restores weights 25 to 50 steps old. ``"accept"`` keeps the step, unless a
     weight is not finite; it needs no older copies, and gives no protection where a fault lasts.

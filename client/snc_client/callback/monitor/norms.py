@@ -205,7 +205,7 @@ class NormSignals:
         self, found: dict[str, Tensor], total: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Treat gradients that are all zero as zeroed before `step`, where the loop calls that."""
-        if self._optimizer is not None:  # the optimizer's step calls, before anything zeroes them
+        if self._optimizer is not None:  # the hook runs before anything can zero them
             return found, total
         told = torch.stack([*found.values(), total])
         *norms, total = torch.where(total == 0, NOT_MEASURED, told).unbind()

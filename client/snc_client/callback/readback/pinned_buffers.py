@@ -48,7 +48,7 @@ class Readback:
         return self._device.type == "cuda" and not self._free
 
     def start(self) -> None:
-        """Record the begin of the device's work for the next `send`."""
+        """Record the beginning of the device's work for the next `send`."""
         if self._free:
             self._free[0].begin.record(torch.cuda.current_stream(self._device))
 

@@ -19,7 +19,7 @@ class Scalars:
     """Sorts scalars by their location: the host or a device.
 
     A value that is not a scalar is left out and logged once: a wrong argument must neither end the
-    training nor prevent that a layer is held.
+    training nor prevent a layer from being held.
     """
 
     def __init__(self) -> None:

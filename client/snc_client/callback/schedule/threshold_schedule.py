@@ -18,9 +18,9 @@ log = logging.getLogger("snc")
 def warm_up(steps: int, start: float) -> Schedule:
     """Return a schedule: thresholds ``start`` times as high at step 0, unchanged from ``steps`` on.
 
-    In between they fall by the same amount at each step, so that a layer above its threshold at the
-    start is rescaled slowly. Raises ValueError for a start that is not a finite number above 0, and
-    for less than one step.
+    In between they fall by the same amount at each step, so that a layer that is above its
+    threshold at the start is reduced slowly. Raises ValueError for a start that is not a
+    finite number above 0 and for less than one step.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
