@@ -1,4 +1,4 @@
-"""A certified upper bound of the spectral norm of any operator that a layer can be."""
+"""A certified upper bound of the spectral norm of any operator of a layer."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """Prove that a weight's spectral norm is at most a bound. Pure tensors.
 
 For a bound c, Cholesky of c^2 I - W'W completes exactly if the spectral norm is below c, up to
-rounding. A shift pays for the rounding, so a pass is a proof, whatever the estimate was, however
-close the singular values are and in whichever order sums ran: Rump, Verification of positive
-definiteness, BIT 46 (2006) 433-452; Higham, Accuracy and Stability of Numerical Algorithms,
-chapter 10. It holds for IEEE float64 and ordinary products (no Strassen, no emulated float64).
+rounding. A shift covers the rounding, so a pass is a proof, for any estimate, any distance of the
+singular values and any order of the sums: Rump, Verification of positive definiteness, BIT 46
+(2006) 433-452; Higham, Accuracy and Stability of Numerical Algorithms, chapter 10. It holds for
+IEEE float64 and ordinary products (no Strassen, no emulated float64).
 
 Where float64 is slow or missing the same test runs in float32 and is called ``numerical``: a proof
 would need a shift of 2-4 % there, so it is evidence and no proof.
 
-A certificate concerns the numbers stored in the weight, at the step where it ran. It says nothing
-about a network as a whole, nor about a convolution of which the weight is the reshaped kernel.
+A certificate concerns the numbers stored in the weight, at the step where it ran. It bounds neither
+a network as a whole nor a convolution whose reshaped kernel is the weight.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Arithmetic: TypeAlias = Literal["float64", "float32"]
 
 RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely needs the second
 FAST_DOUBLE = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # capability: float64 >= 1/4 of float32
-NUMERICAL_SHIFT = 2e-6  # float32 has never been seen to pass a bound 1e-6 below the truth
+NUMERICAL_SHIFT = 2e-6  # in float32 a bound 1e-6 below the norm was never seen to pass
 GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
 LARGEST_FACTOR = 2.0**1000  # keeps the scale of a subnormal float64 weight finite
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer of `certify`; true where the bound holds.
+    """The result of `certify`; true where the bound holds.
 
     ``shift`` is the share of bound^2 given up to rounding: a norm nearer to the bound than half of
-    it fails. A failure proves nothing: ``reason`` says what is known.
+    it fails. A failure proves nothing: ``reason`` explains it.
     """
 
     passed: bool
@@ -49,7 +49,7 @@ class Certificate:
 
     @property
     def label(self) -> Literal["proven", "numerical", "not proven"]:
-        """What a pass is worth: a proof in float64, evidence in float32."""
+        """The strength of the result: a pass is a proof in float64, evidence in float32."""
         if not self.passed:
             return "not proven"
         return "proven" if self.arithmetic == "float64" else "numerical"
@@ -122,9 +122,9 @@ def sigma_upper(
     """Return a certified bound of the spectral norm: 0-d float32, rounded up, on the device.
 
     Tries sigma * (1 + 1e-3), then sigma * (1 + 1e-2); if neither passes, the bound is that of
-    `gram_bound`, which always holds. So a result above 1.011 * sigma says that sigma was wrong: the
-    block has lost the top direction (`BlockPower.refill_`). ``sigma`` (0-d, from below) decides how
-    tight the bound is, never whether it holds. +inf for a weight that is not finite, 0 for zero.
+    `gram_bound`, which always holds. So a result above 1.011 * sigma shows that sigma was wrong:
+    the block has lost the top direction (`BlockPower.refill_`). ``sigma`` (0-d, from below) affects
+    how tight the bound is, never whether it holds. +inf if the weight is not finite, 0 for zero.
 
     Cost as `certify`. On a GPU all rungs run and are selected on the device: the host never waits.
     """
@@ -136,9 +136,9 @@ def sigma_upper(
 def largest_upper(
     weight_MN: Tensor, sigma: Tensor, *, arithmetic: Arithmetic | None = None
 ) -> Tensor:
-    """Do what `sigma_upper` does for a stack [K, m, n] too: bound the largest norm in it.
+    """Bound the largest norm in a stack [K, m, n], or that of one matrix, as `sigma_upper` does.
 
-    All of them are factored together; ``sigma`` is of the largest.
+    All matrices are factored together; ``sigma`` is of the largest.
     """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
@@ -176,8 +176,8 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     G is squared ``squarings`` times (normalised, norms kept as logarithms), and the largest
     eigenvalue of the result bounded by mu + d * sqrt(n - 1) from its trace and Frobenius norm:
     Wolkowicz & Styan, Linear Algebra Appl. 29 (1980). Exact for rank one and for equal singular
-    values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring. In float64 the
-    rounding of its own steps is paid for, up to n = 50,000; that of G is the caller's to add.
+    values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring. In float64 the bound
+    covers the rounding of its own steps, up to n = 50,000; the caller adds that of G.
     """
     n = g_NN.shape[-1]
     size = torch.linalg.vector_norm(g_NN)
@@ -187,7 +187,7 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
         size = torch.linalg.vector_norm(h)
         h, log = h / size, 2 * log + size.log()
     mean, squares = h.diagonal().sum() / n, h.square().sum()
-    # Where all eigenvalues are equal the difference is nothing but the rounding of these sums.
+    # Where all eigenvalues are equal the difference is only the rounding of these sums.
     lost = 4 * _gamma(n * n) * squares / n if h.dtype == torch.float64 else 0.0
     spread = ((squares / n - mean.square()).clamp(min=0) + lost).sqrt()
     largest = mean + spread * math.sqrt(n - 1)
@@ -229,7 +229,7 @@ def _diagonal(g: Tensor) -> Tensor:
 
 
 def _first_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
-    """On the CPU a rung that need not run is time saved, and reading an answer waits for nobody."""
+    """Return the first rung that passes; the CPU skips the others, and reads without a wait."""
     for rung in rungs:
         if _passes(gram, rung).tolist():
             return rung
@@ -237,7 +237,7 @@ def _first_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
 
 
 def _lowest_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
-    """Elsewhere all of them run, and the device selects: the host would have to wait to choose."""
+    """Run all rungs and select the lowest passing one on the device: the host must not wait."""
     found = _last_resort(gram, squarings=2)
     for rung in reversed(rungs):
         found = torch.where(_passes(gram, rung), rung, found)
@@ -264,7 +264,7 @@ def _passes(gram: _Gram, s: Tensor) -> Tensor:
 
 
 def _shift(gram: _Gram, s2: Tensor) -> Tensor:
-    """Return what G's rounding, the diagonal's and Cholesky's can amount to, in the 2-norm."""
+    """Bound the rounding errors of G, of the diagonal and of Cholesky, in the 2-norm."""
     if gram.arithmetic == "float32":
         return NUMERICAL_SHIFT * s2
     n = gram.g_NN.shape[-1]

@@ -1,8 +1,8 @@
 """Change weights on the device so that a threshold holds, without a branch. Pure tensors.
 
 `rescale_` multiplies a weight by min(1, threshold / sigma_upper): all singular values shrink.
-`cap_` clips those above the threshold and leaves the others where they are. Neither waits for the
-device; a weight that needs nothing keeps every bit, and so does one that is not finite.
+`cap_` clips those above the threshold and does not change the others. Neither waits for the device;
+a weight at or under its threshold keeps every bit, and so does one that is not finite.
 
 In bfloat16 and float16 a product is rounded to few digits, and a factor within half a spacing of
 one would change nothing. So these aim lower, by one unit roundoff of the weight's dtype (2^-8 and
@@ -24,7 +24,7 @@ from snc_client.operators import row_norms
 from snc_client.precision import full_precision
 
 FULL = (torch.float32, torch.float64)
-CAP_MARGIN = 2.0**-19  # relative: float32 errs by this, plus a little of what is clipped off
+CAP_MARGIN = 2.0**-19  # relative: float32 errs by this, plus a little of the clipped part
 LOWEST = 1e-7  # singular values below this share of the norm bound may keep a blurred sign
 
 
@@ -33,12 +33,12 @@ def rescale_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor) 
     """Multiply each weight in place by min(1, threshold / sigma_upper); return these scales, [L].
 
     ``sigma_upper`` and ``threshold`` are [L] on the weights' device; weights may have any shape and
-    may be views. A layer whose bound is not finite, or whose threshold is NaN or +inf, is left
-    alone (scale 1). Pass the bound of *this* step: one carried from an older step has grown by its
-    drift, and dividing by it at every step is a hidden weight decay.
+    may be views. A layer whose bound is not finite, or whose threshold is NaN or +inf, is not
+    changed (scale 1). Pass the bound of *this* step: one carried from an older step has grown by
+    its drift, and dividing by it at every step is a hidden weight decay.
 
-    float32 lands at the threshold to 1e-7; low precision as the module says. Optimizer state is
-    left as it is. Cost: one pass over every weight, whether or not it needs it.
+    float32 lands at the threshold to 1e-7; low precision as described above. Optimizer state is not
+    changed. Cost: one pass over every weight, whether or not it is above its threshold.
     """
     aim = _aims(weights, threshold)
     breach = sigma_upper.isfinite() & (sigma_upper > threshold)
@@ -62,8 +62,8 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     The scale (0-d) is the factor of the largest singular value, 1 where nothing was done. W is
     written only if ``sigma_upper`` is finite and above the threshold; then singular values above
     the threshold become the threshold, the others and all singular vectors stay. In float32 all
-    land within 5e-6 of the threshold of where they should, and under it, as long as the largest is
-    below 4 thresholds (5e-7 of the largest, if that is more); low precision rounds after that.
+    are right within 5e-6 of the threshold, and under it, as long as the largest is below 4
+    thresholds (5e-7 of the largest, if that is more); low precision rounds after that.
 
     With O = msign(W), H = O'W - c I and |H| = H msign(H): W <- O (H + 2 c I - |H|) / 2, that is
     (s + c - |s - c|) / 2 = min(s, c) for each singular value. Products only, so it runs anywhere
@@ -86,7 +86,7 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
 def clip_entries_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     """Clip the entries of a gain to +-``threshold`` in place, as `cap_` does singular values.
 
-    A diagonal matrix has its entries for singular values, so nothing is approximated.
+    The singular values of a diagonal matrix are its |entries|, so nothing is approximated.
     """
     breach = sigma_upper.isfinite() & (sigma_upper > threshold)
     aim = _aims([weight], threshold.reshape(1))[0]
@@ -99,7 +99,7 @@ def clip_entries_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Ten
 def clip_rows_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     """Shrink the rows of a table (rows, d) that are longer than ``threshold`` to it, in place."""
     breach = sigma_upper.isfinite() & (sigma_upper > threshold)
-    # What the norm and the products round is taken off before.
+    # The rounding of the norm and of the products is subtracted first.
     aim = _aims([weight], threshold.reshape(1))[0] * (1 - (weight.shape[1] + 8) * 2.0**-24)
     norms = row_norms(weight)
     long = breach & (norms > aim) & norms.isfinite()
@@ -127,7 +127,7 @@ def matrix_sign(a_MN: Tensor) -> Tensor:
 
 
 def _scales() -> list[float]:
-    """Return the factors that keep the singular values, in [low, 1], as close as can be."""
+    """Return the factors that bring singular values in [low, 1] closest together at each step."""
     low, scales = LOWEST, []
     while 1 - low > 1e-8:
         # Below sqrt 3, where the cubic has its zero, also for x slightly above one.

@@ -1,4 +1,4 @@
-"""What the host may do with a device without waiting for it."""
+"""Reads and copies for which the host does not wait for a device."""
 
 from __future__ import annotations
 

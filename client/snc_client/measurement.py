@@ -24,7 +24,7 @@ STILL = 1e-6
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` returns for one matrix. NaN where the weight is not finite.
+    """The result of `measure` for one matrix. NaN where the weight is not finite.
 
     ``sigma`` estimates the spectral norm from below; ``sigma_upper`` is a certified bound from
     above, usually 1e-3 higher, NaN for an operator without a certificate. ``stable_rank`` is

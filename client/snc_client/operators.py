@@ -1,9 +1,9 @@
-"""Linear maps as the estimator sees them: a weight, multiplied with a block of vectors.
+"""Operators: the linear maps of weights, multiplied with blocks of vectors.
 
 Every operator has ``shape`` (m, n), ``matmul`` (n, b) -> (m, b), ``rmatmul`` (m, b) -> (n, b), both
-in float32 whatever the weight's dtype, ``amax``, a 0-d float32 on the weight's device, whose
-exponent tells the estimator how to scale, and ``tensors``, what its products read: a recorded graph
-is good while these keep their addresses. Nothing here waits for the device, draws a random number
+in float32 for any dtype of the weight, ``amax``, a 0-d float32 on the weight's device, whose
+exponent gives the estimator its scale, and ``tensors``, which its products read: a recorded graph
+is valid while these keep their addresses. Nothing here waits for the device, draws a random number
 or records a gradient.
 """
 
@@ -27,7 +27,7 @@ _SCATTER: dict[int, Callable[..., Tensor]] = {
 
 
 class Matrix:
-    """A weight (m, n) as it lies in memory: float32 is never copied, a transposed view is fine.
+    """A weight (m, n) as it lies in memory, also a transposed view: float32 is never copied.
 
     Weights of another dtype are converted at each product: in float16 or bfloat16 the *vectors*
     would lose the digits that sigma needs. A float64 entry beyond float32's range becomes infinite.
@@ -41,7 +41,7 @@ class Matrix:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (self.weight,)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Matrix:
 class BlockDiagonal:
     """Blocks (g, m, n) that share no input and no output: (g*m, g*n), sigma is the largest one's.
 
-    This is what the groups of a convolution are. Flattening such a weight to (g*m, n) instead mixes
+    The groups of a convolution are such blocks. Flattening such a weight to (g*m, n) instead mixes
     unrelated groups and overstates sigma, up to sqrt(g) times.
     """
 
@@ -75,7 +75,7 @@ class BlockDiagonal:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (self.weight,)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ class BlockDiagonal:
 
 
 class LowRank:
-    """The product B A of B (m, r) and A (r, n), never formed: what a LoRA pair adds to a weight.
+    """The product B A of B (m, r) and A (r, n), never formed, such as that of a LoRA pair.
 
-    ``factor`` times that, where one is given.
+    ``factor`` multiplies it.
     """
 
     def __init__(self, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
@@ -110,7 +110,7 @@ class LowRank:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (*self._left.tensors, *self._right.tensors)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -133,9 +133,9 @@ class LowRank:
     def small(self) -> tuple[Tensor, Tensor]:
         """Return an r x r matrix with the singular values of the product, and its error's bound.
 
-        R_B R_A' of the QR factors, in float64 where there is float64. The second, 0-d, bounds in
-        the 2-norm what rounding can have changed: (m + n) r^2 u ||B||_F ||A||_F is more than
-        Householder's QR and the product lose (Higham, theorem 19.4, with c = 4).
+        R_B R_A' of the QR factors, in float64 where there is float64. The second, 0-d, bounds the
+        rounding error in the 2-norm: (m + n) r^2 u ||B||_F ||A||_F exceeds that of Householder's QR
+        and of the product (Higham, theorem 19.4, with c = 4).
         """
         dtype = torch.float32 if self._left.weight.device.type == "mps" else torch.float64
         b, a = self._left.weight.to(dtype), self._right.weight.mT.to(dtype)
@@ -151,7 +151,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its input, one number (or pair) per spatial dimension.
+    """The geometry of a convolution, one number (or pair) per spatial dimension.
 
     ``pads`` are (before, after); ``mode`` is ``zeros``, ``reflect``, ``replicate`` or ``circular``.
     """
@@ -163,7 +163,7 @@ class Geometry:
     groups: int = 1
     mode: str = "zeros"
     limit: tuple[int, ...] | None = None
-    """At most so many outputs; None: as many as the kernel finds."""
+    """At most so many outputs; None: as many as fit."""
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -185,7 +185,7 @@ class Geometry:
 
 
 class Convolution:
-    """The map that a convolution really is, on inputs of ``geometry.grid``: (in*grid) -> (out*...).
+    """The linear map of a convolution on inputs of ``geometry.grid``: (in*grid) -> (out*...).
 
     ``weight`` is (out, in/groups, *kernel). Its largest singular value is the Lipschitz constant of
     the layer at this grid; it grows slightly with the grid (to within 2-8 % of the limit at 16).
@@ -203,13 +203,13 @@ class Convolution:
             geometry.padded, self._outputs[1:], kernel, geometry.stride, geometry.dilation,
             strict=True,
         )  # fmt: skip
-        # What is left at the far end, where a stride finds no place for the kernel.
+        # Inputs left at the far end, where the stride leaves no room for the kernel.
         self._unread = [h - (o - 1) * s - d * (k - 1) - 1 for h, o, k, s, d in axes]
         self.shape: tuple[int, int] = (math.prod(self._outputs), math.prod(self._inputs))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (self._weight,)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class Convolution:
         return y.flatten(1).t()
 
     def rmatmul(self, u: Tensor) -> Tensor:
-        """Return the adjoint: what the b output gradients in the columns of u send to the input."""
+        """Return the adjoint: the input gradients of the b output gradients in the columns of u."""
         y = u.t().reshape(-1, *self._outputs)
         scatter = _SCATTER[len(self._unread)]
         x = scatter(y, self._weight.float(), output_padding=self._unread, **self._keywords())
@@ -241,7 +241,7 @@ class Convolution:
         return F.pad(x, flat, mode=mode) if any(flat) else x
 
     def _unpad(self, x: Tensor) -> Tensor:
-        """Apply the adjoint of `_pad`: what fell on the border goes back to where it was read."""
+        """Apply the adjoint of `_pad`: add the border to the inputs that it was read from."""
         for axis, (before, after) in enumerate(self.geometry.pads, start=2):
             x = _fold(x, axis, before, after, self.geometry.mode)
         return x
@@ -256,7 +256,7 @@ class Adjoint:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return self._operator.tensors
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -273,9 +273,9 @@ class Adjoint:
 
 
 class Gain:
-    """A diagonal matrix, seen as the one number that is its norm: max |gain|, exactly.
+    """A diagonal matrix, represented by its exact norm, max |gain|.
 
-    ``over`` (of the gain's shape) divides it first: what a BatchNorm in evaluation mode does.
+    ``over`` (of the gain's shape) divides the gain first, as a BatchNorm in evaluation mode does.
     """
 
     shape: tuple[int, int] = (1, 1)
@@ -285,7 +285,7 @@ class Gain:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (self.weight,) if self._over is None else (self.weight, self._over)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -306,9 +306,9 @@ class Gain:
 
 
 class Rows:
-    """A table (rows, d) that is looked up, seen as one number: the norm of its longest row.
+    """A lookup table (rows, d), represented by the norm of its longest row.
 
-    That is what a single index can give; the spectral norm is for a dense product with the table.
+    That is the norm for a single index; the spectral norm is for a dense product with the table.
     """
 
     shape: tuple[int, int] = (1, 1)
@@ -318,7 +318,7 @@ class Rows:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what a product reads."""
+        """Return the tensors that a product reads."""
         return (self.weight,)
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ class Rows:
         return row_norms(self.weight).amax()
 
     def upper(self) -> Tensor:
-        """Return a bound of it, 0-d float32, inf where it is not finite: up by (d + 8) * 2^-24."""
+        """Return a bound of the norm, 0-d float32, inf if not finite: up by (d + 8) * 2^-24."""
         return _upper(self.amax() * (1 + (self.weight.shape[1] + 8) * 2.0**-24))
 
 

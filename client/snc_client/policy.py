@@ -1,4 +1,4 @@
-"""Layer name -> threshold and action: what the user wrote, checked, and laid out by layer."""
+"""Policies: the user's thresholds and actions, checked and resolved to layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Limit: TypeAlias = float | str | None
 
 
 class Named(Protocol):
-    """What a policy needs to know of a layer."""
+    """The properties of a layer that a policy uses."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -24,7 +24,7 @@ class Named(Protocol):
 
     @property
     def linear(self) -> bool:
-        """Whether it is known to be a linear map: only then does an entry for all layers hold."""
+        """Whether it is known to be a linear map: only then an entry for all layers applies."""
 
     @property
     def writable(self) -> bool:
@@ -37,7 +37,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class LayerPolicy:
-    """What holds for one layer: its threshold is ``factor`` (inf: none) times a unit."""
+    """Threshold and action of one layer: the threshold is ``factor`` (inf: none) times a unit."""
 
     factor: float = math.inf
     unit: Unit = "absolute"
@@ -46,11 +46,11 @@ class LayerPolicy:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A policy laid out by layer, in layer order."""
+    """A policy resolved to layers, in layer order."""
 
     layers: tuple[LayerPolicy, ...]
     unmatched: tuple[str, ...]
-    """Patterns that match no layer: an error in a constructor, a remark when a service sent it."""
+    """Patterns that match no layer: an error in a constructor, a warning in a service's policy."""
 
     def require_matched(self, also: Sequence[str] = ()) -> None:
         """Raise ValueError naming the first pattern that matches neither a layer nor ``also``."""
@@ -92,9 +92,9 @@ def make_policy(
 
 
 def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
-    """Lay a policy out by layer: the first entry that matches any of a layer's names.
+    """Resolve a policy to layers: the first entry that matches any name of a layer applies.
 
-    An entry whose pattern is only ``*`` speaks of known linear maps and of no other layer. A layer
+    An entry whose pattern is only ``*`` applies to known linear maps and to no other layer. A layer
     without an entry or without a threshold is observed. So is one that must not be written,
     where the entry says rescale or cap: its breaches are still reported. Where a cap is not
     possible, the layer is rescaled.
@@ -128,5 +128,5 @@ def _entry(pattern: str, threshold: Limit, action: str) -> PolicyEntry:
 
 
 def _number(value: Any) -> Any:
-    """Return numpy's numbers as Python's: the wire knows no others."""
+    """Return numpy's numbers as Python's: the wire accepts no others."""
     return value.item() if isinstance(value, np.integer | np.floating) else value

@@ -1,4 +1,4 @@
-"""Products of float32 in float32, whatever the training job has allowed for its own products."""
+"""Products of float32 in float32, for any precision that the job allows for its own products."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _ieee_products(device: torch.device) -> Iterator[None]:
     matrices = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    # cuDNN allows TF32 in convolutions unless it is told not to.
+    # cuDNN allows TF32 in convolutions by default.
     convolutions = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
     # Before torch 2.9 the flag was one for all products, and mkldnn had no such names.
     if not hasattr(getattr(matrices, "matmul", None), "fp32_precision"):
         with _one_flag_for_all():
             yield
         return
-    # The older getters raise where a job uses the newer ones, so the newer it is.
+    # The older getters raise where a job uses the newer ones, so the newer ones are used.
     products: list[Any] = [matrices.matmul, convolutions.conv]
     lowered = [(x, x.fp32_precision) for x in products if x.fp32_precision not in ("none", "ieee")]
     for product, _ in lowered:

@@ -1,4 +1,4 @@
-"""``snc replay DIR``: send what ended jobs left in a spool, and say what became of it."""
+"""``snc replay DIR``: send the rows that ended jobs left in a spool, and report the result."""
 
 from __future__ import annotations
 

@@ -29,14 +29,14 @@ class Torus(NamedTuple):
     """Real, float64 [K, 2m, 2n]: a + ib as ((a, -b), (b, a)), which has the same norm."""
     times: float
     error: Tensor
-    """0-d: what rounding can have changed in the norm of a matrix."""
+    """0-d: a bound of the rounding error in the norm of a matrix."""
 
 
 def on_torus(convolution: Convolution) -> Torus | None:
     """Return the matrices whose norms bound ``convolution``; None where that is too much work.
 
     Exact for circular padding whose outputs cover the torus evenly. With zeros 1 to 4 % loose for
-    3x3 at 12 x 12, up to 23 % for 7x7: the less, the larger the input. Reflected or replicated
+    3x3 at 12 x 12, up to 23 % for 7x7, and less on larger inputs. Reflected or replicated
     padding is bounded as the valid convolution of the padded input times the norm of the padding,
     1.4 or more per dimension.
     """

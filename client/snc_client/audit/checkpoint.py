@@ -19,10 +19,10 @@ from snc_client.audit.stored import Stored, Unreadable, Weights, shown, size_of
 from snc_client.layers.reasons import no_numbers
 
 ZIP_MAGIC = b"PK\x03\x04"
-# protocol 2, the long 0x1950a86a20f9469cfc6c, stop: how torch.save began before torch 1.6.
+# protocol 2, the long 0x1950a86a20f9469cfc6c, stop: the start of torch.save files before torch 1.6.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 MAX_PICKLE_BYTES = 256 << 20
-# Where trainers put the model, tried in this order.
+# Keys under which trainers store the model, tried in this order.
 MODEL_KEYS = (
     "state_dict",
     "model_state_dict",
@@ -34,14 +34,14 @@ MODEL_KEYS = (
     "params",
 )
 MAX_NESTING = 16
-# How torch 2.4 and later ones say that a pickle names more than tensors.
+# Messages of torch 2.4 and later for a pickle that names more than tensors.
 REFUSED = r"unsupported (?:global: GLOBAL|GLOBAL|class) ([^\s`']+)"
-# Pages of a mapped file stay in memory until the mapping goes: it goes after so many bytes.
+# Pages of a mapped file stay in memory until it is unmapped: that happens after so many bytes.
 LET_GO_BYTES = 64 << 20
 
 
 class Mapped:
-    """Keeps at most one checkpoint open, and not for longer than LET_GO_BYTES were read of it."""
+    """Keeps at most one checkpoint open, and maps it anew after LET_GO_BYTES were read of it."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -91,10 +91,10 @@ class Mapped:
 
 
 def _records(path: Path) -> set[int] | None:
-    """Return the sizes of what a zip file holds, None for the format before torch 1.6.
+    """Return the sizes of a zip file's entries, None for the format before torch 1.6.
 
-    Refuses what torch must not see. TorchScript archives carry code by design, and tar files take
-    another path through torch.load: both ran code before torch 2.6 in spite of weights_only
+    Refuses files that torch must not load. TorchScript archives carry code by design, and tar files
+    take another path through torch.load: both ran code before torch 2.6 in spite of weights_only
     (CVE-2025-32434). A compressed entry could unpack to any size.
     """
     size = size_of(path)
@@ -126,7 +126,7 @@ def _load(path: Path, *, mmap: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a file must not choose what is printed
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # what hostile bytes make an unpickler raise has no end
+    except Exception as error:  # hostile bytes can make an unpickler raise anything
         said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
         named = re.search(REFUSED, str(error), re.IGNORECASE)
         if named:
@@ -139,14 +139,14 @@ def _load(path: Path, *, mmap: bool) -> Any:
 
 
 def _check_storages(path: Path, tensors: Mapping[str, Tensor], records: set[int]) -> None:
-    """Refuse a pickle that takes more than its record: a mapped tensor would read on behind it."""
+    """Refuse a storage without a record of its size: a mapped tensor could read past its record."""
     for name, tensor in tensors.items():
         if no_numbers(tensor) is None and tensor.untyped_storage().nbytes() not in records:
             raise _bad(path, f"{shown(name)} claims other bytes than the file holds for it")
 
 
 def _state(path: Path, loaded: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of the model by name, and the names of everything else."""
+    """Return the tensors of the model by name, and the names of all other values."""
     if isinstance(loaded, Tensor):
         return {"tensor": loaded}, ()
     if not isinstance(loaded, Mapping):
@@ -174,9 +174,9 @@ def _state(path: Path, loaded: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]
 
 
 def _leaves(root: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what nested mappings hold, names joined by dots; an optimizer stays one leaf.
+    """Yield the values of nested mappings, names joined by dots; an optimizer stays one leaf.
 
-    Each mapping is entered once: a pickle can hold itself.
+    Each mapping is entered once: a pickle can contain itself.
     """
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", root)]

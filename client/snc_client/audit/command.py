@@ -19,14 +19,14 @@ SORTS = tuple(sign + name for name in COLUMNS for sign in ("", "-"))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, not under a page of usage."""
+    """Reports an error in one sentence, without a page of usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {clean(message)} ({self.prog} --help says more)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audit a file; return 0, 1 if a threshold is exceeded, 2 if there is nothing to say."""
+    """Audit a file; return 0, 1 if a threshold is or may be exceeded, 2 if it cannot be audited."""
     options = _parser().parse_args(argv)
     try:
         policy = policy_of(options.threshold or [], options.policy)
@@ -100,7 +100,7 @@ def _count(text: str) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows progress on a terminal's stderr, if rich is there, else nothing."""
+    """Yield a function that shows progress on stderr, if it is a terminal and rich is there."""
     try:
         from rich.console import Console
         from rich.progress import Progress

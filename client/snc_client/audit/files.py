@@ -1,4 +1,4 @@
-"""From a path to its tensors: the format is told by content, an index leads to its shards."""
+"""Read the tensors of a path: the content shows the format, an index names its shards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_weights(path: Path) -> Weights:
     Of safetensors files only headers are read here. Raises `Unreadable`.
     """
     mapped, start = Mapped(), _start(path)
-    # The length of a safetensors header has bytes of zero, text has none.
+    # The header length of a safetensors file has zero bytes, text has none.
     if start.lstrip().startswith(b"{") and b"\0" not in start and path.suffix != ".safetensors":
         return _shards(path, mapped)
     return _one(path, start, mapped)
 
 
 def _one(path: Path, start: bytes, mapped: Mapped) -> Weights:
-    # Torch, too, goes by this one suffix.
+    # Torch, too, recognizes this one suffix.
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if start.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
@@ -51,7 +51,7 @@ def _start(path: Path) -> bytes:
 def _shards(path: Path, mapped: Mapped) -> Weights:
     """Return the tensors that an index names, shard by shard.
 
-    A shard may hold more than the index names: a loader would not use it, so it is left out.
+    Tensors of a shard that the index does not name are left out: a loader would not use them.
     """
     homes = _weight_map(path)
     tensors: list[Stored] = []
@@ -72,7 +72,7 @@ def _shards(path: Path, mapped: Mapped) -> Weights:
 
 
 def _shard(index: Path, name: str, mapped: Mapped) -> Weights:
-    # A plain file name is all that any writer puts there: anything else could lead elsewhere.
+    # Every writer puts a plain file name there: anything else could lead to another folder.
     if not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
         raise Unreadable(
             f"{shown(index)} names the shard {shown(name)}: a shard must lie beside its index"

@@ -1,4 +1,4 @@
-"""Walk the tensors of a file one at a time: every one ends up measured or skipped with a reason."""
+"""Audit the tensors of a file one at a time: each is measured, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key: TypeAlias = tuple[bytes, int, int, str, float | None]
 
 @dataclass(frozen=True)
 class Finding:
-    """One measured matrix. ``names`` are all under which the file holds these very numbers."""
+    """One measured matrix. ``names`` are all names under which the file holds these numbers."""
 
     part: Part
     dtype: str
@@ -86,8 +86,8 @@ def audit(
 ) -> Findings:
     """Measure every matrix of ``weights``, holding one at a time.
 
-    ``progress`` is told the entries done and in all. Raises `Unreadable` if the policy names what
-    is not there, or if the file changes meanwhile.
+    ``progress`` is called with the number of entries done and in all. Raises `Unreadable` if a
+    pattern of the policy matches nothing, or if the file changes meanwhile.
     """
     skipped = [
         Skipped(t.name, t.shape, t.dtype, why) for t in weights.tensors if (why := reason(t))
@@ -116,7 +116,7 @@ def audit(
 
 
 def _digest(matrix: Tensor) -> bytes:
-    """Return what tells equal numbers: a tied weight that a file holds twice is measured once."""
+    """Return a hash of the numbers: a tied weight that a file holds twice is measured once."""
     raw = matrix.contiguous().view(torch.uint8)
     return hashlib.blake2b(raw.numpy().data, digest_size=32).digest()
 
@@ -124,7 +124,7 @@ def _digest(matrix: Tensor) -> bytes:
 def ordered(layers: Iterable[Finding], by: str | None) -> list[Finding]:
     """Return findings by a column (``-sigma``: descending), None: as in the file.
 
-    What is not finite comes first when descending, what has no value comes last either way.
+    Values that are not finite come first when descending; a missing value comes last either way.
     """
     listed = list(layers)
     if by is None:

@@ -1,4 +1,4 @@
-"""Thresholds for the weights of a file, as the user wrote them: checked before anything is read."""
+"""Thresholds for the weights of a file: parsed and checked before any weight is read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_POLICY_BYTES = 1 << 20
 
 
 def policy_of(thresholds: Sequence[str], path: Path | None) -> Policy:
-    """Return the policy that ``--threshold`` options or a ``--policy`` file give, or none.
+    """Return the policy of the ``--threshold`` options or the ``--policy`` file; empty without.
 
     An option is ``THRESHOLD`` or ``PATTERN=THRESHOLD``; of several, the first match wins. Raises
-    `Unreadable` with what is wrong. ``x init`` is refused: a file does not know its first step.
+    `Unreadable` for a wrong one. ``x init`` is refused: a file does not hold its first sigma.
     """
     try:
         if path is not None:
@@ -38,7 +38,7 @@ def policy_of(thresholds: Sequence[str], path: Path | None) -> Policy:
 
 
 def require_matched(policy: Policy, parts: Sequence[Part]) -> None:
-    """Refuse a policy with an entry that matches no measured weight: it would guard nothing."""
+    """Refuse a policy with an entry that matches no measured weight: it would have no effect."""
     for entry in policy.entries:
         if not any(entry.matches(part.name) for part in parts):
             cure = "; write [[] for a literal [" if "[" in entry.pattern else ""
@@ -56,7 +56,7 @@ def threshold_of(policy: Policy, part: Part) -> float | None:
 
 
 def _entry(text: str) -> dict[str, Any]:
-    """Read ``[PATTERN=]THRESHOLD``; the last = counts, a pattern may hold others."""
+    """Read ``[PATTERN=]THRESHOLD``; the last = separates them, a pattern may hold others."""
     pattern, equals, threshold = text.rpartition("=")
     limit: float | str | None = threshold.strip()
     if limit == "none":
@@ -65,7 +65,7 @@ def _entry(text: str) -> dict[str, Any]:
         try:
             limit = float(threshold)
         except ValueError:
-            pass  # "3x rms"; what else it may be is the wire's business
+            pass  # "3x rms" and the like: the wire parses and checks it
     return {"pattern": pattern.strip() if equals else "*", "threshold": limit, "action": "observe"}
 
 

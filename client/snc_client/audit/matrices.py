@@ -1,7 +1,7 @@
-"""Which matrices a stored tensor holds, guessed from its name and shape: there is no model here.
+"""Finds the matrices in a stored tensor, guessed from its name and shape, without a model.
 
-The guesses are those a model would confirm for the usual architectures; each is named in the
-result as ``kind``, with a note where the number is not the norm of the layer's map.
+The guesses are right for the usual architectures; each is named in the result as ``kind``, with a
+note where the number is not the norm of the layer's map.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _is_stack(name: str, shape: Sequence[int]) -> bool:
 def _in_by_out(whole: Part) -> bool:
     """Return whether this is a GPT-2 weight as Hugging Face stores it: inputs x outputs.
 
-    Others store out x in under the same names; c_attn and c_fc widen, the c_proj of an MLP narrows.
+    Others store out x in under the same names, but c_attn and c_fc widen, an MLP's c_proj narrows.
     """
     owner = whole.name.rpartition(".")[0]
     if owner.endswith((".c_attn", ".c_fc")):

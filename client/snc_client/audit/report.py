@@ -1,4 +1,4 @@
-"""What the audit prints: JSON for programs, a table for people."""
+"""The output of the audit: JSON for programs, a table for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from snc_client.audit.findings import Finding, Findings
 from snc_client.audit.stored import Weights, shown
 
-PIPED_WIDTH = 200  # a table in a file is not folded at the columns of a terminal that isn't there
+PIPED_WIDTH = 200  # columns of a table that does not go to a terminal
 NAMES_SHOWN = 3
 
 
@@ -107,7 +107,7 @@ _NOTE = _Column("note", lambda x: _remark(x), right=False)
 def print_report(
     file: Path, weights: Weights, found: Findings, layers: Sequence[Finding], *, proof: bool
 ) -> None:
-    """Print the table, what was skipped and why, and one closing line."""
+    """Print the table, the skipped tensors with their reasons, and one closing line."""
     judged = any(x.threshold is not None for x in found.layers)
     columns = [
         _NAME,

@@ -1,8 +1,8 @@
-"""Read a .safetensors file: 8 bytes of length, a JSON header, the data; nothing in it is believed.
+"""Read a .safetensors file: 8 bytes of length, a JSON header, the data; every value is checked.
 
 Own code and not the package of that name, for three reasons: an audit must run in any image that
 has torch; one tensor (or one expert of a stack) at a time must be in memory, where a mapping of the
-file would grow to its size; and each lie of a header must become one sentence.
+file would grow to its size; and each invalid header must be reported in one sentence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READ = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# Name as torch has it, and bits per number.
+# Torch's name, and bits per number.
 _DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("float64", 64),
     "F32": ("float32", 32),
@@ -54,8 +54,8 @@ _DTYPES: dict[str, tuple[str, int]] = {
 def read_safetensors(path: Path) -> Weights:
     """Return the tensors of a file, by name with numbers in numeric order; raise `Unreadable`.
 
-    Only the header is read. As the format has it, the tensors must lie one after the other and fill
-    the file: what overlaps, leaves a hole or ends early is refused, with the tensor's name.
+    Only the header is read. The format requires that the tensors lie one after the other and fill
+    the file: an overlap, a hole or an early end is refused, with the tensor's name.
     """
     size = size_of(path)
     header, start = _header(path, size)
@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> Weights:
 
 
 def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """Return the parsed header and where the data starts."""
+    """Return the parsed header and the offset of the data."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -125,8 +125,8 @@ def _entry(path: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
 
 
 def _whole(values: list[Any]) -> bool:
-    # 2^63 bounds what a file can hold; numbers of thousands of digits would only cost time. More
-    # than 64 dimensions no library has: their product could be as long.
+    # 2^63 bounds the size of a file; numbers of thousands of digits would only cost time. No
+    # library has more than 64 dimensions, and the product of more could be as long.
     return len(values) <= 64 and all(type(x) is int and 0 <= x < 2**63 for x in values)
 
 

@@ -1,4 +1,4 @@
-"""What a file of weights offers, whatever its format: names and shapes now, numbers one by one."""
+"""The weights of a file, in any format: names and shapes at once, numbers tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Unreadable(Exception):
-    """The file, or what was asked of it, cannot be used; the text is one sentence for stderr."""
+    """The file, or the request, cannot be used; the text is one sentence for stderr."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As torch calls it, without ``torch.``."""
+    """Torch's name, without ``torch.``."""
     read: Callable[[int, int], Tensor]
     unreadable: str | None = None
-    """Why its numbers cannot be used, beyond what dtype and shape say."""
+    """Why its numbers cannot be used, where dtype and shape do not show it."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a file, in its order, and what else was in it and is not looked at."""
+    """All tensors of a file, in its order, and the names of other values, which are not read."""
 
     format: str
     tensors: tuple[Stored, ...]
@@ -39,7 +39,7 @@ class Weights:
 
 
 def size_of(path: Path) -> int:
-    """Return the size in bytes of a regular file; refuse what would block or never end."""
+    """Return the size in bytes of a regular file; refuse others: they may block or never end."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -54,14 +54,14 @@ def size_of(path: Path) -> int:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system said, without the path that it repeats."""
+    """Return the system's message, without the path that it repeats."""
     return getattr(error, "strerror", None) or clean(str(error))
 
 
 def shown(value: object, most: int = 120) -> str:
-    """Return text for one line of a terminal: a name out of a file must neither drive nor flood it.
+    """Return text for one line of a terminal: a name in a file must neither control nor flood it.
 
-    Long text loses its middle: both ends of a name say what it is.
+    Long text loses its middle: both ends identify a name.
     """
     text = str(value)
     if len(text) > most:

@@ -1,7 +1,7 @@
-"""Measure one matrix once, cold: sigma until it stands, a certified bound, and the Frobenius norm.
+"""Measure one matrix once, from cold: converged sigma, a certified bound, and the Frobenius norm.
 
-Everything runs on the CPU, in the matrix's own scale brought near one by a power of two, which is
-exact: a file may hold 1e-40 or, in float64, 1e300.
+Everything runs on the CPU, after the matrix is scaled near one by a power of two, which is exact: a
+file may hold 1e-40 or, in float64, 1e300.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snc_client.operators import Matrix
 # error to the largest one was below the residual. Float32 leaves a floor of 6e-6.
 SETTLED = 1e-4
 MOST_ITERATIONS = 256  # a Gaussian takes some 40; sixty values within 2 % are then right to 2e-5
-FIRST_RUNG = 1.0011  # a bound above it says that sigma is low by more than 1e-3
+FIRST_RUNG = 1.0011  # a bound above it shows that sigma is low by more than 1e-3
 ROUNDING = 2e-6  # sigma may exceed the spectral norm by so much, relative
 NEAR_ONE = 60  # entries within 2^+-60 have squares that fit float32, with room for their sum
 FAR = 1000  # 2^1000 still multiplies a subnormal float64 without overflow
@@ -28,11 +28,11 @@ FAR = 1000  # 2^1000 still multiplies a subnormal float64 without overflow
 
 @dataclass(frozen=True)
 class Weighed:
-    """What one matrix weighs. NaN where it has entries that are not finite.
+    """The measurement of one matrix. NaN where it has entries that are not finite.
 
-    ``sigma`` is from below, ``sigma_upper`` from above (certified; NaN if not asked for, inf if not
-    finite). ``residual`` = ||W'u - sigma v||; ``settled`` says that it is below 1e-4 of sigma: if
-    not, sigma may be low by up to what sigma_upper leaves open.
+    ``sigma`` is from below, ``sigma_upper`` from above (certified; NaN without ``proof``, inf if
+    not finite). ``residual`` = ||W'u - sigma v||; ``settled``: it is below 1e-4 of sigma. If not,
+    sigma may be low by up to its distance from sigma_upper.
     """
 
     sigma: float
@@ -52,8 +52,8 @@ class Weighed:
 def weigh(weight_MN: Tensor, *, threshold: float | None = None, proof: bool = True) -> Weighed:
     """Measure a matrix of any floating-point dtype, both sides at least 1.
 
-    If the bound falls on both sides of ``threshold`` (sigma below, sigma_upper above), the
-    threshold itself is tried: if the proof succeeds, sigma_upper is the threshold.
+    If ``threshold`` lies between sigma and sigma_upper, the threshold itself is tried as a bound:
+    if the proof succeeds, sigma_upper is the threshold.
 
     Cost: some tens of reads in float32, at most 512; with ``proof`` one Gram matrix with a Cholesky
     factorisation in float64. Memory beside the weight: 12 bytes an entry, and three matrices of the

@@ -1,4 +1,4 @@
-"""What `SNCallback` is given, checked before anything is built."""
+"""Checks the arguments of `SNCallback` before anything is built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snc_client.callback.schedule.measure_schedule import LONGEST
 
 
 def check_together(optimizers: Sequence[object], masters: object, guard: object) -> None:
-    """Raise ValueError for what is no optimizer and no guard, and for masters with a guard."""
+    """Raise ValueError for wrong types, and for a guard with masters or several optimizers."""
     if not isinstance(guard, bool | GuardSettings):
         raise ValueError(f"guard must be True, False or GuardSettings, got {guard!r}")
     if guard and masters:
@@ -28,7 +28,7 @@ def check_together(optimizers: Sequence[object], masters: object, guard: object)
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise ValueError for a number of steps that is none."""
+    """Raise ValueError for a number of steps that is neither None nor an integer above 0."""
     for what, value in counts.items():
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
@@ -39,7 +39,7 @@ def check_counts(**counts: int | None) -> None:
 def check_cost(
     every: int, idle_every: int | None, max_overhead: float | None, guard: object
 ) -> None:
-    """Raise ValueError where one setting asks for less than another needs."""
+    """Raise ValueError for settings that are out of range or contradict each other."""
     if idle_every is not None and idle_every > LONGEST:
         raise ValueError(f"idle_every must be at most {LONGEST}, got {idle_every}: use every")
     if guard and (every != 1 or max_overhead is not None or idle_every not in (None, 1)):

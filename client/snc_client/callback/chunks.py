@@ -1,4 +1,4 @@
-"""Groups of tensors that are worked on together, so that temporaries stay small."""
+"""Groups of tensors that are processed together, so that temporaries stay small."""
 
 from __future__ import annotations
 

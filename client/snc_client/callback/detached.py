@@ -1,4 +1,4 @@
-"""What a copied or unpickled SNCallback becomes: an object that measures nothing and says so."""
+"""DetachedCallback: takes the place of a copied or unpickled SNCallback and measures nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("snc")
 
 
 class DetachedCallback:
-    """The copy of a callback by ``copy.deepcopy`` or ``pickle``: it does nothing, and warns once.
+    """The copy of a callback by ``copy.deepcopy`` or ``pickle``: does nothing and warns once.
 
     Frameworks copy trainers and data sets that happen to hold a callback. A copy has no model to
     measure, no connection and no thread; the original continues.

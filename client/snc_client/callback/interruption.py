@@ -1,4 +1,4 @@
-"""Recognizes exceptions of signal handlers: they belong to the program, wherever they strike."""
+"""Recognizes exceptions raised by signal handlers: they must reach the training program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def is_from_signal_handler(error: BaseException) -> bool:
 
     Handlers run in the main thread between any two instructions, so in the callback too: torch's
     DataLoader raises RuntimeError this way when a worker dies, and time limits use SIGALRM.
-    Cost: one look at each signal, so only for an exception at hand.
+    Cost: one lookup per signal, so callers use it only after they caught an exception.
     """
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
     trace = error.__traceback__

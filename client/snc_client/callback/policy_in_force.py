@@ -1,4 +1,4 @@
-"""PolicyInForce: the policy that a job obeys now, laid out by layer."""
+"""PolicyInForce: the current policy of a job, resolved to its layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("snc")
 
 
 class PolicyInForce:
-    """A policy and the owners of the layers, which limit what it may write."""
+    """A policy, limited to the layers that the job's optimizers allow it to write."""
 
     def __init__(self, policy: Policy, ownership: Ownership) -> None:
         self._policy = policy
@@ -34,7 +34,7 @@ class PolicyInForce:
     def replace(
         self, version: int, policy: Policy, monitor: LayerMonitor, *, step: int, strict: bool
     ) -> None:
-        """Put ``policy`` of the service in force from ``step`` on; log what it cannot do."""
+        """Apply ``policy`` of the service from ``step`` on; log what it cannot match or certify."""
         self._policy = policy
         resolved = resolve(policy, monitor.layers)
         monitor.set_policy(self._limited(monitor.layers, resolved), step=step - 1)

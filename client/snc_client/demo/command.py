@@ -30,7 +30,7 @@ ACTIONS: dict[str, Action] = {"observed": "observe", "constrained": "rescale"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the process's exit status."""
     options = _parser().parse_args(argv)
-    # A shell that starts a job in the background lets it ignore Ctrl-C; the demo ends by it.
+    # A shell makes jobs in the background ignore Ctrl-C; the demo ends by it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(highlight=False)
     recipe = replace(Recipe(), steps=options.steps, fault_step=options.steps // 3)
@@ -134,7 +134,7 @@ def _print_summary(console: Console, recipe: Recipe, trained: dict[str, Trained]
 
 
 def _stored(url: str, run: str) -> dict[str, Any]:
-    """Return what the service says of a run, with the number of its events."""
+    """Return the service's record of a run, with the number of its events."""
     with httpx.Client(base_url=f"{url}/api/v1", timeout=10.0) as client:
         record: dict[str, Any] = client.get(f"/runs/{run}").raise_for_status().json()
         events = client.get(f"/runs/{run}/events", params={"limit": 500}).raise_for_status()

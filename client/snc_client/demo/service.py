@@ -16,7 +16,7 @@ START_SECONDS = 30.0
 
 
 class ServiceFailed(Exception):
-    """The service did not come up; the text says what it printed."""
+    """The service did not start; the text contains its output."""
 
 
 def free_port(preferred: int) -> int:

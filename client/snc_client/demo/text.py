@@ -1,4 +1,4 @@
-"""Real data that lies on every machine: the source text of Python's own standard library."""
+"""Real data that every machine has: the source text of Python's own standard library."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encode(text: str) -> Tensor:
 def minibatches(
     tokens: Tensor, *, batch_size: int, context: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (inputs, next characters), both [batch_size, context], for ever, as the seed says."""
+    """Yield (inputs, next characters), both [batch_size, context], for ever, drawn by ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(context + 1)
     while True:

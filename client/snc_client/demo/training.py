@@ -30,7 +30,7 @@ CHECK_EVERY = 25  # steps between exact checks by float64 SVD
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both runs share; the fault begins at ``fault_step``."""
+    """The settings of both runs; the fault begins at ``fault_step``."""
 
     steps: int = 450
     fault_step: int = 150
@@ -42,7 +42,7 @@ class Recipe:
     seed: int = 0
 
     def as_config(self) -> dict[str, Any]:
-        """Return what the run's page shows as its configuration."""
+        """Return the configuration that the run's page shows."""
         return {
             "model": f"character transformer, depth {self.depth}, width {self.width}",
             "data": "source of Python's standard library",
@@ -55,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended: the mean loss of its last 30 steps, what exact checks of its weights saw."""
+    """The result of a run: the mean loss of its last 30 steps, and exact checks of its weights."""
 
     run: str
     loss: float
@@ -75,7 +75,7 @@ def train(
     run: str,
     progress: Callable[[int, float], None],
 ) -> Trained:
-    """Train on ``tokens`` for ``recipe.steps`` steps; ``progress`` is told (step, loss)."""
+    """Train on ``tokens`` for ``recipe.steps`` steps; call ``progress`` with (step, loss)."""
     torch.manual_seed(recipe.seed)
     model = CharTransformer(VOCABULARY, recipe.context, recipe.width, recipe.heads, recipe.depth)
     optimizer = _optimizer(model)

@@ -1,4 +1,4 @@
-"""The warm state of a list of layers, and one iteration for all of them."""
+"""BlockPower: the warm state of a list of layers, and one iteration for all of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
 
 COLD_ITERATIONS = 16  # a Gaussian 3072 x 768 to 5e-3; 8 leave 2.4e-2
-# One iteration follows a training that goes its way; in the first 25 steps, and after any leap, it
-# errs by up to 2e-2. The residual says so: sigma errs by about its square. Above LAG a layer gets
-# up to 4 iterations in a call, which leave 5e-4; later a layer takes 1.02 to 1.06 in the mean.
+# One iteration suffices in steady training; in the first 25 steps, and after any leap, sigma errs
+# by up to 2e-2. The residual shows it: sigma errs by about its square. Above LAG a layer gets up to
+# 4 iterations in a call, which leave 5e-4; later a layer takes 1.02 to 1.06 on average.
 LAG, MOST_ITERATIONS = 0.0175, 4
-# Where the host may not look, a layer's first 32 calls (8 of them before the training) do the same.
+# Where the host must not read it, the first 32 calls (8 before the training) make 4 iterations.
 YOUNG = COLD_ITERATIONS + 32 * MOST_ITERATIONS
-EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can grow
+EXPLORE_STEPS = 8  # an explorer drawn anew at every step is replaced before it can grow
 SPARE_NOISE = 1 << 18  # where windows of the noise may start, at every 16th number:
 ALIGNED = 16  # 64 bytes, because the last bits of a CPU's products depend on where operands lie
 TINY = torch.finfo(torch.float32).tiny
@@ -31,7 +31,7 @@ LONG = 100_000  # rows longer than this are summed in float64
 
 
 class Operator(Protocol):
-    """What a layer offers: its shape and products with blocks of vectors, always in float32."""
+    """A layer's shape and its products with blocks of vectors, always in float32."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,8 +52,8 @@ class Estimates:
     where W, or a product with it, is not finite.
     ``residual`` = ||W'u - s v|| with s u = W v, in units of sigma: *some* singular value (0, if W
     is not square) lies within residual / sqrt(2) of s, and 0 <= sigma - s <= residual^2 / (2 s).
-    It says nothing about a larger singular value that the block has not met. (For m < n, W' takes
-    the place of W.)
+    It does not show a larger singular value that the block has not found. (For m < n, W' takes the
+    place of W.)
     """
 
     sigma: Tensor
@@ -83,12 +83,12 @@ class _Products:
 class BlockPower:
     """Warm state of a list of layers on one device, between calls; one iteration per call or more.
 
-    ``shapes``: (m, n) per layer. ``block``: vectors kept per layer, at most min(m, n); 16 where a
-    threshold is held, 8 do for watching. Memory: block floats per row of a weight's small side.
+    ``shapes``: (m, n) per layer. ``block``: vectors kept per layer, at most min(m, n); 16 to hold a
+    threshold, 8 to watch. Memory: block floats per row of a weight's small side.
     Cost of an iteration: every weight is read twice, in m*n*block multiply-adds each time.
 
-    The state lives here and never in module buffers: no state_dict, EMA copy or DDP broadcast can
-    touch it. All randomness comes from ``seed``, equal on all ranks; the global generators are
+    The state is kept here and never in module buffers: no state_dict, EMA copy or DDP broadcast
+    changes it. All randomness comes from ``seed``, equal on all ranks; the global generators are
     neither read nor advanced.
     """
 
@@ -116,7 +116,7 @@ class BlockPower:
         sizes = [min(block, *shape) * min(shape) for shape in self._shapes]
         self._noise = _normal(max(sizes, default=0) + SPARE_NOISE, seed).to(self._device)
         self._blocks = [self._random_rows(i) for i in range(len(self._shapes))]
-        solvers(self._noise.device)  # compiles and checks where that takes time: here, in no step
+        solvers(self._noise.device)  # compiles and checks the kernels now, and not in a step
 
     @torch.no_grad()
     def step_(
@@ -130,9 +130,9 @@ class BlockPower:
 
         ``operators`` matches the layers (or ``which``) one to one; the result has their order. The
         first call on a layer makes 16 iterations. A layer whose residual is above ``lag`` * sigma
-        (of all, or one for each), as after an abrupt step, gets up to 4. On a CPU this call sees
-        that by itself. On any other device the host never waits to look: there a layer's first 32
-        calls make 4 iterations, and later those of which the host was told (`hurry`).
+        (of all, or one for each), as after an abrupt step, gets up to 4. On a CPU this call reads
+        the residual. On any other device the host does not wait for it: there a layer's first 32
+        calls make 4 iterations, and later the call that follows `hurry`.
         A layer that is not finite gives NaN and starts afresh: one finite step later it has a
         sigma, seven later within 1e-3.
         """
@@ -151,7 +151,7 @@ class BlockPower:
     def hurry(self, layers: Iterable[int]) -> None:
         """Let the next call make 4 iterations for ``layers``, whose block lags.
 
-        For what the host learns late, from residuals that have arrived from the device.
+        For devices whose residuals the host reads later, when they have arrived.
         """
         self._hurried.update(layers)
 
@@ -218,7 +218,7 @@ class BlockPower:
     def _catch_up(
         self, items: Sequence[_Item], found: Estimates, lag: float | Sequence[float]
     ) -> Estimates:
-        """Iterate on while a residual is large, up to 4 times in all; the host may look here."""
+        """Iterate on while a residual is large, up to 4 times in all; the host reads it freely."""
         sigma, residual = found.sigma, found.residual
         limit = lag if isinstance(lag, float) else torch.tensor(lag, device="cpu")
         for _ in range(MOST_ITERATIONS - 1):
@@ -254,7 +254,7 @@ class BlockPower:
         return Estimates(*found.unbind())
 
     def _multiply(self, group: Sequence[_Item]) -> _Products:
-        """Put every layer of a group through W and back; layers one by one, the rest at once.
+        """Multiply by W and W': the layers of a group one by one, the b x b algebra at once.
 
         One large product over stacked weights would copy them, and is 3-6 times slower on a CPU.
         """
@@ -279,7 +279,7 @@ class BlockPower:
 
     def _explores(self, layer: int, step: int) -> bool:
         b, n = self._blocks[layer].shape
-        return step > 0 and b < n and (step + layer) % EXPLORE_STEPS == 0  # b == n has all there is
+        return step > 0 and b < n and (step + layer) % EXPLORE_STEPS == 0  # b == n spans all of R^n
 
     def _keep(self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor]) -> None:
         """Store the next block of every layer: orthonormal rows, best first."""
@@ -338,8 +338,9 @@ def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]
 def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return X = U W, R = U U' and the scale of U = V W' / scale (or of W, where m < n).
 
-    Back at once, while a cache still holds the weight. U has entries up to one, because squares of
-    1e+-30 do not fit float32. Clamping the scale keeps a zero weight at zero, and lets NaN through.
+    The second product follows at once, while a cache still holds the weight. U has entries up to
+    one, because squares of 1e+-30 do not fit float32. Clamping the scale keeps a zero weight at
+    zero, and passes NaN on.
     """
     m, n = operator.shape
     products: list[Callable[[Tensor], Tensor]] = [operator.matmul, operator.rmatmul]

@@ -1,10 +1,10 @@
-"""One iteration of all layers as one launch: recorded once as a CUDA graph, replayed at each step.
+"""GraphPower: one launch for an iteration of all layers, a CUDA graph replayed at each step.
 
 Launched one by one, 72 layers take some 700 launches of about 5 microseconds: more host time than
-the device needs for the products. So a CUDA device gets it (`warm_blocks`), and the plain way where
-recording fails. **Not yet run on a GPU.** What is tested on a CPU is: that the recorded work is the
-work of `BlockPower` bit for bit, under a callback too, that it reads and writes nothing but tensors
-that keep their address, and when it is recorded anew.
+the device needs for the products. So a CUDA device uses it (`warm_blocks`), and `BlockPower` where
+recording fails. **Not yet run on a GPU.** Tests on a CPU check that the recorded work is that of
+`BlockPower` bit for bit, under a callback too, that it reads and writes only tensors that keep
+their address, and when it is recorded anew.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ MOST_RECORDINGS = 16
 
 
 class Addressed(Operator, Protocol):
-    """An operator that says which tensors its products read."""
+    """An operator that lists the tensors that its products read."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What must keep its address while the graph is in use."""
+        """The tensors that must keep their address while the graph is in use."""
 
 
 def record_cuda(work: Callable[[], None], device: torch.device) -> Replay:
     """Record ``work`` as a CUDA graph on a side stream, where it runs once before.
 
-    That run loads and allocates what a library keeps per stream, which a recording must not do; the
-    recorded work runs when it is replayed.
+    In that run libraries load and allocate their state of the stream, which a recording must not
+    do; the recorded work runs when it is replayed.
 
     `torch.cuda.graph` would synchronise, collect garbage and empty the allocator's cache before:
-    a training loop must not be held up by that. Other threads may go on allocating meanwhile.
+    that would delay a training loop. Other threads may allocate meanwhile.
     """
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -76,12 +76,11 @@ class GraphPower(BlockPower):
     The blocks keep their address. The graph is recorded at the second call, and again when a weight
     has moved (``load_state_dict(assign=True)``, ``.to()``), has another dtype, or a saved state was
     loaded. Calls on some layers, the first call, and all calls where recording fails or weights
-    move each time go the way of `BlockPower`. What a graph cannot hold is what the host chooses at
-    each step: who explores, with which noise. It reads both from a small tensor that is filled
-    before each replay.
+    move each time run as in `BlockPower`. The host chooses at each step which layers explore, with
+    which noise: the graph reads both from a small tensor that is filled before each replay.
 
-    A layer that lags makes all layers iterate as often as it does: a replay is that cheap.
-    ``record`` is `record_cuda` or, on a CPU, what a test hands in.
+    A layer that lags makes all layers iterate as often as it does, because a replay is cheap.
+    ``record`` is `record_cuda` or, on a CPU, a function of a test.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class GraphPower(BlockPower):
         *,
         lag: float | Sequence[float] = LAG,
     ) -> Estimates:
-        """Do what `BlockPower.step_` does."""
+        """Advance the layers as `BlockPower.step_` does."""
         everyone = which is None or list(which) == list(range(len(self._shapes)))
         if not (everyone and self._usable and all(self._steps)):
             return super().step_(operators, which, lag=lag)
@@ -136,7 +135,7 @@ class GraphPower(BlockPower):
 
     @torch.no_grad()
     def _recorded(self, items: Sequence[_Item]) -> bool:
-        """Return whether the graph fits these weights, after recording one where need be."""
+        """Return whether the graph fits these weights, after recording one if needed."""
         key = self._addresses(items)
         if key is not None and key == self._key:
             return True
@@ -152,7 +151,7 @@ class GraphPower(BlockPower):
         return False
 
     def _rehearse_and_record(self, items: Sequence[_Item]) -> None:
-        """Run once what will be recorded, so that every library is loaded, and take it back."""
+        """Run the work once, so that every library is loaded, record it, and restore the blocks."""
         self.recordings += 1
         before, steps = [block.clone() for block in self._blocks], list(self._steps)
 
@@ -173,7 +172,7 @@ class GraphPower(BlockPower):
                 block.copy_(old)
 
     def _addresses(self, items: Sequence[_Item]) -> Hashable:
-        """Return what the graph depends on; None where an operator does not say what it reads."""
+        """Return a key of the tensors that the graph reads; None if an operator lists none."""
         read = [getattr(item.operator, "tensors", None) for item in items]
         if any(tensors is None for tensors in read):
             return None
@@ -181,7 +180,7 @@ class GraphPower(BlockPower):
         return tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
 
     def _choose(self) -> None:
-        """Count a step of every layer; send what the host chooses, through pinned memory."""
+        """Count a step of every layer; copy the host's choices through pinned memory."""
         rows: list[list[int]] = [[], [], []]
         for layer, block in enumerate(self._blocks):
             step = self._steps[layer]

@@ -1,6 +1,6 @@
 """Eigenvectors of many small symmetric matrices without LAPACK: a fixed number of Jacobi sweeps.
 
-`torch.linalg.eigh` waits for the host on CUDA and cannot be captured in a graph. This can: it is
+`torch.linalg.eigh` waits for the host on CUDA and cannot be captured in a graph. This can: it uses
 tensor operations only, the same ones every time. The tests compare it with `eigh` on the CPU; it
 has not been run on a GPU. A b of 16 takes 75 rounds of about 25 small launches, so it is for
 devices without Triton: `kernels` does the same in one launch.
@@ -23,7 +23,7 @@ def eigh(g_KBB: Tensor, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
     Entries must be finite. Parallel two-sided Jacobi (Golub & Van Loan, Matrix Computations, 8.5):
     index i of the first half is paired with i of the second, all pairs are rotated at once so that
     their entries g[p, q] vanish, then the indexes move on one seat; after b - 1 rounds, one sweep,
-    every pair has met and everyone sits where they started.
+    every pair was rotated once and every index is back at its first seat.
     """
     b = g_KBB.shape[-1]
     odd = b % 2  # an empty seat: a zero row and column, which no rotation touches

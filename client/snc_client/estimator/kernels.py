@@ -1,10 +1,10 @@
 """The b x b algebra as Triton kernels: one program per layer, one launch for all layers.
 
 The same Jacobi sweeps as in `jacobi`, and the Cholesky factor that `ritz` takes from LAPACK, in
-registers. As tensor operations a sweep is about 400 launches; this is one for all five. Nothing
-waits, nothing is allocated but the results, so both can be captured in a graph. Run so far in
-Triton's interpreter on a CPU, not yet on a GPU: `solvers` checks them once per device and falls
-back where they fail.
+registers. As tensor operations a sweep is about 400 launches; this is one for all five. They do not
+wait and allocate only the results, so both can be captured in a graph. Run so far in Triton's
+interpreter on a CPU, not yet on a GPU: `solvers` checks them once per device and falls back where
+they fail.
 """
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr from the signature.
@@ -51,7 +51,7 @@ def _rotate(g_ptr, values_ptr, z_ptr, b, SIZE: tl.constexpr, ROUNDS: tl.constexp
     g = tl.load(g_ptr + at + row * b + col, mask=inside, other=0.0)
     eye = tl.where(row == col, 1.0, 0.0)
     z = eye
-    # Who takes seat `col` next: the first stays, the others move on, as in `jacobi`.
+    # The index that takes seat `col` next: the first stays, the others move on, as in `jacobi`.
     onward = tl.where(col < half, col - 1, col + 1)
     source = tl.where(col == 0, 0, tl.where(col == 1, half, onward))
     source = tl.where(col == SIZE - 1, half - 1, source)

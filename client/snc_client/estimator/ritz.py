@@ -18,12 +18,12 @@ DEAD = 1e-12  # squared norm relative to the largest row: below it a row is roun
 
 
 class Ritz(NamedTuple):
-    """What the two Gram matrices of a block say, best direction first."""
+    """The directions of a block, from its two Gram matrices, best one first."""
 
     z_KBB: Tensor  # rows: combinations of the block's vectors, by descending growth
     growth: Tensor  # [K] z'Gz of the first row
     reach: Tensor  # [K] z'Rz of the first row
-    finite: Tensor  # [K] bool; where False the other fields mean nothing, but are finite
+    finite: Tensor  # [K] bool; where False the other fields are meaningless, but finite
 
     def split(self, sizes: Sequence[int]) -> list[Ritz]:
         """Cut the K layers into pieces of the given sizes."""
@@ -51,7 +51,7 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
 def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:
     """Return y with rows of length one; rows that are dead or not finite are taken from noise.
 
-    Equal lengths keep the condition number of the block near one, whatever the spectrum.
+    Equal lengths keep the condition number of the block near one, for any spectrum.
     """
     length = torch.linalg.vector_norm(y_KBN, dim=-1, keepdim=True)
     alive = length.square() > DEAD * length.amax(-2, keepdim=True).square()  # False for NaN too

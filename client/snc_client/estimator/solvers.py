@@ -1,7 +1,7 @@
-"""Which b x b algebra a device gets: LAPACK on a CPU, Triton or plain tensor operations elsewhere.
+"""Solvers of the b x b algebra: LAPACK on a CPU, Triton or plain tensor operations elsewhere.
 
-Triton's kernels are checked once per device against float64 before they are trusted: a compiler or
-a driver that miscompiles them costs speed, and never a wrong sigma.
+Triton's kernels are checked once per device against float64 before they are used: a compiler or a
+driver that miscompiles them costs speed, but never makes sigma wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Solvers(NamedTuple):
 def lapack_inverse_factor(c_KBB: Tensor) -> Tensor:
     """Return L^-1 of C = L L'; the identity where C is not positive definite or not finite.
 
-    CUDA reports info = 0 for a NaN matrix (pytorch#64818), so the inverse is looked at too.
+    CUDA reports info = 0 for a NaN matrix (pytorch#64818), so the inverse is checked too.
     """
     eye = torch.eye(c_KBB.shape[-1], dtype=c_KBB.dtype, device=c_KBB.device)
     factor, info = torch.linalg.cholesky_ex(c_KBB, check_errors=False)
@@ -64,7 +64,7 @@ def solvers(device: torch.device) -> Solvers:
         if agrees(found, device):
             return found
         reason = "they differ from LAPACK"
-    except Exception as error:  # whatever a compiler, driver or version may raise
+    except Exception as error:  # a compiler, driver or version may raise anything
         reason = f"{type(error).__name__}: {error}"
     log.warning("snc: Triton kernels are not used on %s, measuring is slower: %s", device, reason)
     return PLAIN

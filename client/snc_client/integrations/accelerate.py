@@ -14,11 +14,11 @@ from snc_client.integrations.training_run import WORST_RATIO, TrainingRun
 
 
 class AttachedCallback:
-    """What `attach` returns; a context manager that ends the run, as failed on an exception.
+    """The result of `attach`; a context manager that ends the run, as failed on an exception.
 
-    SNCallback is built at the first optimizer step, or when ``callback`` is asked for: by then
-    ``accelerator.load_state`` has had its chance to name the run that continues. The loop obeys
-    what ``take_commands()`` returns: actions such as ``stop`` and ``checkpoint``.
+    SNCallback is built at the first optimizer step, or at the first use of ``callback``, so that
+    ``accelerator.load_state`` can name the run to continue before that. The loop obeys the actions
+    that ``take_commands()`` returns, such as ``stop`` and ``checkpoint``.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class AttachedCallback:
 def attach(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, **keywords: Any
 ) -> AttachedCallback:
-    """Attach SNCallback to what ``accelerator.prepare`` returned; its state joins ``save_state``.
+    """Attach SNCallback to the prepared ``model`` and ``optimizer``; ``save_state`` has its state.
 
     ``keywords`` are SNCallback's. The hook counts real optimizer steps: neither accumulated
-    batches nor the steps that a gradient scaler skips.
+    minibatches nor the steps that a gradient scaler skips.
     """
     attached = AttachedCallback(accelerator, model, optimizer, TrainingRun(keywords))
     accelerator.register_for_checkpointing(attached)

@@ -64,7 +64,7 @@ class SNCFastaiCallback(Callback):
             raise CancelFitException
 
     def after_epoch(self) -> None:
-        """Keep what the recorder has for the next step's row, and write the state."""
+        """Keep the recorder's values for the next step's row, and write the state."""
         recorder = self.learn.recorder
         self._of_epoch = dict(zip(recorder.metric_names[1:], recorder.log[1:], strict=False))
         self._folder().mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ class SNCHandler:
     * `state_dict` belongs into Ignite's ``Checkpoint(to_save={"snc": handler, ...})``; loaded
       before ``trainer.run``, it continues the same run.
     * ``engine.state.output`` is reported where it is a number, as ``loss``, or a mapping of
-      numbers. ``snc/worst_ratio`` stands in ``engine.state.metrics``.
+      numbers. ``snc/worst_ratio`` is in ``engine.state.metrics``.
     * The run's config is the engine's epochs. The service's command ``stop`` terminates the
       engine. A breach under the action ``stop`` leaves ``run()`` as ThresholdBreached. Any
       exception ends the run as failed and is raised again.
@@ -44,11 +44,11 @@ class SNCHandler:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what Ignite's Checkpoint writes."""
+        """Return the state that Ignite's Checkpoint writes."""
         return self._run.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what Ignite's Checkpoint has read."""
+        """Continue from the state that Ignite's Checkpoint has read."""
         self._run.load_state_dict(state)
 
     def _started(self, engine: Engine) -> None:

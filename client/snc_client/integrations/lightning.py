@@ -16,7 +16,7 @@ class SNCLightningCallback(Callback):
 
     * The state is in Lightning's own checkpoints; ``fit(ckpt_path=...)`` continues the same run.
     * The run's config is the module's ``hparams`` and the Trainer's limits. The loss is reported
-      at every batch, what the module logs at every ``log_every_n_steps``.
+      at every minibatch, the module's logged values at every ``log_every_n_steps``.
     * ``snc/worst_ratio`` is logged by the module, so that loggers, EarlyStopping and
       ModelCheckpoint see it.
     * The service's command ``stop`` sets ``trainer.should_stop``, ``checkpoint`` writes
@@ -63,9 +63,9 @@ class SNCLightningCallback(Callback):
         self._run.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what Lightning writes into its checkpoint."""
+        """Return the state that Lightning writes into its checkpoint."""
         return self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what Lightning has read from its checkpoint."""
+        """Continue from the state that Lightning has read from its checkpoint."""
         self._run.load_state_dict(state_dict)

@@ -17,12 +17,12 @@ class SNCStableBaselinesCallback(BaseCallback):
 
     * The state is an attribute of the model, ``snc_state``, so that it is inside the file of
       ``model.save``; an agent that was loaded from one continues the same run.
-    * What the agent's logger holds is reported once per round of training; ``train/loss`` is
+    * The values in the agent's logger are reported once per round of training; ``train/loss`` is
       also ``loss``. ``snc/worst_ratio`` is recorded in that logger.
     * The service's command ``stop`` ends ``learn``. A breach under the action ``stop`` leaves it
       as ThresholdBreached. There is no event for an exception: such a run ends as failed when the
       callback learns again or when the process exits.
-    * Agents with several optimizers (SAC, TD3) are handed to SNCallback as a list of them.
+    * Several optimizers of an agent (SAC, TD3) are passed to SNCallback as a list.
     """
 
     def __init__(self, **keywords: Any) -> None:

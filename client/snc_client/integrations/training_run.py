@@ -1,4 +1,4 @@
-"""One training inside a framework: its SNCallback from start to end, and the state to resume it."""
+"""TrainingRun: the SNCallback of one training inside a framework, and the state to resume it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STATE_FILE = "snc_state.pt"
 
 
 class TrainingRun:
-    """Builds SNCallback when a framework starts to train, and closes it however that ends.
+    """Builds SNCallback when a framework starts to train, and closes it when the training ends.
 
     ``keywords`` are SNCallback's own. The service's commands are kept for the framework to obey,
-    unless the user handles them with ``on_command``. A training of which no end is reported, such
-    as one that an exception left in a framework without an event for it, ends as failed when the
-    adapter trains again or when the process exits.
+    unless the user handles them with ``on_command``. A training without a reported end, such as
+    an exception in a framework without an event for it, ends as failed when the adapter trains
+    again or when the process exits.
     """
 
     def __init__(self, keywords: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class TrainingRun:
         self.callback: SNCallback | None = None
 
     def begin(self, model: nn.Module, optimizer: Any, config: Mapping[str, Any]) -> SNCallback:
-        """Build the callback, and let it continue from the state that was loaded before."""
+        """Build the callback, and continue from the state that was loaded before."""
         if self._fail is not None:
             self._fail()
         keywords, state = {"config": config, **self._keywords}, self._loaded
@@ -54,7 +54,7 @@ class TrainingRun:
         return self.callback
 
     def end(self, error: BaseException | None = None) -> None:
-        """Deliver what was measured and finish the run, as failed if there is an ``error``."""
+        """Deliver the waiting rows and finish the run, as failed if there is an ``error``."""
         if self._fail is None or self.callback is None:
             return
         self._fail.detach()
@@ -63,7 +63,7 @@ class TrainingRun:
         _close(self.callback, None if error is None else type(error))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return SNCallback's state with the run's id; before `begin` what was loaded."""
+        """Return SNCallback's state with the run's id; before `begin` the loaded state."""
         if self._loaded is not None or self.callback is None:
             return dict(self._loaded or {})
         return {**self.callback.state_dict(), "run": self.callback.run}
@@ -76,13 +76,13 @@ class TrainingRun:
             self._loaded = state
 
     def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
-        """Write the state beside a checkpoint; on other ranks (``write`` False) only take it."""
+        """Write the state beside a checkpoint; on other ranks (``write`` False) only compute it."""
         state = self.state_dict()
         if write and os.path.isdir(folder):
             torch.save(state, os.path.join(folder, STATE_FILE))
 
     def load(self, folder: str | os.PathLike[str]) -> bool:
-        """Read what `save` wrote; return whether there was something."""
+        """Continue from the file of `save`; return whether there is one."""
         path = os.path.join(folder, STATE_FILE)
         if not os.path.isfile(path):
             return False
@@ -90,7 +90,7 @@ class TrainingRun:
         return True
 
     def report(self, logs: Mapping[str, Any]) -> None:
-        """Add what the framework logs to the row of the last step; skip what is no number."""
+        """Add the framework's logged numbers to the row of the last step; skip other values."""
         if self.callback is not None:
             theirs = {k: v for k, v in logs.items() if _is_number(v) and k != WORST_RATIO}
             self.callback.step(**{scalar_name(k): v for k, v in theirs.items()})
@@ -103,14 +103,14 @@ class TrainingRun:
         return max((r for r in ratios if r is not None and not math.isnan(r)), default=None)
 
     def take_commands(self) -> list[str]:
-        """Return the actions that the service has asked for since the last call."""
+        """Return the actions that the service has requested since the last call."""
         taken: list[str] = [command.action for command in self._commands]
         self._commands.clear()
         return taken
 
 
 def scalar_name(name: str) -> str:
-    """Return a framework's name of a value as the service takes it: ``eval/Loss``: eval_loss."""
+    """Return the service's name for a value that a framework logs: ``eval/Loss``: eval_loss."""
     plain = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")
     plain = plain if plain[:1].isalpha() else f"x_{plain}"
     return "lr" if plain == "learning_rate" else plain[:63]

@@ -21,7 +21,7 @@ class SNCTrainerCallback(TrainerCallback):
     * The state is a file in each ``checkpoint-N/``. A training resumed from it continues the same
       run. A checkpoint outside ``output_dir`` is found where ``resume_from`` here, or
       ``resume_from_checkpoint`` of the Trainer's arguments, names its folder.
-    * The run's config is that of the Trainer and the model. What the Trainer logs becomes scalars.
+    * The run's config is that of Trainer and model. Values that the Trainer logs become scalars.
     * ``snc/worst_ratio`` is added to ``log_history`` and the console. Reporters that the Trainer
       makes itself (``report_to``) are called before any user's callback and miss it.
     * The service's commands ``stop`` and ``checkpoint`` act through the Trainer's control. A breach
@@ -54,7 +54,7 @@ class SNCTrainerCallback(TrainerCallback):
         control.should_training_stop |= "stop" in commands
 
     def on_log(self, _: Any, state: TrainerState, *args: Any, **objects: Any) -> None:
-        """Report what the Trainer logs, and add the worst ratio to it."""
+        """Report the values that the Trainer logs, and add the worst ratio to them."""
         logs = objects["logs"]
         self._run.report(logs)
         if (worst := self._run.worst_ratio()) is not None:

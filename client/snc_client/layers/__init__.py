@@ -1,4 +1,4 @@
-"""From a model to its layers: names, views and linear maps; what is left out, and why."""
+"""Layers of a model: their names, views and linear maps; skipped tensors with the reason."""
 
 from snc_client.layers.conv import watch_grids
 from snc_client.layers.coverage import Coverage, Layer, Skipped

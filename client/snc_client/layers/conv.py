@@ -1,4 +1,4 @@
-"""Convolutions: their kernel as a matrix, or the map that they really are."""
+"""Convolutions: views of a kernel as a matrix, or as the linear map of the convolution."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ AnyConv: TypeAlias = (
 
 
 def is_convolution(module: nn.Module) -> TypeGuard[AnyConv]:
-    """Return whether the module convolves in the way of torch's own classes."""
+    """Return whether the module is one of torch's convolutions."""
     return isinstance(module, CONV + CONV_TRANSPOSE)
 
 
 def reshaped(module: AnyConv) -> View:
     """View a kernel as outputs x (inputs*kernel), group by group.
 
-    That is not the norm of the convolution: the map is up to sqrt(kernel size) times larger, and
+    Its norm is not that of the convolution, which is up to sqrt(kernel size) times larger, and
     typically 1.3-2.9 times for 3x3.
     """
     if isinstance(module, CONV_TRANSPOSE):
@@ -45,9 +45,9 @@ def _grouped(groups: int) -> Callable[[Tensor], Operator]:
 
 
 def _transposed(groups: int) -> Callable[[Tensor], Operator]:
-    """Return the map of (in, out/groups, *kernel): in is cut into groups, each one transposed.
+    """Return a function: weight (in, out/groups, *kernel) -> one transposed block per group.
 
-    Costs a copy: the two sides cannot be exchanged in place.
+    Costs a copy: inputs and outputs cannot be exchanged in place.
     """
 
     def operator(weight: Tensor) -> Operator:
@@ -62,7 +62,7 @@ def _groups(weight: Tensor, groups: int) -> Tensor:
 
 
 def true_operator(module: AnyConv, grid: Sequence[int] | None) -> View:
-    """View a kernel as the map it is on inputs of size ``grid`` (None: 16, or what it needs)."""
+    """View a kernel as the map on inputs of size ``grid`` (None: 16, but at least its extent)."""
     reach = _extents(module)
     shape = tuple(max(GRID, k) for k in reach) if grid is None else tuple(grid)
     if len(shape) != len(reach) or min(shape) < 1:
@@ -85,7 +85,7 @@ def _geometry(module: AnyConv, grid: tuple[int, ...]) -> Geometry:
 
 
 def _of_adjoint(module: AnyConv, grid: tuple[int, ...]) -> Geometry:
-    """Return the convolution whose adjoint a transposed one is: it reads the other's outputs."""
+    """Return the convolution whose adjoint is ``module``: it maps the outputs of ``module``."""
     pads = _pads(module)
     axes = zip(grid, module.stride, pads, _extents(module), module.output_padding, strict=True)
     outputs = tuple((h - 1) * s - sum(pair) + k + extra for h, s, pair, k, extra in axes)
@@ -100,17 +100,17 @@ def _pads(module: AnyConv) -> tuple[tuple[int, int], ...]:
 
 
 def _extents(module: AnyConv) -> tuple[int, ...]:
-    """Return how far a kernel reaches, per dimension."""
+    """Return the extent of a kernel, with its dilation, in each dimension."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
     return tuple(d * (k - 1) + 1 for k, d in sizes)
 
 
 @contextmanager
 def watch_grids(model: nn.Module, most: int = GRID) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield a dict that fills with the input size of every convolution that runs in the block.
+    """Yield a dict that collects the input size of every convolution that runs in the block.
 
     For ``find_layers(conv="operator", grids=...)``: module name -> largest size met, cut to
-    ``most`` (but not below the kernel). The hooks that look are gone when the block ends.
+    ``most`` (but not below the kernel). The hooks are removed when the block ends.
     """
     grids: dict[str, tuple[int, ...]] = {}
     hooks = [

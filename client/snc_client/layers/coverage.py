@@ -1,4 +1,4 @@
-"""What a model's tensors became: layers that are measured, and the rest with the reason."""
+"""Coverage: the measured layers of a model, and its skipped tensors with the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Layer:
 
     It names a place in the model and keeps no tensor: `weight` and `operator` look the tensor up at
     each call, so they follow ``load_state_dict(assign=True)``, ``.to()`` and a replaced module.
-    Both raise LookupError naming the layer if the place is gone or holds another shape.
+    Both raise LookupError naming the layer if the tensor was removed or has another shape.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Layer:
     fan_in: int
     """Rows and columns of the map that is measured."""
     writable: bool
-    """Whether enforcement may multiply `weight`, as of when the model was walked; ``note`` says why
-    not."""
+    """Whether enforcement may multiply `weight`, when the model was walked; ``note`` has the reason
+    if not."""
     note: str | None = None
     names: tuple[str, ...] = ()
     """Every name of this weight, ``name`` first: more than one where weights are tied."""
     cappable: bool = False
     """Whether `weight` *is* the measured matrix, so that its singular values can be set."""
     linear: bool = True
-    """Whether it is known to be a linear map. If not, a policy for all layers leaves it alone."""
+    """Whether it is known to be a linear map. If not, a policy for all layers does not apply."""
     clip: Clip = "values"
     """What a cap clips: singular values, the entries of a gain, the rows of a table."""
     _weight: Callable[[], Tensor] = field(kw_only=True, repr=False)
@@ -62,7 +62,7 @@ class Layer:
         return replace(self, _weight=gone, _operator=gone, _parameter=gone, _partner=None)
 
     def weight(self) -> Tensor:
-        """Return the view to multiply in place: by f, and sigma becomes f times what it was.
+        """Return the view to multiply in place: a factor f multiplies sigma by f.
 
         It shares the parameter's memory, has no gradient history and keeps the parameter's dtype.
         Meaningless where ``writable`` is False.
@@ -70,7 +70,7 @@ class Layer:
         return self._weight()
 
     def factors(self) -> tuple[Tensor, ...]:
-        """Return what to multiply: `weight`, or the two factors of a product, each by sqrt(f)."""
+        """Return the tensors to multiply: `weight` by f, or two factors of a product by sqrt(f)."""
         return (self._weight(), self._partner()) if self._partner else (self._weight(),)
 
     def operator(self) -> Operator:
@@ -78,7 +78,7 @@ class Layer:
         return self._operator()
 
     def parameter(self) -> Tensor | None:
-        """Return the parameter that stores the matrix, itself; None where the matrix is computed.
+        """Return the parameter object that stores the matrix; None where the matrix is computed.
 
         Raises LookupError as `weight` does.
         """
@@ -102,7 +102,7 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """All layers in model order, and everything that was left out. ``str()`` is a table."""
+    """All layers in model order, and all skipped tensors. ``str()`` is a table."""
 
     layers: tuple[Layer, ...]
     skipped: tuple[Skipped, ...]
@@ -139,7 +139,7 @@ def _enforced(layer: Layer) -> str:
 
 def _remark(layer: Layer) -> str:
     others = dict.fromkeys(map(canonical, layer.names[1:]))
-    others.pop(canonical(layer.name), None)  # what a wrapper calls it is the same name
+    others.pop(canonical(layer.name), None)  # a wrapper's path to it is no other name
     tied = f"tied with {', '.join(others)}" if others else ""
     return "; ".join(text for text in (tied, layer.note) if text)
 

@@ -1,8 +1,8 @@
-"""Which parameters are known to be linear maps, by the module that owns them and their name.
+"""Recognizes parameters that are linear maps, by the module that owns them and their name.
 
 A parameter with two dimensions need not multiply anything: decay rates of a state-space block,
-tables of position biases and stacks of biases are added, exponentiated or looked up. To scale one
-changes what it means, so only known linear maps are enforced by a policy for all layers.
+tables of position biases and stacks of biases are added, exponentiated or looked up. Scaling one
+changes its meaning, so a policy for all layers is enforced on known linear maps only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor, nn
 
 NOT_KNOWN: Final = "not known to be a linear map: written only where a policy names it"
-# Names of sizes by which modules say what they map, outputs and inputs.
+# Attributes in which modules store the number of their outputs and inputs.
 _SIZES: Final = (
     ("out_features", "in_features"),
     ("output_size", "input_size"),
@@ -27,7 +27,7 @@ _SIZES: Final = (
 _MULTIPLIES: Final = re.compile(r"Linear|Dense|Proj|Router|Gate|Head|Conv1D|Perceptron|Classifier")
 _NOT_A_MAP: Final = re.compile(r"Norm|Bias|Position|PosEmb|RelPos|Scale|Rotary", re.IGNORECASE)
 _EXPERTS: Final = re.compile(r"Expert|MoE", re.IGNORECASE)
-# Stacks of experts x out x in, under the names that models give them.
+# Names of parameters that stack experts x out x in.
 _EXPERT_KEYS: Final = re.compile(
     r"((gate_up|gate|up|down|input|output|in|out)_(proj|linear)|w(1|2|3)?|wi(_0|_1)?|wo"
     r"|weight(1|2)?|v1|fc1|fc2)(_weight)?"
@@ -37,8 +37,8 @@ _EXPERT_KEYS: Final = re.compile(
 def is_linear_map(module: nn.Module, key: str, weight: Tensor) -> bool:
     """Return whether the parameter ``key`` of a module that torch does not define is a linear map.
 
-    True only on evidence: a class or sizes that say so, a stack of an experts' module, or a name
-    such as ``in_proj_weight``. Cheap, and no library is imported.
+    True only on evidence: the name of the class, matching sizes, a stack in an experts' module, or
+    a name such as ``in_proj_weight``. Cheap, and no library is imported.
     """
     name = type(module).__name__
     if "bias" in key:

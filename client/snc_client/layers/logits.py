@@ -1,4 +1,4 @@
-"""Attention logits, head by head: what bounds them is Wq' Wk, not either of the two."""
+"""Attention logits of each head: the product Wq' Wk bounds them, neither factor alone does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snc_client.operators import LowRank
 
 Heads: TypeAlias = int | tuple[int, int]
 Read: TypeAlias = Callable[[], Tensor]
-# What the two projections are called below an attention's name.
+# Names of the two projections below the name of an attention.
 _PAIRS: Final = (
     ("q_proj.weight", "k_proj.weight"),
     ("query.weight", "key.weight"),
@@ -33,8 +33,8 @@ def logit_layers(
     """Return a layer for each head of the attentions that the patterns name.
 
     sigma of Wq' Wk / sqrt(d) bounds the logit of two vectors of norm 1, where nothing rotates or
-    normalises q and k in between, and biases are left aside. Enforced by sqrt f on the rows of q
-    and on those of k; several heads of q may share one of k: ``(heads of q, heads of k)``.
+    normalises q and k in between, without biases. Enforced by sqrt f on the rows of q and on those
+    of k; several heads of q may share one of k: ``(heads of q, heads of k)``.
 
     Raises ValueError for a pattern that names no attention known by its projections, and for heads
     that do not divide them.

@@ -1,4 +1,4 @@
-"""LoRA pairs: what matters is the product B A that is added to a weight, not its two factors."""
+"""LoRA pairs: the measured matrix is the product B A that is added to a weight."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from snc_client.operators import LowRank
 
 
 def lora_layer(b: Place, a: Place) -> Layer:
-    """Return the layer of a LoRA pair: sigma of B A, enforced through both by sqrt f.
+    """Return the layer of a LoRA pair: sigma of B A, enforced by sqrt f on each factor.
 
-    Where A is frozen (or B), the other factor alone takes f.
+    If one factor is frozen, the other one is multiplied by f.
     Convolutional pairs (A with the kernel, B 1x1) are the product of their flattened matrices.
     """
     read_b = b.reader(b.source.read, b.value.shape)
@@ -38,7 +38,7 @@ def lora_layer(b: Place, a: Place) -> Layer:
 
 
 def lora_pairs(places: list[Place]) -> dict[str, Place | None]:
-    """Return the A of every B, by B's name, and None for every A that has its B."""
+    """Return the A of every B, by B's name, and None by the name of every such A."""
     named = {place.name: place for place in places}
     pairs: dict[str, Place | None] = {}
     for name, b in named.items():

@@ -1,4 +1,4 @@
-"""Weights that are no matrix to their module: gains of norms, tables that are looked up."""
+"""Weights that their module does not use as a matrix: gains of normalisations, lookup tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _Batch: TypeAlias = nn.modules.batchnorm._NormBase
 
 
 def asked(place: Place, maps: Mapping[str, str]) -> str | None:
-    """Return what map the first pattern that matches a name of the weight asks for, if any does.
+    """Return the map of the first pattern that matches a name of the weight, None without one.
 
-    Biases are passed by: they are no maps.
+    Biases get None: they are no maps.
     """
     if place.source.key != "weight":
         return None
@@ -32,9 +32,9 @@ def asked(place: Place, maps: Mapping[str, str]) -> str | None:
 
 
 def mapped(place: Place, what: str) -> Layer:
-    """Return the layer of a weight that is seen as the map ``what``.
+    """Return the layer of a weight that is measured as the map ``what``.
 
-    Raises ValueError where it is none.
+    Raises ValueError if it is not such a map.
     """
     if why := _misfit(place, what):
         raise ValueError(f"{place.name}: maps can say {what!r} {why}")
@@ -87,7 +87,7 @@ def _operator(
 
 
 def _divisor(place: Place) -> Callable[[], Tensor] | None:
-    """Return what reads sqrt(running_var + eps) of a BatchNorm that keeps one."""
+    """Return a reader of sqrt(running_var + eps) of a BatchNorm; None without a running_var."""
     module = place.module
     if not isinstance(module, _Batch) or module.running_var is None:
         return None

@@ -1,4 +1,4 @@
-"""Which matrices a weight holds: one rule per kind of module, chosen by owner and shape."""
+"""Finds the matrices in a weight: one rule per kind of module, chosen by owner and shape."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _by_shape(module: nn.Module, key: str, weight: Tensor) -> tuple[View, ...]:
 
 
 def _family(module: nn.Module) -> str:
-    """Return the torch class whose gates this module has: it may be a subclass."""
+    """Return the name of the torch class whose gates this module has, for subclasses too."""
     return next((base.__name__ for base in type(module).__mro__ if base.__name__ in _GATES), "")
 
 

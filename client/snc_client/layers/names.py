@@ -6,17 +6,17 @@ from typing import Final
 
 from torch import nn
 
-# What torch.compile, FSDP1 and activation checkpointing put into a path. No user chooses these.
+# Parts that torch.compile, FSDP1 and activation checkpointing add to a path. No user chooses these.
 _ALWAYS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# What DistributedDataParallel, DataParallel and many engines call the model that they wrap.
+# The name of the wrapped model in DistributedDataParallel, DataParallel and many engines.
 _WRAPPED: Final = "module"
 
 
 def canonical(name: str) -> str:
     """Return ``name`` without any part that a wrapper may have added.
 
-    For names of a saved state, whose model is not there: every part ``module`` is dropped, so two
-    names of one state may become equal. `is_wrapper` is exact where the model is at hand.
+    For names of a saved state without its model: every part ``module`` is dropped, so two names of
+    one state may become equal. With the model, `is_wrapper` is exact.
     """
     kept = [part for part in name.split(".") if part not in _ALWAYS and part != _WRAPPED]
     return ".".join(kept)

@@ -19,9 +19,9 @@ Read: TypeAlias = Callable[[nn.Module], Tensor]
 
 
 class Place:
-    """One weight while the model is walked: where it is, its names, what it is made of.
+    """One weight while the model is walked: its module, its names and its source.
 
-    It holds tensors, so the layers made from it do not hold it.
+    It holds tensors, so the layers made from it keep no reference to it.
 
     ``name`` and ``names`` are canonical; ``path`` is the key that the model itself uses, and
     ``aliases`` are such keys where they differ.
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def all_names(self) -> list[str]:
-        """Return every name by which a pattern may speak of the weight."""
+        """Return every name of the weight that a pattern may match."""
         return [*self.names, *self.aliases]
 
     @cached_property
@@ -55,7 +55,7 @@ class Place:
 
     @property
     def memory(self) -> object:
-        """Return what all names of one weight have in common: the same numbers in memory."""
+        """Return a key of the weight's memory, equal for all names of one weight."""
         first = self.source.parameters[0]
         plain = self.source.direct and not is_lazy(first) and type(first.detach()) is Tensor
         if not plain or first.layout != torch.strided or first.is_meta or first.numel() == 0:
@@ -75,11 +75,11 @@ class Place:
 
     @property
     def frozen(self) -> bool:
-        """Return whether any of its parameters, under any of its names, is not to be trained."""
+        """Return whether any of its parameters, under any of its names, is not trained."""
         return not all(parameter.requires_grad for parameter in self.parameters)
 
     def reader(self, read: Read, shape: torch.Size) -> Callable[[], Tensor]:
-        """Return a function that reads a tensor from the module that is there by then."""
+        """Return a function that looks the module up in the model and reads a tensor from it."""
         root, name, path = self.root, self.name, self.path.split(".")[:-1]
 
         def look_up() -> Tensor:
@@ -139,7 +139,7 @@ def _kept(key: str) -> Read:
 
 
 def _written(place: Place, view: View) -> Callable[[], Tensor] | None:
-    """Return what reads the tensor to multiply, None where nothing scales this view alone."""
+    """Return a reader of the tensor to multiply, None where nothing scales this view alone."""
     if place.source.written is None:
         return None
     whole = place.source.written(place.module)
@@ -148,6 +148,6 @@ def _written(place: Place, view: View) -> Callable[[], Tensor] | None:
         return lambda: view.lay(view.part(read()))
     if view.pick is ...:
         return read
-    # A scale can be cut as its weight is if it holds a number for each row of it.
+    # A scale with one number per row of its weight can be sliced like the weight.
     by_row = whole.ndim > 0 and whole.shape[0] == place.value.shape[0]
     return (lambda: view.part(read())) if by_row and not isinstance(view.pick, tuple) else None

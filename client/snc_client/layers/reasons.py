@@ -1,4 +1,4 @@
-"""Why a tensor is not measured: one sentence each, so that nothing is left out silently."""
+"""Reasons why a tensor is not measured, one sentence each: none is skipped silently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reason(
 ) -> str | None:
     """Return why this weight of ``module`` cannot be measured, None if it can.
 
-    ``parameters`` are those that it is made of: marks that others put on them say who holds it.
+    ``parameters`` are those that it is computed from: marks of other libraries show sharded ones.
     """
     if any(map(is_sharded, parameters)):
         return _SHARDED.format(type(parameters[0]).__name__)
@@ -64,8 +64,8 @@ def no_numbers(weight: Tensor) -> str | None:
 def is_sharded(weight: Tensor) -> bool:
     """Return whether other ranks hold a part of it: DTensor, FSDP's flat memory, ZeRO's partition.
 
-    By names and marks, so that none of these libraries is imported. FSDP1 leaves vectors and empty
-    tensors in the places of weights, which says nothing of what they are.
+    Detected by names and marks, so that none of these libraries is imported. FSDP1 replaces weights
+    by vectors and empty tensors, whose shapes show nothing.
     """
     flat = getattr(weight, "_fsdp_flattened", False) or type(weight).__name__ == "FlatParameter"
     dtensor = hasattr(weight, "device_mesh") and hasattr(weight, "placements")
@@ -75,7 +75,7 @@ def is_sharded(weight: Tensor) -> bool:
 
 
 def packed(model: nn.Module) -> Iterator[Skipped]:
-    """Yield quantised weights, which torch and others keep where no parameter shows them."""
+    """Yield quantised weights, which torch and other libraries do not keep as parameters."""
     for path, module in model.named_modules():
         for key in ("_packed_params", "_all_weight_values", "qweight"):
             holder = getattr(module, key, None)

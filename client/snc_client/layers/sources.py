@@ -1,7 +1,7 @@
-"""How a module comes by a weight: stored as a parameter, or computed from others at each forward.
+"""Sources of a weight: a stored parameter, or a computation from others at each forward pass.
 
-Only the weight that the forward pass uses is worth measuring, and only what scales it may be
-written: an in-place change of a computed weight is lost at the next forward, silently.
+The weight that the forward pass uses is measured, and only a tensor that scales it is written: the
+next forward pass would silently undo an in-place change of a computed weight.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weight ``key`` of a module comes from.
+    """The source of the weight ``key`` of a module.
 
-    ``read`` gives the weight that the forward pass uses; ``written`` what to multiply so that this
-    weight is multiplied (None: nothing does that). Both take the module, and change nothing in it.
+    ``read`` returns the weight that the forward pass uses; ``written`` the tensor whose factor is
+    also that of the weight (None: there is none). Both take the module, and change nothing in it.
     """
 
     key: str
@@ -46,7 +46,7 @@ def sources(module: nn.Module) -> Iterator[Source]:
 
 
 def _stored(key: str) -> Callable[[nn.Module], Tensor]:
-    # As an attribute it would also be found after it has become a computed weight.
+    # getattr would also find it after it has become a computed weight.
     return lambda module: cast(Tensor, module._parameters[key]).detach()
 
 
@@ -82,7 +82,7 @@ def _evaluated(key: str) -> Callable[[nn.Module], Tensor]:
 
 @torch.no_grad()
 def _in_eval(chain: nn.Module) -> Tensor:
-    """Compute a parametrized weight in eval mode: in training mode spectral_norm moves its u, v."""
+    """Compute a parametrized weight in eval mode: in training mode spectral_norm changes u, v."""
     training = [part for part in chain.modules() if part.training]
     try:
         for part in training:
@@ -94,9 +94,9 @@ def _in_eval(chain: nn.Module) -> Tensor:
 
 
 def _hooked(module: nn.Module) -> Iterator[Source]:
-    """Yield what the older hooks compute: ``nn.utils.weight_norm`` and ``nn.utils.spectral_norm``.
+    """Yield weights of the older hooks: ``nn.utils.weight_norm`` and ``nn.utils.spectral_norm``.
 
-    Their ``module.weight`` is as old as the last forward, so it is computed here from the parts.
+    Their ``module.weight`` is that of the last forward pass, so it is computed here from the parts.
     """
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
@@ -147,7 +147,7 @@ def _of_spectral_norm(name: str) -> Callable[[nn.Module], Tensor]:
 
 
 def _pruned(module: nn.Module) -> Iterator[Source]:
-    """Yield what ``nn.utils.prune`` computes: the original times a mask of zeros and ones."""
+    """Yield weights of ``nn.utils.prune``: the original times a mask of zeros and ones."""
     for key, parameter in module._parameters.items():
         name = key.removesuffix("_orig")
         if parameter is not None and name != key and f"{name}_mask" in module._buffers:

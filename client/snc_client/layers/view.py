@@ -1,4 +1,4 @@
-"""A view: which part of a weight is one matrix, how it is written, and what is measured of it."""
+"""View: the part of a weight that is one matrix, the tensor to write and the measured operator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _same(part: Tensor) -> Tensor:
 class View:
     """One matrix of a weight: ``pick`` selects a slice, ``lay`` views it, ``operator`` maps it.
 
-    ``lay`` gives what enforcement multiplies: always a view, 2-d where the memory allows it.
+    ``lay`` returns the tensor to multiply: always a view, 2-d where the memory allows it.
     """
 
     kind: str

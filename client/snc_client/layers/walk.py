@@ -1,4 +1,4 @@
-"""Walk a model's tensors, not its module types, and give every one a layer or a reason."""
+"""Walk a model by its tensors, not its module types: each is a layer or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def find_layers(
     logits: Mapping[str, Heads] | None = None,
     all_must_match: bool = True,
 ) -> Coverage:
-    """Return every matrix of the model as a layer, and everything else with the reason.
+    """Return every matrix of the model as a layer, and the other tensors with the reason.
 
     A weight that holds several matrices (q, k, v; gates; experts) gives one layer for each; tied
     weights give one in all. ``split`` cuts fused outputs further: ``{"*.c_attn.weight": "qkv"}``
     into three equal parts, ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}`` into the sizes
-    given. Only right where the parts lie one after the other: some models interleave them by head.
+    given. Correct only for contiguous parts: some models interleave them by head.
 
     ``conv="reshape"`` measures a kernel as outputs x (inputs*kernel): cheap, but not the norm of
-    the map. ``conv="operator"`` measures the map itself, on inputs of the size that ``grids`` says
+    the map. ``conv="operator"`` measures the map itself, on inputs of the size that ``grids`` has
     for the module's name (as `watch_grids` collects it), else on 16 per dimension.
 
-    ``maps`` says where a weight is no matrix to its module: ``{"*.norm.weight": "gain"}`` measures
-    max |gain| of torch's own normalisations (of a BatchNorm, of what it does in evaluation), which
-    a cap clips entry by entry; ``{"wte.weight": "rows"}`` the longest row of an Embedding, its norm
-    for one index, where a cap shrinks the rows that are too long.
+    ``maps`` is for weights that are not used as a matrix: ``{"*.norm.weight": "gain"}`` measures
+    max |gain| of torch's own normalisations (of a BatchNorm, that of evaluation), which a cap clips
+    entry by entry; ``{"wte.weight": "rows"}`` the longest row of an Embedding, its norm for one
+    index, where a cap shrinks the rows that are too long.
 
     ``logits`` adds a layer for each head of the attentions that it names, ``{"blocks.*.attn": 12}``
     or ``(heads of q, heads of k)``: sigma of Wq' Wk / sqrt(size). Not with rotary embeddings: then
@@ -93,7 +93,7 @@ def _places(model: nn.Module) -> list[Place]:
     taken: dict[str, object] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module):
-            # What computes a weight belongs to that weight: it is no layer of its own.
+            # Modules that compute a weight belong to that weight: they are no layers of their own.
             inside |= {id(part) for part in module.parametrizations.modules()}
         if id(module) in inside:
             continue

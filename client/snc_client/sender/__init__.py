@@ -35,7 +35,7 @@ __all__ = ["Pace", "Sender"]
 
 
 class Sender:
-    """Report rows of one layer table to the service at ``url``. Building it waits for nothing.
+    """Report rows of one layer table to the service at ``url``. The constructor does not wait.
 
     ``part``: another writer reports the same steps of the run, with other layers.
     With ``start`` False nothing happens before `start`, and the caller must end it.
@@ -183,7 +183,7 @@ class Sender:
         self._threads.request_end(math.inf, state)
 
     def close(self, timeout: float = CLOSE_SECONDS, state: EndState = "finished") -> None:
-        """Flush and finish the run, for at most ``timeout`` seconds; log once what was lost.
+        """Flush and finish the run, for at most ``timeout`` seconds; log the losses once.
 
         A service that was already unreachable is tried only once more. The exit of the interpreter
         does the same; a second call does nothing.

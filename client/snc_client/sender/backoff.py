@@ -21,7 +21,7 @@ class Pace:
 
     linger_seconds: float = 0.5
     batch_steps: int = 64  # rows that are sent before ``linger_seconds`` have passed
-    batch_bytes: int = 4 * 2**20  # the wire takes 8 MiB; halved whenever a service says 413
+    batch_bytes: int = 4 * 2**20  # the wire takes 8 MiB; halved whenever a service answers 413
     first_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     paused_seconds: float = 2.0  # between two polls for commands while the job is paused

@@ -1,7 +1,7 @@
 """Delivery: pack rows into batches and send each until the service acknowledges it.
 
 The tables at the end map each HTTP status to an action. Any other status means that the peer is not
-this service or does not know this job; it is tried again at long intervals.
+this service or does not accept this job; it is tried again at long intervals.
 """
 
 from __future__ import annotations
@@ -360,5 +360,5 @@ _ON_BATCH: Final[Mapping[int, Callable[[Delivery, Frame, Answer], None]]] = {
     409: Delivery._conflict,
     **dict.fromkeys((400, 413, 415, 422), Delivery._refused),
 }
-# These say nothing about the batch, so they do not count as tries. A batch may cause a 500.
+# These do not depend on the batch, so they do not count as tries. A batch may cause a 500.
 _NOT_A_TRY: Final = frozenset({0, 200, 401, 403, 408, 429, 502, 503, 504})

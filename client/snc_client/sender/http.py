@@ -1,6 +1,6 @@
-"""The one place where the client speaks HTTP: a request goes out, an `Answer` comes back, always.
+"""HttpConnection: the only HTTP code of the client; every request returns an `Answer`.
 
-httpx is imported on first use, in the sender thread: its 135 ms are none of the job's start.
+httpx is imported on first use, in the sender thread: its 135 ms do not delay the job's start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _importing = threading.Lock()
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: ``status`` 0 if nothing usable did, ``body`` empty if it was no JSON object.
+    """The answer to a request: ``status`` 0 if it is unusable, ``body`` empty if no JSON object.
 
     ``reason`` is one phrase for the log.
     """
@@ -60,9 +60,9 @@ class HttpConnection:
             headers=headers,
             transport=transport,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-            # A redirect would carry the token to wherever a stranger points.
+            # A redirect would send the token to any host that the peer names.
             follow_redirects=False,
-            # Loading the certificates costs 30 ms, and a proxy has no way to this machine.
+            # Loading the certificates costs 30 ms, and a proxy cannot reach this machine.
             verify=url.startswith("https:"),
             trust_env=not _is_local(url),
         )
@@ -76,7 +76,7 @@ class HttpConnection:
         headers: Mapping[str, str] | None = None,
         seconds: float = READ_SECONDS,
     ) -> Answer:
-        """Send one request and read its answer. Raises nothing that a network can cause.
+        """Send one request and read its answer; a failure of the network gives status 0.
 
         ``seconds`` bounds each wait for the peer, and the reading of the body as a whole.
         """
@@ -96,7 +96,7 @@ class HttpConnection:
 
 
 def hold_forks_while_importing() -> None:
-    """Let a fork wait until httpx is imported: a child of a half-done import could not import it.
+    """Make forks wait until httpx is imported: a child forked meanwhile could not import it.
 
     A job builds its callback, then its loader, whose workers fork within the same 135 ms.
     """

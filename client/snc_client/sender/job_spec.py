@@ -1,4 +1,4 @@
-"""Who reports: what `POST /runs` says of a job, and what all its batches have in common."""
+"""Job: the body of `POST /runs`, and the fields that all batches of a job have in common."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_ROW_BYTES = 8 * 2**20 - 128 * 1024  # the wire's 8 MiB less the largest head
 
 @dataclass(frozen=True)
 class Job:
-    """Who reports: the body of ``POST /runs``, and what every batch of the job has in common."""
+    """A job that reports: the body of ``POST /runs``, and the fields that its batches share."""
 
-    url: str  # as logs may show it
+    url: str  # without secrets, for logs
     run: str
     writer: str
     table: LayerTable
@@ -43,7 +43,10 @@ def described(
     config: Mapping[str, Any] | None,
     policy: Policy | None,
 ) -> Job:
-    """Return the job, under a new run and writer; raise `ValueError` for what cannot be sent."""
+    """Return the job, under a new writer, and a new run if ``run`` is None.
+
+    Raises `ValueError` for arguments that cannot be sent.
+    """
     run = run if run is not None else _drawn_run()
     _check(url, run, metrics, table)
     request = {
@@ -64,13 +67,13 @@ def described(
 
 
 def check_token(token: str | None) -> None:
-    """Raise `ValueError` for a token that no header can carry; it is not shown."""
+    """Raise `ValueError` for a token that no header can carry; the message does not show it."""
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ValueError("token must be printable ASCII without line ends: it was cut or mistyped")
 
 
 def check_url(url: str) -> None:
-    """Raise `ValueError` for what is no address of a service."""
+    """Raise `ValueError` unless ``url`` is an HTTP address with a host."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -100,14 +103,14 @@ def _drawn_run() -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return the address as logs may carry it: without user, password and query."""
+    """Return the address for logs: without user, password and query."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
 
 
 def _jsonable(value: Any) -> Any:
-    """Return what JSON can carry of a job's configuration: the rest by its text."""
+    """Return a job's configuration as JSON values; values of other types become text."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -66,7 +66,7 @@ class SenderThreads:
             self._backoff.end(timeout, state)
 
     def end(self, timeout: float, state: EndState) -> None:
-        """Flush for at most ``timeout`` seconds and log what was lost; later calls do nothing."""
+        """Flush for at most ``timeout`` seconds and log the losses; later calls do nothing."""
         if os.getpid() != self._pid or self._delivery.state == "closed":
             return
         self._backoff.end(timeout, state)

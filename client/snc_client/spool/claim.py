@@ -1,4 +1,4 @@
-"""Who may use a spool's folder: one process at a time."""
+"""Claim: locks a spool's folder for one process at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class SpoolBusy(Exception):
 
 
 class Claim:
-    """An exclusive lock on a folder, gone with the process that holds it."""
+    """An exclusive lock on a folder, released when the process that holds it ends."""
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
@@ -22,12 +22,12 @@ class Claim:
         except OSError:
             os.close(self._file)
             raise SpoolBusy(f"{path.parent} is in use") from None
-        # A forked worker shares the lock; it must not keep it beyond its parent's death.
+        # A forked worker shares the lock; it must not keep it after its parent's end.
         ref = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _release(ref()))
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

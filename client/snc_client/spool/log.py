@@ -1,15 +1,15 @@
 """The spool: an append-only log on local disk that outlives its process, bounded in bytes.
 
-A folder of segments, each a run of records (see `records`). The newest note is the log's state, and
-is copied to the head of every new segment, so that old ones can go. A record that does not check
-ends its segment: a torn tail costs what was torn, nothing before or after it.
+A folder of segments, each a sequence of records (see `records`). The newest note is the log's
+state, and is copied to the head of every new segment, so that old ones can be deleted. An invalid
+record ends its segment: a torn tail loses the torn records, and none before or after them.
 
 Past its bound a log first spares: it rewrites its oldest segments, each under its name in one move,
-with what ``spare`` leaves of their entries; only then it drops whole segments.
+with the shorter entries that ``spare`` returns; only then it drops whole segments.
 
-What `append` has written survives the death of the process, kill -9 included. It reaches the disk
-itself (`fsync`) when a segment is full, with a note that asks for it and at `close`: the death of
-the machine may cost what came since.
+Entries that `append` has written survive the death of the process, kill -9 included. They are
+synced to the disk (`fsync`) when a segment is full, with a note that asks for it and at `close`: a
+crash of the machine may lose the entries since then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Spare: TypeAlias = Callable[[bytes, int], tuple[bytes, int]]
 
 @dataclass
 class Segment:
-    """One file: its entries, and how far they are read."""
+    """One file: its entries and the position of the reader."""
 
     path: Path
     first: int  # index of its first entry in the whole log
@@ -43,19 +43,19 @@ class Segment:
     read_entries: int = 0
     read_weight: int = 0
     read_offset: int = 0
-    spared: bool = False  # nothing is left in it that could be spared
+    spared: bool = False  # nothing more in it can be spared
 
 
 class Spool:
-    """The log in ``folder``, locked for this process; what an earlier one left is read first.
+    """The log in ``folder``, locked for this process; entries of an earlier one are read first.
 
-    Thread-safe. ``spare`` gets a payload and its weight and returns less of both. It is asked past
-    ``max_bytes``, for the oldest entries first; what was read already may be on its way and stays
-    as it is. When nothing more can be spared the oldest segment goes. The weight of all that is
-    lost unread is counted in ``dropped_weight``.
+    Thread-safe. ``spare`` gets a payload and its weight and returns less of both. It is called past
+    ``max_bytes``, for the oldest entries first; segments that were read from stay unchanged, as
+    their entries may be in a batch being sent. When nothing more can be spared the oldest segment
+    is dropped. ``dropped_weight`` counts the weight of the entries lost unread.
 
-    Raises `SpoolBusy`, and `OSError` as the disk does: after one from `append` none of its entries
-    is in the log, and the next call starts a new segment.
+    Raises `SpoolBusy`, and `OSError` for errors of the disk: after one from `append` none of its
+    entries is in the log, and the next call starts a new segment.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Spool:
 
     @property
     def first(self) -> int:
-        """Return the index of the oldest entry that is still there."""
+        """Return the index of the oldest entry in the log."""
         with self._lock:
             return self._segments[0].first if self._segments else 0
 
@@ -126,7 +126,7 @@ class Spool:
             self._keep_bound()
 
     def set_note(self, note: bytes, *, sync: bool = False) -> None:
-        """Replace the log's state; with ``sync`` it is on the disk then, as is all before it."""
+        """Replace the log's state; with ``sync`` write it and all before it to the disk."""
         with self._lock:
             self._write(self._writable(), [packed(NOTE, note)])
             self.note = note
@@ -139,7 +139,7 @@ class Spool:
             for segment in self._segments:
                 while segment.read_entries < segment.entries:
                     record = self._read(segment)
-                    if record is None:  # the disk lost what it had: give the segment's rest up
+                    if record is None:  # damaged since it was written: drop the segment's rest
                         self.dropped_weight += segment.weight - segment.read_weight
                         segment.read_entries, segment.read_weight = segment.entries, segment.weight
                         break
@@ -151,13 +151,13 @@ class Spool:
             return None
 
     def forget(self, index: int) -> None:
-        """Let go of segments whose entries are all before ``index``; the last one stays."""
+        """Delete segments whose entries are all before ``index``; the last one stays."""
         with self._lock:
             while len(self._segments) > 1 and self._segments[1].first <= index:
                 self._remove(self._segments.popleft())
 
     def close(self, *, remove: bool = False) -> None:
-        """Reach the disk and unlock; with ``remove`` delete the folder."""
+        """Write all to the disk and unlock; with ``remove`` delete the segments."""
         with self._lock:
             self._finish_segment()
             if self._reading is not None:
@@ -180,7 +180,7 @@ class Spool:
         first = self._end()
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 0
         segment = Segment(self.folder / f"{number:012d}.log", first)
-        # Never onto an old file: what a dead process left may end in a torn record.
+        # Never append to an old file: after a crash it may end in a torn record.
         self._file = os.open(segment.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         self._segments.append(segment)
         head = [packed(HEADER, INDEX.pack(first))]
@@ -197,7 +197,7 @@ class Spool:
                 segment.num_bytes += written
                 data = data[written:]
         except OSError:
-            # Cut what was half written; if even that fails, the checksums say where it ends.
+            # Cut the partial write; if even that fails, the checksums show where the log ends.
             segment.num_bytes = start
             file, self._file = self._file, None
             try:
@@ -222,7 +222,7 @@ class Spool:
                 self._remove(segment)
 
     def _spare_oldest(self) -> bool:
-        """Rewrite the oldest segment that gives anything; False: none does."""
+        """Rewrite the oldest segment that can be shortened; return False if there is none."""
         for segment in list(self._segments)[:-1]:
             if self._spare is None or segment.spared or segment.read_offset:
                 continue
@@ -230,12 +230,12 @@ class Spool:
             try:
                 if self._rewrite(segment, self._spare):
                     return True
-            except OSError:  # no room to write anew: then whole segments must go
+            except OSError:  # no room for the rewrite: whole segments are dropped instead
                 segment.path.with_suffix(".part").unlink(missing_ok=True)
         return False
 
     def _rewrite(self, segment: Segment, spare: Spare) -> bool:
-        """Spare what can be in a segment nobody has read of; False: it is not worth it."""
+        """Shorten the entries of an unread segment; return False if that saves too little."""
         left, entries, weight = [packed(HEADER, INDEX.pack(segment.first))], 0, 0
         with open(segment.path, "rb") as file:
             for record in records(file.fileno(), segment.num_bytes):
@@ -272,7 +272,7 @@ class Spool:
         return record_at(self._reading[1], segment.read_offset, segment.num_bytes)
 
     def _recover(self, path: Path) -> None:
-        """Take over a segment of an earlier process, up to its first record that does not check."""
+        """Load a segment of an earlier process, up to its first invalid record."""
         segment = Segment(path, self._end())
         file = os.open(path, os.O_RDONLY)
         try:
@@ -291,7 +291,7 @@ class Spool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Give a segment new content: whoever dies meanwhile leaves the old one or the new one."""
+    """Replace the content of a segment: a crash meanwhile leaves the old one or the new one."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         os.chmod(part, 0o600)

@@ -1,9 +1,9 @@
-"""Records of a spool's segment, and how a torn or altered one is told from a sound one.
+"""Records of a spool's segment; a checksum reveals torn and altered ones.
 
 ::
 
     u32  length of the payload      u32  CRC-32 of kind, weight and payload
-    u8   kind                       u32  weight (what the entry counts for when it is dropped)
+    u8   kind                       u32  weight (counted when the entry is dropped)
     payload
 
 Kinds: H opens a segment (index of its first entry), E is an entry, N a note.
@@ -41,7 +41,7 @@ def _crc(kind: int, weight: int, payload: bytes) -> int:
 
 
 def record_at(file: int, offset: int, end: int) -> Record | None:
-    """Return the record at ``offset``; None if none checks there within ``end`` bytes."""
+    """Return the record at ``offset``; None if there is no valid one within ``end`` bytes."""
     head = os.pread(file, _HEAD.size, offset)
     if len(head) < _HEAD.size:
         return None
@@ -58,7 +58,7 @@ def record_at(file: int, offset: int, end: int) -> Record | None:
 
 
 def records(file: int, end: int) -> Iterator[Record]:
-    """Yield the records from the start of a file up to the first that does not check."""
+    """Yield the records from the start of a file up to the first invalid one."""
     offset = 0
     while (record := record_at(file, offset, end)) is not None:
         yield record

@@ -1,4 +1,4 @@
-"""The guard: a step that would ruin the training is undone on the device, in the same step."""
+"""Guard: undoes a step that would ruin the training, on the device and in the same step."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ from snc_client.layers import Layer
 log = logging.getLogger("snc")
 
 TALLY = ("guard_vetoes", "guard_in_row", "guard_rollbacks", "guard_chain", "guard_calm")
-STEPS = "guard_steps"  # how many steps the tally is of
-ARMED = 10  # steps that are accepted unseen: the first ones leap
+STEPS = "guard_steps"  # number of steps in the tally
+ARMED = 10  # first steps, accepted without a check: they leap
 JUMP, RATIO = 0.10, 0.15  # of log sigma; of the update over the weight. Healthy: .041 and .051
-# A layer held at its threshold is rescaled at each step: what it moves between is no fault.
+# A layer held at its threshold is rescaled at each step: its movement in between is no fault.
 HELD_FACTOR, HELD_FROM = 5.0, 0.9
-# A broken batch makes a few steps that go far beyond the limits: the state is worth keeping then. A
-# rate that is merely too high repeats the same step with the same state.
+# A broken minibatch causes a few steps far beyond the limits: restoring the state helps then. A
+# learning rate that is merely too high repeats the same step from the same state.
 FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
 SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
 
 
 class Verdict(NamedTuple):
-    """What happens to a step, 0-d bool each on the device."""
+    """The decision about a step, 0-d bool each on the device."""
 
     rejected: Tensor
-    back: Tensor  # rejected, and to the older copy
-    restored: Tensor  # rejected, and the optimizer's state goes back too
-    cleared: Tensor  # the optimizer's state is of no use
+    back: Tensor  # rejected, and the weights roll back to the older copy
+    restored: Tensor  # rejected, and the optimizer's state is restored too
+    cleared: Tensor  # rejected, and the optimizer's state is zeroed
 
 
 class Guard:
-    """Reject steps that leap; keep what is needed to undo them.
+    """Reject steps that leap; keep the copies that undo them.
 
-    From the tenth step on a step is rejected if a parameter is not finite, if log sigma of a layer
+    After ten steps, a step is rejected if a parameter is not finite, if log sigma of a layer
     moved by more than .10, or if its update exceeds .15 of its Frobenius norm, against the last
     *accepted* step; five times that for a layer held at 0.9 of its threshold or more. Layers born
     at zero get half the median layer's sigma and norm added. A rejected step is undone bit for bit:
     all parameters and the floating-point buffers of the state dict become those of the last
     accepted step, from the guard's own copy, so damage done between two steps is undone too.
 
-    The optimizer's state, where there is an optimizer, is put back for the first rejection in a
-    row, and up to the fifth while steps go three times as far as is allowed, or are not finite.
-    After that the same state would repeat the same step: it is kept, or cleared if a weight was not
-    finite. Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go
-    on: the host does not know that a step was undone.
+    The state of the optimizer, if there is one, is restored at the first rejection in a row, and up
+    to the fifth while steps exceed a limit three times or are not finite. After that the same state
+    would repeat the same step: the present state stays, or is cleared if a weight was not finite.
+    Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go on: the host
+    does not see that a step was undone.
 
     After ``max_rejections`` in a row the weights roll back to a copy 25 to 50 accepted steps old
     and the optimizer's state to that of the last accepted step.
@@ -69,10 +69,10 @@ class Guard:
     over the state at each step. No wait for the device, no random number; an accepted step is not
     changed by a bit.
 
-    A change between steps that is no step (``load_state_dict``) is seen by the version counters of
-    the parameters, or by their new place: that step is accepted unseen and starts a new copy. A
-    write around these counters (``.data``, another process's memory, a bit flip) is not seen, and
-    is undone if it leaps.
+    Version counters and addresses of the parameters reveal a change between steps
+    (``load_state_dict``): the next step is accepted without a check and starts a new copy. A write
+    that bypasses these counters (``.data``, another process's memory, a bit flip) is not detected,
+    and is undone if it leaps.
 
     Raises ValueError if the parameters are not on one device, or are sharded.
     """
@@ -97,13 +97,13 @@ class Guard:
             )
         self.device = parameters[0].device
         self._tally = torch.zeros(len(TALLY), dtype=torch.int32, device=self.device)
-        self._told = (0, 0)  # vetoes and roll-backs that the host knows of
-        self._known_row = self._known_at = 0  # rejections in a row, and after how many steps
+        self._told = (0, 0)  # vetoes and roll-backs in the newest arrived row
+        self._known_row = self._known_at = 0  # its rejections in a row, and its number of steps
         self._steps = 0
         self.reset()
 
     def reset(self) -> None:
-        """Accept the next step as it is: the weights have been changed on purpose."""
+        """Accept the next step without a check, after an intended change of the weights."""
         self._kept: list[Tensor] = []
         self._snapshots = Snapshots()
         self._state = KeptState(self._optimizer) if self._optimizer is not None else None
@@ -113,7 +113,7 @@ class Guard:
         self._look: Look | None = None
 
     def relist(self, model: nn.Module, layers: Sequence[Layer]) -> None:
-        """Go on with these layers (those known so far at their places) and a new copy."""
+        """Replace the layers (known ones keep their indices) and start a new copy."""
         self._slots, self._layers = Slots(model), tuple(layers)
         self.reset()
 
@@ -121,7 +121,7 @@ class Guard:
     def look(self) -> dict[str, dict[str, Tensor]]:
         """Compare the weights with those of the last accepted step, before the action.
 
-        Returns update_norm and frobenius of the layers that are stored, 0-d float32 by name.
+        Returns update_norm and frobenius of layers stored in a parameter, 0-d float32 by name.
         """
         parameters = self._parameters()
         if self._versions.changed(parameters, learn=self._steps < ARMED):
@@ -142,10 +142,10 @@ class Guard:
         reference: Tensor,
         held: Sequence[int],
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Judge the step and undo it if need be, after the action; float32 [L] each, NaN: unknown.
+        """Judge the step after the action, and undo it if rejected; float32 [L], NaN: unknown.
 
-        ``held`` are the layers that are rescaled or capped. Returns how far each layer went of what
-        is allowed, [L] with 1 the limit, and the scalars that `arrived` wants back.
+        ``held`` are the layers that are rescaled or capped. Returns the step of each layer relative
+        to its limit, [L], and the scalars that `arrived` reads.
         """
         look, self._look = self._look, None
         assert look is not None, "settle follows look"
@@ -164,9 +164,9 @@ class Guard:
     def arrived(
         self, step: int, scalars: dict[str, float], worst: str | None
     ) -> GuardStopped | None:
-        """Put what the host is told in the place of the device's counts; return why to stop.
+        """Replace the device's counts in ``scalars`` by the new ones; return a reason to stop.
 
-        ``worst`` names the layer that went furthest at ``step``.
+        ``worst`` is the layer with the largest step relative to its limit.
         """
         if STEPS not in scalars:
             return None
@@ -183,7 +183,7 @@ class Guard:
         return GuardStopped(step) if chain >= MOST_ROLLBACKS else None
 
     def _parameters(self) -> list[Tensor]:
-        """Return the model's parameters, and what else the optimizer steps: masters."""
+        """Return the parameters of the model and the masters that the optimizer steps."""
         found: dict[int, Tensor] = {id(p): p for p in self._slots.parameters()}
         for group in self._optimizer.param_groups if self._optimizer is not None else ():
             for p in group["params"]:
@@ -193,9 +193,10 @@ class Guard:
         return [p for p in found.values() if p.is_floating_point()]
 
     def _values(self) -> list[Tensor]:
-        """Return what is kept: parameters first, then buffers.
+        """Return the tensors to copy: parameters first, then buffers.
 
-        Written past autograd's counters: a graph that outlives the step may hold frozen weights.
+        Writes to them bypass autograd's counters: a graph that outlives the step may hold frozen
+        weights.
         """
         return [p.data for p in [*self._parameters(), *self._slots.buffers()]]
 
@@ -206,7 +207,7 @@ class Guard:
         return dict(zip(stored, norms(list(stored.values())), strict=True))
 
     def _compare(self, parameters: Sequence[Tensor], look: Look) -> None:
-        """Find the norm of each parameter's and each layer's change, chunk by chunk."""
+        """Measure the norm of each parameter's and each layer's change, chunk by chunk."""
         of: dict[int, list[Layer]] = {}
         for layer in self._layers:
             parameter = _parameter(layer)
@@ -244,7 +245,7 @@ class Guard:
         return (sigma + self._floor.sigma).clamp(min=1e-6).log()
 
     def _verdict(self, bad: Tensor, finite: Tensor, far: Tensor) -> Verdict:
-        """Count the step, and say what happens to it; nothing is read on the host."""
+        """Count the step and return the decision about it; the host reads nothing."""
         vetoes, in_row, rollbacks, chain, calm = self._tally.unbind()
         most = self._settings.max_rejections
         rejected, back = bad, torch.zeros_like(bad)
@@ -265,7 +266,7 @@ class Guard:
         return Verdict(rejected, back, restored, rejected & ~finite & ~restored & ~back)
 
     def _carry_out(self, verdict: Verdict, sigma: Tensor) -> None:
-        """Undo or keep the step in weights, buffers and optimizer state; copy what is there."""
+        """Undo or keep the step in weights, buffers and optimizer state; update the copies."""
         parameters = self._parameters()
         values = self._values()
         if self._accepted is None or not self._fits(self._kept, values):
@@ -288,7 +289,7 @@ class Guard:
             self._state.accept()
 
     def _undo(self, verdict: Verdict, values: Sequence[Tensor], sigma: Tensor) -> None:
-        """Do what the verdict says, whatever it is: the host does not know it."""
+        """Apply the verdict on the device: the host does not read it."""
         assert self._accepted is not None
         for value, kept in zip(values, self._kept, strict=True):
             torch.where(verdict.rejected, kept, value, out=value)
@@ -301,7 +302,7 @@ class Guard:
             self._state.settle(verdict.rejected, restored, verdict.cleared)
 
     def _may_roll_back(self) -> bool:
-        """Return whether the device may have come to a roll-back, by what the host knows of it."""
+        """Return whether this step may roll back, by the newest counts on the host."""
         most = self._known_row + self._steps - self._known_at
         return self._settings.at_limit == "roll back" and most + 1 >= self._settings.max_rejections
 
@@ -318,7 +319,7 @@ class Guard:
 
 
 def furthest(row: LayerRow, names: Sequence[str]) -> str | None:
-    """Return the layer whose step went furthest relative to what is allowed."""
+    """Return the layer with the largest step relative to its limit; None if none was judged."""
     strain = row.metric(GUARD_METRIC)
     return None if np.isnan(strain).all() else names[int(np.nanargmax(strain))]
 
@@ -326,7 +327,7 @@ def furthest(row: LayerRow, names: Sequence[str]) -> str | None:
 def _parameter(layer: Layer) -> Tensor | None:
     try:
         return layer.parameter()
-    except LookupError:  # gone from the model: the others go on
+    except LookupError:  # removed from the model: the other layers are still judged
         return None
 
 

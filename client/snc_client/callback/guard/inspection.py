@@ -1,4 +1,4 @@
-"""What the guard sees of a step before the action, and what it adds to layers born at zero."""
+"""The norms of a step before the action, and the offsets for layers born at zero."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ SMALLEST_SIGMA, BORN_AT_ZERO, FLOOR = 1e-3, 0.02, 0.5
 
 @dataclass
 class Look:
-    """A step seen before the action; norms by layer, 0-d."""
+    """Norms of a step before the action, by layer, 0-d."""
 
-    known: bool  # there is something to compare it with
+    known: bool  # a copy of the last accepted step exists
     updates: dict[str, Tensor]
     frobenius: dict[str, Tensor]
-    largest: Tensor  # norm of a parameter's change; NaN if one is
+    largest: Tensor  # norm of a parameter's change, over all parameters; NaN if any is NaN
 
 
 class Floor(NamedTuple):
-    """What is added to sigma and Frobenius norm of layers born at zero, [L]; 0 for the others."""
+    """Offsets of sigma and Frobenius norm of layers born at zero, [L]; 0 for the others."""
 
     sigma: Tensor
     frobenius: Tensor
 
     @classmethod
     def of(cls, reference: Tensor, frobenius: Tensor) -> Floor:
-        """Derive it from the registered sigmas (NaN: none) and the first Frobenius norms."""
+        """Derive the offsets from the registered sigmas (NaN: none) and first Frobenius norms."""
         sigma = reference.clamp(min=SMALLEST_SIGMA)
         middle = median(sigma)
         born = (sigma < BORN_AT_ZERO * middle).float()

@@ -1,4 +1,4 @@
-"""What a job sets of the guard, and what the guard raises when it cannot help."""
+"""GuardSettings: the options of the guard. GuardStopped: raised when it cannot help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_ROLLBACKS, CALM = 3, 50
 
 
 class GuardStopped(SNCError):
-    """Raised in the training loop when rolling back does not help: the third one without rest."""
+    """Raised in the training loop at the third roll-back without 50 good steps in between."""
 
     def __init__(self, step: int) -> None:
         super().__init__(
@@ -24,10 +24,10 @@ class GuardStopped(SNCError):
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """``max_rejections`` steps in a row may be undone; then ``at_limit`` says what happens.
+    """Options of the guard: ``max_rejections`` steps in a row may be undone; then ``at_limit``.
 
-    ``"roll back"``: to weights 25 to 50 steps old. ``"accept"``: the step stays, unless a weight is
-    not finite; it needs no older copies, and loses what the guard is for where a fault lasts.
+    ``"roll back"`` restores weights 25 to 50 steps old. ``"accept"`` keeps the step, unless a
+    weight is not finite; it needs no older copies, and gives no protection where a fault lasts.
     """
 
     max_rejections: int = 20

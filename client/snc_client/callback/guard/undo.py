@@ -1,4 +1,4 @@
-"""What a guard keeps beside the weights: an optimizer's state, and who wrote the parameters."""
+"""The guard's copies of optimizer state and older weights, and its detection of other writes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from snc_client.callback.model.master_weights import KEYS
 
 log = logging.getLogger("snc")
 
-FIRST = 3  # looks that show what is usual, whenever copies start anew
-HABIT, SPAN = 3, 50  # so many unexpected writes in so many steps are what this training does
+FIRST = 3  # calls that learn the usual writes, whenever copies start anew
+HABIT, SPAN = 3, 50  # more unexpected writes than HABIT in SPAN steps count as usual
 
 
 @dataclass
 class _Kept:
-    """The copy of one tensor of a state, and where that tensor was."""
+    """The copy of one tensor of a state, and the address of that tensor."""
 
     copy: Tensor
     place: int
@@ -28,7 +28,7 @@ class _Kept:
 class KeptState:
     """The state of an optimizer after the last accepted step, on the device.
 
-    Only tensors on the device of the verdict are kept: others cannot follow it without a wait.
+    Only tensors on the device of the verdict are kept: to undo others the host would have to wait.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -36,12 +36,12 @@ class KeptState:
         self._kept: dict[tuple[int, str], _Kept] = {}
 
     def accept(self) -> None:
-        """Keep the state as it is now."""
+        """Copy the present state."""
         for value, kept in self._pairs():
             kept.copy.copy_(value)
 
     def settle(self, rejected: Tensor, restored: Tensor, cleared: Tensor) -> None:
-        """Put the kept state back, or zeros, or keep the present one; 0-d bool each."""
+        """Restore the kept state, clear the state, or keep the present one; 0-d bool each."""
         for value, kept in self._pairs():
             torch.where(restored, kept.copy, value, out=value)
             value.masked_fill_(cleared, 0)
@@ -57,24 +57,24 @@ class KeptState:
 
     def _of(self, parameter: int, name: str, value: Tensor) -> _Kept:
         kept = self._kept.get((parameter, name))
-        # Another tensor in its place: loaded by somebody, and not ours to put back.
+        # Another tensor replaced it, from a loaded state: that must not be overwritten.
         if kept is None or kept.place != value.data_ptr() or kept.copy.shape != value.shape:
             kept = self._kept[parameter, name] = _Kept(value.clone(), value.data_ptr())
         return kept
 
 
 class Snapshots:
-    """Two older copies of the weights, each with the sigmas of the layers then."""
+    """Two older copies of the weights, each with the sigmas of the layers at that step."""
 
     def __init__(self) -> None:
         self._taken: list[list[Tensor]] = []  # oldest first
 
     def clear(self) -> None:
-        """Forget them."""
+        """Drop the copies."""
         self._taken.clear()
 
     def take(self, unless: Tensor, values: Sequence[Tensor], sigma: Tensor) -> None:
-        """Let the newest copy be the older one, and copy anew; do nothing ``unless`` (0-d bool)."""
+        """Make the newer copy the older one and copy anew; do nothing if ``unless`` (0-d bool)."""
         now = [*values, sigma]
         if len(self._taken) < 2:
             self._taken.append([value.clone() for value in now])
@@ -85,9 +85,9 @@ class Snapshots:
             torch.where(unless, new, value, out=new)
 
     def restore(self, back: Tensor, values: Sequence[Tensor], sigma: Tensor) -> Tensor:
-        """Write the oldest copy where ``back`` (0-d bool) is True; return the sigmas likewise.
+        """Write the oldest copy if ``back`` (0-d bool) is True; return the sigmas likewise.
 
-        What was copied later led to the trouble, so it is forgotten.
+        The newer copy led to the roll-back, so the oldest one replaces it.
         """
         if not self._taken:
             return sigma
@@ -101,11 +101,11 @@ class Snapshots:
 
 
 class Versions:
-    """Tells a step from another change of the parameters, by their version counters and places.
+    """Distinguishes a step from other changes of the parameters, by version counter and address.
 
-    An optimizer writes each parameter equally often at every step; what the first steps show counts
-    as usual. A checkpoint that is loaded adds writes or moves the parameters. What happens more
-    than 3 times in 50 steps is this training's habit, and counts as usual from then on.
+    An optimizer writes each parameter equally often at every step; the counts of the first steps
+    are the usual ones. Loading a checkpoint adds writes or moves the parameters. Changes that occur
+    more than 3 times in 50 steps count as usual from then on.
     """
 
     def __init__(self) -> None:
@@ -116,11 +116,11 @@ class Versions:
         self._looks = 0
 
     def note(self, parameters: Sequence[Tensor]) -> None:
-        """Remember the parameters as they are after a step."""
+        """Record counters and addresses of the parameters after a step."""
         self._last = [(p.data_ptr(), p._version) for p in parameters]
 
     def changed(self, parameters: Sequence[Tensor], *, learn: bool) -> bool:
-        """Return whether more than a step happened to the parameters since `note`."""
+        """Return whether anything but a step changed the parameters since `note`."""
         self._looks += 1
         learn = learn or self._looks <= FIRST
         if len(self._last) != len(parameters):

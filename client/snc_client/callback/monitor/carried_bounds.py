@@ -1,4 +1,4 @@
-"""Bounds that outlive their certificate: what a weight has moved since is added to them."""
+"""Carried bounds: a certificate plus the distance that the weight has moved since."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OVERSHOOT = 2e-6  # of sigma, by the rounding of its products
 class CarriedBounds:
     """sigma_upper of L matrices at any step, from their last certificates: Weyl's inequality.
 
-    ||W_t|| <= sigma_upper_s + ||W_t - W_s||_F holds whatever happened in between: optimizer steps,
-    an action, a checkpoint that was loaded. It costs a copy of each matrix that is certified, and
-    one read of both for each bound: half a power iteration, 1/40 of a certificate.
+    ||W_t|| <= sigma_upper_s + ||W_t - W_s||_F holds after any change in between: optimizer steps,
+    an action, a loaded checkpoint. It costs a copy of each certified matrix, and one read of both
+    for each bound: half a power iteration, 1/40 of a certificate.
     """
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
@@ -32,9 +32,9 @@ class CarriedBounds:
         self._copies: dict[int, Tensor] = {}
 
     def certified(self, i: int, operator: Operator, upper: Tensor) -> None:
-        """Start from the weight of layer ``i`` as it is now, certified to have the norm ``upper``.
+        """Carry from the present weight of layer ``i``, whose certified bound is ``upper``.
 
-        A map that is neither a matrix nor made of blocks has no certificate, so it has no bound.
+        An operator that is neither a matrix nor block-diagonal has no certificate, so no bound.
         """
         if not isinstance(operator, Matrix | BlockDiagonal):
             return
@@ -48,7 +48,7 @@ class CarriedBounds:
     def bounds(self, operators: Mapping[int, Operator]) -> Tensor:
         """Return the bounds of these layers as float32 [L]: inf where there is none yet.
 
-        NaN for the other layers, and where a weight is not finite now or was not.
+        NaN for the other layers, and where a weight is or was not finite.
         """
         drift = torch.full_like(self._certified, math.nan)
         for i, operator in operators.items():
@@ -62,11 +62,12 @@ class CarriedBounds:
 
 
 class SteppedBounds:
-    """sigma_upper of L matrices, carried from step to step by what each step can have added.
+    """sigma_upper of L matrices, carried from step to step by adding the norm of each step.
 
-    No copy: ||W_t|| <= sigma_upper_(t-1) + ||step||_F, where the caller knows that nothing but the
-    optimizer's step has written the weight since `acted`. The norms add up, so this grows faster
-    than the difference of two weights does, until the next certificate. For float32 and float64.
+    Needs no copy: ||W_t|| <= sigma_upper_(t-1) + ||step||_F, if nothing but the optimizer's step
+    has written the weight since `acted`; the caller checks that. The norms add up, so the bound
+    grows faster than the difference of two weights, until the next certificate. For float32 and
+    float64.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
@@ -76,10 +77,10 @@ class SteppedBounds:
         self._slack = torch.tensor([1 + SLACK + sum(s) * ROUNDOFF for s in shapes], device=device)
 
     def filled(self, upper: Tensor, sigma: Tensor, drift: Mapping[int, Tensor]) -> Tensor:
-        """Return ``upper`` (float32 [L]) with carried bounds in the place of NaN where it can.
+        """Return ``upper`` (float32 [L]) with NaN replaced by carried bounds where they are sound.
 
-        ``drift`` has the Frobenius norm of the step, summed by rows, for the layers whose last step
-        is known. Where ``sigma`` contradicts the bound, something unseen has written the weight.
+        ``drift`` has the Frobenius norm of the last step, summed by rows, of layers where that is
+        known. If ``sigma`` exceeds a bound, an undetected write has changed the weight.
         """
         moved = torch.full_like(upper, math.nan)
         for i, norm in drift.items():
@@ -90,7 +91,7 @@ class SteppedBounds:
         return torch.where(upper.isnan() & sound, carried, upper)
 
     def acted(self, upper: Tensor, scale: Tensor, void: Collection[int] = ()) -> None:
-        """Go on from these bounds after the action: ``scale``; ``void`` layers were capped."""
+        """Store the bounds after the action: times ``scale``; NaN for ``void`` (capped) layers."""
         scaled = carry(upper, scale=scale, frobenius=self._root * upper, rounding=ROUNDOFF)
         for i in void:
             scaled[i].fill_(math.nan)
@@ -98,11 +99,11 @@ class SteppedBounds:
 
 
 def frobenius_upper(x: Tensor) -> Tensor:
-    """Return a bound of the Frobenius norm, 0-d: close, and never below it.
+    """Return a close upper bound of the Frobenius norm, 0-d.
 
-    Summed row by row: a long float32 sum loses up to 2 % (50,000 x 768), a double sum takes 15
-    times as long, and the rounding of two short ones is known: (m + n) * 2^-24 at most, in any
-    order. What may have vanished as a square is added.
+    It sums row by row: a long float32 sum loses up to 2 % (50,000 x 768), and a float64 sum takes
+    15 times as long. The rounding of the two short sums is (m + n) * 2^-24 at most, in any order.
+    A bound of the squares that underflow is added.
     """
     terms = sum(x.flatten(2).shape if x.ndim > 2 else x.shape)
     lost = math.sqrt(x.numel()) * SQUARE_UNDERFLOW

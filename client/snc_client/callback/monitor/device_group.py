@@ -1,4 +1,4 @@
-"""The layers of one device: measured, certified, compared and acted on without leaving it."""
+"""DeviceGroup: measures, certifies and holds the layers of one device on that device."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from snc_client.policy import LayerPolicy
 # sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
 # 1440 layer-steps). After an abrupt step the warm block lags by up to 3 %; (residual / sigma)^2
 # estimates that error within 5e-4 over the first steps of AdamW and Muon-like training. Above
-# MOST_MARGIN the estimate says nothing, and a rescale is not undone.
+# MOST_MARGIN the estimate is meaningless, and a rescale is not undone.
 MARGIN, MOST_MARGIN = 1e-3, 0.1
 # The first sigma is the reference for the whole run, so it gets the iterations of several calls.
 REGISTER_CALLS = 8
-# One iteration follows a weight that is measured at each call. After ten calls without, sigma may
-# err by 1 %. A certificate would then fail at its first two bounds and take its most expensive one:
-# the layer gets one more iteration for every four calls without a measurement.
+# One iteration suffices for a weight that is measured at each call. After ten calls without, sigma
+# may err by 1 %. A certificate would then fail at its first two bounds and take its most expensive
+# one: the layer gets one more iteration for every four calls without a measurement.
 CATCH_UP_CALLS, MOST_CATCHING_UP = 4, 3
 # A certificate above this multiple of sigma took its last resort: the warm block has lost the top
 # singular direction.
@@ -46,7 +46,7 @@ class DeviceGroup:
     """L layers on one device, with the state that is kept between their measurements.
 
     ``indices`` are those of the layers among all layers of the model. Every vector is float32 [L]
-    on the device. A `StepPlan`, made on the host, says what happens to which layer at a step.
+    on the device. A `StepPlan`, made on the host, selects the layers of each operation of a step.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DeviceGroup:
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
         self._calls = 0
-        self._met = [0] * len(layers)  # the call that measured each layer last
+        self._met = [0] * len(layers)  # the last call that measured each layer
 
     def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
         """Put thresholds and actions in force, one per layer of the group."""
@@ -83,7 +83,7 @@ class DeviceGroup:
     def register(self, *, certify: bool = True) -> DeviceRow:
         """Return a first measurement: sigma, residual and, with ``certify``, a bound of each layer.
 
-        It writes no weight. Certified at once, every layer has a bound to carry from the start.
+        It writes no weight. With ``certify`` every layer has a bound to carry from the start.
         """
         operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
         for _ in range(REGISTER_CALLS):
@@ -107,7 +107,7 @@ class DeviceGroup:
         )
 
     def step(self, plan: StepPlan, step_norms: Mapping[int, Tensor]) -> DeviceRow:
-        """Measure, certify and act as ``plan`` says; return the row of the layers measured.
+        """Measure, certify and act by ``plan``; return the row of the measured layers.
 
         ``step_norms`` holds the Frobenius norm (0-d) of the optimizer's last step, for layers that
         nothing else has written since. A bound carried by it is reported; no weight is divided
@@ -181,11 +181,11 @@ class DeviceGroup:
         sigma: Tensor,
         upper: Tensor,
     ) -> list[int]:
-        """Write a bound of every held layer into ``upper``; return which were certified for that.
+        """Write a bound of every held layer into ``upper``; return the layers certified for that.
 
-        A carried bound below the threshold proves as much as a certificate would. On a CPU the host
-        reads whether it is; elsewhere the plan has guessed it (``pressing``). A wrong guess loses
-        no proof: the weight is divided by the carried bound, which shrinks it more.
+        A carried bound below the threshold proves as much as a certificate. On a CPU the host
+        compares the two; elsewhere the plan predicts the result (``pressing``). A wrong prediction
+        loses no proof: the weight is divided by the carried bound, which shrinks it more.
         """
         assert self._carried is not None
         rest = [i for i in self._held if i in operators and i not in certified]

@@ -41,7 +41,7 @@ from snc_client.layers import Layer
 from snc_client.layers.names import canonical
 from snc_client.policy import LayerPolicy
 
-# Vectors of a warm block: enough for singular values that a threshold pushes together / to watch.
+# Vectors of a warm block: held layers need more, as a threshold pushes singular values together.
 HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # A layer is active from 0.9 of its threshold on. If all thresholds fall by more than half of that
 # distance, every layer counts as active until it is measured again.
@@ -226,7 +226,7 @@ class LayerMonitor:
     def _repeated(
         self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]
     ) -> list[DeviceRow]:
-        """Return the rows of ``plan``; a step that looking again can mend is repeated once."""
+        """Return the rows of ``plan``; after an error, look up changed weights and repeat once."""
         try:
             rows = self._step(plan, known)
         except (LookupError, RuntimeError) as error:
@@ -353,7 +353,7 @@ class LayerMonitor:
         return [row.with_metrics(more) for row, more in zip(rows, found, strict=True)], judged
 
     def _learn(self, row: LayerRow) -> None:
-        """Plan the next steps by a row that has arrived."""
+        """Update the plans of the next steps with a row that has arrived."""
         self._planner.learn(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():

@@ -1,4 +1,4 @@
-"""What else is said of a step: norms of weights, gradients and updates, on the device."""
+"""NormSignals: measures norms of weights, gradients and updates, on the device."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
 
 class NormSignals:
-    """The signals that a job asked for, one number per layer or per run and step.
+    """The signals that a job selects, one number per layer or per run and step.
 
     * ``frobenius``: of the measured matrix, after the optimizer's step and before the action; of
       the kernel where sigma is that of a convolution. One read of each weight.
     * ``stable_rank``: frobenius^2 / sigma^2, from above as sigma is from below; 0 for a zero
       matrix. Not of a convolution. It comes with ``frobenius`` at no cost.
-    * ``grad_norm``: of the gradient that `step` finds (after clipping, if the loop clips), and as a
-      scalar of all gradients together, unless `step` is given one of that name: what clipping
-      returned costs nothing. One read of each gradient. Absent where a weight is computed
+    * ``grad_norm``: of the gradient present at `step` (after clipping, if the loop clips), and as a
+      scalar of all gradients together, unless `step` gets one of that name: the norm that clipping
+      returns costs nothing. One read of each gradient. Absent where a weight is computed
       from others or its gradient is sparse, and where gradients are gone or zeroed before `step`;
-      that is said once.
+      that is logged once.
     * ``update_norm``: what the optimizer's step added to the weight, without the action. With
       ``guard``: from the guard's own copy. Else, with ``optimizer=``: for SGD from gradient,
       momentum and learning rate, for Adam and AdamW from their moments; about five reads of each
@@ -73,12 +73,12 @@ class NormSignals:
 
     @property
     def update_norms(self) -> Mapping[str, Tensor]:
-        """Return what `begin` found of the last step, by layer, 0-d."""
+        """Return the update norms that `begin` measured last, by layer, 0-d."""
         return self._found.get("update_norm", {})
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return the metrics that the job asked for, in the order of a row."""
+        """Return the metrics that the job selects, in the order of a row."""
         return tuple(name for name in NORM_METRICS if name in self._wanted)
 
     def wanted(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class NormSignals:
         return {k: v for k, v in scalars.items() if k in self._wanted or k not in RUN_SIGNALS}
 
     def relist(self, model: nn.Module) -> None:
-        """Look for the parameters anew: the model holds others now."""
+        """Look up the parameters again, after the model has replaced some."""
         self._slots = Slots(model)
         self._ranked.clear()
 
@@ -123,8 +123,8 @@ class NormSignals:
     ) -> None:
         self._measure_weights(layers, known.get("frobenius", {}))
         self._found["update_norm"] = dict(known.get("update_norm", {}))
-        # A gradient scaler that leaves its work to a fused step: gradients are scaled, the step may
-        # have been left out, and only the device knows.
+        # A gradient scaler leaves unscaling to a fused step: gradients are still scaled, and only
+        # the device holds whether the step was skipped.
         if getattr(self._optimizer, "found_inf", None) is not None:
             return
         if self.steps_of is not None:
@@ -217,8 +217,8 @@ class NormSignals:
     def _unless_zeroed(
         self, found: dict[str, Tensor], total: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Take gradients that are all zero for zeroed ones, where `step` is called by the loop."""
-        if self._optimizer is not None:  # called by the optimizer's step, before anything else
+        """Treat gradients that are all zero as zeroed before `step`, where the loop calls that."""
+        if self._optimizer is not None:  # the hook runs before anything can zero them
             return found, total
         told = torch.stack([*found.values(), total])
         *norms, total = torch.where(total == 0, NOT_MEASURED, told).unbind()
@@ -245,7 +245,7 @@ class NormSignals:
 
 
 def by_rows(x: Tensor) -> Tensor:
-    """Return the Frobenius norm, 0-d float32, of the norms of rows: right to 1e-5 at any size."""
+    """Return the Frobenius norm, 0-d float32, from norms of rows: right to 1e-5 at any size."""
     wide = x if x.dtype == torch.float64 else x.float()
     norm = wide.flatten(2) if x.ndim > 2 else wide
     while norm.ndim:
@@ -271,7 +271,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _dense(gradient: Tensor) -> bool:
-    """Return whether it is one plain tensor: not sparse, and no share of a sharded one."""
+    """Return whether it is one plain tensor: neither sparse nor a shard."""
     return gradient.layout == torch.strided and type(gradient) is Tensor
 
 

@@ -1,4 +1,4 @@
-"""StepPlan: what happens to each layer at one step."""
+"""StepPlan: the operations on each layer at one step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snc_client.layer_row import Mask
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepPlan:
-    """What happens to L layers at one step, bool [L] each. The host decides it before the step."""
+    """The operations on L layers at one step, bool [L] each; the host plans them before it."""
 
     measured: Mask
     """Sigma is estimated; the rest of the plan concerns these layers only."""
@@ -21,7 +21,7 @@ class StepPlan:
     capped: Mask
     """A layer with the action ``cap`` is capped; the others with that action are rescaled."""
     pressing: Mask
-    """The carried bound may exceed the threshold at this step, as far as the host can know."""
+    """The carried bound may exceed the threshold at this step, by the rows on the host."""
     idle: Mask
     """Far below the threshold and not measured at every step: sigma may err by more."""
     written: Mask

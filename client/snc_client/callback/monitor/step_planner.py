@@ -30,7 +30,7 @@ class StepPlanner:
         idle_every: int | None,
     ) -> None:
         self.cadence = Cadence(num_layers, max_overhead)
-        self._proofs = Cadence(num_layers, None)  # goes by sigma_upper, for ``strict``
+        self._proofs = Cadence(num_layers, None)  # of sigma_upper, for ``strict``
         self._schedule = CertifySchedule(num_layers, certify_every) if certify_every else None
         self._strict = strict
         self._idle_every = idle_every
@@ -81,7 +81,7 @@ class StepPlanner:
         )
 
     def learn(self, row: LayerRow) -> None:
-        """Take in a row that has arrived."""
+        """Update the schedules with a row that has arrived."""
         sigma, threshold = row.metric("sigma"), row.metric("threshold")
         if self._schedule:
             self._schedule.saw(row.step, sigma, threshold)
@@ -109,7 +109,7 @@ class StepPlanner:
             self._schedule = self._schedule.wider(more)
 
     def set_devices(self, devices: Iterable[torch.device]) -> None:
-        """Divide idle layers into turns, as suits ``devices``.
+        """Choose the number of turns of idle layers for ``devices``.
 
         A GPU measures all layers in one launch, faster than the host could choose among them.
         """
@@ -121,7 +121,7 @@ class StepPlanner:
 
 
 def _unusual(row: LayerRow) -> Mask:
-    """Return which warm blocks lag, and which gradients are negligible beside their weights."""
+    """Return the layers whose warm block lags or whose gradient is negligible for the weight."""
     found: Mask = row.metric("residual") > IDLE_LAG * row.metric("sigma")
     if "grad_norm" in row.metrics and "frobenius" in row.metrics:
         found |= row.metric("grad_norm") < VANISHING * row.metric("frobenius")

@@ -1,4 +1,4 @@
-"""The thresholds in force for the layers of one device, as a vector on that device."""
+"""Thresholds: the current thresholds of the layers of one device, as a vector on it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from snc_client.devices import to_device
 
-# Below this the first sigma says nothing about the layer's scale: it was initialised to zero.
+# A layer whose first sigma is below this was initialised to zero: its sigma shows no scale.
 ZERO_INIT_SIGMA = 1e-3
 
 
 class Thresholds:
-    """factor * unit per layer, where a unit may be the layer's first finite sigma, times a stretch.
+    """factor * unit * stretch per layer; the unit may be the layer's first finite sigma.
 
     ``value`` is float32 [L]; inf where there is no threshold, and where the unit is not known yet.
-    ``reference`` is float32 [L], the sigma registered for each layer, NaN before that. A layer
-    registered below 1e-3 takes sqrt(fan_out / fan_in) as its unit instead: three times nothing
-    would forbid it to learn.
+    ``reference`` is float32 [L], the sigma registered for each layer, NaN before that. If it is
+    below 1e-3, the unit is sqrt(fan_out / fan_in) instead: a threshold near zero would prevent the
+    layer from learning.
     """
 
     def __init__(self, rms: Sequence[float], device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Thresholds:
 
     @torch.no_grad()
     def set(self, factors: Sequence[float], units: Sequence[str]) -> None:
-        """Put other thresholds in force; the reference stays. The copies to the device don't wait.
+        """Set factors and units; the reference stays. The copies to the device don't wait.
 
         A factor is inf where there is no threshold; units are ``absolute``, ``init`` or ``rms``.
         """
@@ -44,22 +44,22 @@ class Thresholds:
 
     @torch.no_grad()
     def stretch(self, factor: float) -> None:
-        """Multiply every threshold by ``factor`` (inf: none is in force) from now on.
+        """Multiply every threshold by ``factor`` (inf: no threshold) from now on.
 
-        The factors of two calls don't multiply. One number is copied, without a wait.
+        It replaces the factor of the previous call. One number is copied, without a wait.
         """
         self._stretch = to_device([factor], self._rms.device, torch.float32)
         self._refresh()
 
     @torch.no_grad()
     def register(self, sigma: Tensor) -> None:
-        """Remember ``sigma`` (float32 [L]) as the reference of every layer that has none yet."""
+        """Store ``sigma`` (float32 [L]) as the reference of every layer that has none yet."""
         known = torch.isfinite(self.reference)
         self.reference = torch.where(known, self.reference, sigma)
         self._refresh()
 
     def restore(self, reference: Tensor) -> None:
-        """Put another reference (float32 [L]) in the place of what was registered."""
+        """Replace the registered reference by another one, float32 [L]."""
         self.reference = reference
         self._refresh()
 

@@ -1,4 +1,4 @@
-"""How far an optimizer's last step moved each parameter, from what it keeps: no copy of weights."""
+"""The optimizer's last step of each parameter, from the optimizer's state: no copy of weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snc_client.callback.chunks import chunks
 
-# Of these the step is known to the last term; a subclass may do something else.
+# The exact step of these classes is known; a subclass may take another one.
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
@@ -24,7 +24,7 @@ class Move(NamedTuple):
 
 
 def supported(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Return whether `moves` knows this optimizer."""
+    """Return whether `moves` supports this optimizer."""
     return type(optimizer) in SUPPORTED
 
 
@@ -54,7 +54,7 @@ def _sgd(
 ) -> Iterator[Move]:
     lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
     buffers = [state[p].get("momentum_buffer") for p in parameters] if momentum else []
-    if momentum and not group["nesterov"]:  # the buffer is the step, decay and all
+    if momentum and not group["nesterov"]:  # the buffer is the step, decay included
         yield from (Move(p, buffer, lr) for p, buffer in zip(parameters, buffers, strict=True))
         return
     sign = -1.0 if group["maximize"] else 1.0
@@ -99,5 +99,5 @@ def _bias(beta: float | Tensor, steps: Tensor) -> Tensor:
 
 
 def _each(values: Tensor) -> Any:
-    """Return one factor per parameter: numbers if they are the host's, else tensors, not read."""
+    """Return one factor per parameter: numbers from a CPU, else tensors, which are not read."""
     return values.tolist() if values.device.type == "cpu" else list(values.unbind())

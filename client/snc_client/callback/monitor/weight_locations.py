@@ -1,4 +1,4 @@
-"""Where the weights of a model are now, and whether they are still the same tensors."""
+"""Device and identity of each weight, to detect weights that were moved or replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("snc")
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Weights as they were looked up: layer index -> device and identity."""
+    """The result of a lookup of weights: layer index -> device and identity."""
 
     devices: dict[int, torch.device]
     identities: dict[int, Hashable]
@@ -53,7 +53,7 @@ def locate(layers: Sequence[Layer], known_missing: Collection[int]) -> Located:
 
 
 def identity(layer: Layer) -> Hashable:
-    """Return what stays equal while a layer's weight is the same tensor; None if it is missing."""
+    """Return a key that is equal while a layer's weight is the same tensor; None if missing."""
     try:
         weight, parameter = layer.weight(), layer.parameter()
     except LookupError:

@@ -1,4 +1,4 @@
-"""Whether nothing but an optimizer's step has written a parameter since it was looked at last."""
+"""WriteTracker: detects writes to a parameter other than the optimizer's step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import optimizer as shared
 
 from snc_client.constraint import FULL
 
-MOST_WRITES = 2  # of one step of SGD, Adam or AdamW to a parameter: decay, then the step itself
+MOST_WRITES = 2  # by one step of SGD, Adam or AdamW to a parameter: decay, then the step itself
 
 
 class _Noted(NamedTuple):
@@ -28,11 +28,10 @@ class _Noted(NamedTuple):
 class WriteTracker:
     """Watches parameters from the end of one measurement to the next, by torch's version counters.
 
-    Looked at are the parameters as `note` finds them, then right before the optimizer's step (its
-    pre-step hook), then at `moved`. A checkpoint that is loaded, a weight that is clipped, a
-    second callback's action all leave a trace. **What is written through** ``.data`` **leaves
-    none**, so what is concluded from this holds for loops that do not do that. Where the optimizer
-    has other step hooks they might write within the step: nothing is concluded then.
+    Counters are read at `note`, right before the optimizer's step (its pre-step hook) and at
+    `moved`. Loading a checkpoint, clipping a weight and a second callback's action are detected.
+    **Writes through** ``.data`` **are not**: the result holds for loops without them. Other step
+    hooks of the optimizer might write within the step: with any of them `moved` returns False.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -42,27 +41,27 @@ class WriteTracker:
         self._hook = optimizer.register_step_pre_hook(self._before)
 
     def note(self, parameters: Iterable[Tensor | None]) -> None:
-        """Remember the parameters as they are after a measurement and its actions."""
+        """Record the parameters after a measurement and its actions."""
         found = {id(p): p for p in parameters if p is not None and not p.is_inference()}
         self._noted = {
             key: _Noted(weakref.ref(p), p.data_ptr(), p._version) for key, p in found.items()
         }
 
     def moved(self, parameter: Tensor | None) -> bool:
-        """Return whether just one step of the optimizer has written it since `note`.
+        """Return whether just one step of the optimizer has written ``parameter`` since `note`.
 
-        And whether what that step's rounding can add is worth a bound: in bfloat16 it is not.
+        False also where the step's rounding would make a carried bound useless, as in bfloat16.
         """
         noted = self._clean.get(id(parameter))
         if parameter is None or noted is None or noted.parameter() is not parameter:
             return False
         if parameter.dtype not in FULL or not self._alone() or not self._known():
             return False
-        writes = parameter._version - noted.version  # fused steps do not count
+        writes = parameter._version - noted.version  # fused steps do not increment it
         return parameter.data_ptr() == noted.place and writes <= MOST_WRITES
 
     def close(self) -> None:
-        """Take the hook off the optimizer."""
+        """Remove the hook from the optimizer."""
         self._hook.remove()
 
     def _before(self, *_: Any) -> None:
@@ -70,9 +69,9 @@ class WriteTracker:
         self._noted = {}
 
     def _known(self) -> bool:
-        """Return whether the norm of a step, as it is computed, is right up to a few roundings.
+        """Return whether the computed norm of a step is exact up to a few roundings.
 
-        Nesterov's two terms may cancel, and so may a decay that takes off most of a weight at once.
+        Nesterov's two terms may cancel, and so may a decay that removes most of a weight at once.
         """
         for group in self._optimizer.param_groups:
             decay, lr = group["weight_decay"], group["lr"]

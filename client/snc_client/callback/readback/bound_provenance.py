@@ -1,4 +1,4 @@
-"""Where each sigma_upper comes from: a certificate of its step, a carried bound, or an old one."""
+"""BoundProvenance: records whether each sigma_upper is certified, carried or aged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from snc_service.wire import ABSENT, absent
 
 
 class BoundProvenance:
-    """Gives every measured layer a sigma_upper, and the two ages that say what it is worth.
+    """Gives every measured layer a sigma_upper and its two ages.
 
-    ``certified_age`` is the number of steps since the certificate that it goes back to;
-    ``bound_age`` the number of steps since it was last known to be a bound:
+    ``certified_age`` is the number of steps since the certificate behind it; ``bound_age`` the
+    number of steps since it was last known to be a bound:
 
     * (0, 0): certified at this step;
     * (n, 0): carried to this step from a certificate n steps old, a bound too;
@@ -34,7 +34,7 @@ class BoundProvenance:
         """Return the row with sigma_upper filled in and `AGE_METRICS` appended."""
         upper, certified = row.metric("sigma_upper"), row.certified
         assert certified is not None, "a row from a device says which layers were certified"
-        # An infinite bound without a certificate was carried from none: it bounds nothing.
+        # An infinite value without a certificate was carried from none: it bounds nothing.
         bound = ~absent(upper) & (np.isfinite(upper) | certified)
         fresh = certified & bound
         self._certified = np.where(fresh, row.step, self._certified)

@@ -1,4 +1,4 @@
-"""DeviceRow: what one device group measured at one step, still on its device."""
+"""DeviceRow: the metrics of one device group at one step, still on its device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class DeviceRow:
     """Metrics of l layers, float32 [l] each on one device; the host has not read any of them.
 
-    `snc_client.callback.readback.metrics` says how a metric that was not measured is written.
+    `snc_client.callback.readback.metrics` defines the value of a metric that was not measured.
     """
 
     device: torch.device
@@ -46,6 +46,6 @@ def flattened(
 ) -> Tensor:
     """Return the rows of one device, [M, sum of l], then its scalars, as one new vector.
 
-    The only place where metrics are told apart by their position; `PendingRow.take` reads it.
+    The only place that orders metrics by position; `PendingRow.take` reads that order.
     """
     return torch.cat([row.metric(name) for name in metrics for row in rows] + list(scalars))

@@ -1,4 +1,4 @@
-"""The rows whose copies to the host are under way, oldest first."""
+"""InFlight: rows whose copies to the host are under way, oldest first."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from snc_client.callback.readback.pinned_buffers import Readback
 from snc_client.callback.readback.scalars import Scalars
 from snc_client.layer_row import Mask
 
-TAKEN_AT = 3  # rows under way, among several ranks
+TAKEN_AT = 3  # rows under way at which several ranks take the oldest
 
 
 class InFlight:
-    """Rows with these ``metrics``, from the step that made them until the host takes them."""
+    """Rows with these ``metrics``, from their measurement until the host takes them."""
 
     def __init__(self, metrics: Sequence[str]) -> None:
         self.lost = 0
@@ -33,7 +33,7 @@ class InFlight:
         return len(self._rows)
 
     def start(self, device: torch.device) -> None:
-        """Record when ``device`` begins to work for the next row."""
+        """Record the time at which ``device`` begins to work for the next row."""
         self._readback(device).start()
 
     def ship(
@@ -85,7 +85,7 @@ class InFlight:
     def taken(self, *, at_once: bool) -> Iterator[PendingRow]:
         """Yield rows that have arrived: with ``at_once`` those that are ready, without a wait.
 
-        Otherwise all rows but the newest two, each waited for.
+        Otherwise yield all rows but the newest two, and wait for each.
         """
         while self._rows and (self._rows[0].ready() if at_once else len(self._rows) >= TAKEN_AT):
             row = self._rows.popleft()
@@ -98,7 +98,7 @@ class InFlight:
             row.stops, row.certified = (np.pad(x, (0, more)) for x in (row.stops, row.certified))
 
     def drop(self) -> None:
-        """Drop all rows, and take their buffers back."""
+        """Drop all rows and free their buffers."""
         for row in self._rows:
             row.take(len(row.stops))
         self._rows.clear()

@@ -71,7 +71,7 @@ class Latest(Mapping[str, Reading]):
     ``step`` is that of the newest row, -1 before the first one. ``steps`` (int64 [L]) are the steps
     at which each layer was measured: idle layers are measured in turns. ``columns`` is float32
     [M, L] in the order of ``metrics``. ``certified`` is bool [L]: sigma_upper is a certificate of
-    that step; for the other layers `Reading` says whether it is a bound.
+    that step; for the other layers `Reading` shows whether it is a bound.
     """
 
     names: Sequence[str] = ()
@@ -117,7 +117,7 @@ class Latest(Mapping[str, Reading]):
         return int(self.columns.shape[1])
 
     def wider(self, names: Sequence[str]) -> Latest:
-        """Return this measurement under ``names``, whose last layers have not been measured."""
+        """Return these values under ``names``; the layers added at its end have none yet."""
         more = len(names) - self.columns.shape[1] if self.columns.shape[1] else 0
         columns = np.pad(self.columns, ((0, 0), (0, more)), constant_values=ABSENT)
         certified = np.pad(self.certified, (0, more))
@@ -125,7 +125,7 @@ class Latest(Mapping[str, Reading]):
         return replace(self, names=list(names), columns=columns, certified=certified, steps=steps)
 
     def then(self, row: LayerRow, gone: Collection[int] = ()) -> Latest:
-        """Return the newest values after ``row``: its own, else those known before.
+        """Return the newest values after ``row``; layers that it did not measure keep theirs.
 
         The values of the layers at the indices ``gone`` are dropped.
         """

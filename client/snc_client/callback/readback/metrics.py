@@ -1,4 +1,4 @@
-"""The metrics of a layer: their order in every row, and how "not measured" is written.
+"""The metrics of a layer: their order in every row, and the values for "not measured".
 
 On the host "not measured" is `snc_service.wire.ABSENT` for every metric, because NaN and the
 infinities are measurements. `mark_absent` is the one place that writes it. A device has no such
@@ -27,12 +27,12 @@ from snc_service.wire import ABSENT
 METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
 """Measured by a device group, in every row."""
 NORM_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm")
-"""Measured by `NormSignals`, where the job asks for them."""
+"""Measured by `NormSignals`, where the job selects them."""
 GUARD_METRIC: Final = "guard"
 AGE_METRICS: Final = ("certified_age", "bound_age")
 """In steps, added on the host by `BoundProvenance`."""
 NOT_MEASURED: Final = -1.0
-"""On a device, of a norm, of the guard's metric and of the scalar grad_norm."""
+"""The value on a device for a norm, the guard's metric and the scalar grad_norm."""
 
 
 def device_metrics(norms: Sequence[str], *, guarded: bool) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class PendingRow:
             copy.flight.wait()
 
     def take(self, num_layers: int) -> LayerRow:
-        """Return the row, once; only when it is `ready`."""
+        """Return the row; to be called once, when it is `ready`."""
         num_metrics = len(self.metrics)
         values = np.full((num_metrics, num_layers), ABSENT, np.float32)
         for copy in self.copies:

@@ -1,4 +1,4 @@
-"""From a device to the host without waiting: a ring of pinned buffers, read when they are ready."""
+"""Readback: copies values to the host through pinned buffers, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snc_client.layer_row import Floats
 
-# A training loop runs a few steps ahead of its device, seldom more than one or two.
+# A training loop runs ahead of its device, seldom by more than one or two steps.
 SLOTS = 8
 
 
@@ -18,23 +18,23 @@ class Flight(Protocol):
     """Values on their way to the host."""
 
     def ready(self) -> bool:
-        """Return whether they have arrived; never waits."""
+        """Return whether the values have arrived; never waits."""
 
     def wait(self) -> None:
-        """Return when they have arrived."""
+        """Wait until the values have arrived."""
 
     def take(self) -> Floats:
-        """Return them, float32 [N], once; only after `ready` said so."""
+        """Return the values, float32 [N]; to be called once, after they have arrived."""
 
     def device_seconds(self) -> float:
-        """Return how long the device worked between `Readback.start` and the copy, 0 if unknown."""
+        """Return the seconds of the device from `Readback.start` to the copy, 0 if unknown."""
 
 
 class Readback:
     """Copies float32 vectors of one device to the host.
 
-    On CUDA: into pinned memory, behind an event. On a CPU the values are there already. On any
-    other device the copy waits for it: such a device has no pinned memory to copy to.
+    On CUDA the copy goes to pinned memory, and an event marks its end. Values of a CPU are on the
+    host already. Any other device has no pinned memory to copy to: there the copy waits.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class Readback:
         return self._device.type == "cuda" and not self._free
 
     def start(self) -> None:
-        """Mark the begin of the device's work for the next `send`."""
+        """Record the beginning of the device's work for the next `send`."""
         if self._free:
             self._free[0].begin.record(torch.cuda.current_stream(self._device))
 

@@ -16,10 +16,10 @@ log = logging.getLogger("snc")
 
 
 class Scalars:
-    """Sorts scalars by where they are.
+    """Sorts scalars by their location: the host or a device.
 
-    A value that is not a scalar is left out and named in the log once: a wrong argument must not
-    end the training, nor keep a layer from being held.
+    A value that is not a scalar is left out and logged once: a wrong argument must neither end the
+    training nor prevent a layer from being held.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which layers are certified at a step: decided on the host, from figures that have arrived."""
+"""CertifySchedule: the host selects the layers to certify at a step, from arrived rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from snc_client.layer_row import Floats, Mask
 
-# A sigma that moved by more than this share in one step wants a certificate now.
+# A sigma that changes by more than this share in one step makes its layer urgent.
 JUMP = 0.05
 
 
 class CertifySchedule:
-    """Every layer once in ``every`` of its measurements, spread evenly, so no step spikes.
+    """Certifies each layer once in ``every`` of its measurements, spread evenly over the steps.
 
-    The one that was measured most often since its last certificate comes first, of several the
-    nearest to its threshold. A layer with a threshold whose sigma crossed it or moved by more than
-    5 % a step is next; one such layer per measurement.
+    The layer with the most measurements since its last certificate comes first; of several, the one
+    nearest to its threshold. One urgent layer per measurement is certified out of turn. A layer is
+    urgent if it has a threshold and its sigma crossed that or moved by more than 5 % a step.
     """
 
     def __init__(self, num_layers: int, every: int) -> None:
@@ -32,11 +32,11 @@ class CertifySchedule:
         self._new: set[int] = set()  # without a certificate that says anything of them
 
     def wider(self, more: int) -> CertifySchedule:
-        """Return one of so many more layers, at the beginning of a round."""
+        """Return a schedule with ``more`` additional layers that starts a new round."""
         return CertifySchedule(len(self._ratio) + more, self._every)
 
     def saw(self, step: int, sigma: Floats, threshold: Floats) -> None:
-        """Take in a measurement that has arrived, float32 [L] each; NaN where there is none."""
+        """Record a row that has arrived, float32 [L] each; NaN where a layer was not measured."""
         steps = np.maximum(step - self._seen, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.nan_to_num(sigma / threshold, nan=0.0, posinf=0.0)
@@ -52,9 +52,9 @@ class CertifySchedule:
         self._new |= set(layers)
 
     def due(self, measured: Mask) -> list[int]:
-        """Return which layers to certify now, and count them as certified.
+        """Return the layers to certify now, and count them as certified.
 
-        They are among the ``measured`` ones ([L] bool), but for new ones and one that is urgent.
+        All but new and urgent ones are among the ``measured`` layers ([L] bool).
         """
         self._waited += measured
         self._credit += int(measured.sum()) / self._every

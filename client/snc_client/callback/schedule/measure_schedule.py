@@ -1,4 +1,4 @@
-"""Which layers are measured at a step, so that the callback costs no more than it may."""
+"""Cadence: selects the layers to measure at a step, within the allowed overhead."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from snc_service.wire import absent
 
 log = logging.getLogger("snc")
 
-# Turns into which idle layers are divided: the rules of the service, replayed on 142 labelled runs,
-# catch the same failures as from full rows. A turn of one layer would leave rows without any.
+# Idle layers are divided into five turns: the rules of the service, replayed on 142 labelled runs,
+# then find the same failures as in full rows. Turns of one layer could leave a row without layers.
 TURNS, LEAST_IN_TURN = 5, 2
-LONGEST = 50  # steps that an idle layer may go without a measurement
+LONGEST = 50  # steps between two measurements of an idle layer, at most
 NEVER = 10**9  # steps: the layer waits for its turn
-JUDGED = 8  # rows between two changes of the pace: one row's clock is too noisy
-FORGET = 0.9  # of the largest growth, per measurement
-# A layer whose sigma moved by this share a step, up or down, is measured at every step meanwhile:
-# what is unusual has to be seen several times in a row.
+JUDGED = 8  # rows between two changes of the pace: the time of one row is too noisy
+FORGET = 0.9  # decay of the largest growth, per measurement
+# A layer whose sigma moves by this share a step, up or down, is measured at every step meanwhile:
+# an unusual value must appear in several consecutive rows.
 RESTLESS = 0.03
-# A layer is taken to grow by this share of its sigma a step at least: 99.9 % of the steps of sound
-# training move no layer by more.
+# The least growth assumed, as a share of sigma per step: 99.9 % of the steps of sound training move
+# no layer by more.
 GROWTH = 0.025
 
 
 class Due(NamedTuple):
-    """What is to be done at a step: which layers, [L] bool, and whether idle ones have a turn."""
+    """The layers to measure at a step, [L] bool; ``in_turn``: with a turn of idle layers."""
 
     layers: Mask
     in_turn: bool
 
 
 def turns(num_layers: int, most: int = TURNS) -> int:
-    """Return into how many turns so many layers are divided, one step each."""
+    """Return the number of turns, of one step each, for ``num_layers`` layers."""
     return min(most, max(1, num_layers // LEAST_IN_TURN))
 
 
 class Cadence:
-    """Active layers at every measurement, idle ones in turns, as often as ``max_overhead`` allows.
+    """Selects active layers at every measurement and idle ones in turns, within ``max_overhead``.
 
-    A layer is active from 0.9 of its threshold on, and until its first row arrives; ``odd`` ones,
-    about which something is unusual, are measured as often. Idle layers,
-    with no threshold or far below it, are divided into ``turns``; at every ``pace``-th measurement
-    the next turn is measured, and an idle layer in any case before twice its largest recent growth
-    (5 % of its sigma a step at least) could have made it active. ``max_overhead`` is a share of the
-    time of a step: where it is exceeded the pace is slowed down, to 50 steps a round; None keeps it
-    at 1. All is decided on the host, from rows that have arrived.
+    A layer is active from 0.9 of its threshold on, and until its first row arrives. ``odd`` layers,
+    those with an unusual value, are measured as often. Idle layers, with no threshold or far below
+    it, are divided into ``turns``: every ``pace``-th measurement includes the next turn. An idle
+    layer is always measured before twice its largest recent growth (at least 5 % of its sigma a
+    step) could have made it active. ``max_overhead`` is a share of the step time: above it the pace
+    slows down, to 50 steps a round; None keeps the pace at 1. The host decides from rows that have
+    arrived.
     """
 
     def __init__(self, num_layers: int, max_overhead: float | None, *, turns: int = 1) -> None:
@@ -67,13 +67,13 @@ class Cadence:
         self._said = False
 
     def wider(self, more: int) -> Cadence:
-        """Return one of so many more layers that takes all of them for active; the pace stays."""
+        """Return a cadence with ``more`` layers and the same pace; all layers count as active."""
         cadence = Cadence(len(self.active) + more, self._max, turns=self.turns)
         cadence.pace, cadence._said = self.pace, self._said
         return cadence
 
     def due(self, step: int) -> Due:
-        """Return what to measure at ``step``, and count it."""
+        """Return the layers to measure at ``step``, and count the measurement."""
         turn, calls_since = divmod(self._calls, self.pace)
         self._calls += 1
         in_turn = calls_since == 0
@@ -83,20 +83,20 @@ class Cadence:
         return Due(urgent | ((self._turn + turn) % self.turns == 0), True)
 
     def urgent(self, step: int) -> Mask:
-        """Return which layers are not to wait for their turn at ``step``, [L] bool."""
+        """Return the layers that must not wait for their turn at ``step``, [L] bool."""
         urgent: Mask = self.active | self.odd | (step >= self._deadline)
         return urgent
 
     def reset(self) -> None:
-        """Take every layer for active until its next row: policy or weights have changed."""
+        """Treat every layer as active until its next row, after a change of policy or weights."""
         self.active[:] = True
         self._sigma[:] = np.nan
         self._seen[:] = 0
 
     def saw(self, step: int, sigma: Floats, threshold: Floats, odd: Mask | None = None) -> None:
-        """Take in a row that has arrived, float32 [L] each; ABSENT where nothing was measured.
+        """Record a row that has arrived, float32 [L] each; ABSENT where a layer was not measured.
 
-        ``odd`` [L] says about which of the layers measured something else than sigma is unusual.
+        ``odd`` ([L] bool) marks measured layers with an unusual value other than sigma.
         """
         new = ~absent(sigma)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,7 +105,7 @@ class Cadence:
             growth = np.fmax(np.fmax(moved, 0.0), FORGET * self._growth)
             room = (ACTIVE * threshold - sigma) / (2.0 * np.fmax(growth, GROWTH * sigma))
         steps = np.clip(np.nan_to_num(room, nan=NEVER), 1, NEVER).astype(np.int64)
-        # A layer that is not finite is active where it has a threshold.
+        # A layer whose sigma is not finite is active if it has a threshold.
         active = ~(sigma < ACTIVE * threshold) & ~absent(threshold)
         self._growth = np.where(new & np.isfinite(growth), growth, self._growth)
         self._sigma = np.where(new, sigma, self._sigma)
@@ -115,7 +115,7 @@ class Cadence:
         self.odd = np.where(new, restless if odd is None else restless | odd, self.odd)
 
     def paid(self, callback_seconds: float, seconds: float) -> None:
-        """Take in what a row cost, and the seconds since the row before; adapt the pace."""
+        """Record the cost of a row and the seconds since the previous one; adapt the pace."""
         if self._max is None:
             return
         self._spent += callback_seconds

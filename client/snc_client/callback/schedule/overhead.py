@@ -1,4 +1,4 @@
-"""The callback's own cost, as a fraction of the time a training step takes."""
+"""Overhead: the callback's cost as a fraction of the time of a training step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 class Overhead:
     """Two clocks of the host: from one call of step() to the next, and inside the calls.
 
-    The device's share is added by whoever learns of it (`spent`). What a call takes counts when the
-    interval that it begins is over.
+    `spent` adds device seconds, which arrive later. The time of a call counts when the interval
+    that it begins has ended.
     """
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class Overhead:
         self._open += seconds
 
     def since_row(self) -> tuple[int, float]:
-        """Return how many steps began since the last row did, and the seconds that they took."""
+        """Return the number of steps since the last row began, and the seconds they took."""
         return self._row_steps, self._row_total
 
     def row_begins(self) -> None:
-        """Count steps for the next row."""
+        """Restart the counts of steps and seconds for the next row."""
         self._row_steps, self._row_total = 0, 0.0
 
     @property

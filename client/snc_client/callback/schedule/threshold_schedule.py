@@ -1,4 +1,4 @@
-"""Thresholds that change over steps: a factor on all of them, decided by the host."""
+"""Threshold schedules: a factor on all thresholds that the host computes for each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def warm_up(steps: int, start: float) -> Schedule:
     """Return a schedule: thresholds ``start`` times as high at step 0, unchanged from ``steps`` on.
 
     In between they fall by the same amount at each step, so that a layer that is above its
-    threshold at the start is brought down slowly. Raises ValueError for a start that is not a
+    threshold at the start is reduced slowly. Raises ValueError for a start that is not a
     finite number above 0 and for less than one step.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -35,10 +35,10 @@ def warm_up(steps: int, start: float) -> Schedule:
 
 
 class ThresholdFactor:
-    """What a schedule says at a step; what it said last, where it fails.
+    """Evaluates a schedule at a step; where that fails, the last valid factor stays.
 
-    Raises ValueError at construction for a schedule that gives no factor for step 1. Later a
-    training must not end for it, nor go on without thresholds: the failure is logged once.
+    Raises ValueError at construction for a schedule that gives no factor for step 1. A later
+    failure is logged once: it neither ends the training nor removes the thresholds.
     """
 
     def __init__(self, schedule: Schedule | None) -> None:

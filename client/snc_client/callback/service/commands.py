@@ -1,4 +1,4 @@
-"""Commands from the service: handed to what the user set for them, at a step boundary."""
+"""Commands: passes commands of the service to the user's function at a step boundary."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger("snc")
 
 
 class Commands:
-    """What was asked of this job and not yet given to ``obey``, which may be None: only said then.
+    """Commands that wait for the user's function ``obey``; if it is None they are only logged.
 
-    Whatever ``obey`` raises is the user's own way to leave the loop, and reaches it; commands that
-    came with the one it raised at stay here.
+    An exception of ``obey`` reaches the training loop: the user may leave the loop that way. The
+    commands after the one at which it was raised keep waiting.
     """
 
     def __init__(self, obey: OnCommand | None) -> None:
@@ -33,13 +33,13 @@ class Commands:
         self._waiting.extend(commands)
 
     def take(self, sender: Sender | None) -> list[Command]:
-        """Return what waits, oldest first; nothing of it is given to ``obey`` any more."""
+        """Return and remove the waiting commands, oldest first; ``obey`` does not get them."""
         taken = [*self._waiting, *(sender.take_commands() if sender is not None else ())]
         self._waiting.clear()
         return taken
 
     def obey(self, sender: Sender | None) -> None:
-        """Give what waits to the user's function, one after the other."""
+        """Pass the waiting commands to the user's function, oldest first."""
         if sender is not None:
             self._waiting.extend(sender.take_commands())
         while self._waiting:

@@ -24,7 +24,7 @@ UNDECIDED_ROWS = 64  # kept while a rank does not know yet whether it reports
 
 
 class Reporter:
-    """Rows out; commands and policies in. Without a url nothing leaves the process.
+    """Sends rows; receives commands and policies. Without a url nothing leaves the process.
 
     Rank 0 reports. Another rank reports if its layers are not among those of rank 0, such as a
     pipeline stage: into the same run, without the scalars. Which rank this is may turn out late: a

@@ -1,4 +1,4 @@
-"""Rows -> batches: numbered, split where the wire asks for it, in the attempt they belong to."""
+"""Packer: packs rows into numbered batches, and places each batch in its attempt."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from snc_service.wire import ABSENT, MAX_COLUMNS, METRIC_NAME, Batch, encode
 
 @dataclass
 class Frame:
-    """A batch on its way: every try sends the same bytes under the same sequence number."""
+    """A batch being sent: every try sends the same bytes under the same sequence number."""
 
     batch: Batch
     data: bytes
-    num_values: int  # that the job handed over: what a full spool gave up is carried as ABSENT
+    num_values: int  # from the job, less those that a full spool gave up (ABSENT in the batch)
     tries: int = 0
 
     def redeclared(self, expected: int) -> Frame:
-        """Return the batch for a service that waits for ``expected``: what lies between is gone."""
+        """Return the batch for a service that expects ``expected``: those in between are lost."""
         batch = replace(self.batch, skipped=self.batch.seq - expected)
         return Frame(batch, encode(batch), self.num_values, self.tries)
 
@@ -38,7 +38,7 @@ class Packer:
         self._last_step = -1
 
     def resume(self, attempt: int, last_step: int | None) -> None:
-        """Take over what the run holds already; only the first answer of the service counts."""
+        """Continue the run's attempt and last step; only the first answer of the service counts."""
         if self._attempt is None:
             self._attempt = attempt
             self._last_step = -1 if last_step is None else last_step + 1
@@ -86,7 +86,7 @@ def _scalar_names(rows: Sequence[LayerRow], room: int) -> tuple[str, ...]:
 
 
 def _scalar_values(rows: Sequence[LayerRow], scalars: tuple[str, ...]) -> Floats:
-    """Return [K, S]; beyond float32 is infinite, as it would be on the device."""
+    """Return [K, S]; values beyond float32 are infinite, as they would be on the device."""
     values = np.full((len(scalars), len(rows)), ABSENT, np.float32)
     with np.errstate(over="ignore"):
         for s, row in enumerate(rows):

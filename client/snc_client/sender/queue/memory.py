@@ -1,4 +1,4 @@
-"""Rows between the training thread and the sender thread: one per measured step, bounded."""
+"""RowQueue: rows between the training thread and the sender thread, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SPOOL_BYTES = 2**30
 
 
 class RowQueue:
-    """First in, first out, bounded in bytes: past the bound the oldest row goes, and is counted.
+    """One row per measured step; past the bound in bytes the oldest row is dropped and counted.
 
-    The lock is held for a few instructions at a time and never while anything is waited for, so
-    `put` costs the same whatever the service does.
+    The lock is held for a few instructions at a time and never during a wait, so the cost of `put`
+    does not depend on the service.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -43,7 +43,7 @@ class RowQueue:
                 return 0
             self._rows.append(row)
             self.num_bytes += row.num_bytes
-            # The newest stays even if it alone exceeds the bound: else nothing ever got through.
+            # The newest stays even if it alone exceeds the bound: else nothing would be sent.
             while self.num_bytes > self._max_bytes and len(self._rows) > 1:
                 self.dropped_values += self._pop().num_values
             return len(self._rows)
@@ -75,14 +75,14 @@ class RowQueue:
             self.num_bytes += sum(row.num_bytes for row in rows)
 
     def resume(self, packer: Packer) -> Frame | None:
-        """Return the batch an earlier process had under way: memory knows of none."""
+        """Return None: memory holds no batch of an earlier process."""
         return None
 
     def packed(self, frame: Frame) -> None:
-        """Take note of a batch under way: what is only in memory needs none."""
+        """Do nothing: rows in memory need no record of the batch being sent."""
 
     def settled(self) -> None:
-        """Take note that the batch under way is done: the same."""
+        """Do nothing, for the same reason."""
 
     def close(self, end: EndState | None = None, *, keep: bool = False) -> bool:
         """Refuse rows from now on, and count those that wait as dropped: nothing is kept."""

@@ -1,8 +1,8 @@
-"""A row as the spool keeps it: whole, or only its scalars and its active layers.
+"""Entries of the spool: a whole row, or only its scalars and its active layers.
 
-Step, time and the bytes of the scalars; the scalars in JSON; the values, float32 [M, L]. A thinned
-entry has the high bit of that length set, and for [M, L] the number n of layers kept, their
-indices and their values [M, n].
+An entry has step, time and length of the scalars; the scalars in JSON; the values, float32 [M, L].
+A thinned entry has the high bit of that length set, and instead of [M, L] the number n of layers
+kept, their indices and their values [M, n].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def packed(row: LayerRow) -> bytes:
 
 
 def unpacked(entry: bytes, metrics: Sequence[str], num_layers: int) -> LayerRow:
-    """Return the row of an entry whose checksum was right; layers not kept are ABSENT."""
+    """Return the row of an entry whose checksum is right; layers not kept are ABSENT."""
     shape = (len(metrics), num_layers)
     step, time, length = _HEAD.unpack_from(entry)
     start = _HEAD.size + (length & ~_THIN)
@@ -48,7 +48,7 @@ def unpacked(entry: bytes, metrics: Sequence[str], num_layers: int) -> LayerRow:
 def thinned(
     entry: bytes, weight: int, *, shape: tuple[int, int], metrics: Sequence[str]
 ) -> tuple[bytes, int]:
-    """Return an entry without its inactive layers, and how many values it still has."""
+    """Return an entry without its inactive layers, and the number of its remaining values."""
     step, time, length = _HEAD.unpack_from(entry)
     if length & _THIN:
         return entry, weight
@@ -61,7 +61,7 @@ def thinned(
 
 
 def active(row: LayerRow) -> Mask:
-    """Return which layers of a row matter most, bool [L].
+    """Return the layers that a thinned row keeps, bool [L].
 
     Those whose sigma is not finite or reached 0.9 of the threshold, and those that were rescaled.
     """

@@ -1,4 +1,4 @@
-"""A spool's root: one folder per process of a job, holding its log and what the log belongs to."""
+"""A spool's root: one folder per process of a job, with its log and the description of the job."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from snc_service.wire import METRIC_NAME, RUN_NAME, LayerTable, WireError
 
 
 def new_folder(root: Path, job: Job) -> Path:
-    """Return where a job's log shall live: folders of one run sort by their age.
+    """Return a new folder for a job's log: the folders of one run sort by their age.
 
-    Also where the clock went back since the last one was made.
+    They do so even if the clock went back since the last one was made.
     """
     ages = [_age(path) for path in root.iterdir() if path.name.startswith(f"{job.run}.")]
     age = max(time.time_ns(), max(ages, default=0) + 1)
@@ -27,13 +27,13 @@ def new_folder(root: Path, job: Job) -> Path:
 
 
 def _age(folder: Path) -> int:
-    """Return the number that orders a run's folders; 0 for a name that is not ours."""
+    """Return the number that orders a run's folders; 0 for a name of another form."""
     *_, age, _ = ("", "", *folder.name.rsplit(".", 2))
     return int(age) if age.isdecimal() and len(age) == 19 else 0
 
 
 def create(folder: Path, job: Job, max_bytes: int) -> Spool:
-    """Open a new log and say whose it is. Raises `OSError`. The token is not written."""
+    """Open a new log and describe its job. Raises `OSError`. The token is not written."""
     spare = partial(thinned, shape=job.shape, metrics=job.metrics)
     spool = Spool(folder, max_bytes=max_bytes, spare=spare)
     about = {"writer": job.writer, "metrics": job.metrics, "request": dict(job.request)}
@@ -41,7 +41,7 @@ def create(folder: Path, job: Job, max_bytes: int) -> Spool:
         _write(folder / "layers.json", job.table.body)
         _write(folder / "job.json", json.dumps(about).encode())
     except OSError:
-        spool.close()  # and unlock: it is tried again
+        spool.close()  # unlocks the folder for the next try
         raise
     return spool
 
@@ -49,9 +49,9 @@ def create(folder: Path, job: Job, max_bytes: int) -> Spool:
 def left_behind(
     root: Path, max_bytes: int, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[Job, Spool]]:
-    """Yield the jobs whose process has gone, oldest first for each run, their logs locked.
+    """Yield the jobs whose process has ended, oldest first for each run, their logs locked.
 
-    Only runs that are ``wanted``. A folder in use is passed over, and so is one without a job.
+    Only runs that are ``wanted``. A folder in use is skipped, and so is one without a job.
     """
     for folder in sorted(path.parent for path in root.glob("*/job.json")):
         if not wanted(folder.name.rsplit(".", 2)[0]):
@@ -69,7 +69,7 @@ def left_behind(
 
 
 def remove(folder: Path) -> None:
-    """Delete what `create` wrote, once the log is removed."""
+    """Delete the folder and the files of `create`, after the log is removed."""
     for name in ("job.json", "layers.json", "lock"):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
@@ -83,7 +83,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _read(folder: Path) -> Job:
-    """Read what `create` wrote; anything else raises what its parsing raises."""
+    """Read the files of `create`; invalid content raises the error of its parser."""
     about: Any = json.loads((folder / "job.json").read_bytes())
     request, metrics, writer = dict(about["request"]), tuple(about["metrics"]), about["writer"]
     if not RUN_NAME.fullmatch(request["run"]) or not all(map(METRIC_NAME.fullmatch, metrics)):

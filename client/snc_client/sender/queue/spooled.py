@@ -1,8 +1,8 @@
-"""Rows that survive their process: handed over, written to the spool at once, read from there.
+"""SpooledRows: rows that survive their process, written to the spool at once and read from there.
 
-A thread of its own writes, so that a row is in the log within milliseconds whatever the network
-does. What is being sent is in the log's note: the batch that was under way when a process died is
-sent again as the same bytes under the same sequence number.
+A thread of its own writes, so that a row is in the log within milliseconds even if the network is
+down. The log's note records the batch being sent: if the process dies, that batch is sent again as
+the same bytes under the same sequence number.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from snc_client.spool import Spool
 
 _log = logging.getLogger("snc")
 WRITE_ROWS = 64  # in one write
-RETRY_SECONDS = 1.0  # after a disk that would not take rows
+RETRY_SECONDS = 1.0  # after a failed write
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The log's note: how far the rows got. All a later process needs to go on."""
+    """The log's note: the progress of the delivery, from which a later process continues."""
 
     settled: int = 0  # rows before this index are acknowledged, given up or dropped
-    packed: int = 0  # rows of the batch under way, from that index on
+    packed: int = 0  # rows of the batch being sent, from that index on
     seq: int = -1  # of that batch, or of the last one
     skipped: int = 0
     dropped: int = 0
@@ -42,7 +42,7 @@ class Progress:
 
     @classmethod
     def read(cls, note: bytes) -> Progress:
-        """Return what `note` says; the beginning for a log without one."""
+        """Return the progress in a `note`; that of the beginning for an empty one."""
         return cls(**json.loads(note)) if note else cls()
 
     def note(self) -> bytes:
@@ -51,10 +51,10 @@ class Progress:
 
 
 class SpooledRows:
-    """The rows of one job in a spool, in the manner of `RowQueue`.
+    """The rows of one job in a spool, with the methods of `RowQueue`.
 
-    While the disk refuses, rows wait in ``memory`` and may be sent from there. ``wake`` is called
-    when the sender thread has something new to look at, ``batch_steps`` rows or the first.
+    While the disk fails, rows wait in ``memory`` and may be sent from there. ``wake`` wakes the
+    sender thread: for the first waiting row, and from ``batch_steps`` rows on.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class SpooledRows:
         self._batch_steps = batch_steps
         self._spool: Spool | None = None
         self._progress = Progress()
-        self._lock = threading.RLock()  # of the way from memory to the spool
+        self._lock = threading.RLock()  # for the move from memory to the spool
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False  # the writing thread
         self._closed = False  # everything: another process may have the folder now
         self._complained = False
         self._held: tuple[int, LayerRow] | None = None  # read, and left for the next batch
-        self._taken: list[int] = []  # indices of the rows of the batch under way
+        self._taken: list[int] = []  # indices of the rows of the batch being sent
 
     # The training thread
     def put(self, row: LayerRow) -> int:
-        """Hand a row over; it is in the log a moment later. Returns 0: the sender is told then."""
+        """Queue a row for the writing thread. Returns 0: that thread wakes the sender thread."""
         if self._memory.put(row):
             self._bell.put(None)
         return 0
@@ -95,7 +95,7 @@ class SpooledRows:
 
     # The writing thread
     def write_until_closed(self) -> None:
-        """Move rows into the spool as they come."""
+        """Move rows into the spool as they arrive."""
         wait: float | None = None
         while not self._stopping:
             try:
@@ -108,7 +108,7 @@ class SpooledRows:
                 self._wake()
 
     def write(self) -> bool:
-        """Move what waits in memory into the spool; False if the disk refuses."""
+        """Move the rows in memory into the spool; return False if the disk fails."""
         with self._lock:
             try:
                 spool = self.opened()
@@ -152,13 +152,13 @@ class SpooledRows:
 
     @property
     def kept_values(self) -> int:
-        """Return how many values wait in the spool, those of the batch under way left out."""
+        """Return how many values wait in the spool, without those of the batch being sent."""
         spooled = self._spool.unread_weight if self._spool is not None else 0
         return spooled + (self._held[1].num_values if self._held is not None else 0)
 
     @property
     def end(self) -> EndState | None:
-        """Return how the job ended, if it said so."""
+        """Return how the job ended, if the log records it."""
         return self._progress.end
 
     def take(self, *, after: int | None, max_bytes: int) -> LayerRow | None:
@@ -168,7 +168,7 @@ class SpooledRows:
         found = self._held or self._next()
         if found is None and len(self._memory):
             if not self.write():
-                # What the disk would not take, once all that it took before is on its way.
+                # Rows that the disk did not take, after all those that it took before.
                 return self._memory.take(after=after, max_bytes=max_bytes)
             found = self._next()
         self._held = None
@@ -182,13 +182,13 @@ class SpooledRows:
         return row
 
     def resume(self, packer: Packer) -> Frame | None:
-        """Go on where the log says; return the batch that was under way, the same bytes again."""
+        """Continue from the log's note; return the batch that was being sent, as the same bytes."""
         done = self._progress
         if done.seq < 0 or self._spool is None:
             return None
         whole = self._spool.position == done.settled and len(self._spool) >= done.packed
         if not done.packed or not whole:
-            # Rows that a damaged log lost went with their number; the others travel on.
+            # No batch was being sent, or a damaged log lost rows of it: a new number comes next.
             packer.go_on(done.seq + 1, done.attempt, done.last_step)
             return None
         found = [pair for _ in range(done.packed) if (pair := self._next()) is not None]
@@ -197,9 +197,9 @@ class SpooledRows:
         return packer.pack(rows, skipped=done.skipped, dropped=done.dropped)
 
     def packed(self, frame: Frame) -> None:
-        """Note that ``frame`` is under way, before any of it is sent.
+        """Record that ``frame`` is being sent, before any of it is sent.
 
-        On the disk: a machine that dies must not forget under which number it sent which rows.
+        Synced to disk: after a crash of the machine the same rows must keep their number.
         """
         batch = frame.batch
         self._note(
@@ -217,7 +217,7 @@ class SpooledRows:
         )
 
     def settled(self) -> None:
-        """Note that the batch under way is acknowledged or given up, and let go of its rows."""
+        """Record that the batch being sent is acknowledged or given up, and delete its rows."""
         behind = self._taken[-1] + 1 if self._taken else self._progress.settled
         self._taken = []
         self._note(replace(self._progress, settled=behind, packed=0))
@@ -225,7 +225,7 @@ class SpooledRows:
             self._spool.forget(behind)
 
     def close(self, end: EndState | None, *, keep: bool) -> bool:
-        """Write what is left and let go; return whether the spool has it (with ``keep``)."""
+        """Write the remaining rows and close; return whether the spool has them (``keep``)."""
         self._stopping = True
         self._bell.put(None)
         with self._lock:
