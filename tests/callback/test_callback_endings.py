@@ -192,3 +192,16 @@ def test_two_models_with_equal_names_in_one_run_are_told_apart_by_prefixes(servi
 def test_a_mapping_that_names_no_models_is_refused(models):
     with pytest.raises(ValueError, match="model must"):
         SNCallback(models)
+
+
+def test_a_job_resumed_from_an_earlier_state_counts_attempts_as_the_service_does(service_url):
+    model = small_model()
+    with SNCallback(model, url=service_url, run="resumed") as first:
+        first.step()
+        state = first.state_dict()
+        for _ in range(4):
+            first.step()
+    with SNCallback(small_model(), url=service_url, run="resumed") as second:
+        second.load_state_dict(state)
+        second.step()
+    assert second.attempt == run_at(service_url, "resumed")["attempt"] == 1

@@ -27,6 +27,7 @@ class ModelFollower:
     def __init__(
         self,
         model: nn.Module,
+        coverage: Coverage,
         find: Callable[..., Coverage],
         monitor: LayerMonitor,
         policy: PolicyInForce,
@@ -35,6 +36,7 @@ class ModelFollower:
         steps: OptimizerSteps,
         reporter: Reporter,
     ) -> None:
+        self.coverage = coverage
         self._model = model
         self._find = find
         self._monitor = monitor
@@ -66,4 +68,5 @@ class ModelFollower:
         self._structure.look(fruitless=not (others or roll.remarks))
         for remark in roll.remarks:
             log.warning("snc: %s", remark)
+        self.coverage = roll.coverage
         return roll.coverage

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -14,14 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snc_client.callback.arguments import check_cost, check_counts, check_together
+from snc_client.callback import arguments
 from snc_client.callback.collector import RowCollector
 from snc_client.callback.detached import DetachedCallback
 from snc_client.callback.ending import CLOSE_SECONDS, Ending, failed_by
 from snc_client.callback.guard.guard import Guard
-from snc_client.callback.guard.settings import GuardSettings, GuardStopped
-from snc_client.callback.interruption import is_from_signal_handler
-from snc_client.callback.model.learning_rate import learning_rate
+from snc_client.callback.guard.settings import GuardSettings
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.named_models import as_one
 from snc_client.callback.model.optimizer_steps import OptimizerSteps
@@ -30,12 +26,14 @@ from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
+from snc_client.callback.outer_edge import OuterEdge
 from snc_client.callback.policy_in_force import PolicyInForce
-from snc_client.callback.readback.latest import Latest, ThresholdBreached
+from snc_client.callback.readback.latest import Latest
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
 from snc_client.callback.service.commands import OnCommand
 from snc_client.callback.service.reporter import Reporter
+from snc_client.callback.step_sequence import StepSequence
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy
 from snc_service.wire import Action, Command, Policy
@@ -56,6 +54,9 @@ class SNCallback:
             optimizer.step()
             callback.step(loss=loss)
         callback.close()
+
+    ``model``: a module, or {prefix: module} for several in one run, such as a GAN. Another callback
+    on the same model takes the place of the one before.
 
     What writes the weights
         ``optimizer`` (None): measures after each of its steps, so that the loop needs no call of
@@ -120,9 +121,10 @@ class SNCallback:
     bound. Otherwise sigma plus a margin, the larger of 1e-3 and (residual / sigma)^2, replaces the
     bound: that is evidence, no proof. The model gets no attribute, hook, buffer or state entry.
 
-    Under torch.distributed every rank measures and acts alike on its replica and rank 0 reports.
-    ``max_overhead`` must be None then, and a policy of the service is not applied. Sharded weights
-    are skipped, with the reason.
+    Under torch.distributed every rank measures and acts alike on its replica. Rank 0 reports, and
+    pipeline stages their own layers. Policies and commands of the service are obeyed at the same
+    step on all ranks, within 20 steps, if each has a callback. ``max_overhead`` must be None then.
+    Sharded weights are skipped, with the reason.
 
     Raises ValueError for a model without a matrix and for arguments that contradict each other.
     """
@@ -157,88 +159,83 @@ class SNCallback:
         spool: str | os.PathLike[str] | None = None,
         on_command: OnCommand | None = None,
     ) -> None:
-        check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
+        arguments.check_counts(every=every, certify_every=certify_every, idle_every=idle_every)
         self._optimizers = unwrapped_all(optimizer)
         first = self._optimizers[0] if self._optimizers else None
-        check_together(self._optimizers, masters, guard)
-        check_cost(every, idle_every, max_overhead, guard)
+        arguments.check_together(self._optimizers, masters, guard)
+        arguments.check_cost(every, idle_every, max_overhead, guard)
         model = as_one(model)
         find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
-        self.layers: Coverage = find(model)
+        coverage = find(model)
         chosen = make_policy(threshold, action, policy)
-        self._masters = Masters(model, masters, self._optimizers)
-        self._ownership = Ownership(model, self._optimizers, self._masters.of)
-        self._policy = PolicyInForce(chosen, self._ownership)
-        policies = self._policy.by_layer_strictly(self.layers)
-        self.attempt = 0
-        self.errors = 0
-        self._step = 0
-        self._every = every
-        self._factor = ThresholdFactor(schedule)
-        self._strict = strict
+        known_masters = Masters(model, masters, self._optimizers)
+        ownership = Ownership(model, self._optimizers, known_masters.of)
+        in_force = PolicyInForce(chosen, ownership, strict=strict)
+        policies = in_force.by_layer_strictly(coverage)
+        self._attempt = 0
+        self._edge = OuterEdge()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars given before their measurement
         self._guard: Guard | None = None
         if guard:
             limits = GuardSettings() if guard is True else guard
-            self._guard = Guard(model, self.layers.layers, first, limits)
-        self._signals = NormSignals(signals, model, first, guarded=self._guard is not None)
-        full = guard or (idle_every is None and (every > 1 or self._signals.steps_of is not None))
-        self._monitor = LayerMonitor(
-            self.layers.layers,
+            self._guard = Guard(model, coverage.layers, first, limits)
+        norms = NormSignals(signals, model, first, guarded=self._guard is not None)
+        full = guard or (idle_every is None and (every > 1 or norms.steps_of is not None))
+        self._monitor = monitor = LayerMonitor(
+            coverage.layers,
             policies,
             certify_every=certify_every,
             strict=strict,
             max_overhead=max_overhead,
-            signals=self._signals,
+            signals=norms,
             guard=self._guard,
-            masters=self._masters,
+            masters=known_masters,
             idle_every=1 if full else idle_every,
         )
-        if strict and (names := self._monitor.uncertifiable()):
-            raise ValueError(
-                f"strict must be False where a layer to be held has no certificate, got True with "
-                f"{', '.join(names)}: give these the action observe"
-            )
-        self._monitor.register(step=0)
-        self._connection = Reporter(
+        if strict:
+            arguments.check_certifiable(monitor.uncertifiable())
+        monitor.register(step=0)
+        self._connection = reporter = Reporter(
             url,
             token=token,
             run=run,
             project=project,
-            layers=self.layers.layers,
-            metrics=self._monitor.metrics,
+            layers=coverage.layers,
+            metrics=monitor.metrics,
             on_command=on_command,
             name=name,
             config=config,
             spool=spool,
             policy=chosen if chosen.entries else None,
+            on_policy=in_force.prepare,
         )
-        self._collector = RowCollector(
-            self._monitor, self._guard, self._signals, self._overhead, self._connection
-        )
-        self._steps = OptimizerSteps(model, hooked=bool(self._optimizers))
+        collector = RowCollector(monitor, self._guard, norms, self._overhead, reporter)
+        self._optimizer_steps = steps = OptimizerSteps(model, self._optimizers)
         self._follower = ModelFollower(
-            model,
-            find,
-            self._monitor,
-            self._policy,
-            self._signals,
-            self._guard,
-            self._steps,
-            self._connection,
+            model, coverage, find, monitor, in_force, norms, self._guard, steps, reporter
+        )
+        self._steps = StepSequence(
+            every,
+            monitor,
+            collector,
+            self._follower,
+            in_force,
+            ownership,
+            ThresholdFactor(schedule),
+            norms,
+            self._overhead,
+            reporter,
+            steps,
         )
         # Compiled optimizers must not trace into a hook: it reads counters and writes weights.
         self._hooks = [
             each.register_step_post_hook(outside_graphs(partial(self._hooked, k)))
             for k, each in enumerate(self._optimizers)
         ]
-        removals = [self._steps.close, *(hook.remove for hook in self._hooks)]
-        self._ending = Ending(model, removals, self._monitor, self._collector, self._connection)
-        if len(self._optimizers) > 1:
-            kind = type(self._optimizers[0]).__name__
-            log.info("snc: the first of %d optimizers, %s, counts steps", len(self._hooks), kind)
-        log.info("snc: %s; %s", self.layers.summary, self._connection.destination)
+        ends = [self._steps.end, steps.close, *(hook.remove for hook in self._hooks)]
+        self._ending = Ending(model, ends, monitor, collector, reporter)
+        log.info("snc: %s; %s", coverage.summary, reporter.destination)
 
     def step(self, loss: float | Tensor | None = None, lr: Any = None, **scalars: Any) -> None:
         """Count an optimizer step; measure, act and report when it is due.
@@ -251,13 +248,13 @@ class SNCallback:
         at the call after the one that measured it, because nothing here waits.
         """
         given = {"loss": loss, "lr": lr, **scalars}
-        with self._outer_edge():
-            moved = self._steps.moved()
+        with self._edge:
+            moved = self._optimizer_steps.moved()
             if moved and not self._hooks:
                 early, self._early = self._early, {}
-                self._advance({**early, **{k: v for k, v in given.items() if v is not None}})
-                self._steps.note()
-            elif not (moved and self._monitor.rows.report(self._step, given)):
+                self._steps.advance({**early, **{k: v for k, v in given.items() if v is not None}})
+                self._optimizer_steps.note()
+            elif not (moved and self._monitor.rows.report(self._steps.step, given)):
                 self._early.update((k, _without_graph(v)) for k, v in given.items())
         if not self._hooks:
             self._connection.obey()
@@ -269,6 +266,21 @@ class SNCallback:
         sleep(1)``.
         """
         return self._connection.take_commands()
+
+    @property
+    def attempt(self) -> int:
+        """Return how often the steps of the run went back; the service's count once it is known."""
+        return max(self._attempt, self._connection.attempt)
+
+    @property
+    def errors(self) -> int:
+        """Return how many steps failed inside the callback, and were not measured."""
+        return self._edge.errors
+
+    @property
+    def layers(self) -> Coverage:
+        """Return the layers that are measured now, and what is left out, with the reason."""
+        return self._follower.coverage
 
     @property
     def latest(self) -> Latest:
@@ -308,8 +320,7 @@ class SNCallback:
         Each measurement does this by itself when a module or parameter was added, removed,
         exchanged, resized or frozen, or when a layer cannot be found.
         """
-        self.layers = self._follower.rescan(self._step)
-        return self.layers
+        return self._follower.rescan(self._steps.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of a job to resume: step, attempt, reference sigmas, warm blocks.
@@ -320,7 +331,7 @@ class SNCallback:
         """
         return {
             "version": STATE_VERSION,
-            "step": self._step,
+            "step": self._steps.step,
             "attempt": self.attempt,
             "layers": self._monitor.state_dict(),
         }
@@ -340,8 +351,9 @@ class SNCallback:
             self._guard.reset()
         self._monitor.load_state_dict(state["layers"])
         step, attempt = int(state["step"]), int(state["attempt"])
-        self.attempt = max(self.attempt, attempt) + 1 if step < self._step else attempt
-        self._step = step
+        rewound = step < self._steps.step
+        self._attempt = max(self._attempt, attempt) + 1 if rewound else attempt
+        self._steps.step = step
 
     def close(self, timeout: float = CLOSE_SECONDS, *, failed: bool = False) -> None:
         """Remove the hooks, deliver all rows and finish the run, in at most ``timeout`` seconds.
@@ -365,94 +377,22 @@ class SNCallback:
     ) -> None:
         self.close(failed=failed_by(error))
 
-    def _hooked(self, place: int, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _hooked(self, place: int, *_: object) -> None:
         if place:
-            with self._outer_edge():
-                self._hold(place)
+            with self._edge:
+                self._steps.hold(place)
             return
         early, self._early = self._early, {}
-        self._steps.note_step()
-        with self._outer_edge():
-            self._advance({"lr": learning_rate(optimizer), **early})
+        self._optimizer_steps.note_step()
+        with self._edge:
+            self._steps.advance(early)
         self._connection.obey()
-
-    def _advance(self, scalars: dict[str, Any]) -> None:
-        self._overhead.enter()
-        self._step += 1
-        if self._ending.ended:
-            return
-        self._connection.at_step()
-        if self._step % self._every:
-            return
-        breach = self._collect()
-        try:
-            self._measure(scalars)
-        finally:
-            self._overhead.spent(self._overhead.inside())
-            if breach is not None:
-                raise breach
-
-    def _hold(self, place: int) -> None:
-        """Hold the layers of another optimizer than the first, which has just stepped."""
-        if self._ending.ended or self._step % self._every:
-            return
-        began = time.perf_counter()
-        if (layers := self._ownership.of(place)).any():
-            # Before the first counted step there is no row that these values belong to.
-            self._monitor.hold(self._step or -1, layers)
-        self._overhead.spent(time.perf_counter() - began)
 
     def __deepcopy__(self, memo: object) -> DetachedCallback:
         return DetachedCallback()
 
     def __reduce__(self) -> tuple[type[DetachedCallback], tuple[()]]:
         return DetachedCallback, ()
-
-    def _measure(self, scalars: dict[str, Any]) -> None:
-        if self._follower.changed():
-            self.rescan()
-        self._take_policy()
-        self._monitor.stretch(self._factor.at(self._step), step=self._step - 1)
-        if scalars.get("lr") is None and self._optimizers:
-            scalars["lr"] = learning_rate(self._optimizers[0])
-        scalars = self._signals.wanted(scalars)
-        steps, seconds = self._overhead.since_row()
-        if steps:
-            scalars["step_seconds"] = seconds / steps
-        if self._steps.skipped:
-            scalars["skipped_steps"] = self._steps.skipped
-        row = self._monitor.measure(self._step, scalars, self._ownership.others)
-        if row is not None:
-            self._overhead.row_begins()
-            row.num_steps = steps or self._every
-            row.host_seconds = self._overhead.inside()
-
-    def _collect(self) -> ThresholdBreached | GuardStopped | None:
-        return self._collector.collect()
-
-    def _take_policy(self) -> None:
-        taken = self._connection.take_policy()
-        if taken is None:
-            return
-        version, policy = taken
-        self._policy.replace(version, policy, self._monitor, step=self._step, strict=self._strict)
-
-    @contextmanager
-    def _outer_edge(self) -> Iterator[None]:
-        """Count and log exceptions, except those that stop the training on purpose.
-
-        An exception of a signal handler is the training's own, and reaches it.
-        """
-        try:
-            yield
-        except (ThresholdBreached, GuardStopped):
-            raise
-        except Exception as error:
-            self.errors += 1
-            if is_from_signal_handler(error):
-                raise
-            if self.errors == 1:
-                log.exception("snc: a step was not measured; training goes on, errors are counted")
 
 
 def _without_graph(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ __all__ = ["Pace", "Sender"]
 class Sender:
     """Report rows of one layer table to the service at ``url``. The constructor does not wait.
 
+    ``on_policy`` is called in the sender's thread with each policy before `take_policy` returns it.
     ``part``: another writer reports the same steps of the run, with other layers.
     With ``start`` False nothing happens before `start`, and the caller must end it.
     ``after`` is the sender that reported the run so far, with other layers: it delivers its rows,
@@ -72,6 +73,7 @@ class Sender:
         pace: Pace | None = None,
         after: Sender | None = None,
         part: bool = False,
+        on_policy: Callable[[Policy], object] | None = None,
         start: bool = True,
     ) -> None:
         check_token(token)
@@ -100,7 +102,9 @@ class Sender:
             spool_replay = SpoolReplay(Path(spool), spool_bytes, job, self._pace, connect)
             self._rows = spool_replay.rows(self._rows, self._backoff)
         self._before = after
-        self._delivery = Delivery(job, self._rows, self._pace, self._backoff, connect, part=part)
+        self._delivery = Delivery(
+            job, self._rows, self._pace, self._backoff, connect, part=part, on_policy=on_policy
+        )
         if after is not None:
             after.request_end("continued")
             self._delivery.inbox = after._delivery.inbox
@@ -151,6 +155,11 @@ class Sender:
         the sender polls the service for commands although no rows are sent.
         """
         return [] if os.getpid() != self._pid else self._delivery.take_commands()
+
+    @property
+    def attempt(self) -> int:
+        """Return the attempt of the newest batch; 0 before the service has answered."""
+        return self._delivery.attempt
 
     @property
     def sent_values(self) -> int:

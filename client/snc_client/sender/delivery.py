@@ -26,6 +26,7 @@ from snc_service.wire import (
     MEDIA_TYPE,
     POLICY_VERSION_HEADER,
     Command,
+    Policy,
 )
 
 State: TypeAlias = Literal["starting", "sending", "waiting", "closed"]
@@ -55,6 +56,7 @@ class Delivery:
         *,
         until_empty: bool = False,
         part: bool = False,
+        on_policy: Callable[[Policy], object] | None = None,
     ) -> None:
         self._job = job
         self._rows = rows
@@ -64,7 +66,7 @@ class Delivery:
         self._until_empty = until_empty
         self._part = part
         self.failures = Failures()
-        self.inbox = Inbox(self.failures)
+        self.inbox = Inbox(self.failures, on_policy)
         self._connection: HttpConnection | None = None
         self._packer: Packer | None = None
         self._created = False
@@ -87,6 +89,11 @@ class Delivery:
         if taken:
             self._backoff.wake()
         return taken
+
+    @property
+    def attempt(self) -> int:
+        """Return the attempt of the newest batch; 0 before the service has answered."""
+        return self._packer.attempt if self._packer is not None else 0
 
     @property
     def dropped_values(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from snc_client.sender.failures import Failures
@@ -16,8 +16,11 @@ class Inbox:
     The sender thread fills the inbox; the training thread empties it.
     """
 
-    def __init__(self, failures: Failures) -> None:
+    def __init__(
+        self, failures: Failures, on_policy: Callable[[Policy], object] | None = None
+    ) -> None:
         self._failures = failures
+        self._on_policy = on_policy
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
         self._commands: deque[Command] = deque()
         self._newest_command = 0  # of those received
@@ -59,7 +62,10 @@ class Inbox:
         if policy is None or not whole(version) or version in (0, self.policy_version):
             return
         try:
-            self._policies.append((version, Policy.parse(policy)))
+            parsed = Policy.parse(policy)
+            if self._on_policy is not None:
+                self._on_policy(parsed)
+            self._policies.append((version, parsed))
             self.policy_version = version
         except WireError as error:
             self._failures.record("policy", "the service sent a policy that is none: %s", error)

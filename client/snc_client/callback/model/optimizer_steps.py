@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.model.optimizers import outside_graphs
+
+log = logging.getLogger("snc")
 
 
 class OptimizerSteps:
@@ -28,17 +32,22 @@ class OptimizerSteps:
     ``skipped`` counts steps that a loss scaler left out: calls without a step after which the
     gradients were discarded. Gradients that are kept are those of a minibatch in parts.
 
-    ``hooked``: the callback has hooks of its own, which call `note_step`; nothing else counts.
+    With ``optimizers`` the callback has hooks of its own, which call `note_step`: nothing else
+    counts.
     """
 
-    def __init__(self, model: nn.Module, *, hooked: bool) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
         self.skipped = 0
-        self._hooked = self._known = hooked
+        self._optimizers = tuple(optimizers)
+        self._known = bool(optimizers)
         self._stepped = self._searched = False
         self._waiting: tuple[Tensor, Tensor] | None = None
         self._hook: RemovableHandle | None = None
         self.relist(model)
-        if not hooked:
+        if len(self._optimizers) > 1:
+            kind = type(self._optimizers[0]).__name__
+            log.info("snc: the first of %d optimizers, %s, counts steps", len(optimizers), kind)
+        if not optimizers:
             self._hook = register_optimizer_step_post_hook(outside_graphs(_noting(self)))
             weakref.finalize(self, self._hook.remove)
 
@@ -59,10 +68,14 @@ class OptimizerSteps:
     def moved(self) -> bool:
         """Return whether a step was made since `note`. To be called once in each step()."""
         parameters = self._slots.parameters()
-        stepped = self._stepped or not (self._hooked or self._still(parameters))
+        stepped = self._stepped or not (self._optimizers or self._still(parameters))
         self._stepped = False
         self._judge(parameters, stepped)
         return stepped
+
+    def learning_rate(self) -> dict[str, Any]:
+        """Return {"lr": that of the first optimizer given}, empty without one."""
+        return {"lr": learning_rate(self._optimizers[0])} if self._optimizers else {}
 
     def close(self) -> None:
         """Remove the hook."""

@@ -81,6 +81,11 @@ class Reporter:
         return None if silent or self._sender is None else self._sender.run
 
     @property
+    def attempt(self) -> int:
+        """Return the attempt of the run that rows are sent to, 0 while it is unknown."""
+        return self._sender.attempt if self._sender else 0
+
+    @property
     def sent_values(self) -> int:
         """Return how many values the service has acknowledged."""
         return self._sender.sent_values if self._sender else 0

@@ -37,6 +37,11 @@ class Packer:
         self._attempt: int | None = None
         self._last_step = -1
 
+    @property
+    def attempt(self) -> int:
+        """Return the attempt of the newest batch; 0 before it is known."""
+        return self._attempt or 0
+
     def resume(self, attempt: int, last_step: int | None) -> None:
         """Continue the run's attempt and last step; only the first answer of the service counts."""
         if self._attempt is None:
