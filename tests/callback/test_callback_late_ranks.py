@@ -58,7 +58,7 @@ def late(rank: int, url: str, folder: str) -> None:
                 run.post("/commands", json={"action": "checkpoint"}).raise_for_status()
         if step in (5, 6, 10):  # the next acknowledgement carries both
             time.sleep(1.0)
-    callback.close()
+    callback.close(timeout=30)
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     torch.save({"flat": flat, "run": callback.run, "obeyed": obeyed, "limits": thresholds,
                 "errors": callback.errors, "asked": asked}, f"{folder}/{rank}.pt")  # fmt: skip
@@ -88,10 +88,11 @@ def stages(rank: int, url: str, folder: str) -> None:
     stage = nn.Module()
     stage.add_module("shared", nn.Linear(4, 4))
     stage.add_module(f"stage{rank}", nn.Linear(8, 8))
-    with SNCallback(stage, threshold="3x init", url=url, run="pipeline") as callback:
-        for step in range(5):
-            callback.step(loss=float(step + rank))
-        dist.barrier()
+    callback = SNCallback(stage, threshold="3x init", url=url, run="pipeline")
+    for step in range(5):
+        callback.step(loss=float(step + rank))
+    dist.barrier()
+    callback.close(timeout=30)
     Path(folder, f"{rank}.json").write_text(json.dumps([callback.run, callback.errors]))
     dist.destroy_process_group()
 

@@ -34,7 +34,7 @@ def watched() -> tuple[nn.Sequential, Parametrization]:
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError])
 def test_an_error_that_a_second_look_cannot_mend_is_not_provoked_twice(error):
     model, parametrization = watched()
-    with SNCallback(model) as callback:
+    with SNCallback(model, signals=()) as callback:
         failed = []
 
         def fails_once() -> None:
@@ -53,7 +53,7 @@ def test_an_error_that_a_second_look_cannot_mend_is_not_provoked_twice(error):
 
 def test_out_of_memory_is_not_repeated_even_if_a_weight_was_replaced_meanwhile():
     model, parametrization = watched()
-    with SNCallback(model) as callback:
+    with SNCallback(model, signals=()) as callback:
         callback.step()
         failed = []
 
@@ -71,7 +71,7 @@ def test_out_of_memory_is_not_repeated_even_if_a_weight_was_replaced_meanwhile()
 @pytest.mark.parametrize("error", [LookupError, RuntimeError])
 def test_a_weight_that_was_replaced_meanwhile_is_looked_up_again_in_the_same_step(error):
     model, parametrization = watched()
-    with SNCallback(model) as callback:
+    with SNCallback(model, signals=()) as callback:
         callback.step()
         failed = []
 

@@ -59,7 +59,7 @@ def test_the_update_norm_is_that_of_the_difference_of_the_weights(name):
         train(copied, plain, 10.0**k)
         torch.manual_seed(k)
         train(model, optimizer, 10.0**k)
-        callback._collect()
+        callback._steps._collector.collect()
         moved = {n: frobenius(p.detach() - old[n]) for n, p in copied.named_parameters()}
         got = column(callback, "update_norm")
         assert got == pytest.approx({n: moved[n] for n in got}, rel=1e-4)
@@ -108,7 +108,7 @@ def test_gradients_that_are_gone_or_zeroed_are_absent_and_it_is_said_once(caplog
             train(model, optimizer)
             optimizer.zero_grad(set_to_none=to_none)
             callback.step()
-            callback._collect()
+            callback._steps._collector.collect()
             assert set(column(callback, "grad_norm").values()) == {None}
             assert "grad_norm" not in callback.latest.scalars
     assert sum("grad_norm" in message for message in caplog.messages) == 1
@@ -161,7 +161,7 @@ def test_what_is_switched_off_is_neither_measured_nor_sent():
         callback.step(loss=1.0, lr=0.5, accuracy=0.25)
     own = ("sigma", "threshold", "scale", "residual", "sigma_upper")
     assert callback.latest.metrics == (*own, "certified_age", "bound_age")
-    sent = callback._signals.wanted(callback.latest.scalars)
+    sent = callback._steps._signals.wanted(callback.latest.scalars)
     assert sent == {"accuracy": 0.25}
 
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -58,8 +59,9 @@ class Ending:
 
     def end(self, timeout: float, state: EndState) -> None:
         """End it in at most ``timeout`` seconds; later calls do nothing."""
+        deadline = time.monotonic() + timeout
         if self._stop(timeout / 2):
-            self._reporter.close(timeout / 2, state)
+            self._reporter.close(max(deadline - time.monotonic(), 0.0), state)
 
     def interrupted(self) -> None:
         """Deliver the last rows and say ``failed``; the callback goes on if the training does."""
