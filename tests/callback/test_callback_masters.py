@@ -247,3 +247,56 @@ def test_a_state_of_another_shape_is_no_master(caplog):
     assert spectral_norm(model[0].weight) <= 0.1
     assert torch.equal(decoy, torch.ones(2, 18))
     assert "masters=" in caplog.text
+
+
+def step_and_cast(model: nn.Module, masters: dict[str, Tensor]) -> None:
+    backward(model)
+    step_masters(model, masters)
+    cast(model, masters)
+
+
+def test_copies_of_masters_that_nobody_gave_are_warned_of_once(caplog):
+    model = low_model()
+    masters = masters_of(model)
+    callback = SNCallback(model, threshold=LIMIT)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(40):
+            step_and_cast(model, masters)
+            callback.step()
+    callback.close()
+    assert spectral_norm(masters["0.weight"]) > LIMIT
+    (said,) = [x for x in caplog.messages if "comes back" in x]
+    assert "0.weight" in said
+    assert "masters=" in said
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_training_that_pushes_at_its_threshold_is_not_warned_of(dtype, caplog):
+    model = low_model(dtype=dtype)
+    callback = SNCallback(model, threshold=LIMIT)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(40):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.08)
+            callback.step()
+    callback.close()
+    assert callback.latest["0.weight"]["scale"] < 0.95
+    assert "comes back" not in caplog.text
+
+
+@pytest.mark.parametrize("attached", ["main_param", "_hp_mapping"])
+def test_masters_attached_to_parameters_by_megatron_and_deepspeed_are_found(attached):
+    model = low_model()
+    masters = masters_of(model)
+    for name, parameter in model.named_parameters():
+        flat = masters[name].view(-1)
+        mapping = SimpleNamespace(get_hp_fragment=lambda flat=flat: flat)
+        setattr(parameter, attached, flat if attached == "main_param" else mapping)
+    callback = SNCallback(model, threshold=LIMIT)
+    for _ in range(5):
+        step_and_cast(model, masters)
+        callback.step()
+        assert spectral_norm(masters["0.weight"]) <= LIMIT * (1 + 1e-3)
+        assert torch.equal(model[0].weight, masters["0.weight"].bfloat16())
+    callback.close()

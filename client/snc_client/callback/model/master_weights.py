@@ -22,8 +22,9 @@ class Masters:
     """The master of a weight, where there is one: given by name, else found in the optimizer.
 
     Found are, for parameters in bfloat16 or float16 and nothing else: the entries ``master_param``
-    (Transformer Engine), ``master`` and ``fp32_param`` of ``optimizer.state[parameter]``, and the
-    pairs of apex's amp (``optimizer._amp_stash``). They must be wider than the parameter and laid
+    (Transformer Engine), ``master`` and ``fp32_param`` of ``optimizer.state[parameter]``, the pairs
+    of apex's amp (``optimizer._amp_stash``), and what Megatron (``main_param``) and DeepSpeed
+    (``_hp_mapping``) attach to the parameter itself. They must be wider than the parameter and laid
     out like it. Two tensors are never matched by their shape.
 
     Raises ValueError for a given master that belongs to no parameter or does not fit it.
@@ -38,15 +39,18 @@ class Masters:
         self._model = model
         self._optimizers = tuple(optimizers)
         self._given = dict(_named(model, given or {}))
+        self._attached = any(next(_attached(p), None) is not None for p in model.parameters())
         self._said: set[str] = set()
 
     @torch.no_grad()
     def refresh(self, layers: Iterable[Layer]) -> None:
         """Cast masters to these layers where whoever steps them may do that only later.
 
-        So it is with those that were given and with amp's: amp casts after the optimizer's hooks.
+        So it is with those that were given, those of amp, and those attached to parameters: they
+        are cast after the hooks of the optimizer.
         """
-        if not self._given and not any(hasattr(each, "_amp_stash") for each in self._optimizers):
+        stashed = any(hasattr(each, "_amp_stash") for each in self._optimizers)
+        if not (self._given or self._attached or stashed):
             return
         for layer in layers:
             for weight in layer.factors():
@@ -61,7 +65,7 @@ class Masters:
         """
         weight = layer.weight() if weight is None else weight
         master = self._of(layer, weight, self._given_for)
-        if master is None and self._optimizers and weight.dtype in LOW:
+        if master is None and (self._optimizers or self._attached) and weight.dtype in LOW:
             master = self._of(layer, weight, self._found_for)
         return master
 
@@ -87,8 +91,8 @@ class Masters:
     def _cast_later(self, name: str, parameter: Tensor) -> Tensor | None:
         master = self._given_for(name, parameter)
         if master is None and parameter.dtype in LOW:
-            stashed = (m for each in self._optimizers for m in _in_stash(each, parameter))
-            laid = (_laid_like(parameter, m) for m in stashed)
+            stashed = [m for each in self._optimizers for m in _in_stash(each, parameter)]
+            laid = (_laid_like(parameter, m) for m in (*stashed, *_attached(parameter)))
             master = next((m for m in laid if m is not None), None)
         return master
 
@@ -105,13 +109,14 @@ class Masters:
             for each in self._optimizers
             for master in (*_in_state(each, parameter), *_in_stash(each, parameter))
         ]
+        kept += _attached(parameter)
         for master in kept:
             laid = _laid_like(parameter, master)
             if laid is not None and laid.dtype not in LOW:
                 return laid
         if kept:
             self._say(name, "is not laid out like its parameter: pass it as masters=, in its shape")
-        elif not any(_steps(each, parameter) for each in self._optimizers):
+        elif self._optimizers and not any(_steps(x, parameter) for x in self._optimizers):
             self._say(
                 name,
                 "is unknown, and the optimizer does not hold the parameter: if it steps a copy, "
@@ -181,6 +186,15 @@ def _in_stash(optimizer: object, parameter: Tensor) -> Iterator[Tensor]:
     masters = getattr(stash, "all_fp32_from_fp16_params", ())
     if len(copies) == len(masters):
         yield from (m for p, m in zip(copies, masters, strict=True) if p is parameter)
+
+
+def _attached(parameter: Tensor) -> Iterator[Tensor]:
+    """Yield the master that Megatron or DeepSpeed has attached to the parameter."""
+    if isinstance(master := getattr(parameter, "main_param", None), Tensor):
+        yield master
+    fragment = getattr(getattr(parameter, "_hp_mapping", None), "get_hp_fragment", None)
+    if fragment is not None and isinstance(master := fragment(), Tensor):
+        yield master
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:

@@ -18,8 +18,10 @@ from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.device_group import DeviceGroup
 from snc_client.callback.monitor.norms import NormSignals
+from snc_client.callback.monitor.saved_state import by_name
 from snc_client.callback.monitor.step_plan import StepPlan
 from snc_client.callback.monitor.step_planner import StepPlanner
+from snc_client.callback.monitor.undone_scales import UndoneScales
 from snc_client.callback.monitor.weight_locations import Located, locate
 from snc_client.callback.monitor.write_tracker import WriteTracker
 from snc_client.callback.readback.bound_provenance import BoundProvenance
@@ -38,7 +40,6 @@ from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
-from snc_client.layers.names import canonical
 from snc_client.policy import LayerPolicy
 
 # Vectors of a warm block: held layers need more, as a threshold pushes singular values together.
@@ -89,6 +90,7 @@ class LayerMonitor:
             max_overhead=max_overhead,
             idle_every=idle_every,
         )
+        self._undone = UndoneScales(self.layers, masters)
         self._held: set[int] = set()
         self._certify_later = np.zeros(len(layers), np.bool_)  # at the step of their optimizer
         self._located = Located({}, {}, frozenset())
@@ -158,6 +160,7 @@ class LayerMonitor:
                 warm[name] = {"reference": kept}
         self._provenance.forget(exchanged)
         self.layers = tuple(layers)
+        self._undone = UndoneScales(self.layers, self._masters)
         self.latest = self.latest.wider([layer.name for layer in layers])
         self.rows.widen(more)
         self._certify_later = np.pad(self._certify_later, (0, more))
@@ -286,18 +289,7 @@ class LayerMonitor:
 
         Names on one side only are logged: a reference that is not found would be measured anew.
         """
-        known = {canonical(name): each for name, each in state.items()}
-        ours = {layer.name: canonical(layer.name) for layer in self.layers}
-        found = {name: known[short] for name, short in ours.items() if short in known}
-        lacking = sorted(ours.keys() - found.keys())
-        left = sorted(known.keys() - set(ours.values()))
-        if lacking or left:
-            log.warning(
-                "snc: state and model differ: not in the state: %s; not in the model: %s",
-                ", ".join(lacking) or "none",
-                ", ".join(left) or "none",
-            )
-        self._regroup(found)
+        self._regroup(by_name(state, self.layers))
 
     def _step(self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]) -> list[DeviceRow]:
         for device in {group.device for group in self._groups}:
@@ -355,6 +347,7 @@ class LayerMonitor:
     def _learn(self, row: LayerRow) -> None:
         """Update the plans of the next steps with a row that has arrived."""
         self._planner.learn(row)
+        self._undone.saw(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():
             for group in self._groups:
