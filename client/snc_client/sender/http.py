@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ class HttpConnection:
         logging.getLogger("httpx").addFilter(_not_ours)
         self._errors = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
         self._timeout = httpx.Timeout
+        self._stream: object = None
         self._base = url.rstrip("/") + "/api/v1"
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token:
@@ -78,17 +80,42 @@ class HttpConnection:
     ) -> Answer:
         """Send one request and read its answer; a failure of the network gives status 0.
 
-        ``seconds`` bounds each wait for the peer, and the reading of the body as a whole.
+        ``seconds`` bounds each wait for the peer, and with `CONNECT_SECONDS` the whole exchange.
         """
         timeout = self._timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
         sent = {"Content-Type": "application/json", **(headers or {})}
+        # The timeout bounds each wait: a peer that drips header lines would never reach it.
+        limit = threading.Timer(seconds + CONNECT_SECONDS, self._cut)
+        limit.daemon = True
+        limit.start()
         try:
             with self._client.stream(
-                method, self._base + path, content=content, headers=sent, timeout=timeout
+                method,
+                self._base + path,
+                content=content,
+                headers=sent,
+                timeout=timeout,
+                extensions={"trace": self._trace},
             ) as response:
                 return _answer(response, time.monotonic() + seconds)
         except self._errors as error:
             return Answer(0, reason=f"{type(error).__name__}: {error}")
+        finally:
+            limit.cancel()
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Remember the stream of the connection, which httpx shows in its trace only."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._stream = info.get("return_value")
+
+    def _cut(self) -> None:
+        """Shut the connection down: the thread that reads from it gets an error."""
+        connected = getattr(self._stream, "get_extra_info", lambda _: None)("socket")
+        try:
+            if connected is not None:
+                connected.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is closed already
 
     def close(self) -> None:
         """Close the connection."""
