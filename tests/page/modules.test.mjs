@@ -8,7 +8,7 @@ const { globToRegExp, matches } = await import(`${page}/document/glob.js`);
 const text = await import(`${page}/document/format.js`);
 const router = await import(`${page}/document/router.js`);
 const matrix = await import(`${page}/charts/matrix.js`);
-const { covered } = await import(`${page}/service/history_queries.js`);
+const { covered, stepRange } = await import(`${page}/charts/steps.js`);
 
 test("a glob matches as the policy's does", () => {
   // [pattern, name, matches]; Python's fnmatch.fnmatchcase gives the same answers.
@@ -147,9 +147,9 @@ test("the extent is of positive values only", () => {
 });
 
 test("the axis of a growing run ends at a round step at or above its last one", () => {
-  assert.deepEqual(matrix.stepRange(0, 100, false), [0, 100]);
+  assert.deepEqual(stepRange(0, 100, false), [0, 100]);
   for (let last = 1; last < 5000; last += 37) {
-    const [first, end] = matrix.stepRange(0, last, true);
+    const [first, end] = stepRange(0, last, true);
     assert.equal(first, 0);
     assert.ok(end > last && end <= 1.6 * last + 2, `${last} -> ${end}`);
   }

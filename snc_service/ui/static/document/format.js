@@ -81,6 +81,11 @@ export function shortName(name, length) {
   return `\u2026${letters.slice(letters.length - length + 1).join("")}`;
 }
 
+/** The name of a rule as words: its underscores are spaces. */
+export function ruleName(rule) {
+  return rule.replaceAll("_", " ");
+}
+
 /** plotly.js reads tags and entities in its texts; names must stay what they are. */
 export function plotlyText(name) {
   return name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
