@@ -86,7 +86,7 @@ export function held(matrix, { steps, bucket_steps: bucket }, isBroken) {
  * @param {number} step
  */
 export function columnAt(edges, step) {
-  if (!edges.length || step < edges[0] || step >= edges[edges.length - 1]) return -1;
+  if (!(step >= edges[0] && step < edges[edges.length - 1])) return -1;
   let low = 0;
   let high = edges.length - 1;
   while (high - low > 1) {
