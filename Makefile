@@ -35,6 +35,7 @@ check: $(VENV)/.test
 
 check-page: $(VENV)/.node       ## the types of the page's JavaScript
 	node_modules/.bin/tsc --project tsconfig.json
+	node_modules/.bin/tsc --project tsconfig.strict.json
 
 fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \

@@ -1,4 +1,4 @@
-"""The page's modules that need no document: their tests, by Node."""
+"""The page's modules that need no document: their tests, by Node, and what they may import."""
 
 import json
 import random
@@ -12,6 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+STRICT = [ROOT / name for name in json.loads((ROOT / "tsconfig.strict.json").read_text())["files"]]
 TESTS = sorted((HERE / "modules").glob("*.test.mjs"))
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None, reason="needs Node: apt-get install nodejs"
@@ -32,6 +33,17 @@ def test_the_modules_without_a_document_pass_their_own_tests():
     written = sum(path.read_text().count("\ntest(") for path in TESTS)
     assert passed
     assert int(passed[1]) == written, "every test of the files has run"
+
+
+def test_each_strictly_typed_module_has_tests():
+    tested = {path.name.removesuffix(".test.mjs") for path in TESTS}
+    assert {path.stem for path in STRICT} <= tested
+
+
+@pytest.mark.parametrize("path", STRICT, ids=lambda path: path.stem)
+def test_a_strictly_typed_module_imports_only_such_modules(path):
+    for name in re.findall(r'from "(.+)"', path.read_text()):
+        assert (path.parent / name).resolve() in STRICT, name
 
 
 GLOBS = """
