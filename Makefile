@@ -16,7 +16,7 @@ test: check                    ## format, lint, types, import contracts, then th
 
 chaos: $(VENV)/.test           ## full disks, leaping clocks, bad networks; 50 rounds of kill -9 (ARGS="--rounds 9")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k chaos
-	OMP_NUM_THREADS=1 $(BIN)/python bench/chaos.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/service/chaos.py $(ARGS)
 
 # In a step of its own: with them installed a test of routes failed once; and fastai asks for a torchvision
 # whose build on PyPI needs CUDA and breaks what imports it beside a CPU build of torch.
@@ -35,6 +35,7 @@ check: $(VENV)/.test
 
 check-page: $(VENV)/.node       ## the types of the page's JavaScript
 	node_modules/.bin/tsc --project tsconfig.json
+	node_modules/.bin/tsc --project tsconfig.strict.json
 
 fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \

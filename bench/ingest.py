@@ -35,13 +35,15 @@ from typing import NamedTuple
 
 import httpx
 import numpy as np
-from store import METRICS, Walk, calibrate, quiet, table
 
 from snc_service import app
 from snc_service.cli.main import main as snc
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, LayerTable, encode
 
+sys.path.append(str(Path(__file__).resolve().parent / "service"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+
+from store import METRICS, Walk, calibrate, quiet, table
 
 BIG_VALUES = 10e6  # per second and core of the service
 SMALL_PER_SECOND, SMALL_P99 = 2_000.0, 0.050

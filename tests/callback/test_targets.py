@@ -1,8 +1,8 @@
 """The targets of the numerics, one by one, in a training small enough for the suite.
 
-`bench/numerics.py` measures the same at full size. The oracle is a float64 SVD of every weight at
-every step, before the action and after it. Cost is no matter of a test: the suite counts operations
-(test_estimator.py) and bench/overhead.py measures time.
+`bench/numerics/run.py` measures the same at full size. The oracle is a float64 SVD of every weight
+at every step, before the action and after it. Cost is no matter of a test: the suite counts
+operations (test_estimator.py) and bench/overhead.py measures time.
 """
 
 from __future__ import annotations

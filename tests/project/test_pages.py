@@ -31,6 +31,19 @@ def test_every_link_within_the_repository_leads_somewhere(path):
             assert anchor in anchors(target.read_text()), link
 
 
+NAME_SCRIPTS = [
+    *(path for path in PAGES if path.name != "CHANGELOG.md"),
+    ROOT / "Makefile",
+    *sorted((ROOT / "bench").rglob("*.py")),
+]
+
+
+@pytest.mark.parametrize("path", NAME_SCRIPTS, ids=named)
+def test_a_benchmark_that_is_named_exists(path):
+    for script in re.findall(r"\bbench/[\w/]+\.py", path.read_text()):
+        assert (ROOT / script).is_file(), script
+
+
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_no_page_installs_the_other_project_that_is_called_snc(path):
     assert not re.search(r"pip install '?snc\b", path.read_text())

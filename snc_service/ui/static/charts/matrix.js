@@ -1,13 +1,29 @@
 // The layers x steps matrix: arithmetic without a screen.
 
 /**
+ * Values [layers, steps]; null: not measured, or not finite.
+ * @typedef {(number | null)[][]} Matrix
+ */
+
+/**
+ * An answer of the heatmap resource. `nonfinite` counts such values per cell; it is empty if there
+ * are none.
+ * @typedef {{layers: string[], steps: number[], bucket_steps: number, max: Matrix,
+ *   nonfinite?: number[][]}} Answer
+ */
+
+/**
  * Column edges for steps that may have holes: {edges [C + 1], source [C]}. A hole wider than the
  * usual spacing becomes a column of its own whose source is -1, so no value is stretched over it.
+ * @param {number[]} steps
+ * @param {number} bucketSteps
+ * @returns {{edges: number[], source: number[]}}
  */
 export function columns(steps, bucketSteps) {
   if (!steps.length) return { edges: [], source: [] };
   const width = spacing(steps, bucketSteps);
   const edges = [steps[0]];
+  /** @type {number[]} */
   const source = [];
   steps.forEach((step, i) => {
     if (step > edges[edges.length - 1]) {
@@ -21,7 +37,11 @@ export function columns(steps, bucketSteps) {
   return { edges, source };
 }
 
-/** How far apart steps usually are: the median, a bucket at least. */
+/**
+ * How far apart steps usually are: the median, a bucket at least.
+ * @param {number[]} steps
+ * @param {number} bucketSteps
+ */
 export function spacing(steps, bucketSteps) {
   const gaps = steps.slice(1).map((step, i) => step - steps[i]).sort((a, b) => a - b);
   return Math.max(bucketSteps, gaps.length ? gaps[gaps.length >> 1] : 1);
@@ -30,7 +50,12 @@ export function spacing(steps, bucketSteps) {
 // An idle layer waits for its turn for so many rows at most: who is silent for longer is gone.
 const LONGEST_WAIT = 50;
 
-/** Whether a layer without a value between two steps was only waiting for its turn. */
+/**
+ * Whether a layer without a value between two steps was only waiting for its turn.
+ * @param {number} before
+ * @param {number} after
+ * @param {number} usual
+ */
 export function waits(before, after, usual) {
   return after - before <= LONGEST_WAIT * usual;
 }
@@ -38,6 +63,10 @@ export function waits(before, after, usual) {
 /**
  * A matrix in which layers that wait for their turn keep what they had; null where nothing was
  * measured for too long, and where `isBroken(row, column)`: what is not finite holds nothing.
+ * @param {Matrix} matrix
+ * @param {{steps: number[], bucket_steps: number}} answer
+ * @param {(row: number, column: number) => boolean} isBroken
+ * @returns {Matrix}
  */
 export function held(matrix, { steps, bucket_steps: bucket }, isBroken) {
   const usual = spacing(steps, bucket);
@@ -51,9 +80,13 @@ export function held(matrix, { steps, bucket_steps: bucket }, isBroken) {
   });
 }
 
-/** The index of the column that holds `step`, -1 outside. */
+/**
+ * The index of the column that holds `step`, -1 outside.
+ * @param {number[]} edges
+ * @param {number} step
+ */
 export function columnAt(edges, step) {
-  if (!edges.length || step < edges[0] || step >= edges[edges.length - 1]) return -1;
+  if (!(step >= edges[0] && step < edges[edges.length - 1])) return -1;
   let low = 0;
   let high = edges.length - 1;
   while (high - low > 1) {
@@ -64,27 +97,40 @@ export function columnAt(edges, step) {
   return low;
 }
 
-/** The values of `other`, an answer too, at the layers and steps of `answer`; null elsewhere. */
+/**
+ * The values of `other`, an answer too, at the layers and steps of `answer`; null elsewhere.
+ * @param {{layers: string[], steps: number[]}} answer
+ * @param {{layers: string[], steps: number[], max: Matrix} | null} other
+ * @returns {Matrix}
+ */
 export function aligned(answer, other) {
-  const rows = new Map((other?.layers ?? []).map((layer, i) => [layer, other.max[i]]));
+  const rows = new Map((other?.layers ?? []).map((layer, i) => [layer, other?.max[i] ?? []]));
   const places = new Map((other?.steps ?? []).map((step, i) => [step, i]));
   return answer.layers.map((layer) => {
     const row = rows.get(layer) ?? [];
-    return answer.steps.map((step) => row[places.get(step)] ?? null);
+    return answer.steps.map((step) => row[places.get(step) ?? -1] ?? null);
   });
 }
 
-/** sigma over the layer's first finite value. */
+/**
+ * sigma over the layer's first positive value.
+ * @param {Matrix} sigma
+ * @returns {Matrix}
+ */
 export function growth(sigma) {
   return sigma.map((row) => {
     const first = row.find((value) => value !== null && value > 0);
-    return row.map((value) => (value === null || first === undefined ? null : value / first));
+    return row.map((value) => (value === null || !first ? null : value / first));
   });
 }
 
 /**
  * Runs of neighbouring cells for which `test(row, column)` holds: [{row, from, to}] in columns,
  * both ends included, at most `most` of them.
+ * @param {number} rows
+ * @param {number} cols
+ * @param {(row: number, column: number) => boolean} test
+ * @param {number} most
  */
 export function stretches(rows, cols, test, most) {
   const found = [];
@@ -103,7 +149,11 @@ export function stretches(rows, cols, test, most) {
   return found;
 }
 
-/** The smallest and largest finite positive value, [1, 1] if there is none. */
+/**
+ * The smallest and largest positive value, [1, 1] if there is none.
+ * @param {Matrix} matrix
+ * @returns {[number, number]}
+ */
 export function extent(matrix) {
   let low = Infinity;
   let high = -Infinity;
@@ -115,17 +165,4 @@ export function extent(matrix) {
     }
   }
   return low <= high ? [low, high] : [1, 1];
-}
-
-/**
- * The steps to show: from the first to the last, and for a run that goes on up to the next round
- * step, so that the axis stands still while lines grow into it.
- */
-export function stepRange(first, last, growing) {
-  const reach = Math.max(last - first, 1);
-  if (!growing) return [first, first + reach];
-  const decade = 10 ** Math.floor(Math.log10(reach));
-  const lead = reach / decade;
-  const grain = Math.max(1, (decade / 10) * (lead < 2 ? 1 : lead < 5 ? 2.5 : 5));
-  return [first, first + Math.ceil((reach + 1) / grain) * grain];
 }

@@ -1,35 +1,58 @@
-// Which steps are shown, as two numbers: what dragging does, for keys and fingers, and exactly.
+// Which steps are shown: those asked for, those there are, and the axis over them.
 
-import { h, quietButton } from "../document/dom.js";
+/**
+ * The steps of an answer, each the first of `bucket_steps`.
+ * @typedef {{steps: number[], bucket_steps: number}} Stepped
+ */
 
-export class StepWindow {
-  constructor(onZoom) {
-    const field = (label) => h("input", {
-      inputmode: "numeric",
-      pattern: "[0-9]*",
-      autocomplete: "off",
-      "aria-label": label,
-    });
-    const word = (text) => h("span", { text, "aria-hidden": "true" });
-    this.from = field("First step shown");
-    this.to = field("Last step shown");
-    this.all = quietButton("All steps", () => onZoom(null, null), { hidden: true });
-    const set = h("button", { type: "submit", class: "visually-hidden", text: "Show these steps" });
-    const submit = (event) => {
-      event.preventDefault();
-      onZoom(Number(this.from.value) || 0, Number(this.to.value) || 0);
-    };
-    this.element = h("form", { class: "step-window", on: { submit } },
-      word("steps"), this.from, word("to"), this.to, set, this.all);
-  }
+/**
+ * The steps from `from` to `to`; null, null (all of them) unless that is a span.
+ * @param {number | null} from
+ * @param {number | null} to
+ */
+export function between(from, to) {
+  return from !== null && to !== null && to > from ? { from, to } : { from: null, to: null };
+}
 
-  /** `first`, `end`: the steps there are; shown where nothing narrower was asked for. */
-  show(from, to, [first, end]) {
-    // Never write over what is being typed.
-    if (![this.from, this.to].includes(document.activeElement)) {
-      this.from.value = from ?? first;
-      this.to.value = to ?? end - 1;
-    }
-    this.all.hidden = from === null && to === null;
-  }
+/**
+ * Parameters `from` and `to` of an address as whole steps, null where there are none.
+ * @param {URLSearchParams} query
+ */
+export function stepsOf(query) {
+  const whole = (/** @type {string | null} */ text) =>
+    text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null;
+  return between(whole(query.get("from")), whole(query.get("to")));
+}
+
+/**
+ * The steps that answers cover together: [first, last + 1], null if there are none.
+ * @param {(Stepped | null | undefined)[]} answers
+ * @returns {[number, number] | null}
+ */
+export function covered(answers) {
+  /** @type {[number, number][]} */
+  const ends = answers.flatMap((answer) => {
+    if (!answer?.steps.length) return [];
+    const { steps, bucket_steps: bucket } = answer;
+    return [[steps[0], steps[steps.length - 1] + bucket]];
+  });
+  if (!ends.length) return null;
+  return [Math.min(...ends.map(([first]) => first)), Math.max(...ends.map(([, end]) => end))];
+}
+
+/**
+ * The steps to show: from the first to the last, and for a run that goes on up to the next round
+ * step, so that the axis stands still while lines grow into it.
+ * @param {number} first
+ * @param {number} last
+ * @param {boolean} growing
+ * @returns {[number, number]}
+ */
+export function stepRange(first, last, growing) {
+  const reach = Math.max(last - first, 1);
+  if (!growing) return [first, first + reach];
+  const decade = 10 ** Math.floor(Math.log10(reach));
+  const lead = reach / decade;
+  const grain = Math.max(1, (decade / 10) * (lead < 2 ? 1 : lead < 5 ? 2.5 : 5));
+  return [first, first + Math.ceil((reach + 1) / grain) * grain];
 }

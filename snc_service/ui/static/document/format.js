@@ -1,33 +1,50 @@
-// Numbers and times as people read them. Null (not finite, or not measured) is never a number.
+// Numbers and times as people read them. What is null or not finite is never a number.
+
+/** @typedef {number | null | undefined} Maybe */
 
 export const MISSING = "\u2013";
 const grouped = new Intl.NumberFormat("en-US");
 
-/** Four significant digits; powers of ten where plain digits would be long. */
+/**
+ * @param {Maybe} value
+ * @returns {value is number}
+ */
+function finite(value) {
+  return Number.isFinite(value);
+}
+
+/**
+ * Four significant digits; three and a power of ten where plain digits would be long.
+ * @param {Maybe} value
+ */
 export function number(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return MISSING;
+  if (!finite(value)) return MISSING;
   const size = Math.abs(value);
   if (value === 0) return "0";
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+  // From 9999.5 on, four digits round to five places, which toPrecision writes as 1.000e+4.
+  if (size >= 9999.5 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
   return value.toPrecision(4);
 }
 
+/** @param {Maybe} value */
 export function count(value) {
-  return value === null || value === undefined ? MISSING : grouped.format(value);
+  return finite(value) ? grouped.format(value) : MISSING;
 }
 
-/** A ratio that is below 1 never reads as 1 or more, and the other way round. */
+/**
+ * A ratio above 1, a breach, never reads as 1: it is "1.00+" at least.
+ * @param {Maybe} value
+ */
 export function ratio(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return MISSING;
+  if (!finite(value)) return MISSING;
   if (value >= 1000) return value.toExponential(2).replace("e+", "e");
   const text = value >= 10 ? value.toFixed(1) : value.toFixed(2);
-  const crossed = Number(text) > 1 !== value > 1;
-  if (!crossed) return text;
-  return value > 1 ? "1.00+" : "0.99+";
+  return value > 1 && text === "1.00" ? "1.00+" : text;
 }
 
+/** @param {Maybe} fraction */
 export function percent(fraction) {
-  if (fraction === null || fraction === undefined || !Number.isFinite(fraction)) return MISSING;
+  if (!finite(fraction)) return MISSING;
   const value = fraction * 100;
   const digits = value >= 9.95 ? 0 : value >= 0.095 ? 1 : 2;
   return `${value.toFixed(digits)} %`;
@@ -36,7 +53,10 @@ export function percent(fraction) {
 /** @type {[number, string][]} */
 const SPANS = [[86400, "d"], [3600, "h"], [60, "min"]];
 
-/** Seconds as one unit: 7 s, 4 min, 3 h, 12 d. */
+/**
+ * Seconds as one unit: 7 s, 4 min, 3 h, 12 d.
+ * @param {number} seconds
+ */
 export function span(seconds) {
   for (const [size, unit] of SPANS) {
     if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
@@ -44,22 +64,29 @@ export function span(seconds) {
   return `${Math.max(0, Math.floor(seconds))} s`;
 }
 
-/** How long ago, by the service's clock. */
+/**
+ * How long ago, by the service's clock.
+ * @param {string | null | undefined} time
+ * @param {number} now
+ */
 export function age(time, now) {
-  if (!time) return MISSING;
-  return `${span((now - Date.parse(time)) / 1000)} ago`;
+  const seconds = (now - Date.parse(time ?? "")) / 1000;
+  return finite(seconds) ? `${span(seconds)} ago` : MISSING;
 }
 
+/** @param {string | number} time */
 export function clock(time) {
   const date = new Date(time);
   return Number.isNaN(date.getTime()) ? MISSING : date.toLocaleTimeString([], { hour12: false });
 }
 
+/** @param {string | number} time */
 export function moment(time) {
   const date = new Date(time);
   return Number.isNaN(date.getTime()) ? MISSING : date.toLocaleString([], { hour12: false });
 }
 
+/** @param {number[] | null | undefined} sizes */
 export function shape(sizes) {
   return sizes && sizes.length ? sizes.join("\u00d7") : "";
 }
@@ -67,6 +94,8 @@ export function shape(sizes) {
 /**
  * A layer's name in at most `length` letters: its end says more than its beginning, and `.weight`
  * says least. It is cut between its parts where one of them fits.
+ * @param {string} name
+ * @param {number} length at least 1
  */
 export function shortName(name, length) {
   if ([...name].length <= length) return name;
@@ -81,7 +110,18 @@ export function shortName(name, length) {
   return `\u2026${letters.slice(letters.length - length + 1).join("")}`;
 }
 
-/** plotly.js reads tags and entities in its texts; names must stay what they are. */
+/**
+ * The name of a rule as words: its underscores are spaces.
+ * @param {string} rule
+ */
+export function ruleName(rule) {
+  return rule.replaceAll("_", " ");
+}
+
+/**
+ * plotly.js reads tags and entities in its texts; names must stay what they are.
+ * @param {string} name
+ */
 export function plotlyText(name) {
   return name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }

@@ -1,36 +1,69 @@
 // Layer patterns as the policy reads them (shell globs, case-sensitive): what would they match?
 
+/** @param {string} pattern */
 export function globToRegExp(pattern) {
-  let text = "";
+  const [first, ...others] = pieces(pattern);
+  const last = others.pop();
+  // Each piece between two stars is matched where it comes first, for good: a plain .* would try
+  // all places of all pieces, without end for a pattern such as *a*a*a*a*b.
+  const middle = others.map((piece, i) => `(?=(.*?${piece}))\\${i + 1}`).join("");
+  return new RegExp(`^${first}${middle}${last === undefined ? "" : `.*${last}`}$`, "su");
+}
+
+/**
+ * The parts of a pattern between its stars, as regular expressions.
+ * @param {string} pattern
+ */
+function pieces(pattern) {
+  const found = [""];
   for (let i = 0; i < pattern.length; i += 1) {
     const letter = pattern[i];
-    if (letter === "*") text += ".*";
-    else if (letter === "?") text += ".";
+    const at = found.length - 1;
+    if (letter === "*") {
+      if (at === 0 || found[at] !== "") found.push("");
+    } else if (letter === "?") found[at] += ".";
     else if (letter === "[") {
       const close = pattern.indexOf("]", pattern[i + 1] === "!" ? i + 3 : i + 2);
-      if (close < 0) text += "\\[";
+      if (close < 0) found[at] += "\\[";
       else {
-        text += set(pattern.slice(i + 1, close));
+        found[at] += set(pattern.slice(i + 1, close));
         i = close;
       }
-    } else text += letter.replace(/[.+^${}()|\\/\]-]/g, "\\$&");
+    } else found[at] += letter.replace(/[.+^${}()|\\/\]]/, "\\$&");
   }
-  return new RegExp(`^${text}$`, "su");
+  return found;
 }
 
+/**
+ * A set as a regular expression; a range that runs backwards holds no letter.
+ * @param {string} inside
+ */
 function set(inside) {
   const negated = inside.startsWith("!");
-  const letters = inside.slice(negated ? 1 : 0).replace(/[\\[\]^]/g, "\\$&");
-  return `[${negated ? "^" : ""}${letters}]`;
+  const letters = [...inside.slice(negated ? 1 : 0)];
+  const escaped = (/** @type {string} */ letter) => letter.replace(/[\\\]^-]/, "\\$&");
+  let text = "";
+  for (let i = 0; i < letters.length; i += 1) {
+    const [low, high] = [letters[i], letters[i + 2]];
+    if (letters[i + 1] === "-" && high !== undefined) {
+      if (low <= high) text += `${escaped(low)}-${escaped(high)}`;
+      i += 2;
+    } else text += escaped(low);
+  }
+  return `[${negated ? "^" : ""}${text}]`;
 }
 
-/** A slice such as `attn.in_proj_weight[q]` is also matched by the name of its whole weight. */
+/**
+ * Whether a policy entry with this pattern speaks of `layer`. A slice such as
+ * `attn.in_proj_weight[q]` is also matched by the name of its whole weight.
+ * @param {string} pattern
+ * @param {string} layer
+ */
 export function matches(pattern, layer) {
-  let expression;
   try {
-    expression = globToRegExp(pattern);
+    const expression = globToRegExp(pattern);
+    return expression.test(layer) || expression.test(layer.split("[", 1)[0]);
   } catch {
-    return false;
+    return false; // more than a regular expression can hold
   }
-  return expression.test(layer) || expression.test(layer.split("[", 1)[0]);
 }

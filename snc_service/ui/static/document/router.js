@@ -3,8 +3,16 @@
 export const MOST_COMPARED = 6;
 
 /**
+ * What an address says, and what is enough to write one.
+ * @typedef {{view: string, runs: string[], query: URLSearchParams}} Route
+ * @typedef {{view: string, runs?: string[], query?: URLSearchParams | null}} Target
+ */
+
+/**
  * Read a hash: `#/`, `#/runs/RUN?layer=..&from=..`, `#/compare/A/B?..`.
  * Names are percent-encoded, so that / % # and ? in them stay part of the name.
+ * @param {string} hash
+ * @returns {Route}
  */
 export function parse(hash) {
   const text = hash.replace(/^#/, "");
@@ -24,7 +32,7 @@ export function parse(hash) {
   return { view: "unknown", runs: [], query };
 }
 
-/** @param {{view: string, runs?: string[], query?: URLSearchParams | null}} route */
+/** @param {Target} target */
 export function format({ view, runs = [], query = null }) {
   const names = runs.map(encodeURIComponent).join("/");
   const path = view === "run" ? `/runs/${names}` : view === "compare" ? `/compare/${names}` : "/";
@@ -32,27 +40,39 @@ export function format({ view, runs = [], query = null }) {
   return `#${path}${text ? `?${text}` : ""}`;
 }
 
+/** @param {string} run */
 export function runLink(run) {
   return format({ view: "run", runs: [run] });
 }
 
-/** Go somewhere that Back comes back from. */
-export function go(route) {
-  location.hash = format(route);
+/**
+ * Go somewhere that Back comes back from.
+ * @param {Target} target
+ */
+export function go(target) {
+  location.hash = format(target);
 }
 
-/** Note a detail (filter, order, chosen layers) in the address without a new entry in history. */
-export function amend(route) {
-  history.replaceState(null, "", format(route));
+/**
+ * Note a detail (filter, order, chosen layers) in the address without a new entry in history.
+ * @param {Target} target
+ */
+export function amend(target) {
+  history.replaceState(null, "", format(target));
 }
 
-/** A copy of `query` with some parameters set (null removes; arrays repeat). */
+/**
+ * A copy of `query` with some parameters set (null removes; arrays repeat).
+ * @typedef {string | number | null | undefined} Value
+ * @param {URLSearchParams} query
+ * @param {Record<string, Value | Value[]>} changes
+ */
 export function withQuery(query, changes) {
   const copy = new URLSearchParams(query);
   for (const [name, value] of Object.entries(changes)) {
     copy.delete(name);
     for (const one of Array.isArray(value) ? value : [value]) {
-      if (one !== null && one !== undefined && one !== "") copy.append(name, one);
+      if (one !== null && one !== undefined && one !== "") copy.append(name, String(one));
     }
   }
   return copy;

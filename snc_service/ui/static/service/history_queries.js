@@ -2,56 +2,66 @@
 
 import { spacing, waits } from "../charts/matrix.js";
 
-/** The answer, or null where the run has no such metric, scalar or layer. */
+/**
+ * A history, as the service sends it: mean, min and max per bucket of steps; `nonfinite` counts the
+ * values of a bucket that are not finite.
+ * @typedef {(number | null)[]} Values
+ * @typedef {{mean: Values, min: Values, max: Values, nonfinite?: number[]}} Columns
+ * @typedef {Columns & {steps: number[], bucket_steps: number}} History
+ */
+
+/**
+ * The answer, or null where the run has no such metric, scalar or layer.
+ * @template T
+ * @param {Promise<T>} answer
+ * @returns {Promise<T | null>}
+ */
 export async function known(answer) {
   try {
     return await answer;
-  } catch (problem) {
+  } catch (/** @type {any} */ problem) {
     if (problem.status === 404 || problem.status === 422) return null;
     throw problem;
   }
 }
 
-/** An answer over several layers as one history per layer, by name. */
+/**
+ * An answer over several layers as one history per layer, by name.
+ * @param {{steps: number[], bucket_steps: number, layers: (Columns & {layer: string})[]} | null}
+ *   answer
+ */
 export function byLayer(answer) {
-  const { steps, bucket_steps, layers } = answer ?? { layers: [] };
+  const { steps, bucket_steps, layers } = answer ?? { steps: [], bucket_steps: 1, layers: [] };
   return new Map(layers.map((one) => [one.layer, ownSteps({ ...one, steps, bucket_steps })]));
 }
 
-/** A history without the steps at which its layer only waited: a longer silence is one null. */
+/**
+ * A history without the steps at which its layer only waited: a longer silence is one null.
+ * @param {History} history
+ * @returns {History}
+ */
 function ownSteps(history) {
-  const { steps, mean, nonfinite, bucket_steps: bucket } = history;
+  const { steps, mean, min, max, nonfinite, bucket_steps: bucket } = history;
   const usual = spacing(steps, bucket);
   const there = steps.map((_, i) => i).filter((i) => mean[i] !== null || (nonfinite?.[i] ?? 0) > 0);
   // The place of each value, and before one that follows a silence, -1.
-  const silent = (i, k) => k > 0 && !waits(steps[there[k - 1]], steps[i], usual);
-  const kept = there.flatMap((i, k) => (silent(i, k) ? [-1, i] : [i]));
-  const part = (values) => values?.length ? kept.map((i) => (i < 0 ? null : values[i])) : values;
-  const columns = ["mean", "min", "max", "nonfinite"].map((name) => [name, part(history[name])]);
-  const own = kept.map((i, k) => (i < 0 ? steps[kept[k - 1]] + bucket : steps[i]));
-  return { ...history, ...Object.fromEntries(columns), steps: own };
-}
-
-/** Whether a heatmap holds any value at all. */
-export function hasValues(heatmap) {
-  return Boolean(heatmap?.max.some((row) => row.some((value) => value !== null)));
+  const kept = there.flatMap((i, k) =>
+    k > 0 && !waits(steps[there[k - 1]], steps[i], usual) ? [-1, i] : [i]);
+  const part = (/** @type {Values} */ values) => kept.map((i) => (i < 0 ? null : values[i]));
+  return {
+    ...history,
+    steps: kept.map((i, k) => (i < 0 ? steps[kept[k - 1]] + bucket : steps[i])),
+    mean: part(mean),
+    min: part(min),
+    max: part(max),
+    nonfinite: nonfinite?.length ? kept.map((i) => (i < 0 ? 0 : nonfinite[i])) : nonfinite,
+  };
 }
 
 /**
- * The steps that answers cover together: [first, last + 1], null if there are none.
- * @returns {[number, number] | null}
+ * Whether a heatmap holds any value at all.
+ * @param {{max: Values[]} | null} heatmap
  */
-export function covered(answers) {
-  const ends = answers
-    .filter((answer) => answer?.steps.length)
-    .map(({ steps, bucket_steps: bucket }) => [steps[0], steps[steps.length - 1] + bucket]);
-  if (!ends.length) return null;
-  return [Math.min(...ends.map(([first]) => first)), Math.max(...ends.map(([, end]) => end))];
-}
-
-/** Parameters `from` and `to` of an address as whole steps, null where there are none. */
-export function stepsOf(query) {
-  const whole = (text) => (text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null);
-  const [from, to] = [whole(query.get("from")), whole(query.get("to"))];
-  return from !== null && to !== null && to > from ? { from, to } : { from: null, to: null };
+export function hasValues(heatmap) {
+  return Boolean(heatmap?.max.some((row) => row.some((value) => value !== null)));
 }

@@ -1,43 +1,29 @@
 // Runs side by side: their numbers, loss on one axis, one layer on one axis, heatmaps on one scale.
 
-import { get, runPath, serviceNow } from "../service/api.js";
+import { get, runPath } from "../service/api.js";
 import { plotly } from "../charts/chart.js";
+import { along, heatmaps, histories } from "../service/chart_queries.js";
+import { NumbersTable, title } from "./compare_numbers.js";
 import { h, keyed, setText } from "../document/dom.js";
-import { countTone, isHeld } from "./run_summary.js";
-import { age, count, MISSING, number, percent, ratio } from "../document/format.js";
-import { Heatmap, METRICS, metricToShow } from "../charts/heatmap.js";
-import { byLayer, covered, hasValues, known, stepsOf } from "../service/history_queries.js";
+import { count } from "../document/format.js";
+import { Heatmap } from "../charts/heatmap.js";
+import { hasValues, known } from "../service/history_queries.js";
 import { Lines, nonfinitePoints, thresholdLine, valueAt } from "../charts/lines.js";
 import { Live, restAfter } from "../service/live.js";
-import { extent, growth, stepRange } from "../charts/matrix.js";
-import { Choice, panel, problemNote, showState, stateBadge, swatch, waiting } from "../document/elements.js";
-import { amend, go, MOST_COMPARED, runLink, withQuery } from "../document/router.js";
-import { StepWindow } from "../charts/steps.js";
+import { extent, growth } from "../charts/matrix.js";
+import { METRICS, metricToShow } from "../charts/metrics.js";
+import { Choice, panel, problemNote, swatch, waiting } from "../document/elements.js";
+import { amend, go, MOST_COMPARED, withQuery } from "../document/router.js";
+import { between, covered, stepRange, stepsOf } from "../charts/steps.js";
+import { StepWindow } from "../charts/step_window.js";
 import { onTheme, seriesColor } from "../document/theme.js";
 
-const POINTS = 500;
-const ROWS = 500;
 const MARGIN = 84; // of figures without layer names
-
-// [label, value of a run, tone of it]; a run here is {item, loss, ...} as `CompareView` keeps it.
-const FACTS = [
-  ["Step", ({ item }) => count(item.last_step)],
-  ["Loss, newest", ({ loss }) => (loss ? valueAt(loss, null) : MISSING)],
-  ["Loss, lowest", ({ loss }) => number(lowest(loss))],
-  ["Worst \u03c3 / threshold, newest", ({ item }) => ratio(item.worst_ratio), ratioTone],
-  ["Largest after the action", ({ after }) => ratio(largest(after))],
-  ["Worst layer", ({ item }) => item.worst_layer ?? MISSING],
-  ["Breaches", ...counted("breaches")],
-  ["Rescales", ...counted("rescales")],
-  ["Not finite", ...counted("nonfinite_layers")],
-  ["Overhead", ({ item }) => percent(item.overhead)],
-  ["Last report", ({ item }) => age(item.updated_at, serviceNow())],
-];
 
 /**
  * One of the runs: its record, and the answers to the queries of its charts.
  * @typedef {{name: string, place: number, item?: any, loss?: any, sigma?: any, before?: any,
- *   after?: any, threshold?: any}} Compared
+ *   after?: any, history?: any, threshold?: any}} Compared
  */
 
 export class CompareView {
@@ -81,18 +67,13 @@ export class CompareView {
     this.heatmaps = this.names.map(
       (name) => new Heatmap(`Run ${name}, layers by steps`, { ...handlers, select }),
     );
-    this.head = h("tr");
-    this.body = h("tbody");
+    this.numbers = new NumbersTable();
     this.readouts = { loss: h("p", { class: "readout" }), layer: h("p", { class: "readout" }) };
     this.titles = this.names.map((name) => h("h3", {}, swatch(), h("span", { text: name })));
     this.content = this.arrange();
   }
 
   arrange() {
-    const table = h("table", { class: "versus" },
-      h("caption", { class: "visually-hidden", text: "The runs in numbers" }),
-      h("thead", {}, this.head),
-      this.body);
     const pictures = this.heatmaps.map((heatmap, i) =>
       h("section", { class: "picture" }, this.titles[i], heatmap.element));
     const tools = [this.scale.element, this.steps.element];
@@ -102,7 +83,7 @@ export class CompareView {
         h("h1", { text: `${this.names.length} runs, side by side` })),
       h("div", { class: "grid versus-grid" },
         panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
-        panel("area-numbers", "In numbers", [], h("div", { class: "table-box" }, table)),
+        panel("area-numbers", "In numbers", [], this.numbers.element),
         panel("area-pictures", "Layers \u00d7 steps", [this.metric.element],
           h("div", { class: "pictures" }, ...pictures)),
         panel("area-layer", "\u03c3 of one layer", [this.picker],
@@ -123,8 +104,7 @@ export class CompareView {
   }
 
   zoom(from, to) {
-    const steps = to > from ? { from, to } : { from: null, to: null };
-    go({ view: "compare", runs: this.names, query: withQuery(this.query, steps) });
+    go({ view: "compare", runs: this.names, query: withQuery(this.query, between(from, to)) });
   }
 
   escape() {
@@ -155,7 +135,7 @@ export class CompareView {
       this.runs[i].item = item;
     });
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
-    this.showNumbers();
+    this.numbers.show(this.runs);
     plotly().catch(() => {});
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
   }
@@ -163,21 +143,16 @@ export class CompareView {
   async loadCharts(signal) {
     this.stale = false;
     const begin = performance.now();
-    const span = { from_step: this.from, to_step: this.to, points: POINTS };
-    const ask = (run, path, parameters) =>
-      known(get(runPath(run.name, path), { ...span, ...parameters }, signal));
-    await Promise.all(this.present().map(async (run) => {
-      [run.loss, run.sigma, run.before, run.after] = await Promise.all([
-        ask(run, "/scalars/loss/history", {}),
-        ask(run, "/heatmap", { metric: "sigma", layers: ROWS }),
-        ask(run, "/heatmap", { metric: "ratio", layers: ROWS }),
-        ask(run, "/heatmap", { metric: "ratio_after", layers: ROWS }),
-      ]);
+    const queries = this.present().map((run) => ({ run, ask: along(run.name, this, signal) }));
+    await Promise.all(queries.map(async ({ run, ask }) => {
+      const history = ask("/scalars/loss/history");
+      const [loss, pictures] = await Promise.all([history, heatmaps(ask, true)]);
+      Object.assign(run, { loss, ...pictures });
     }));
     this.pickLayer();
-    await Promise.all(this.present().map((run) => this.loadLayer(run, ask)));
+    await Promise.all(queries.map(({ run, ask }) => this.loadLayer(run, ask)));
     this.ready = true;
-    this.showNumbers();
+    this.numbers.show(this.runs);
     const asking = (performance.now() - begin) / 1000;
     await this.showCharts();
     const drawing = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
@@ -192,9 +167,7 @@ export class CompareView {
     const layer = this.picked;
     [run.history, run.threshold] = [null, null];
     if (layer === null || !run.sigma?.layers.includes(layer)) return;
-    const history = (metric) => ask(run, "/history", { metric, layer });
-    const answers = await Promise.all([history("sigma"), history("threshold")]);
-    [run.history, run.threshold] = answers.map((answer) => byLayer(answer).get(layer) ?? null);
+    Object.assign(run, (await histories(ask, [layer])).get(layer));
   }
 
   /** The layer asked for, else the worst one of the first run that has one. */
@@ -271,52 +244,4 @@ export class CompareView {
       setText(this.readouts[key], [where, ...said].join(" \u00b7 "));
     }
   }
-
-  showNumbers() {
-    const heads = [{ name: null }, ...this.runs];
-    keyed(this.head, heads, ({ name }) => name, runHead, (cell, run) => {
-      if (run.name === null) return;
-      cell.firstChild.style.backgroundColor = seriesColor(run.place);
-      setText(cell.querySelector("a"), title(run));
-      showState(cell.querySelector(".badge"), run.item?.state ?? "not here");
-    });
-    const row = ([label]) => h("tr", {},
-      h("th", { scope: "row", text: label }),
-      ...this.runs.map(() => h("td")));
-    keyed(this.body, FACTS, ([label]) => label, row, (cells, [, value, tone]) => {
-      this.runs.forEach((run, i) => {
-        const cell = cells.children[i + 1];
-        setText(cell, run.item ? value(run) : MISSING);
-        cell.dataset.tone = (run.item && tone?.(run)) ?? "";
-      });
-    });
-  }
-}
-
-function runHead({ name }) {
-  if (name === null) return h("td");
-  return h("th", { scope: "col" }, swatch(), h("a", { href: runLink(name) }), stateBadge());
-}
-
-function counted(key) {
-  return [({ item }) => count(item[key]), ({ item }) => countTone(key, item)];
-}
-
-function ratioTone({ item }) {
-  return item.worst_ratio > 1 && !isHeld(item) ? "bad" : "";
-}
-
-/** @param {Compared} run */
-function title({ name, item }) {
-  return item?.name || name;
-}
-
-function largest(heatmap) {
-  const values = (heatmap?.max ?? []).flat().filter((value) => value !== null);
-  return values.length ? values.reduce((high, value) => Math.max(high, value)) : null;
-}
-
-function lowest(history) {
-  const values = (history?.min ?? []).filter((value) => value !== null);
-  return values.length ? values.reduce((low, value) => Math.min(low, value)) : null;
 }

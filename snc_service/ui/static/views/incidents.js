@@ -2,8 +2,9 @@
 
 import { acknowledge, get } from "../service/api.js";
 import { announce, h, keyed, quietButton, setText } from "../document/dom.js";
-import { layers, part, ruleName, timeOf } from "./events.js";
-import { clock, count } from "../document/format.js";
+import { panel } from "../document/elements.js";
+import { layers, part, timeOf } from "./run/events.js";
+import { clock, count, ruleName } from "../document/format.js";
 import { runLink } from "../document/router.js";
 
 const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
@@ -19,7 +20,7 @@ export class IncidentPanel {
     this.asked = -Infinity;
     this.list = h("ol", { class: "incidents" });
     this.problem = h("p", { class: "form-problem", role: "alert" });
-    this.element = h("div", {}, this.list, this.problem);
+    this.element = panel("area-incidents", "Incidents", [], h("div", {}, this.list, this.problem));
   }
 
   /** Ask again, unless that was a moment ago; return how many are open. */
@@ -37,6 +38,7 @@ export class IncidentPanel {
     this.open = items.filter(({ state }) => state === "open").length;
     const key = ({ incident }) => incident;
     keyed(this.list, items, key, (one) => this.item(one), (row, one) => this.update(row, one));
+    this.element.hidden = items.length === 0;
   }
 
   item(incident) {

@@ -1,6 +1,7 @@
 """Queries against a store that grows: latency idle and under ingest, memory, start after kill -9.
 
-    OMP_NUM_THREADS=1 python bench/query.py [--values 1e6 1e7 1e8] [--engines sqlite postgres]
+    OMP_NUM_THREADS=1 python bench/service/query.py [--values 1e6 1e7 1e8]
+        [--engines sqlite postgres]
 
 Every run is made by the store's own ingest and fold: random walks of float32 with full mantissas,
 5 metrics, 1000 layers; the threshold stands still, as a policy leaves it. Beside them two long runs
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -29,13 +31,16 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
-from ingest import serving, stores
 from store import METRICS, NOW, Walk, calibrate, quiet, started, table
 
 from snc_service.api.history.heatmap import ratio_heatmap
 from snc_service.store import Store, open_store
 from snc_service.store.types import Submission, Window
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, Batch, encode
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from ingest import serving, stores
 
 LAYERS = 1_000
 LONG = {"long5": 10**5, "long6": 10**6}

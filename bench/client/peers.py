@@ -1,6 +1,6 @@
 """The same steps through snc, trackio and MLflow in one run: durable values per second and bytes.
 
-    python bench/peers.py [--rounds 3] [--environment DIR]
+    python bench/client/peers.py [--rounds 3] [--environment DIR]
 
 A step is 100 layers x 5 metrics, in the form that each tool takes: an array for snc (`Sender.put`,
 into a real ``snc serve`` process), a dictionary for trackio (`trackio.log`), and for MLflow

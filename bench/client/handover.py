@@ -1,6 +1,6 @@
 """What a step costs the training thread when it hands its row to the sender.
 
-    python bench/handover.py
+    python bench/client/handover.py
 
 For 100 and 1,000 layers x 5 metrics and 3 scalars: CPU of the training thread and wall time of
 `Sender.put`, median and 99th percentile, at a real `snc serve` process on this machine, at a
@@ -13,6 +13,7 @@ service in at most 50 ms.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import socket
@@ -39,7 +40,8 @@ WARM_UP = 100
 
 
 def main() -> None:
-    print(f"# {time.strftime('%Y-%m-%d')} python bench/handover.py")
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    print(f"# {time.strftime('%Y-%m-%d')} python bench/client/handover.py")
     print(
         f"# {platform.processor() or platform.machine()}, {os.cpu_count()} cores, loaded:", end=""
     )

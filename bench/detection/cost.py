@@ -1,6 +1,6 @@
 """What detection costs: `advance` per row, and a batch in the store with rules and without.
 
-    OMP_NUM_THREADS=1 python bench/detection.py [--repeats N]
+    OMP_NUM_THREADS=1 python bench/detection/cost.py [--repeats N]
 
 Rows are a healthy training of random walks with all signals the callback reports. The state is read
 from bytes and written to bytes with every batch, as in the service.
@@ -115,7 +115,7 @@ def main() -> int:
         f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
     )
     print(f"numpy {np.__version__}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
-    print(f"command: python bench/detection.py --repeats {options.repeats}\n")
+    print(f"command: python bench/detection/cost.py --repeats {options.repeats}\n")
     print(f"advance, processor microseconds a row (target {TARGET_US:.0f} at 1,000 layers)")
     for num_layers in (10, 100, 1_000, 10_000):
         repeats = options.repeats if num_layers <= 1_000 else options.repeats // 5

@@ -1,6 +1,6 @@
 """kill -9 under load and a bad network, many rounds per engine: `make chaos`.
 
-    python bench/chaos.py [--rounds 50] [--engines sqlite postgres] [--seed N]
+    python bench/service/chaos.py [--rounds 50] [--engines sqlite postgres] [--seed N]
 
 Prints a line per round; tests/support/kill_rounds.py says what a round is and what is compared
 after it. Ends with an error at the first bit that is lost, torn or doubled. A seed repeats the
@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "store"))
 
 from kill_rounds import play
 

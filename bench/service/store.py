@@ -1,6 +1,6 @@
 """The store alone, in one process: ingest, folding, bytes per value, latency of the queries.
 
-    python bench/store.py [--values 1e6 1e7] [--dir DIR]
+    python bench/service/store.py [--values 1e6 1e7] [--dir DIR]
 
 Data: random walks (2e-3 per step) of float32 with full mantissas, 5 metrics, 1000 layers unless
 said otherwise: harsher than real training. Bytes per value are also measured on data as a training

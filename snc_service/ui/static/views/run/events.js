@@ -1,8 +1,8 @@
 // What happened to a run: the list, and the marks it leaves on the step axis.
 
-import { h, keyed, setText } from "../document/dom.js";
-import { clock, count, moment } from "../document/format.js";
-import { color } from "../document/theme.js";
+import { h, keyed, setText } from "../../document/dom.js";
+import { clock, count, moment, ruleName } from "../../document/format.js";
+import { color } from "../../document/theme.js";
 
 // A shape per rule that happens often, one for the rest.
 const SYMBOLS = {
@@ -61,10 +61,6 @@ export class EventList {
 /** One piece of what is said of an event. */
 export function part(name, text, more = {}) {
   return h("span", { class: `event-${name}`, text, ...more });
-}
-
-export function ruleName(rule) {
-  return rule.replaceAll("_", " ");
 }
 
 export function timeOf(at) {

@@ -1,6 +1,6 @@
 """How right sigma and sigma_upper are, and how well a threshold is held, against float64 SVD.
 
-    OMP_NUM_THREADS=1 python bench/numerics.py [--full] [--steps N] [--matrices N] [--seed N]
+    OMP_NUM_THREADS=1 python bench/numerics/run.py [--full] [--steps N] [--matrices N] [--seed N]
 
 Trains a small character transformer on the source of Python's standard library, with AdamW and with
 a Muon-like optimizer, watched only, held by sigma, and held by certificates; checks every weight at
@@ -33,7 +33,7 @@ from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
 from snc_client.operators import Matrix
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 from kinds import convolutions, memory
 from soundness import Origins, origins, quantiles, soundness
 from spectra import SPECTRA, norm, planted, singular_values
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"python bench/numerics.py {' '.join(sys.argv[1:])}".rstrip())
+    print(f"python bench/numerics/run.py {' '.join(sys.argv[1:])}".rstrip())
     print(f"{machine()}, 1 thread, float32; Python {platform.python_version()}, ", end="")
     print(f"torch {torch.__version__}, seed {given.seed}")
     start = time.monotonic()

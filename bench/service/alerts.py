@@ -1,10 +1,11 @@
 """From an event to a webhook: how long it takes, and what dead receivers cost.
 
-`python bench/alerts.py` starts a real `snc serve` on a new SQLite file and real HTTP receivers on
-loopback. At random times (open loop, exponential gaps) a batch with a breach opens an incident in a
-run of its own. Told is: from sending the batch to its acknowledgement, and to the arrival of the
-webhook. Three times: one receiver; the same beside one that hangs, one that nobody listens for and
-one that answers 500; and the same with ingest of four busy runs beside it.
+`python bench/service/alerts.py` starts a real `snc serve` on a new SQLite file and real HTTP
+receivers on loopback. At random times (open loop, exponential gaps) a batch with a breach opens an
+incident in a run of its own. Measured is the time from sending the batch to its acknowledgement,
+and to the arrival of the webhook. Three times: one receiver; the same beside one that hangs, one
+that nobody listens for and one that answers 500; and the same with ingest of four busy runs beside
+it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 // The table of a run's layers, the worst first: all that the heatmap says, in numbers.
 
-import { h, keyed, quietButton, rowKeys, setText } from "../document/dom.js";
-import { count, number, shape } from "../document/format.js";
-import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../document/elements.js";
+import { h, keyed, quietButton, rowKeys, setText } from "../../document/dom.js";
+import { count, number, shape } from "../../document/format.js";
+import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../../document/elements.js";
 
 // Those with an order of the service's can be sorted by; "model" is the model's own order.
 /** @type {{key: string, label: string, style: string, sort?: string}[]} */

@@ -1,9 +1,9 @@
 // The policy in force: who set it, what it says, and a form to change it while the run goes on.
 
-import { getPolicy, putPolicy } from "../service/api.js";
-import { announce, h, quietButton, setText } from "../document/dom.js";
-import { count, moment } from "../document/format.js";
-import { matches } from "../document/glob.js";
+import { getPolicy, putPolicy } from "../../service/api.js";
+import { announce, h, quietButton, setText } from "../../document/dom.js";
+import { count, moment } from "../../document/format.js";
+import { matches } from "../../document/glob.js";
 
 const ACTIONS = ["observe", "rescale", "cap", "stop"];
 const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", ""];

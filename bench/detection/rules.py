@@ -1,6 +1,6 @@
 """Score the shipped rules on a folder of labelled runs: recall, lead, false alarms, cost.
 
-    OMP_NUM_THREADS=1 python bench/rules.py FOLDER [--batch ROWS]
+    OMP_NUM_THREADS=1 python bench/detection/rules.py FOLDER [--batch ROWS]
 
 FOLDER holds labels.csv and one <id>.npz per run, as docs/backtest.md describes them; the protocol
 is that of `snc_service.backtest.score`. An alarm counts as active in every row in which a rule

@@ -1,0 +1,40 @@
+// What the charts of a run ask the service for.
+
+import { get, runPath } from "./api.js";
+import { byLayer, known } from "./history_queries.js";
+
+const POINTS = 500;
+const ROWS = 500;
+
+/**
+ * A function (path, parameters) that asks for a resource of `run` along the steps shown; the
+ * answer is null where the run has nothing of it.
+ */
+export function along(run, { from, to }, signal) {
+  const span = { from_step: from, to_step: to, points: POINTS };
+  return (path, parameters = {}) =>
+    known(get(runPath(run, path), { ...span, ...parameters }, signal));
+}
+
+/** Sigma, and its ratio to the threshold before and after actions: `ask` is that of `along`. */
+export async function heatmaps(ask, acted) {
+  const heatmap = (metric) => ask("/heatmap", { metric, layers: ROWS });
+  const [sigma, before, after] = await Promise.all([
+    heatmap("sigma"),
+    heatmap("ratio"),
+    acted ? heatmap("ratio_after") : null,
+  ]);
+  return { sigma, before, after };
+}
+
+/** Sigma and threshold of each of `layers`, by its name: {history, threshold}. */
+export async function histories(ask, layers) {
+  if (!layers.length) return new Map();
+  const history = (metric) => ask("/history", { metric, layer: layers });
+  const answers = await Promise.all([history("sigma"), history("threshold")]);
+  const [sigma, threshold] = answers.map(byLayer);
+  return new Map(layers.map((layer) => [
+    layer,
+    { history: sigma.get(layer) ?? null, threshold: threshold.get(layer) ?? null },
+  ]));
+}
