@@ -14,7 +14,7 @@ from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, rfc3339, unchanged
 from snc_service.api.conventions.parameters import ListQuery, RunName
 from snc_service.api.ingest.body import JsonBody
-from snc_service.api.runs.policies import PolicyBody, as_policy
+from snc_service.api.runs.policies import POLICY, PolicyBody
 from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
@@ -224,7 +224,7 @@ def create_run(
         project=project,
         config=wanted.config,
         tags=wanted.tags,
-        policy=as_policy(wanted.policy) if wanted.policy else None,
+        policy=POLICY.parsed(wanted.policy) if wanted.policy else None,
         now=service.clock(),
         author=access.name if is_token else CLIENT,
         quota=service.limits.token_runs if is_token else None,
