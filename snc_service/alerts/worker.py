@@ -33,7 +33,6 @@ LEAP_SECONDS: Final = 60.0  # a clock that goes back further makes waits too lon
 CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
 EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
 CHANGES_AT_ONCE: Final = 100
-OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ class Alerts:
     """Alerts of one service: `start` it, `close` it before its store.
 
     ``allowed`` are networks that receivers may be in although they are not public; ``observe``
-    hears one of `OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one store share
-    the work.
+    hears one of `DELIVERY_OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one
+    store share the work.
     """
 
     def __init__(

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, rfc3339
-from snc_service.api.conventions.parameters import ListQuery
-from snc_service.api.ingest.body import JsonBody
+from snc_service.api.conventions.parameters import Identifier, ListQuery
+from snc_service.api.ingest.body import BODY_PROBLEMS, JsonBody
 from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
 from snc_service.problems import Problem
-from snc_service.store.types.incidents import Incident, Silence
-from snc_service.wire.checks import printable, shown
+from snc_service.store.types.incidents import Incident, IncidentState, Silence
+from snc_service.wire import Severity
+from snc_service.wire.checks import MAX_WHOLE, printable, shown
 
 MAX_SILENCE_SECONDS = 366 * 86_400
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 router = APIRouter(prefix="/api/v1", tags=["incidents"])
 
-Severity = Literal["info", "warning", "critical"]
-State = Literal["open", "resolved", "notice"]
-Number = Annotated[int, Path(ge=1, le=2**53 - 1, description="Its number.", examples=[1])]
+Number = Annotated[int, Path(ge=1, le=MAX_WHOLE, description="Its number.", examples=[1])]
 
 
 def _glob(value: str) -> str:
@@ -61,7 +59,7 @@ class IncidentItem(BaseModel):
     incident: int
     run: str
     project: str
-    state: State
+    state: IncidentState
     severity: Severity
     rule: str
     layer: str | None
@@ -85,9 +83,9 @@ class IncidentPage(BaseModel):
 class IncidentsQuery(ListQuery):
     """Which incidents."""
 
-    run: Annotated[str, Field(pattern=NAME)] | None = None
-    project: Annotated[str, Field(pattern=NAME)] | None = None
-    state: State | None = None
+    run: Identifier | None = None
+    project: Identifier | None = None
+    state: IncidentState | None = None
 
 
 class Acknowledgement(BaseModel):
@@ -174,7 +172,6 @@ SILENCE_EXAMPLE: dict[str, Any] = {
     "author": "anna",
     "at": "2026-03-01T09:45:00.000Z",
 }
-_CHANGING = ("body-malformed", "body-slow", "body-too-large", "media-type", "overloaded")
 
 
 def as_item(incident: Incident) -> dict[str, Any]:
@@ -264,7 +261,7 @@ def get_incident(request: Request, found: Reached) -> Response:
     "/incidents/{incident}/acknowledge",
     response_model=IncidentItem,
     responses=responses(
-        *_CHANGING, "incident-unknown", "invalid", "store-unavailable", example=INCIDENT_EXAMPLE
+        *BODY_PROBLEMS, "incident-unknown", "invalid", "store-unavailable", example=INCIDENT_EXAMPLE
     ),
 )
 def acknowledge_incident(
@@ -303,7 +300,7 @@ def list_silences(request: Request, service: InService, access: InAccess) -> Res
     status_code=201,
     response_model=SilenceItem,
     responses=responses(
-        *_CHANGING, "invalid", "store-unavailable", example=SILENCE_EXAMPLE, status=201
+        *BODY_PROBLEMS, "invalid", "store-unavailable", example=SILENCE_EXAMPLE, status=201
     ),
 )
 def add_silence(

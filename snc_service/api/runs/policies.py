@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.api.runs.versioned_documents import DocumentKind, document_router
-from snc_service.wire import Policy
+from snc_service.store.types.documents import DocumentScope
+from snc_service.wire import Action, Policy
+from snc_service.wire.policy import MAX_ENTRIES
 
 # Checked by the wire, which knows what it may be and says so in one sentence.
 Limit = Annotated[
@@ -27,14 +29,14 @@ class PolicyEntryBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     pattern: str
     threshold: Limit
-    action: Literal["observe", "rescale", "cap", "stop"] = "rescale"
+    action: Action = "rescale"
 
 
 class PolicyBody(BaseModel):
     """Entries in order; the first that matches a layer wins."""
 
     model_config = ConfigDict(extra="forbid")
-    entries: list[PolicyEntryBody] = Field(max_length=1024)
+    entries: list[PolicyEntryBody] = Field(max_length=MAX_ENTRIES)
 
 
 class PolicyAnswer(BaseModel):
@@ -42,7 +44,7 @@ class PolicyAnswer(BaseModel):
 
     policy: PolicyBody
     policy_version: int
-    scope: Literal["run", "project", "none"]
+    scope: DocumentScope
     author: str
     at: str | None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.api.runs.versioned_documents import DocumentKind, document_router
-from snc_service.wire import RuleSettings
-from snc_service.wire.rule_settings import MAX_ARMED, MAX_FOR_ROWS, MAX_LIMIT, SEVERITIES
+from snc_service.store.types.documents import DocumentScope
+from snc_service.wire import SEVERITIES, RuleSettings, Severity
+from snc_service.wire.rule_settings import MAX_ARMED, MAX_FOR_ROWS, MAX_LIMIT
 
 # Checked by `RuleSettings.parse`, which names the key that is wrong.
 RuleBody = Annotated[
@@ -42,7 +43,7 @@ class RuleItem(BaseModel):
     limit: float
     for_rows: int
     armed: int
-    severity: Literal["info", "warning", "critical"]
+    severity: Severity
     on: bool
 
 
@@ -51,7 +52,7 @@ class RulesAnswer(BaseModel):
 
     rules: dict[str, RuleItem]
     rules_version: int
-    scope: Literal["run", "project", "none"]
+    scope: DocumentScope
     author: str
     at: str | None
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, rfc3339, unchanged
-from snc_service.api.conventions.parameters import ListQuery, RunName
+from snc_service.api.conventions.parameters import Identifier, ListQuery, RunName
 from snc_service.api.ingest.body import JsonBody
 from snc_service.api.runs.policies import POLICY, PolicyBody
 from snc_service.api.security.authorization import check_project
@@ -20,14 +20,13 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.auth import Access
 from snc_service.problems import Problem
-from snc_service.store.types import Run, RunState, RunUnknown
+from snc_service.store.types import EndState, Run, RunState, RunUnknown
 from snc_service.store.types.records import StoredCommand
 from snc_service.wire import CommandAction
 from snc_service.wire.checks import printable
 
 MAX_CONFIG_BYTES = 256 * 1024
 CLIENT = "client"  # the author of a first policy while the service asks nobody for a token
-ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
@@ -54,9 +53,9 @@ class RunRequest(BaseModel):
     """A run to create, or to resume if the id exists."""
 
     model_config = ConfigDict(extra="forbid")
-    run: Annotated[str, Field(pattern=ID)] | None = None
+    run: Identifier | None = None
     name: Label | None = None
-    project: Annotated[str, Field(pattern=ID)] | None = None
+    project: Identifier | None = None
     config: Annotated[dict[str, JsonValue], AfterValidator(_storable)] = Field(default_factory=dict)
     tags: list[Label] = Field(default_factory=list, max_length=64)
     policy: PolicyBody | None = None
@@ -124,13 +123,13 @@ class RunEnd(BaseModel):
     """How a run ended."""
 
     model_config = ConfigDict(extra="forbid")
-    state: Literal["finished", "failed"] = "finished"
+    state: EndState = "finished"
 
 
 class RunQuery(ListQuery):
     """Which runs."""
 
-    project: Annotated[str, Field(pattern=ID)] | None = None
+    project: Identifier | None = None
     state: RunState | None = None
 
 

@@ -37,11 +37,11 @@ from snc_service.store.types.histories import Piece as Piece
 from snc_service.store.types.histories import Steps as Steps
 from snc_service.store.types.histories import Window as Window
 from snc_service.store.types.histories import Worst as Worst
-from snc_service.store.types.incidents import Severity as Severity
 from snc_service.store.types.records import StoredCommand
-from snc_service.wire import Batch, RuleSettings
+from snc_service.wire import Batch, RuleSettings, Severity
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
+EndState: TypeAlias = Literal["finished", "failed"]
 
 
 @dataclass(frozen=True)

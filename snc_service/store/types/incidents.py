@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-Severity: TypeAlias = Literal["info", "warning", "critical"]
+from snc_service.wire import Severity
+
 # A notice is one event of severity info that somebody wants to hear of: it starts and ends at once.
 IncidentState: TypeAlias = Literal["open", "resolved", "notice"]
+# What becomes of one attempt to deliver a message.
+DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 Told: TypeAlias = Literal["nothing", "firing", "resolved"]
 
 

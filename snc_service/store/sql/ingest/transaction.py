@@ -30,8 +30,7 @@ from snc_service.store.types import (
     Submission,
 )
 from snc_service.wire import Batch
-
-MOST = 2**53 - 1  # counters stop here rather than overflow what engines and JSON keep exact
+from snc_service.wire.checks import MAX_WHOLE
 
 
 def ingest(
@@ -217,7 +216,8 @@ def _count(work: RunAtWork, batch: Batch) -> None:
     vetoes = batch.scalar("guard_vetoes")
     if vetoes is not None:
         work.guard_vetoes += int(np.clip(vetoes[np.isfinite(vetoes)], 0, 2**31).sum())
-    work.dropped_values = min(work.dropped_values + batch.dropped, MOST)
+    # What engines and JSON keep exact: a counter stops there and does not overflow.
+    work.dropped_values = min(work.dropped_values + batch.dropped, MAX_WHOLE)
     work.last_step = max(batch.steps[-1], -1 if work.last_step is None else work.last_step)
     work.overhead = _overhead(batch, work.overhead)
 
