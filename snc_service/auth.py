@@ -87,7 +87,7 @@ def hide_secrets(text: str) -> str:
     return SECRET.sub(lambda match: f"snc_{match[1]}_...", text)
 
 
-class Tokens:
+class TokenCache:
     """The store's tokens as they were at most `FRESH_SECONDS` ago. For one event loop.
 
     Once a token was made the service asks everybody for one, for ever: revoking or outliving the

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.rules import Verdict, judge
-from snc_service.store.types import Rows
+from snc_service.detect.rules import Judgement, judge
+from snc_service.store.types import RunRows
 from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
 
 # Of these a limit says how much is too much; the others count what must not happen at all.
@@ -35,7 +35,7 @@ class Observed:
     num_rows: int = 0
     critical: dict[str, str] = field(default_factory=dict)  # run -> what was critical in it
 
-    def add(self, stream: Iterable[Rows]) -> None:
+    def add(self, stream: Iterable[RunRows]) -> None:
         """Take in all rows of one run, judged by the rules in force for it."""
         state: bytes | None = None
         tails: dict[str, Doubles] = {}
@@ -49,7 +49,7 @@ class Observed:
                 if event.severity == "critical":
                     self.critical.setdefault(rows.run, f"{event.rule} at step {event.step}")
 
-    def _sigmas(self, rows: Rows) -> None:
+    def _sigmas(self, rows: RunRows) -> None:
         sigma = rows.batch.metric("sigma")
         if sigma is None:
             return
@@ -57,7 +57,7 @@ class Observed:
         for layer, value in zip(rows.layers, largest.tolist(), strict=True):
             self.sigma[layer] = max(self.sigma.get(layer, 0.0), value)
 
-    def _values(self, rows: Rows, verdict: Verdict, tails: dict[str, Doubles]) -> None:
+    def _values(self, rows: RunRows, verdict: Judgement, tails: dict[str, Doubles]) -> None:
         for name, finding in verdict.findings.items():
             setting = rows.settings[name]
             armed = finding.judged & (verdict.trained >= setting.armed)

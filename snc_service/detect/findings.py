@@ -27,7 +27,7 @@ class Told:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class RuleFinding:
     """What a rule saw: ``values`` [S] to compare with its limit, in the rows that are ``judged``.
 
     ``tell`` puts one row, which exceeded the limit, into words. Where every layer is compared with
@@ -52,13 +52,13 @@ class Seen:
     scores: Mapping[str, Doubles]
 
 
-Look: TypeAlias = Callable[[Seen], Finding | None]
+Look: TypeAlias = Callable[[Seen], RuleFinding | None]
 Columns: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 def largest(
     seen: Seen, columns: Floats | None, say: Callable[[float, float], str]
-) -> Finding | None:
+) -> RuleFinding | None:
     """Compare the largest value over layers, and name the layer that has it."""
     if columns is None or not columns.shape[1]:
         return None
@@ -70,7 +70,7 @@ def largest(
         return Told(f"{layer}: {say(value, limit)}{count(layers)}", layer, layers, value, limit)
 
     values = np.fmax.reduce(columns, axis=1).astype(np.float64)
-    return Finding(values, seen.trends.judged, tell, columns)
+    return RuleFinding(values, seen.trends.judged, tell, columns)
 
 
 def everywhere(seen: Seen) -> Mask:

@@ -96,7 +96,7 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RunRows:
     """New rows of one run as detection sees them: one batch, its layers named, in its attempt."""
 
     run: str
@@ -110,7 +110,7 @@ class Rows:
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
 # the batch and keeps the state there, so that a crash neither repeats nor misses an event.
-Advance: TypeAlias = Callable[[bytes | None, Rows], tuple[bytes, list[Event]]]
+Advance: TypeAlias = Callable[[bytes | None, RunRows], tuple[bytes, list[Event]]]
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Change:
+class IncidentChange:
     """An incident to store, and who is to be told of it: new receivers, and those told before.
 
     ``wake``: whether receivers who know of the incident must look at it again now.
@@ -88,11 +88,11 @@ class Change:
 
 # (run, its open incident, new entries in order) -> changes. Pure: the store calls it inside the
 # transaction that takes the entries out of the outbox.
-Gather: TypeAlias = Callable[[RunFacts, Incident | None, Sequence[Entry]], Sequence[Change]]
+Gather: TypeAlias = Callable[[RunFacts, Incident | None, Sequence[Entry]], Sequence[IncidentChange]]
 
 
 @dataclass(frozen=True)
-class Delivery:
+class AlertDelivery:
     """What one receiver was told of one incident, and when to see to it again (None: never)."""
 
     incident: int
@@ -117,7 +117,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Health:
+class ReceiverHealth:
     """How one receiver does: deliveries waiting, failures in a row, and the newest error."""
 
     receiver: str

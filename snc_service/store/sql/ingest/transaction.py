@@ -24,7 +24,7 @@ from snc_service.store.types import (
     Event,
     LayerTableMismatch,
     Outcome,
-    Rows,
+    RunRows,
     StoredEvent,
     StoreError,
     Submission,
@@ -107,7 +107,7 @@ def _store(
             f"got {batch.num_layers}"
         )
     placed = work.attempts.placed(batch, writer)
-    rows = Rows(
+    rows = RunRows(
         work.run,
         batch,
         table.table.names,
@@ -191,7 +191,7 @@ def _append(
     work.next_tail += 1
 
 
-def _judged(advance: Advance, state: bytes | None, rows: Rows) -> tuple[bytes, list[Event]]:
+def _judged(advance: Advance, state: bytes | None, rows: RunRows) -> tuple[bytes, list[Event]]:
     """Run the rules over the new rows; whatever goes wrong there refuses this batch only."""
     try:
         return advance(state, rows)
