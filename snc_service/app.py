@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from snc_service import __version__, problems, ui
 from snc_service.alerts import Alerts
 from snc_service.alerts.address import networks
-from snc_service.api.alerting import incidents, routing
+from snc_service.api.alerting import incidents, routing, silences
 from snc_service.api.conventions.head import HeadRequests
 from snc_service.api.history import compare, export, heatmap, history, layers, onset, worst
 from snc_service.api.ingest import batches
@@ -27,6 +27,7 @@ from snc_service.api.runs import (
     events,
     policies,
     rule_settings,
+    run_creation,
     runs,
     stream,
 )
@@ -48,6 +49,7 @@ from snc_service.store import Store, open_store
 ROUTERS: Final = tuple(
     part.router
     for part in (
+        run_creation,
         runs,
         batches,
         layers,
@@ -63,6 +65,7 @@ ROUTERS: Final = tuple(
         annotation,
         commands,
         incidents,
+        silences,
         routing,
         stream,
         prometheus,

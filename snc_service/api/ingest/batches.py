@@ -18,8 +18,8 @@ from starlette.concurrency import run_in_threadpool
 from snc_service.api.conventions.parameters import RunName
 from snc_service.api.ingest.body import BODY_PROBLEMS, media_type, off_loop, read_body
 from snc_service.api.ingest.json_batch import JSON_EXAMPLE, JsonBatch, decode_json
+from snc_service.api.runs.commands import AckCommand, as_ack
 from snc_service.api.runs.policies import POLICY_EXAMPLE, PolicyBody
-from snc_service.api.runs.runs import AckCommand, as_ack
 from snc_service.api.state import InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.group_commit import Closed, QueueFull
