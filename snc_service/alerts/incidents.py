@@ -12,6 +12,7 @@ from typing import Final
 
 from snc_service.alerts.document import rank
 from snc_service.detect.memory import Quiet, quiet_steps
+from snc_service.store.types import END_STATES
 from snc_service.store.types.incidents import Entry, Incident, IncidentChange, RunFacts
 
 QUIET_STEPS: Final = 50  # in which no rule of an incident fired: it is over
@@ -62,7 +63,7 @@ def gather(
 
 def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
     """Return whether nothing of an incident goes on any more."""
-    if facts.state in ("finished", "failed"):
+    if facts.state in END_STATES:
         return now - facts.updated_at >= CLOSED_SECONDS
     if facts.state == "silent":
         return now - facts.updated_at >= SILENT_SECONDS

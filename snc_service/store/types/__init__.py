@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from snc_service.store.types.annotations import Annotation
 from snc_service.store.types.documents import VersionedDocument as VersionedDocument
@@ -42,6 +42,7 @@ from snc_service.wire import Batch, RuleSettings, Severity
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
 EndState: TypeAlias = Literal["finished", "failed"]
+END_STATES: Final[tuple[EndState, ...]] = get_args(EndState)
 
 
 @dataclass(frozen=True)
