@@ -55,13 +55,6 @@ def glob(value: object, where: str) -> str:
     return printable(value, where, max_bytes=256)
 
 
-def switch(value: object, where: str) -> bool:
-    """Return ``value`` if it is true or false."""
-    if not isinstance(value, bool):
-        raise WireError(where, f"must be true or false, got {shown(value)}")
-    return value
-
-
 def seconds(value: object, where: str, least: float) -> float:
     """Return a time from ``least`` seconds to 30 days."""
     most = 30 * 86_400

@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from snc_service.alerts.checks import choice, glob, known_keys, link, names, seconds, switch, table
+from snc_service.alerts.checks import choice, glob, known_keys, link, names, seconds, table
 from snc_service.alerts.receivers import MASK, TYPES, Receiver, address, masked_url
 from snc_service.store.types.incidents import Entry, Incident
 from snc_service.wire import SEVERITIES, Severity, WireError
+from snc_service.wire.checks import switch
 
 MAX_RECEIVERS = 32
 MAX_ROUTES = 128

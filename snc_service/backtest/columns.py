@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable, RuleSettings
+from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_STEPS
 
-Floats = npt.NDArray[np.float32]
 WRITER = "backtest"
 
 

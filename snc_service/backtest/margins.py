@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from snc_service.detect.rules import Judgement, judge
+from snc_service.detect.trends import Doubles
 from snc_service.store.types import RunRows
 from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
 
@@ -22,8 +22,6 @@ ALIKE: Final = 2.0  # layers of one pattern whose largest sigmas lie within this
 LEAST_SIGMA: Final = 1e-6  # a layer that stayed at zero gets no threshold
 _NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")  # a whole part of a name
 _GLOB = re.compile(r"([*?\[])")
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass

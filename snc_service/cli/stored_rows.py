@@ -10,12 +10,13 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.backtest.columns import Floats, rows
+from snc_service.backtest.columns import rows
 from snc_service.cli.failure import Failure
 from snc_service.cli.service import ServiceClient
 from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import ABSENT, RuleSettings, WireError
+from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_LAYERS
 
 # What rules look at.

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from snc_service.store.types import RunRows
 from snc_service.wire import absent
+from snc_service.wire.batch import Floats
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.batch_columns import BatchColumns, Floats, Mask
+from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles, Trends
+from snc_service.wire.batch import Floats
 
 
 @dataclass(frozen=True)

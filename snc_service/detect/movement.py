@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from snc_service.detect.batch_columns import BatchColumns, Floats
+from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.findings import (
     Columns,
     RuleFinding,
@@ -18,6 +18,7 @@ from snc_service.detect.findings import (
     number,
 )
 from snc_service.detect.trends import Doubles
+from snc_service.wire.batch import Floats
 
 
 def sigma_jump(seen: Seen) -> RuleFinding | None:

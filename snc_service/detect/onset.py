@@ -15,9 +15,10 @@ from typing import Final
 import numpy as np
 
 from snc_service.detect.findings import RuleFinding
-from snc_service.detect.memory import Floats, Memory
+from snc_service.detect.memory import Memory
 from snc_service.detect.running import REST_ROWS
 from snc_service.store.types import RunRows
+from snc_service.wire.batch import Floats
 
 # The rules that know of single layers, in the order of their numbers in the state.
 BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")

@@ -59,6 +59,13 @@ def whole(value: object, field: str, *, least: int = 0, most: int = MAX_WHOLE) -
     return value
 
 
+def switch(value: object, where: str) -> bool:
+    """Return ``value`` if it is true or false."""
+    if not isinstance(value, bool):
+        raise WireError(where, f"must be true or false, got {shown(value)}")
+    return value
+
+
 def printable(value: object, field: str, *, max_bytes: int) -> str:
     """Return ``value`` if it is a string of 1 to ``max_bytes`` bytes without control characters."""
     if not isinstance(value, str) or not value:

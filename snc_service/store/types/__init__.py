@@ -31,7 +31,6 @@ from snc_service.store.types.errors import TooManyAnnotations as TooManyAnnotati
 from snc_service.store.types.errors import VersionConflict as VersionConflict
 from snc_service.store.types.histories import Buckets as Buckets
 from snc_service.store.types.histories import Extent as Extent
-from snc_service.store.types.histories import Floats as Floats
 from snc_service.store.types.histories import LatestValues as LatestValues
 from snc_service.store.types.histories import Piece as Piece
 from snc_service.store.types.histories import Steps as Steps
@@ -39,6 +38,7 @@ from snc_service.store.types.histories import Window as Window
 from snc_service.store.types.histories import Worst as Worst
 from snc_service.store.types.records import StoredCommand
 from snc_service.wire import Batch, RuleSettings, Severity
+from snc_service.wire.batch import Floats as Floats
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
 EndState: TypeAlias = Literal["finished", "failed"]
