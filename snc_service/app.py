@@ -16,8 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from snc_service import __version__, problems, ui
 from snc_service.alerts import Alerts
 from snc_service.alerts.address import networks
-from snc_service.api.alerting import incidents, routing
-from snc_service.api.conventions.head import Head
+from snc_service.api.alerting import incidents, routing, silences
+from snc_service.api.conventions.head import HeadRequests
 from snc_service.api.history import compare, export, heatmap, history, layers, onset, worst
 from snc_service.api.ingest import batches
 from snc_service.api.ingest.fast_path import ShortCut
@@ -27,6 +27,7 @@ from snc_service.api.runs import (
     events,
     policies,
     rule_settings,
+    run_creation,
     runs,
     stream,
 )
@@ -36,7 +37,7 @@ from snc_service.api.security.authentication import AuthenticationMiddleware
 from snc_service.api.security.rate_limit import Shares
 from snc_service.api.state import Budget, Limits, Service
 from snc_service.api.system import docs, health, openapi, prometheus
-from snc_service.auth import Tokens
+from snc_service.auth import TokenCache
 from snc_service.background_tasks import start_chores, steady_seconds
 from snc_service.detect.rules import advance
 from snc_service.exposition import Exposition
@@ -48,6 +49,7 @@ from snc_service.store import Store, open_store
 ROUTERS: Final = tuple(
     part.router
     for part in (
+        run_creation,
         runs,
         batches,
         layers,
@@ -63,6 +65,7 @@ ROUTERS: Final = tuple(
         annotation,
         commands,
         incidents,
+        silences,
         routing,
         stream,
         prometheus,
@@ -129,7 +132,7 @@ def create_app(
         app.include_router(router, dependencies=[Depends(authorization.authorised)])
     ui.mount(app)
     app.add_middleware(ShortCut)
-    app.add_middleware(Head)
+    app.add_middleware(HeadRequests)
     app.add_middleware(AuthenticationMiddleware, hosts=_served_hosts(settings))
     app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
     schema = cache(lambda: openapi.build(app, ROUTERS))
@@ -171,7 +174,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
             settings.token_runs,
         ),
         budget=Budget(settings.max_inflight_bytes),
-        tokens=Tokens(store.tokens.all, clock),
+        tokens=TokenCache(store.tokens.all, clock),
         shares=Shares(
             settings.token_requests_per_second,
             settings.token_inflight_bytes,

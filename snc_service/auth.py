@@ -23,7 +23,6 @@ from snc_service.store.types.records import Scope, Token
 
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 SECRET: Final = re.compile(r"snc_([0-9a-f]{12})_[0-9a-f]{48}")
-TOKEN_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # Authors that are no tokens: a token of that name would let one pass for the other.
 RESERVED: Final = frozenset(("anonymous", "client", "operator", "retention"))
 FRESH_SECONDS: Final = 1.0  # how long a token made or revoked by another process may go unnoticed
@@ -88,7 +87,7 @@ def hide_secrets(text: str) -> str:
     return SECRET.sub(lambda match: f"snc_{match[1]}_...", text)
 
 
-class Tokens:
+class TokenCache:
     """The store's tokens as they were at most `FRESH_SECONDS` ago. For one event loop.
 
     Once a token was made the service asks everybody for one, for ever: revoking or outliving the

@@ -22,7 +22,7 @@ import numpy as np
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
-from snc_service.store.types import Rows, Submission
+from snc_service.store.types import RunRows, Submission
 from snc_service.wire import Batch, LayerTable
 
 METRICS = ("sigma", "frobenius", "grad_norm", "update_norm", "threshold", "scale")
@@ -74,7 +74,7 @@ def cost_per_row(num_layers: int, rows: int, repeats: int) -> float:
     state, took = None, []
     for batch in batches(num_layers, rows, repeats + 5):
         begin = time.thread_time()
-        state, _ = advance(state, Rows("r", batch, names, 0, batch.seq == 0))
+        state, _ = advance(state, RunRows("r", batch, names, 0, batch.seq == 0))
         took.append(time.thread_time() - begin)
     return statistics.median(took[5:]) / rows
 
@@ -86,7 +86,7 @@ def ingest(num_layers: int, rows: int, repeats: int) -> tuple[float, float]:
     both down; from the medians of single batches.
     """
 
-    def without(state: bytes | None, _: Rows) -> tuple[bytes, list]:
+    def without(state: bytes | None, _: RunRows) -> tuple[bytes, list]:
         return state or b"{}", []
 
     table = LayerTable.of_names([f"blocks.{i}.weight" for i in range(num_layers)])

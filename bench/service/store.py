@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from snc_service.store import Store, open_store
-from snc_service.store.types import Event, Rows, Submission, Window
+from snc_service.store.types import Event, RunRows, Submission, Window
 from snc_service.wire import Batch, LayerSpec, LayerTable
 
 BYTES_PER_VALUE = 2.3
@@ -31,7 +31,7 @@ METRICS = ("sigma", "threshold", "frobenius", "stable_rank", "grad_norm")
 NOW = 1_763_800_000.0
 
 
-def quiet(state: bytes | None, rows: Rows) -> tuple[bytes, list[Event]]:
+def quiet(state: bytes | None, rows: RunRows) -> tuple[bytes, list[Event]]:
     return b"", []
 
 

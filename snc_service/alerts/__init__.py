@@ -2,6 +2,6 @@
 
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.post import NotDelivered
-from snc_service.alerts.worker import OUTCOMES, Alerts
+from snc_service.alerts.worker import Alerts
 
-__all__ = ["OUTCOMES", "Alerting", "Alerts", "NotDelivered"]
+__all__ = ["Alerting", "Alerts", "NotDelivered"]

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from snc_service.alerts.address import Network
-from snc_service.alerts.document import SEVERITIES, rank
+from snc_service.alerts.document import rank
 from snc_service.alerts.mail import send_mail
 from snc_service.alerts.message import Message, rfc3339
 from snc_service.alerts.post import post
 from snc_service.alerts.receivers import Alertmanager, Email, Receiver, Slack, Webhook
+from snc_service.wire import SEVERITIES
 
 SIGNATURE: Final = "X-Snc-Signature"
 TIMESTAMP: Final = "X-Snc-Timestamp"

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from snc_service.wire import WireError
+from snc_service.wire import RUN_NAME, WireError
 from snc_service.wire.checks import printable, shown, whole
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?")
 MAX_URL_BYTES = 2_048
 _MAILBOX = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}")
@@ -37,8 +36,10 @@ def names(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise WireError(where, f"must be a list of names, got {shown(value)}")
     for name in value:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise WireError(where, f"must be names that match {NAME.pattern}, got {shown(name)}")
+        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+            raise WireError(
+                where, f"must be names that match {RUN_NAME.pattern}, got {shown(name)}"
+            )
     return tuple(dict.fromkeys(value))
 
 
@@ -52,13 +53,6 @@ def choice(value: object, where: str, choices: Sequence[str]) -> str:
 def glob(value: object, where: str) -> str:
     """Return a pattern over names."""
     return printable(value, where, max_bytes=256)
-
-
-def switch(value: object, where: str) -> bool:
-    """Return ``value`` if it is true or false."""
-    if not isinstance(value, bool):
-        raise WireError(where, f"must be true or false, got {shown(value)}")
-    return value
 
 
 def seconds(value: object, where: str, least: float) -> float:

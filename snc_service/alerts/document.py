@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Final, get_args
+from typing import Any
 
-from snc_service.alerts.checks import choice, glob, known_keys, link, names, seconds, switch, table
+from snc_service.alerts.checks import choice, glob, known_keys, link, names, seconds, table
 from snc_service.alerts.receivers import MASK, TYPES, Receiver, address, masked_url
-from snc_service.store.types.incidents import Entry, Incident, Severity
-from snc_service.wire import WireError
+from snc_service.store.types.incidents import Entry, Incident
+from snc_service.wire import SEVERITIES, Severity, WireError
+from snc_service.wire.checks import switch
 
-SEVERITIES: Final[tuple[str, ...]] = get_args(Severity)
 MAX_RECEIVERS = 32
 MAX_ROUTES = 128
 REPEAT_SECONDS = 4 * 3_600.0

@@ -12,7 +12,8 @@ from typing import Final
 
 from snc_service.alerts.document import rank
 from snc_service.detect.memory import Quiet, quiet_steps
-from snc_service.store.types.incidents import Change, Entry, Incident, RunFacts
+from snc_service.store.types import END_STATES
+from snc_service.store.types.incidents import Entry, Incident, IncidentChange, RunFacts
 
 QUIET_STEPS: Final = 50  # in which no rule of an incident fired: it is over
 CLOSED_SECONDS: Final = 300.0  # after a run has ended, its incidents are over
@@ -30,14 +31,14 @@ def gather(
     *,
     told: Callable[[Incident], Sequence[str]],
     now: float,
-) -> list[Change]:
+) -> list[IncidentChange]:
     """Return what becomes of a run's open incident with new ``entries``, in order.
 
     ``told`` says who is to hear of an incident. Receivers look again where it became worse; what
     merely joins is listed when they are told the next time.
     """
     quiet = quiet_steps(facts.rule_state)
-    changes: list[Change] = []
+    changes: list[IncidentChange] = []
     current, wake = incident, False
     for place, entry in enumerate(entries):
         if entry.severity == "info":
@@ -45,7 +46,7 @@ def gather(
             continue
         anew = {each.rule for each in entries[place:]}
         if current is not None and not _joins(current, entry, quiet, anew):
-            changes.append(Change(resolved(current, now), told(current), wake=True))
+            changes.append(IncidentChange(resolved(current, now), told(current), wake=True))
             current = None
         if current is None:
             current, wake = _opened(facts, entry, "open"), True
@@ -54,13 +55,15 @@ def gather(
             current, wake = _joined(current, entry, now), wake or worse
     if current is not None and current is not incident:
         revision = 1 if incident is None or current.id == 0 else incident.revision + 1
-        changes.append(Change(replace(current, revision=revision), told(current), wake=wake))
+        changes.append(
+            IncidentChange(replace(current, revision=revision), told(current), wake=wake)
+        )
     return changes
 
 
 def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
     """Return whether nothing of an incident goes on any more."""
-    if facts.state in ("finished", "failed"):
+    if facts.state in END_STATES:
         return now - facts.updated_at >= CLOSED_SECONDS
     if facts.state == "silent":
         return now - facts.updated_at >= SILENT_SECONDS
@@ -82,10 +85,10 @@ def resolved(incident: Incident, now: float) -> Incident:
 
 def _notice(
     facts: RunFacts, entry: Entry, told: Callable[[Incident], Sequence[str]]
-) -> list[Change]:
+) -> list[IncidentChange]:
     notice = _opened(facts, entry, "notice")
     receivers = told(notice)
-    return [Change(notice, receivers)] if receivers else []
+    return [IncidentChange(notice, receivers)] if receivers else []
 
 
 def _opened(facts: RunFacts, entry: Entry, state: str) -> Incident:

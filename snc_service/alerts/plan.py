@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from snc_service.alerts.document import Alerting, rank
 from snc_service.alerts.receivers import Alertmanager
-from snc_service.store.types.incidents import Delivery, Entry, Incident, Silence
+from snc_service.store.types.incidents import AlertDelivery, Entry, Incident, Silence
 
 # Alertmanager repeats and resolves by itself: it only wants to hear that an alert still stands.
 REFRESH_SECONDS: Final = 60.0
@@ -41,7 +41,7 @@ class Wait:
 
 
 def next_step(
-    delivery: Delivery,
+    delivery: AlertDelivery,
     incident: Incident,
     alerting: Alerting,
     silences: Sequence[Silence],
@@ -74,17 +74,19 @@ def next_step(
     return Tell("firing", repeat) if again <= now else Wait(again)
 
 
-def _ending(delivery: Delivery, wanted: bool) -> Tell | Wait:
+def _ending(delivery: AlertDelivery, wanted: bool) -> Tell | Wait:
     if delivery.told == "nothing":
         return Tell("firing", 0.0)  # and then at once that it is over
     return Tell("resolved", None) if wanted and delivery.told == "firing" else Wait(None)
 
 
-def _is_looked_after(delivery: Delivery, incident: Incident) -> bool:
+def _is_looked_after(delivery: AlertDelivery, incident: Incident) -> bool:
     return delivery.told == "nothing" and incident.acknowledged_at is not None
 
 
-def after_success(delivery: Delivery, incident: Incident, tell: Tell, now: float) -> Delivery:
+def after_success(
+    delivery: AlertDelivery, incident: Incident, tell: Tell, now: float
+) -> AlertDelivery:
     """Return the delivery once its receiver has been told."""
     return replace(
         delivery,
@@ -100,8 +102,8 @@ def after_success(delivery: Delivery, incident: Incident, tell: Tell, now: float
 
 
 def after_failure(
-    delivery: Delivery, error: str, retry_after: float | None, now: float, jitter: float
-) -> Delivery:
+    delivery: AlertDelivery, error: str, retry_after: float | None, now: float, jitter: float
+) -> AlertDelivery:
     """Return the delivery once its receiver could not be told; ``next_at`` None: given up.
 
     Waits double from 1 s to 5 min, shortened by up to half by ``jitter`` in [0, 1), and never fall

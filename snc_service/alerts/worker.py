@@ -23,7 +23,7 @@ from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
 from snc_service.store import Store
 from snc_service.store.types import StoreError
-from snc_service.store.types.incidents import Change, Delivery, Incident
+from snc_service.store.types.incidents import AlertDelivery, Incident, IncidentChange
 
 PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds to a delivery
 SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over
@@ -33,7 +33,6 @@ LEAP_SECONDS: Final = 60.0  # a clock that goes back further makes waits too lon
 CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
 EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
 CHANGES_AT_ONCE: Final = 100
-OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ class Alerts:
     """Alerts of one service: `start` it, `close` it before its store.
 
     ``allowed`` are networks that receivers may be in although they are not public; ``observe``
-    hears one of `OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one store share
-    the work.
+    hears one of `DELIVERY_OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one
+    store share the work.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class Alerts:
             if over:
                 incident = incidents.resolved(incident, now)
             if over or everything:
-                changes.append(Change(incident, alerting.told(incident), wake=True))
+                changes.append(IncidentChange(incident, alerting.told(incident), wake=True))
         for start in range(0, len(changes), CHANGES_AT_ONCE):
             self._store.incidents.change(changes[start : start + CHANGES_AT_ONCE], now=now)
 
@@ -174,7 +173,7 @@ class Alerts:
             log.exception("alerts to %s could not be seen to", receiver)
             self._closing.wait(TROUBLE_SECONDS)
 
-    def _see_to(self, delivery: Delivery, incident: Incident) -> None:
+    def _see_to(self, delivery: AlertDelivery, incident: Incident) -> None:
         now = self._clock()
         alerting = self._alerting(self._store.incidents.work(now).version)
         step = plan.next_step(delivery, incident, alerting, self._store.silences.active(now), now)
@@ -195,7 +194,7 @@ class Alerts:
         if delivery.failures:
             log.info("alerts to %s arrive again", delivery.receiver)
 
-    def _failed(self, delivery: Delivery, incident: Incident, error: NotDelivered) -> None:
+    def _failed(self, delivery: AlertDelivery, incident: Incident, error: NotDelivered) -> None:
         now = self._clock()
         after = plan.after_failure(delivery, str(error), error.retry_after, now, plan.jitter())
         given_up = after.next_at is None

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from snc_service.alerts import Alerts
 from snc_service.api.security.rate_limit import Shares
-from snc_service.auth import Access, Tokens
+from snc_service.auth import Access, TokenCache
 from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.problems import Problem
@@ -63,7 +63,7 @@ class Service:
     alerts: Alerts
     limits: Limits
     budget: Budget
-    tokens: Tokens
+    tokens: TokenCache
     shares: Shares
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None

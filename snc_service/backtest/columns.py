@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable, RuleSettings
+from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_STEPS
 
-Floats = npt.NDArray[np.float32]
 WRITER = "backtest"
 
 
@@ -28,7 +27,7 @@ def rows(
     size: int = MAX_STEPS,
     settings: RuleSettings | None = None,
     annotations: tuple[Annotation, ...] = (),
-) -> Iterator[Rows]:
+) -> Iterator[RunRows]:
     """Yield metrics [T, L] and scalars [T] at these steps in pieces of up to ``size`` steps.
 
     Raises `WireError` for what no client could have sent: steps that do not grow, wrong names.
@@ -51,4 +50,4 @@ def rows(
             np.stack(along) if along else np.empty((0, num), np.float32),
         )
         is_first = new_attempt and start == 0
-        yield Rows(run, batch, names, attempt, is_first, settings or RuleSettings(), annotations)
+        yield RunRows(run, batch, names, attempt, is_first, settings or RuleSettings(), annotations)

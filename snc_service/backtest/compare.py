@@ -10,7 +10,7 @@ from snc_service.store.types import Event
 
 
 @dataclass(frozen=True)
-class Change:
+class EventChange:
     """One event under two settings; None where the settings do not raise it."""
 
     before: Event | None
@@ -40,9 +40,9 @@ class Change:
         return event
 
 
-def compare(before: Sequence[Event], after: Sequence[Event]) -> list[Change]:
+def compare(before: Sequence[Event], after: Sequence[Event]) -> list[EventChange]:
     """Pair the events of each rule, nearest steps first; return all in the order of steps."""
-    changes: list[Change] = []
+    changes: list[EventChange] = []
     for rule in dict.fromkeys(event.rule for event in (*before, *after)):
         old = [event for event in before if event.rule == rule]
         new = [event for event in after if event.rule == rule]
@@ -50,16 +50,16 @@ def compare(before: Sequence[Event], after: Sequence[Event]) -> list[Change]:
     return sorted(changes, key=lambda change: (change.event.step, change.event.rule))
 
 
-def _paired(old: list[Event], new: list[Event]) -> list[Change]:
-    changes: list[Change] = []
+def _paired(old: list[Event], new: list[Event]) -> list[EventChange]:
+    changes: list[EventChange] = []
     distances = sorted(
         (abs(a.step - b.step), i, j) for i, a in enumerate(old) for j, b in enumerate(new)
     )
     rest_old, rest_new = set(range(len(old))), set(range(len(new)))
     for _, i, j in distances:
         if i in rest_old and j in rest_new:
-            changes.append(Change(old[i], new[j]))
+            changes.append(EventChange(old[i], new[j]))
             rest_old.remove(i)
             rest_new.remove(j)
-    changes += [Change(old[i], None) for i in sorted(rest_old)]
-    return changes + [Change(None, new[j]) for j in sorted(rest_new)]
+    changes += [EventChange(old[i], None) for i in sorted(rest_old)]
+    return changes + [EventChange(None, new[j]) for j in sorted(rest_new)]

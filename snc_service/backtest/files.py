@@ -29,7 +29,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from snc_service.backtest.columns import rows
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.wire import WireError
 from snc_service.wire.checks import MAX_LAYERS, MAX_STEP, printable, shown
 
@@ -44,7 +44,7 @@ PIECE: Final = 256  # rows judged at a time
 Array = npt.NDArray[Any]
 
 
-def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) -> Iterator[Rows]:
+def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) -> Iterator[RunRows]:
     """Yield the rows of one file, ``size`` at a time, checked before the first one.
 
     Metrics named in ``without`` are left out, as if the job had not reported them. Memory: the
@@ -72,7 +72,9 @@ def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) ->
     return _rows(path.stem, layers, {"sigma": sigma, **found}, size)
 
 
-def _rows(run: str, layers: tuple[str, ...], arrays: dict[str, Array], size: int) -> Iterator[Rows]:
+def _rows(
+    run: str, layers: tuple[str, ...], arrays: dict[str, Array], size: int
+) -> Iterator[RunRows]:
     first = arrays.pop("s0", None)
     if first is not None:
         yield from rows(run, layers, [0], {"sigma": first[None]}, {})

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from snc_service.detect.rules import Verdict, judge
-from snc_service.store.types import Rows
+from snc_service.detect.rules import Judgement, judge
+from snc_service.detect.trends import Doubles
+from snc_service.store.types import RunRows
 from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
 
 # Of these a limit says how much is too much; the others count what must not happen at all.
@@ -22,8 +22,6 @@ ALIKE: Final = 2.0  # layers of one pattern whose largest sigmas lie within this
 LEAST_SIGMA: Final = 1e-6  # a layer that stayed at zero gets no threshold
 _NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")  # a whole part of a name
 _GLOB = re.compile(r"([*?\[])")
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Observed:
     num_rows: int = 0
     critical: dict[str, str] = field(default_factory=dict)  # run -> what was critical in it
 
-    def add(self, stream: Iterable[Rows]) -> None:
+    def add(self, stream: Iterable[RunRows]) -> None:
         """Take in all rows of one run, judged by the rules in force for it."""
         state: bytes | None = None
         tails: dict[str, Doubles] = {}
@@ -49,7 +47,7 @@ class Observed:
                 if event.severity == "critical":
                     self.critical.setdefault(rows.run, f"{event.rule} at step {event.step}")
 
-    def _sigmas(self, rows: Rows) -> None:
+    def _sigmas(self, rows: RunRows) -> None:
         sigma = rows.batch.metric("sigma")
         if sigma is None:
             return
@@ -57,7 +55,7 @@ class Observed:
         for layer, value in zip(rows.layers, largest.tolist(), strict=True):
             self.sigma[layer] = max(self.sigma.get(layer, 0.0), value)
 
-    def _values(self, rows: Rows, verdict: Verdict, tails: dict[str, Doubles]) -> None:
+    def _values(self, rows: RunRows, verdict: Judgement, tails: dict[str, Doubles]) -> None:
         for name, finding in verdict.findings.items():
             setting = rows.settings[name]
             armed = finding.judged & (verdict.trained >= setting.armed)

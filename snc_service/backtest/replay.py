@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from snc_service.detect.rules import judge
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSettings
 
 
@@ -28,7 +28,7 @@ class Replay:
         return sorted(step - 1 for step in self.fired if step > 0)
 
 
-def replay(stream: Iterable[Rows], settings: Sequence[RuleSettings | None]) -> list[Replay]:
+def replay(stream: Iterable[RunRows], settings: Sequence[RuleSettings | None]) -> list[Replay]:
     """Judge all rows of one run, in one pass, by each of ``settings``; None: those of the rows.
 
     Each starts from an empty state. Memory: one element of ``stream``, a state per settings, and

@@ -16,7 +16,7 @@ PAGE = 500
 Json = dict[str, Any]
 
 
-class Service:
+class ServiceClient:
     """The REST interface below ``url``. Use it as a context manager."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -33,11 +33,11 @@ class Service:
             raise Failure(f"the URL must be http://host:port or https://..., got {self.url[:80]!r}")
 
     @classmethod
-    def of(cls, arguments: Namespace) -> Service:
+    def of(cls, arguments: Namespace) -> ServiceClient:
         """Open the service that ``--url`` and ``--token`` name."""
         return cls(arguments.url, arguments.token)
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> ServiceClient:
         return self
 
     def __exit__(

@@ -10,12 +10,13 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.backtest.columns import Floats, rows
+from snc_service.backtest.columns import rows
 from snc_service.cli.failure import Failure
-from snc_service.cli.service import Service
-from snc_service.store.types import Rows
+from snc_service.cli.service import ServiceClient
+from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import ABSENT, RuleSettings, WireError
+from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_LAYERS
 
 # What rules look at.
@@ -27,7 +28,7 @@ MOST_ATTEMPTS: Final = 1_000
 
 
 @dataclass(frozen=True)
-class Planned:
+class RuleContext:
     """What rows carry for the rules beside values."""
 
     settings: RuleSettings
@@ -35,7 +36,7 @@ class Planned:
 
 
 @dataclass
-class Window:
+class StepWindow:
     """Columns of the steps ``low`` to ``high``, filled in any order."""
 
     low: int
@@ -57,13 +58,13 @@ class Window:
         self.metrics[metric][step - self.low, layer] = value
 
 
-def layer_names(service: Service, run: str) -> list[str]:
+def layer_names(service: ServiceClient, run: str) -> list[str]:
     """Return the run's layers in model order."""
     found = service.items("runs", run, "layers", limit=MAX_LAYERS, sort="model")
     return [str(item["layer"]) for item in found]
 
 
-def stored_run(service: Service, run: str) -> Iterator[Rows]:
+def stored_run(service: ServiceClient, run: str) -> Iterator[RunRows]:
     """Yield the rows of every attempt of a run, the oldest attempt first.
 
     Rows of several writers at one step are one row. They carry the run's annotations and the rule
@@ -71,7 +72,7 @@ def stored_run(service: Service, run: str) -> Iterator[Rows]:
     metric. Raises `Failure`.
     """
     layers = layer_names(service, run)
-    planned = Planned(_settings(service, run), _annotations(service, run))
+    planned = RuleContext(_settings(service, run), _annotations(service, run))
     known = service.get("runs", run)
     if known["attempt"] >= MOST_ATTEMPTS:
         raise Failure(f"{run} must have at most {MOST_ATTEMPTS} attempts, got {known['attempt']}")
@@ -84,7 +85,7 @@ def stored_run(service: Service, run: str) -> Iterator[Rows]:
             continue
         is_new = True
         for low in range(bounds[0], bounds[1] + 1, size):
-            window = Window(low, min(low + size - 1, bounds[1]), len(layers))
+            window = StepWindow(low, min(low + size - 1, bounds[1]), len(layers))
             _fill(window, service, run, attempt, layers, {*metrics, *scalars})
             for piece in _cut(window, run, layers, attempt, is_new, planned):
                 yield piece
@@ -92,7 +93,7 @@ def stored_run(service: Service, run: str) -> Iterator[Rows]:
 
 
 def _bounds(
-    service: Service, run: str, attempt: int, metrics: list[str], scalars: list[str]
+    service: ServiceClient, run: str, attempt: int, metrics: list[str], scalars: list[str]
 ) -> tuple[int, int] | None:
     """Return the first step of an attempt and one that is not before its last."""
     answers = [
@@ -111,7 +112,12 @@ def _bounds(
 
 
 def _fill(
-    window: Window, service: Service, run: str, attempt: int, layers: list[str], names: set[str]
+    window: StepWindow,
+    service: ServiceClient,
+    run: str,
+    attempt: int,
+    layers: list[str],
+    names: set[str],
 ) -> None:
     index = {name: at for at, name in enumerate(layers)}
     chunks = service.stream(
@@ -150,14 +156,14 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
         yield rest
 
 
-def _settings(service: Service, run: str) -> RuleSettings:
+def _settings(service: ServiceClient, run: str) -> RuleSettings:
     try:
         return RuleSettings.parse({"rules": service.get("runs", run, "rules").get("rules")})
     except WireError as error:
         raise Failure(f"the rules of {run} are not in the form of this release: {error}") from None
 
 
-def _annotations(service: Service, run: str) -> tuple[Annotation, ...]:
+def _annotations(service: ServiceClient, run: str) -> tuple[Annotation, ...]:
     items = service.get("runs", run, "annotations")["items"]
     return tuple(
         Annotation(each["id"], each["step"], each["quiet_steps"], each["text"], each["author"], 0.0)
@@ -166,8 +172,13 @@ def _annotations(service: Service, run: str) -> tuple[Annotation, ...]:
 
 
 def _cut(
-    window: Window, run: str, layers: list[str], attempt: int, is_new: bool, planned: Planned
-) -> Iterator[Rows]:
+    window: StepWindow,
+    run: str,
+    layers: list[str],
+    attempt: int,
+    is_new: bool,
+    planned: RuleContext,
+) -> Iterator[RunRows]:
     """Yield the steps of a window at which something was measured."""
     columns = [*window.metrics.values(), *window.scalars.values()]
     there = np.zeros(window.high - window.low + 1, np.bool_)

@@ -10,15 +10,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.wire import absent
+from snc_service.wire.batch import Floats
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
+class BatchColumn:
     """Values as they came (float32): one per row and layer, or one per row.
 
     ``whole``: every one of them is a finite number, so that nobody need look again.
@@ -52,8 +52,8 @@ class Column:
 class BatchColumns:
     """S rows of L layers: metrics are [S, L], scalars [S]; a column that did not come is None."""
 
-    rows: Rows
-    _columns: dict[tuple[str, str], Column | None] = field(default_factory=dict)
+    rows: RunRows
+    _columns: dict[tuple[str, str], BatchColumn | None] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> bool:
@@ -66,20 +66,20 @@ class BatchColumns:
         """Return the L layer names."""
         return self.rows.layers
 
-    def metric(self, name: str) -> Column | None:
+    def metric(self, name: str) -> BatchColumn | None:
         """Return one number per row and layer."""
         return self._column("metric", name)
 
-    def scalar(self, name: str) -> Column | None:
+    def scalar(self, name: str) -> BatchColumn | None:
         """Return one number per row."""
         return self._column("scalar", name)
 
-    def _column(self, kind: str, name: str) -> Column | None:
+    def _column(self, kind: str, name: str) -> BatchColumn | None:
         if (kind, name) not in self._columns:
             batch = self.rows.batch
             values = batch.metric(name) if kind == "metric" else batch.scalar(name)
             column = None
             if values is not None:
-                column = Column(values, self.whole or bool(np.isfinite(values).all()))
+                column = BatchColumn(values, self.whole or bool(np.isfinite(values).all()))
             self._columns[kind, name] = column
         return self._columns[kind, name]

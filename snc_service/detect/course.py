@@ -7,24 +7,24 @@ import math
 import numpy as np
 
 from snc_service.detect.batch_columns import BatchColumns, Mask
-from snc_service.detect.findings import Finding, Seen, Told, count, factor, number
+from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, number
 from snc_service.detect.memory import Memory
 from snc_service.detect.trends import Doubles
 
 RISING = 0.15  # of its size, above its lowest: from there on growth is no progress
 
 
-def loss_divergence(seen: Seen) -> Finding | None:
+def loss_divergence(seen: Seen) -> RuleFinding | None:
     """Find losses far above their running mean, in deviations."""
     return _score(seen, "loss", "loss")
 
 
-def grad_spike(seen: Seen) -> Finding | None:
+def grad_spike(seen: Seen) -> RuleFinding | None:
     """Find gradient norms whose logarithm is far above its running mean, in deviations."""
     return _score(seen, "grad_norm", "the gradient norm")
 
 
-def _score(seen: Seen, name: str, word: str) -> Finding | None:
+def _score(seen: Seen, name: str, word: str) -> RuleFinding | None:
     scores, column = seen.scores.get(name), seen.signals.scalar(name)
     if scores is None or column is None:
         return None
@@ -37,10 +37,10 @@ def _score(seen: Seen, name: str, word: str) -> Finding | None:
         )
         return Told(text, value=value, limit=limit)
 
-    return Finding(scores, seen.trends.judged & ~np.isnan(scores), tell)
+    return RuleFinding(scores, seen.trends.judged & ~np.isnan(scores), tell)
 
 
-def lr_jump(seen: Seen) -> Finding | None:
+def lr_jump(seen: Seen) -> RuleFinding | None:
     """Find learning rates far above the largest one before."""
     ratios = seen.scores.get("lr")
     if ratios is None:
@@ -51,10 +51,10 @@ def lr_jump(seen: Seen) -> Finding | None:
         text = f"the learning rate is {number(value)} times its largest value so far"
         return Told(f"{text} (limit {number(limit)})", value=value, limit=limit)
 
-    return Finding(ratios, seen.trends.judged & ~np.isnan(ratios), tell)
+    return RuleFinding(ratios, seen.trends.judged & ~np.isnan(ratios), tell)
 
 
-def loss_trend(seen: Seen) -> Finding | None:
+def loss_trend(seen: Seen) -> RuleFinding | None:
     """Find the median over layers of log sigma above its long mean, while the loss rises.
 
     Growth alone is how networks learn, and a loss may rise for a while: both together, over
@@ -79,7 +79,7 @@ def loss_trend(seen: Seen) -> Finding | None:
         )
         return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
 
-    return Finding(values, seen.trends.judged & ~np.isnan(rise), tell)
+    return RuleFinding(values, seen.trends.judged & ~np.isnan(rise), tell)
 
 
 def scores(signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask) -> dict[str, Doubles]:

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.batch_columns import BatchColumns, Column, Mask
+from snc_service.detect.batch_columns import BatchColumn, BatchColumns, Mask
 from snc_service.detect.findings import (
     Columns,
-    Finding,
+    RuleFinding,
     Seen,
     Told,
     apart,
@@ -25,7 +25,7 @@ FINITE_METRICS = ("sigma", "grad_norm", "update_norm")
 FINITE_SCALARS = ("loss", "grad_norm")
 
 
-def broken(signals: BatchColumns) -> tuple[dict[str, Column], dict[str, Column]]:
+def broken(signals: BatchColumns) -> tuple[dict[str, BatchColumn], dict[str, BatchColumn]]:
     """Return the metrics and the scalars that must be finite, as far as they came."""
     metrics = {n: c for n in FINITE_METRICS if (c := signals.metric(n)) is not None}
     scalars = {n: c for n in FINITE_SCALARS if (c := signals.scalar(n)) is not None}
@@ -45,10 +45,10 @@ def num_broken(signals: BatchColumns) -> npt.NDArray[np.int64]:
     return found
 
 
-def nonfinite(seen: Seen) -> Finding:
+def nonfinite(seen: Seen) -> RuleFinding:
     """Count values that were measured and are NaN or infinite."""
     found = seen.num_broken.astype(np.float64)
-    return Finding(found, everywhere(seen), partial(_tell_nonfinite, seen.signals))
+    return RuleFinding(found, everywhere(seen), partial(_tell_nonfinite, seen.signals))
 
 
 def _tell_nonfinite(signals: BatchColumns, row: int, limit: float) -> Told:
@@ -68,7 +68,7 @@ def _tell_nonfinite(signals: BatchColumns, row: int, limit: float) -> Told:
     return Told("; ".join(parts), layer, layers)
 
 
-def breach(seen: Seen) -> Finding | None:
+def breach(seen: Seen) -> RuleFinding | None:
     """Count layers whose sigma exceeds its threshold, compared in float32 as on the device."""
     sigma, threshold = seen.signals.metric("sigma"), seen.signals.metric("threshold")
     if sigma is None or threshold is None:
@@ -76,7 +76,7 @@ def breach(seen: Seen) -> Finding | None:
     # False wherever one of the two is NaN or was not measured.
     over: Mask = np.greater(sigma.values, threshold.values)
     tell = partial(_tell_breach, seen.signals, sigma.values, threshold.values, over)
-    return Finding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell)
+    return RuleFinding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell)
 
 
 def _tell_breach(
@@ -97,17 +97,17 @@ def _tell_breach(
     return Told(message, signals.layers[worst], int(where.size), finite(value), finite(held))
 
 
-def guard(seen: Seen) -> Finding | None:
+def guard(seen: Seen) -> RuleFinding | None:
     """Count steps that the client's guard undid."""
     return _undone(seen, "guard_vetoes", "the guard undid")
 
 
-def guard_rollback(seen: Seen) -> Finding | None:
+def guard_rollback(seen: Seen) -> RuleFinding | None:
     """Count returns of the client's guard to an older copy of the weights."""
     return _undone(seen, "guard_rollbacks", "the guard rolled the weights back after")
 
 
-def _undone(seen: Seen, name: str, word: str) -> Finding | None:
+def _undone(seen: Seen, name: str, word: str) -> RuleFinding | None:
     column = seen.signals.scalar(name)
     if column is None:
         return None
@@ -123,4 +123,4 @@ def _undone(seen: Seen, name: str, word: str) -> Finding | None:
         text = f"{layer} went {number(far)} times as far as it may{count(layers)}"
         return Told(f"{said}: {text}", layer, layers, value, limit)
 
-    return Finding(counts.astype(np.float64), everywhere(seen), tell)
+    return RuleFinding(counts.astype(np.float64), everywhere(seen), tell)

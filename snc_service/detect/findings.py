@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.batch_columns import BatchColumns, Floats, Mask
+from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles, Trends
+from snc_service.wire.batch import Floats
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Told:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class RuleFinding:
     """What a rule saw: ``values`` [S] to compare with its limit, in the rows that are ``judged``.
 
     ``tell`` puts one row, which exceeded the limit, into words. Where every layer is compared with
@@ -52,13 +53,13 @@ class Seen:
     scores: Mapping[str, Doubles]
 
 
-Look: TypeAlias = Callable[[Seen], Finding | None]
+Look: TypeAlias = Callable[[Seen], RuleFinding | None]
 Columns: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 def largest(
     seen: Seen, columns: Floats | None, say: Callable[[float, float], str]
-) -> Finding | None:
+) -> RuleFinding | None:
     """Compare the largest value over layers, and name the layer that has it."""
     if columns is None or not columns.shape[1]:
         return None
@@ -70,7 +71,7 @@ def largest(
         return Told(f"{layer}: {say(value, limit)}{count(layers)}", layer, layers, value, limit)
 
     values = np.fmax.reduce(columns, axis=1).astype(np.float64)
-    return Finding(values, seen.trends.judged, tell, columns)
+    return RuleFinding(values, seen.trends.judged, tell, columns)
 
 
 def everywhere(seen: Seen) -> Mask:

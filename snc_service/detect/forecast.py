@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.memory import Floats
 from snc_service.detect.trends import Doubles
+from snc_service.wire.batch import Floats
 
 ROWS: Final = 100  # that are looked at
 LEAST_ROWS: Final = 20  # before anything is said

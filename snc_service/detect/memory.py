@@ -16,14 +16,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.running import Deviation, Firing, Rise
+from snc_service.detect.running import Counts, Deviation, Firing, Rise
+from snc_service.wire.batch import Floats
 
 VERSION: Final = 3
 READABLE: Final = (2, 3)  # what version 2 did not know begins with the next row
 MOST_LAYERS: Final = 65_536  # of one run; past that, layers that no longer come are forgotten
 
-Counts: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float32]
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 

@@ -6,12 +6,22 @@ from functools import partial
 
 import numpy as np
 
-from snc_service.detect.batch_columns import BatchColumns, Floats
-from snc_service.detect.findings import Columns, Finding, Seen, Told, count, factor, largest, number
+from snc_service.detect.batch_columns import BatchColumns
+from snc_service.detect.findings import (
+    Columns,
+    RuleFinding,
+    Seen,
+    Told,
+    count,
+    factor,
+    largest,
+    number,
+)
 from snc_service.detect.trends import Doubles
+from snc_service.wire.batch import Floats
 
 
-def sigma_jump(seen: Seen) -> Finding | None:
+def sigma_jump(seen: Seen) -> RuleFinding | None:
     """Find the largest change of log sigma, or of the log Frobenius norm, in one step.
 
     A new top direction shows in the norm at once, in an estimate of sigma some steps later. Over k
@@ -38,10 +48,10 @@ def sigma_jump(seen: Seen) -> Finding | None:
         return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
 
     values = np.fmax.reduce(either, axis=1).astype(np.float64)
-    return Finding(values, seen.trends.judged, tell, either)
+    return RuleFinding(values, seen.trends.judged, tell, either)
 
 
-def sigma_growth(seen: Seen) -> Finding | None:
+def sigma_growth(seen: Seen) -> RuleFinding | None:
     """Find the largest log sigma above its own running mean."""
     return largest(
         seen,
@@ -52,7 +62,7 @@ def sigma_growth(seen: Seen) -> Finding | None:
     )
 
 
-def sigma_vs_init(seen: Seen) -> Finding | None:
+def sigma_vs_init(seen: Seen) -> RuleFinding | None:
     """Find the largest log sigma above the value it was registered with."""
     return largest(
         seen,
@@ -63,7 +73,7 @@ def sigma_vs_init(seen: Seen) -> Finding | None:
     )
 
 
-def coherent_growth(seen: Seen) -> Finding | None:
+def coherent_growth(seen: Seen) -> RuleFinding | None:
     """Find the log sigma above its long mean of the layer that grew least: all of them grow.
 
     A decay with the wrong sign, or a learning rate that only ever rises, moves every layer by a
@@ -85,10 +95,10 @@ def coherent_growth(seen: Seen) -> Finding | None:
         layer = seen.signals.layers[most]
         return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
 
-    return Finding(least, seen.trends.judged, tell)
+    return RuleFinding(least, seen.trends.judged, tell)
 
 
-def update_ratio(seen: Seen) -> Finding | None:
+def update_ratio(seen: Seen) -> RuleFinding | None:
     """Find the largest update norm over Frobenius norm."""
     return largest(
         seen,
@@ -100,7 +110,7 @@ def update_ratio(seen: Seen) -> Finding | None:
     )
 
 
-def grad_vanish(seen: Seen) -> Finding | None:
+def grad_vanish(seen: Seen) -> RuleFinding | None:
     """Find gradients that fell in all layers, or are almost nothing beside the weight in one.
 
     In natural logarithms for the fall of the layer that fell least; in decimal ones below 1e-7 for
@@ -116,7 +126,7 @@ def grad_vanish(seen: Seen) -> Finding | None:
         is_tiny = smallest < 1e-7
         tiny[is_tiny] = -np.log10(np.maximum(smallest[is_tiny], 1e-30)) - 7
     tell = partial(_tell_vanish, seen.signals, drop, ratio, least, tiny)
-    return Finding(np.fmax(least, tiny), seen.trends.judged, tell)
+    return RuleFinding(np.fmax(least, tiny), seen.trends.judged, tell)
 
 
 def _tell_vanish(

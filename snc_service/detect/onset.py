@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.detect.findings import Finding
-from snc_service.detect.memory import Floats, Memory
+from snc_service.detect.findings import RuleFinding
+from snc_service.detect.memory import Memory
 from snc_service.detect.running import REST_ROWS
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
+from snc_service.wire.batch import Floats
 
 # The rules that know of single layers, in the order of their numbers in the state.
 BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")
@@ -42,7 +43,7 @@ class Outside:
     times_limit: Floats
 
 
-def outside(rule: str, limit: float, finding: Finding, rows: Sequence[int]) -> list[Outside]:
+def outside(rule: str, limit: float, finding: RuleFinding, rows: Sequence[int]) -> list[Outside]:
     """Return what the ``rows`` in which a rule fired say of layers."""
     if rule not in BAND_RULES or finding.columns is None:
         return []
@@ -50,7 +51,7 @@ def outside(rule: str, limit: float, finding: Finding, rows: Sequence[int]) -> l
     return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
 
 
-def remember(memory: Memory, rows: Rows, found: Sequence[Outside]) -> None:
+def remember(memory: Memory, rows: RunRows, found: Sequence[Outside]) -> None:
     """Note, row by row, which layers are outside for the first time since the onset."""
     places = memory.places(rows.layers)
     for each in sorted(found, key=lambda one: one.row):

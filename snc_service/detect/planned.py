@@ -14,7 +14,7 @@ import numpy as np
 from snc_service.detect.batch_columns import Mask
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 
 # What is wrong whatever was planned is still told: values that are not finite, thresholds, the
 # guard, and updates out of all proportion to their weight.
@@ -49,7 +49,7 @@ class Planned:
         return np.where(self.muted, -1, trained - begun)
 
 
-def planned(rows: Rows, memory: Memory) -> Planned:
+def planned(rows: RunRows, memory: Memory) -> Planned:
     """Return what the annotations that rows carry mean for them; each begins anew once."""
     anew, muted = np.zeros((2, len(rows.batch.steps)), np.bool_)
     if not rows.annotations:

@@ -20,12 +20,12 @@ import numpy as np
 
 from snc_service.detect import course, faults, movement, onset
 from snc_service.detect.batch_columns import BatchColumns
-from snc_service.detect.findings import Finding, Look, Seen
+from snc_service.detect.findings import Look, RuleFinding, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned
 from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
 from snc_service.detect.trends import follow
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSetting, RuleSettings
 
 # What each rule looks at, in the order in which rules of one row speak.
@@ -50,7 +50,7 @@ LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What `judge` found in some rows: ``firing`` holds the steps in which each rule fired.
 
     An event marks where a rule began to fire; a rule that goes on fires without another one.
@@ -61,12 +61,12 @@ class Verdict:
     state: bytes
     events: list[Event] = field(default_factory=list)
     firing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    findings: Mapping[str, Finding] = field(default_factory=dict)
+    findings: Mapping[str, RuleFinding] = field(default_factory=dict)
     trained: Counts = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def advance(
-    state: bytes | None, rows: Rows, settings: RuleSettings | None = None
+    state: bytes | None, rows: RunRows, settings: RuleSettings | None = None
 ) -> tuple[bytes, list[Event]]:
     """Return the state after ``rows`` and the events they raise, in row order.
 
@@ -79,7 +79,7 @@ def advance(
     return verdict.state, verdict.events
 
 
-def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None) -> Verdict:
+def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = None) -> Judgement:
     """Do what `advance` does, and say as well in which steps each rule fired."""
     settings = rows.settings if settings is None else settings
     memory = Memory.load(state)
@@ -97,7 +97,7 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
     firing: dict[str, tuple[int, ...]] = {}
-    findings: dict[str, Finding] = {}
+    findings: dict[str, RuleFinding] = {}
     steps = rows.batch.steps
     for name, look in LOOKS.items():
         finding = look(seen) if settings[name].on else None
@@ -115,10 +115,12 @@ def judge(state: bytes | None, rows: Rows, settings: RuleSettings | None = None)
         onset.remember(memory, rows, outside)
     found.sort(key=lambda pair: pair[0])
     events = [event for _, event in found]
-    return Verdict(memory.dump(), events, firing, findings, trends.trained)
+    return Judgement(memory.dump(), events, firing, findings, trends.trained)
 
 
-def _above(findings: Mapping[str, Finding], settings: RuleSettings, memory: Memory) -> list[str]:
+def _above(
+    findings: Mapping[str, RuleFinding], settings: RuleSettings, memory: Memory
+) -> list[str]:
     """Return the rules above their limits in some row; the others have passed over all of them.
 
     They are nearly all rules of nearly all batches, so they are told apart in one comparison.
@@ -139,7 +141,7 @@ def _above(findings: Mapping[str, Finding], settings: RuleSettings, memory: Memo
 
 
 def _fired(
-    setting: RuleSetting, finding: Finding, firing: Firing, past: Counts, usual: Counts
+    setting: RuleSetting, finding: RuleFinding, firing: Firing, past: Counts, usual: Counts
 ) -> Fired:
     """Return the rows in which a rule fires, and those at which an event of it starts."""
     above = finding.values > setting.limit
@@ -150,7 +152,7 @@ def _fired(
     return firing.advance(above[rows], hold[rows], rest[rows]).at(rows)
 
 
-def _event(name: str, setting: RuleSetting, finding: Finding, step: int, row: int) -> Event:
+def _event(name: str, setting: RuleSetting, finding: RuleFinding, step: int, row: int) -> Event:
     told = finding.tell(row, setting.limit)
     return Event(
         step=step,

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.detect.batch_columns import BatchColumns, Mask
-from snc_service.detect.memory import Counts, Floats, Memory
+from snc_service.detect.memory import Memory
+from snc_service.detect.running import Counts
+from snc_service.wire.batch import Floats
 
 LONGEST_TURN = 50  # rows that a layer may wait for its turn: past that it is gone
 LEAST_SIGMA = 1e-3  # a registered sigma below it counts as this

@@ -13,7 +13,7 @@ from snc_service.exposition.process import ProcessMetrics
 from snc_service.exposition.run_text import Counts, NewestOfRun, RunText
 from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
 from snc_service.store import Store
-from snc_service.store.types import Run, RunState, RunUnknown
+from snc_service.store.types import END_STATES, Run, RunState, RunUnknown
 
 # How long a run's series outlive its last report (or its end), in seconds.
 CLOSED_SECONDS: Final = 300.0
@@ -185,7 +185,7 @@ def fair_shares(needs: Mapping[str, int], budget: int) -> dict[str, int]:
 
 
 def _is_closed(run: Run) -> bool:
-    return run.state in ("finished", "failed")
+    return run.state in END_STATES
 
 
 def _is_listed(run: Run, now: float) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 Type: TypeAlias = Literal["gauge", "counter", "histogram"]
-Part: TypeAlias = Literal["layers", "runs", "process"]
+Part: TypeAlias = Literal["process", "runs", "layers"]
 
 RUN: Final = ("run",)
 LAYER: Final = ("run", "layer")

@@ -33,9 +33,9 @@ from snc_service.exposition.families import (
     STREAM_CLIENTS,
     Family,
 )
+from snc_service.store.types.incidents import DELIVERY_OUTCOMES
 
 OUTCOMES: Final = ("accepted", "duplicate", "refused")
-DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 # Seconds; the targets (20 ms for an acknowledgement) are bounds themselves.
 BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 

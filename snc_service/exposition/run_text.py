@@ -11,7 +11,7 @@ from snc_service.exposition import families
 from snc_service.exposition.families import LAYER_FAMILIES, RUN, Family
 from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selection
 from snc_service.exposition.text import escaped, line, number
-from snc_service.store.types import LatestValues, Run
+from snc_service.store.types import END_STATES, LatestValues, Run
 
 # Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
 LABEL_CHARS = 128
@@ -100,7 +100,7 @@ class RunText:
 
 
 def _samples(run: Run, values: LayerValues | None) -> dict[Family, str]:
-    is_open = run.state in ("active", "silent")
+    is_open = run.state not in END_STATES
     samples: dict[Family, int | float | None] = {
         families.RUN_ACTIVE: int(is_open),
         families.RUN_SILENT: int(run.state == "silent"),

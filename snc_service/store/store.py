@@ -6,7 +6,7 @@ from snc_service.store.collections.alert_routing import AlertRouting
 from snc_service.store.collections.annotations import Annotations
 from snc_service.store.collections.audit import AuditLog
 from snc_service.store.collections.batches import Batches
-from snc_service.store.collections.commands import Commands
+from snc_service.store.collections.commands import CommandQueue
 from snc_service.store.collections.deliveries import Deliveries
 from snc_service.store.collections.documents import Documents
 from snc_service.store.collections.events import Events
@@ -40,7 +40,7 @@ class Store:
         self.policies = Documents(database, POLICIES)
         self.rule_settings = Documents(database, RULE_SETTINGS)
         self.annotations = Annotations(database)
-        self.commands = Commands(database)
+        self.commands = CommandQueue(database)
         self.tokens = Tokens(database)
         self.audit = AuditLog(database)
         self.alert_routing = AlertRouting(database)

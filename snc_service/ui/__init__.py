@@ -64,7 +64,7 @@ class Asset:
 
 
 @dataclass(frozen=True)
-class Page:
+class PageFiles:
     """The page and all it loads: ``assets`` by path below ``/ui/``."""
 
     index: Asset
@@ -72,7 +72,7 @@ class Page:
 
 
 @cache
-def load_page() -> Page:
+def load_page() -> PageFiles:
     """Read the static files and plotly.js out of its package; 0.2 s at the first call."""
     own = {
         file.relative_to(STATIC).as_posix(): Asset.of(file.read_bytes(), file.suffix)
@@ -91,7 +91,7 @@ def load_page() -> Page:
     links = "\n  ".join(f'<link rel="modulepreload" href="ui/{{own}}/{name}">' for name in modules)
     text = index.body.decode().replace("{preloads}", links)
     text = text.replace("{own}", folder).replace("{plotly}", plotly.digest)
-    return Page(Asset.of(text.encode(), ".html"), assets)
+    return PageFiles(Asset.of(text.encode(), ".html"), assets)
 
 
 def mount(app: FastAPI) -> None:

@@ -25,7 +25,7 @@ from snc_service.wire.checks import (
 from snc_service.wire.command import COMMAND_ACTIONS, COMMANDS_SEEN_HEADER, Command, CommandAction
 from snc_service.wire.layer_table import LayerSpec, LayerTable
 from snc_service.wire.policy import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
-from snc_service.wire.rule_settings import RuleSetting, RuleSettings
+from snc_service.wire.rule_settings import SEVERITIES, RuleSetting, RuleSettings, Severity
 
 __all__ = [
     "ABSENT",
@@ -40,6 +40,7 @@ __all__ = [
     "METRIC_NAME",
     "POLICY_VERSION_HEADER",
     "RUN_NAME",
+    "SEVERITIES",
     "Action",
     "Batch",
     "Command",
@@ -50,6 +51,7 @@ __all__ = [
     "PolicyEntry",
     "RuleSetting",
     "RuleSettings",
+    "Severity",
     "Threshold",
     "Unit",
     "WireError",

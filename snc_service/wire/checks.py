@@ -10,11 +10,13 @@ MAX_HEADER_BYTES = 65_536
 MAX_STEPS = 1_024  # per batch
 MAX_LAYERS = 65_536  # per layer table
 MAX_COLUMNS = 32  # metrics + scalars of one batch
-MAX_STEP = 2**53 - 1  # the largest integer that JSON readers keep exact
+MAX_WHOLE = 2**53 - 1  # the largest integer that JSON readers keep exact
+MAX_STEP = MAX_WHOLE
 MAX_LAYER_NAME_BYTES = 256
 MAX_WRITER_BYTES = 128
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+# Also the shape of the names of projects, tokens and receivers of alerts.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -50,10 +52,17 @@ def json_object(data: bytes, field: str) -> dict[str, Any]:
     return value
 
 
-def whole(value: object, field: str, *, least: int = 0, most: int = MAX_STEP) -> int:
+def whole(value: object, field: str, *, least: int = 0, most: int = MAX_WHOLE) -> int:
     """Return ``value`` if it is an integer (no bool, no float) within the bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise WireError(field, f"must be an integer from {least} to {most}, got {shown(value)}")
+    return value
+
+
+def switch(value: object, where: str) -> bool:
+    """Return ``value`` if it is true or false."""
+    if not isinstance(value, bool):
+        raise WireError(where, f"must be true or false, got {shown(value)}")
     return value
 
 

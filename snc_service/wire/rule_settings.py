@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from snc_service.wire.checks import WireError, shown, whole
+from snc_service.wire.checks import WireError, shown, switch, whole
 
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 SEVERITIES: Final[tuple[str, ...]] = get_args(Severity)
@@ -143,16 +143,10 @@ def _severity(value: object, where: str) -> str:
     return value
 
 
-def _switch(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise WireError(where, f"must be true or false, got {shown(value)}")
-    return value
-
-
 _CHECKS: Final[Mapping[str, Any]] = {
     "limit": _limit,
     "for_rows": lambda value, where: whole(value, where, least=1, most=MAX_FOR_ROWS),
     "armed": lambda value, where: whole(value, where, most=MAX_ARMED),
     "severity": _severity,
-    "on": _switch,
+    "on": switch,
 }

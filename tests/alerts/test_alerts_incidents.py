@@ -9,7 +9,7 @@ from snc_service.alerts.incidents import MAX_ENTRIES, is_over, resolved
 from snc_service.detect.memory import quiet_steps
 from snc_service.detect.rules import advance
 from snc_service.detect.running import NEVER
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 
 LATER = NOW + 60
 
@@ -179,7 +179,7 @@ def test_how_long_rules_are_quiet_is_read_from_what_detection_really_keeps():
         step = 2 * seq
         sigma = 3.0 if step in (6, 8) else 1.0
         one = batch(layers, seq, [step], {"sigma": [[sigma, 1.0]], "threshold": [[2.0, 2.0]]})
-        state, _ = advance(state, Rows("r", one, layers.names, 0, seq == 0))
+        state, _ = advance(state, RunRows("r", one, layers.names, 0, seq == 0))
     quiet = quiet_steps(state)
     assert quiet.step == 38
     assert quiet.rules["breach"] == 30

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from snc_service.alerts import Alerting
 from snc_service.alerts.plan import Tell, Wait, after_failure, after_success, jitter, next_step
-from snc_service.store.types.incidents import Delivery, Silence
+from snc_service.store.types.incidents import AlertDelivery, Silence
 
 HOUR = 3_600
 ROUTED = {
@@ -31,7 +31,7 @@ KNOWN = replace(BREACH, acknowledged_at=NOW, acknowledged_by="anna")
 
 
 def new(receiver="chat", **changes):
-    return replace(Delivery(1, receiver, NOW), **changes)
+    return replace(AlertDelivery(1, receiver, NOW), **changes)
 
 
 def told(receiver="chat", at=NOW, **changes):
@@ -167,4 +167,4 @@ def test_what_retry_after_asks_for_is_kept_up_to_an_hour():
 def test_success_forgets_the_failures():
     failing = new(failures=9, failing_since=NOW - 99, error="down", silenced=True)
     after = after_success(failing, WORSE, Tell("firing", HOUR), NOW)
-    assert after == Delivery(1, "chat", NOW + HOUR, "firing", NOW, "critical")
+    assert after == AlertDelivery(1, "chat", NOW + HOUR, "firing", NOW, "critical")

@@ -11,7 +11,7 @@ from snc_service.store import open_store
 from snc_service.store.engines import sqlite
 from snc_service.store.sql.database import schema
 from snc_service.store.types import Event, VersionConflict
-from snc_service.store.types.incidents import Change, Delivery, Silence
+from snc_service.store.types.incidents import AlertDelivery, IncidentChange, Silence
 
 LAYERS = table("fc1.weight")
 DOCUMENT = {"receivers": {}, "routes": []}
@@ -60,7 +60,7 @@ def opening(*receivers):
 
     def gather(facts, open_one, entries):
         made = replace(incident(*entries), id=0, run=facts.run)
-        return [Change(made, receivers, wake=True)]
+        return [IncidentChange(made, receivers, wake=True)]
 
     return gather
 
@@ -124,7 +124,7 @@ def test_an_incident_is_stored_with_who_is_to_be_told(store):
     assert store.incidents.work(NOW).due == ("chat", "pager")
     assert store.incidents.work(NOW - 1).due == ()
     delivery, found = store.deliveries.due("chat", NOW)
-    assert delivery == Delivery(made.id, "chat", NOW)
+    assert delivery == AlertDelivery(made.id, "chat", NOW)
     assert found == made
     assert store.deliveries.due("nobody", NOW) is None
     ((open_one, facts),) = store.incidents.open()
@@ -155,7 +155,7 @@ def test_a_change_does_not_break_a_claim_and_is_due_once_that_is_over(store):
     delivery, _ = store.deliveries.due("chat", NOW)
     store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
     worse = replace(made, severity="critical", revision=made.revision + 1)
-    store.incidents.change([Change(worse, wake=True)], now=NOW + 1)
+    store.incidents.change([IncidentChange(worse, wake=True)], now=NOW + 1)
     assert store.deliveries.due("chat", NOW + 1) is None
     after = replace(delivery, told="firing", told_at=NOW, next_at=NOW + 600)
     store.deliveries.save(after, revision=made.revision, now=NOW + 2)
@@ -173,7 +173,7 @@ def test_who_read_a_delivery_before_somebody_else_made_it_cannot_claim_it(store)
 
 def test_what_became_of_a_delivery_is_kept(store):
     made = with_incident(store, "chat")
-    after = Delivery(made.id, "chat", NOW + 60, "firing", NOW, "warning")
+    after = AlertDelivery(made.id, "chat", NOW + 60, "firing", NOW, "warning")
     store.deliveries.save(after, revision=made.revision, now=NOW)
     assert store.deliveries.due("chat", NOW + 59) is None
     assert store.deliveries.due("chat", NOW + 60)[0] == after
@@ -182,8 +182,8 @@ def test_what_became_of_a_delivery_is_kept(store):
 def test_what_changed_while_it_was_told_is_told_again(store):
     made = with_incident(store, "chat")
     worse = replace(made, severity="critical", revision=made.revision + 1)
-    assert store.incidents.change([Change(worse, wake=True)], now=NOW + 1) == 1
-    after = Delivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
+    assert store.incidents.change([IncidentChange(worse, wake=True)], now=NOW + 1) == 1
+    after = AlertDelivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
     store.deliveries.save(after, revision=made.revision, now=NOW + 2)
     delivery, found = store.deliveries.due("chat", NOW + 2)
     assert (delivery.told, found.severity) == ("firing", "critical")
@@ -192,10 +192,15 @@ def test_what_changed_while_it_was_told_is_told_again(store):
 def test_a_change_of_what_has_changed_since_is_refused(store):
     made = with_incident(store)
     newer = replace(made, revision=made.revision + 1)
-    assert store.incidents.change([Change(newer)], now=NOW) == 1
+    assert store.incidents.change([IncidentChange(newer)], now=NOW) == 1
     newest = replace(newer, revision=newer.revision + 1)
     ghost = replace(made, id=99)
-    assert store.incidents.change([Change(newest), Change(newer), Change(ghost)], now=NOW) == 1
+    assert (
+        store.incidents.change(
+            [IncidentChange(newest), IncidentChange(newer), IncidentChange(ghost)], now=NOW
+        )
+        == 1
+    )
     assert store.incidents.get(made.id) == newest
 
 
@@ -249,7 +254,7 @@ def test_a_silence_lasts_until_it_ends_and_what_it_held_is_due_again(store):
     assert silence.id > 0
     assert store.silences.active(NOW + 59) == [silence]
     assert store.silences.active(NOW + 60) == []
-    held = Delivery(made.id, "chat", NOW + 60, silenced=True)
+    held = AlertDelivery(made.id, "chat", NOW + 60, silenced=True)
     store.deliveries.save(held, revision=made.revision, now=NOW)
     assert store.incidents.work(NOW + 1).due == ()
     assert store.silences.delete(silence.id, author="ben", now=NOW + 1)
@@ -261,12 +266,12 @@ def test_a_silence_lasts_until_it_ends_and_what_it_held_is_due_again(store):
 
 def test_every_change_lets_a_silenced_delivery_be_looked_at_again(store):
     made = with_incident(store, "chat", "pager")
-    held = Delivery(made.id, "chat", NOW + 60, silenced=True)
+    held = AlertDelivery(made.id, "chat", NOW + 60, silenced=True)
     store.deliveries.save(held, revision=made.revision, now=NOW)
-    told = Delivery(made.id, "pager", NOW + 60, "firing", NOW, "warning")
+    told = AlertDelivery(made.id, "pager", NOW + 60, "firing", NOW, "warning")
     store.deliveries.save(told, revision=made.revision, now=NOW)
     joined = replace(made, entries=(*made.entries, entry(9)), revision=made.revision + 1)
-    store.incidents.change([Change(joined)], now=NOW + 1)
+    store.incidents.change([IncidentChange(joined)], now=NOW + 1)
     assert store.incidents.work(NOW + 1).due == ("chat",)
 
 

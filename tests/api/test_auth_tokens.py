@@ -10,7 +10,7 @@ from snc_service import auth
 from snc_service.auth import (
     ANYBODY,
     SECRET,
-    Tokens,
+    TokenCache,
     access_of,
     digest,
     hide_secrets,
@@ -40,7 +40,7 @@ def test_a_digest_is_sha_256():
 
 def test_digests_are_compared_in_constant_time(monkeypatch):
     token, secret = new_token()
-    tokens = Tokens(lambda: [token], lambda: 0.0)
+    tokens = TokenCache(lambda: [token], lambda: 0.0)
     asyncio.run(tokens.refresh())
     seen = []
     real = auth.hmac.compare_digest
@@ -62,7 +62,7 @@ async def test_what_another_process_revoked_is_noticed_within_a_second(monkeypat
     monkeypatch.setattr(auth.time, "monotonic", lambda: now[0])
     token, secret = new_token()
     kept: list[Token] = [token]
-    tokens = Tokens(lambda: list(kept), lambda: 0.0)
+    tokens = TokenCache(lambda: list(kept), lambda: 0.0)
     await tokens.refresh()
     assert tokens.find(secret) == token
     kept[0] = dataclasses.replace(token, revoked_at=1.0)
@@ -81,7 +81,7 @@ async def test_what_was_granted_lasts_until_the_token_is_revoked_expires_or_is_g
     now = [0.0]
     token = dataclasses.replace(new_token()[0], expires_at=10.0)
     kept: list[Token] = []
-    tokens = Tokens(lambda: list(kept), lambda: now[0])
+    tokens = TokenCache(lambda: list(kept), lambda: now[0])
     assert tokens.counts(ANYBODY)
     kept.append(token)
     await tokens.refresh(now=True)

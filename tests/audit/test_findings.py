@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from snc_service.detect.rules import LOOKS, advance
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable, RuleSettings
 
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")
@@ -36,7 +36,7 @@ def train(change=None, num_rows: int = CALM + 20, every: int = 1) -> list[Event]
         ("loss", "lr", "grad_norm"),
         np.stack([columns[name] for name in ("loss", "lr", "ggrad")]).astype(np.float32),
     )
-    return advance(None, Rows("r", batch, LAYERS, 0, False))[1]
+    return advance(None, RunRows("r", batch, LAYERS, 0, False))[1]
 
 
 def only(rule: str, events: list[Event]) -> Event:

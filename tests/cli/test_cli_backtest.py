@@ -14,7 +14,7 @@ from test_cli import serving, snc
 
 from snc_service.backtest.replay import replay
 from snc_service.cli import main, stored_rows
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.cli.stored_rows import layer_names, stored_run
 
 FIELDS = ("step", "rule", "severity", "message", "layer", "layers", "value", "limit")
@@ -39,7 +39,7 @@ def shown(events) -> list[tuple]:
 
 def stored_events(url: str, run: str) -> list[tuple]:
     """Return the events that ingest stored, those of detection, oldest first."""
-    with Service(url) as service:
+    with ServiceClient(url) as service:
         items = list(service.items("runs", run, "events", limit=10_000))
     return [
         tuple(item[name] for name in FIELDS) for item in items[::-1] if item["rule"] not in OTHERS
@@ -47,7 +47,7 @@ def stored_events(url: str, run: str) -> list[tuple]:
 
 
 def replayed(url: str, run: str) -> list[tuple]:
-    with Service(url) as service:
+    with ServiceClient(url) as service:
         (found,) = replay(stored_run(service, run), [None])
     return shown(found.events)
 
@@ -112,7 +112,7 @@ def test_layers_that_come_and_go_steps_that_leap_and_thresholds_are_replayed_too
             some = {"sigma": some["sigma"]}
         steps = range(5 * start, 5 * (start + 20), 5)
         feed.send(steps, scalars={k: v[part] for k, v in scalars.items()}, **some)
-    with Service(url) as service:
+    with ServiceClient(url) as service:
         assert layer_names(service, "odd") == names
     found = stored_events(url, "odd")
     assert {"breach", "guard", "nonfinite"} <= {event[1] for event in found}

@@ -8,21 +8,21 @@ import pytest
 from snc_service.detect import onset
 from snc_service.detect.memory import Memory
 from snc_service.detect.rules import advance
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.wire import Batch, LayerTable
 
 LAYERS = ("fc1", "fc2", "fc3", "fc4")
 CALM = 60
 
 
-def rows(sigma: np.ndarray, first: int = 0, *, new_attempt: bool = False) -> Rows:
+def rows(sigma: np.ndarray, first: int = 0, *, new_attempt: bool = False) -> RunRows:
     """Return training rows; the loss says that the first one is one of them."""
     steps = tuple(range(first, first + len(sigma)))
     table = LayerTable.of_names(LAYERS).hash
     loss = np.ones((1, len(sigma)), np.float32)
     values = sigma[None].astype(np.float32)
     batch = Batch("w", 0, table, steps, ("sigma",), values, ("loss",), loss)
-    return Rows("r", batch, LAYERS, int(new_attempt), new_attempt)
+    return RunRows("r", batch, LAYERS, int(new_attempt), new_attempt)
 
 
 def calm(num_rows: int = CALM) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from snc_service.detect.planned import RELATIVE
 from snc_service.detect.rules import LOOKS, advance
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable
 
@@ -33,14 +33,14 @@ def columns(num_rows: int = 300) -> dict[str, np.ndarray]:
     }
 
 
-def rows(given: dict[str, np.ndarray], annotations=(), part=slice(None)) -> Rows:
+def rows(given: dict[str, np.ndarray], annotations=(), part=slice(None)) -> RunRows:
     steps = tuple(range(len(given["loss"])))[part]
     values = np.stack([given[name][part] for name in METRICS]).astype(np.float32)
     scalars = np.stack([given[name][part] for name in ("loss", "lr", "ggrad")]).astype(np.float32)
     batch = Batch(
         "w", 0, LayerTable.of_names(LAYERS).hash, steps, METRICS, values, SCALARS, scalars
     )
-    return Rows("r", batch, LAYERS, 0, False, annotations=tuple(annotations))
+    return RunRows("r", batch, LAYERS, 0, False, annotations=tuple(annotations))
 
 
 def marked(step: int, quiet_steps: int, id: int = 1) -> Annotation:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from snc_service.detect.rules import advance, judge
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, LayerTable, RuleSettings
 
 LAYERS = ("fc1", "fc2", "fc3")
 
 
-def rows(metrics=None, scalars=None, gap=1, annotations=()) -> Rows:
+def rows(metrics=None, scalars=None, gap=1, annotations=()) -> RunRows:
     """Return rows that are ``gap`` steps apart; a metric of one number per row is of all layers."""
     metrics, scalars = metrics or {}, scalars or {}
     num_rows = len(next(iter([*metrics.values(), *scalars.values()])))
@@ -31,20 +31,20 @@ def rows(metrics=None, scalars=None, gap=1, annotations=()) -> Rows:
         scalars=tuple(scalars),
         scalar_values=np.array(list(scalars.values()), np.float32).reshape(-1, num_rows),
     )
-    return Rows("r", batch, LAYERS, 0, False, annotations=tuple(annotations))
+    return RunRows("r", batch, LAYERS, 0, False, annotations=tuple(annotations))
 
 
 def setting(**rules) -> RuleSettings:
     return RuleSettings.parse({"rules": rules})
 
 
-def found(rule: str, given: Rows, settings: RuleSettings | None = None) -> list[int]:
+def found(rule: str, given: RunRows, settings: RuleSettings | None = None) -> list[int]:
     """Return the rows at which an event of a rule starts."""
     _, events = advance(None, given, settings)
     return [given.batch.steps.index(event.step) for event in events if event.rule == rule]
 
 
-def breaching(pattern: str, gap: int = 1) -> Rows:
+def breaching(pattern: str, gap: int = 1) -> RunRows:
     sigma = [3.0 if each == "x" else 1.0 for each in pattern]
     return rows({"sigma": sigma, "threshold": [2.0] * len(pattern)}, gap=gap)
 

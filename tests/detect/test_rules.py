@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snc_service.detect.rules import advance
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 LAYERS = ("fc1.weight", "fc2.weight", "fc3.weight")
@@ -20,7 +20,7 @@ def rows(
     layers=LAYERS,
     attempt=0,
     new_attempt=False,
-) -> Rows:
+) -> RunRows:
     metrics = {name: np.asarray(v, np.float32) for name, v in (metrics or {}).items()}
     scalars = {name: np.asarray(v, np.float32) for name, v in (scalars or {}).items()}
     num_steps = len(next(iter([*metrics.values(), *scalars.values()])))
@@ -36,10 +36,10 @@ def rows(
         scalars=tuple(scalars),
         scalar_values=np.stack(list(scalars.values())) if scalars else np.empty((0, 0), np.float32),
     )
-    return Rows("run", batch, tuple(layers), attempt, new_attempt)
+    return RunRows("run", batch, tuple(layers), attempt, new_attempt)
 
 
-def events_of(given_rows: Rows, rule: str | None = None) -> list[Event]:
+def events_of(given_rows: RunRows, rule: str | None = None) -> list[Event]:
     events = advance(None, given_rows)[1]
     return [event for event in events if rule in (None, event.rule)]
 
@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_is_seen_before_sigma_is():
     assert event.message == "fc2.weight: grad_norm is NaN"
 
 
-def breaching(pattern: list[bool], **kwargs) -> Rows:
+def breaching(pattern: list[bool], **kwargs) -> RunRows:
     sigma = np.where(np.array(pattern)[:, None], 3.0, 1.0) * np.ones((1, 3))
     return rows({"sigma": sigma, "threshold": np.full(sigma.shape, 2.0)}, **kwargs)
 

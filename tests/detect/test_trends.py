@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.memory import Memory
 from snc_service.detect.trends import follow
-from snc_service.store.types import Rows
+from snc_service.store.types import RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 
-def rows_of(metrics: dict[str, np.ndarray], scalars: dict | None = None, first: int = 0) -> Rows:
+def rows_of(metrics: dict[str, np.ndarray], scalars: dict | None = None, first: int = 0) -> RunRows:
     scalars = {name: np.asarray(v, np.float32) for name, v in (scalars or {}).items()}
     values = np.stack([np.asarray(v, np.float32) for v in metrics.values()])
     names = tuple(f"l{i}" for i in range(values.shape[2]))
@@ -28,10 +28,10 @@ def rows_of(metrics: dict[str, np.ndarray], scalars: dict | None = None, first: 
         tuple(scalars),
         np.stack(list(scalars.values())) if scalars else np.empty((0, 0), np.float32),
     )
-    return Rows("r", batch, names, 0, False)
+    return RunRows("r", batch, names, 0, False)
 
 
-def trends_of(rows: Rows, memory: Memory | None = None):
+def trends_of(rows: RunRows, memory: Memory | None = None):
     memory = Memory() if memory is None else memory
     begins = memory.step is None
     memory.gaps(rows.batch.steps)
@@ -40,7 +40,7 @@ def trends_of(rows: Rows, memory: Memory | None = None):
     return follow(BatchColumns(rows), memory, finite, np.zeros_like(finite), begins=begins)
 
 
-def attach(sigma: list[float]) -> Rows:
+def attach(sigma: list[float]) -> RunRows:
     return rows_of({"sigma": np.array([sigma])})
 
 

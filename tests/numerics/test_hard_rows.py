@@ -7,7 +7,7 @@ import pytest
 
 from snc_service.detect import onset
 from snc_service.detect.rules import advance, judge
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable
 
 METRICS = ("sigma", "frobenius", "grad_norm", "update_norm", "threshold", "scale")
@@ -20,7 +20,7 @@ def rows(
     steps=None,
     layers=None,
     new_attempt: bool = False,
-) -> Rows:
+) -> RunRows:
     values = np.stack([np.asarray(v, np.float32) for v in metrics.values()])
     names = tuple(layers or (f"l{i}" for i in range(values.shape[2])))
     scalars = {name: np.asarray(v, np.float32) for name, v in (scalars or {}).items()}
@@ -34,7 +34,7 @@ def rows(
         tuple(scalars),
         np.stack(list(scalars.values())) if scalars else np.empty((0, 0), np.float32),
     )
-    return Rows("r", batch, names, int(new_attempt), new_attempt)
+    return RunRows("r", batch, names, int(new_attempt), new_attempt)
 
 
 def healthy(num_rows: int, num_layers: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def healthy(num_rows: int, num_layers: int, seed: int = 0) -> dict[str, np.ndarr
     }
 
 
-def events(given: Rows, state: bytes | None = None) -> list[Event]:
+def events(given: RunRows, state: bytes | None = None) -> list[Event]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return advance(state, given)[1]

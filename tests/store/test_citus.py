@@ -16,7 +16,7 @@ from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
 from snc_service.store.sql.database import citus, schema
 from snc_service.store.types import EventQuery
-from snc_service.store.types.incidents import Change, Incident
+from snc_service.store.types.incidents import Incident, IncidentChange
 
 LAYERS = table("a")
 
@@ -132,4 +132,4 @@ def as_incident(facts, incident, entries):
     if incident is not None:
         return []
     new = Incident(0, facts.run, facts.project, "open", "warning", tuple(entries), NOW, NOW)
-    return [Change(new, ("mail",))]
+    return [IncidentChange(new, ("mail",))]

@@ -12,12 +12,12 @@ from snc_service.alerts import Alerting, NotDelivered
 from snc_service.alerts.receivers import place
 from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.versions import IfMatch, seen, versioned
-from snc_service.api.ingest.body import JsonBody
+from snc_service.api.ingest.body import BODY_PROBLEMS, JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import Responses, responses
 from snc_service.problems import Problem, from_wire
 from snc_service.store.types import VersionedDocument
-from snc_service.wire import WireError
+from snc_service.wire import SEVERITIES, WireError
 
 router = APIRouter(prefix="/api/v1", tags=["alerts"])
 
@@ -41,7 +41,7 @@ RouteBody = Annotated[
             "properties": {
                 "receivers": {"type": "array", "items": {"type": "string"}},
                 "project": {"type": "string", "default": "*"},
-                "severity": {"enum": ["info", "warning", "critical"], "default": "warning"},
+                "severity": {"enum": list(SEVERITIES), "default": "warning"},
                 "rules": {"type": "array", "items": {"type": "string"}, "default": ["*"]},
                 "repeat_seconds": {"type": ["number", "null"], "default": 14400},
                 "resolved": {"type": "boolean", "default": True},
@@ -153,7 +153,6 @@ RECEIVER_EXAMPLE: dict[str, Any] = {
 }
 TEST_EXAMPLE = {"receiver": "team"}
 TESTED_EXAMPLE = {"receiver": "team", "outcome": "delivered", "detail": ""}
-_CHANGING = ("body-malformed", "body-slow", "body-too-large", "media-type", "overloaded")
 
 
 def _told(*kinds: str, example: Any) -> Responses:
@@ -169,7 +168,7 @@ def get_alerting(request: Request, service: InService) -> Response:
 @router.put(
     "/alerting",
     response_model=AlertingAnswer,
-    responses=_told("precondition-failed", *_CHANGING, example=ANSWER_EXAMPLE),
+    responses=_told("precondition-failed", *BODY_PROBLEMS, example=ANSWER_EXAMPLE),
 )
 def put_alerting(
     request: Request,
@@ -240,7 +239,7 @@ def list_receivers(request: Request, service: InService) -> Response:
 @router.post(
     "/alerting/test",
     response_model=ReceiverTested,
-    responses=_told(*_CHANGING, example=TESTED_EXAMPLE),
+    responses=_told(*BODY_PROBLEMS, example=TESTED_EXAMPLE),
 )
 def test_receiver(
     request: Request,

@@ -14,10 +14,10 @@ from fastapi import Request, Response
 from pydantic_core import to_json
 
 from snc_service.store.types import Run
+from snc_service.wire.batch import Floats
 
 MIN_GZIP_BYTES = 1_024
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
 

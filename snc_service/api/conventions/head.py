@@ -6,7 +6,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Head:
+class HeadRequests:
     """Pure ASGI middleware: asks for GET, passes on how its answer starts, and lets the rest be."""
 
     def __init__(self, app: ASGIApp) -> None:

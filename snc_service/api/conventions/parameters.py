@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from snc_service.store.types import Window
-from snc_service.wire import MAX_STEP
+from snc_service.wire import MAX_STEP, METRIC_NAME, RUN_NAME
 
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN: Final = f"^{RUN_NAME.pattern}$"
+METRIC_PATTERN: Final = f"^{METRIC_NAME.pattern}$"
+
+# The id of a run or a project, or the name of a token.
+Identifier = Annotated[str, Field(pattern=NAME_PATTERN)]
 RunName = Annotated[
     str,
     Path(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=NAME_PATTERN,
         description="The run's id.",
         examples=["gpt-small-1"],
     ),
@@ -22,14 +26,14 @@ RunName = Annotated[
 ProjectName = Annotated[
     str,
     Path(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=NAME_PATTERN,
         description="The project's id.",
         examples=["default"],
     ),
 ]
 # Byte-exact limits and control characters are the wire's business; this bounds what is looked up.
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+MetricName = Annotated[str, Field(pattern=METRIC_PATTERN)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Cursor = Annotated[str | None, Field(max_length=1024, description="`next` of the page before.")]
 

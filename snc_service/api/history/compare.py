@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, unchanged
-from snc_service.api.conventions.parameters import MetricName, Name, RunId, WindowQuery
+from snc_service.api.conventions.parameters import Identifier, MetricName, Name, WindowQuery
 from snc_service.api.history.history import Columns, along, columns
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api/v1", tags=["history"])
 class CompareQuery(WindowQuery):
     """Which runs (`run` repeated), and what of them."""
 
-    run: list[RunId] = Field(min_length=1, max_length=20)
+    run: list[Identifier] = Field(min_length=1, max_length=20)
     layer: Name
     metric: MetricName = "sigma"
     points: int = Field(200, ge=1, le=2_000, description="The most buckets of each run.")

@@ -8,7 +8,13 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, shortest, unchanged
-from snc_service.api.conventions.parameters import MetricName, Name, RunName, WindowQuery
+from snc_service.api.conventions.parameters import (
+    METRIC_PATTERN,
+    MetricName,
+    Name,
+    RunName,
+    WindowQuery,
+)
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
 from snc_service.store.types import Buckets
@@ -155,7 +161,7 @@ def get_scalar_history(
     request: Request,
     service: InService,
     run: RunName,
-    scalar: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]{0,62}$", examples=["loss"])],
+    scalar: Annotated[str, Path(pattern=METRIC_PATTERN, examples=["loss"])],
     query: Annotated[ScalarQuery, Query()],
 ) -> Response:
     """Return a scalar such as the loss. One that the run never reported is empty."""

@@ -10,7 +10,14 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from snc_service.api.conventions import cursors
-from snc_service.api.conventions.answers import answer, etag, is_unchanged, shortest, unchanged
+from snc_service.api.conventions.answers import (
+    Doubles,
+    answer,
+    etag,
+    is_unchanged,
+    shortest,
+    unchanged,
+)
 from snc_service.api.conventions.parameters import ListQuery, RunName
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
@@ -29,7 +36,6 @@ METRICS: Final = (
     "update_norm",
 )
 Sort = Literal["-ratio", "ratio", "-sigma", "sigma", "model"]
-Doubles = npt.NDArray[np.float64]
 
 router = APIRouter(prefix="/api/v1", tags=["layers"])
 

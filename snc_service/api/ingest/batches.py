@@ -16,10 +16,10 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from snc_service.api.conventions.parameters import RunName
-from snc_service.api.ingest.body import media_type, off_loop, read_body
+from snc_service.api.ingest.body import BODY_PROBLEMS, media_type, off_loop, read_body
 from snc_service.api.ingest.json_batch import JSON_EXAMPLE, JsonBatch, decode_json
+from snc_service.api.runs.commands import AckCommand, as_ack
 from snc_service.api.runs.policies import POLICY_EXAMPLE, PolicyBody
-from snc_service.api.runs.runs import AckCommand, as_ack
 from snc_service.api.state import InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.group_commit import Closed, QueueFull
@@ -38,7 +38,6 @@ from snc_service.wire import (
 router = APIRouter(prefix="/api/v1", tags=["ingest"])
 
 TABLE_EXAMPLE = {"layers": [{"name": "fc1.weight", "kind": "linear", "shape": [64, 32]}]}
-_READING = ("body-malformed", "body-slow", "body-too-large", "media-type", "overloaded")
 _TABLE_BODY = {
     "required": True,
     "content": {
@@ -105,7 +104,7 @@ ACK_EXAMPLE = {
 @router.put(
     "/runs/{run}/layer-tables/{table_hash}",
     status_code=204,
-    responses=responses(*_READING, "run-unknown", "invalid", "store-unavailable"),
+    responses=responses(*BODY_PROBLEMS, "run-unknown", "invalid", "store-unavailable"),
     openapi_extra={"requestBody": _TABLE_BODY},
 )
 async def put_layer_table(
@@ -133,7 +132,7 @@ async def put_layer_table(
     "/runs/{run}/batches",
     response_model=Ack,
     responses=responses(
-        *_READING,
+        *BODY_PROBLEMS,
         "run-unknown",
         "layer-table-unknown",
         "sequence-gap",

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
@@ -27,6 +27,8 @@ from snc_service.wire import JSON_MEDIA_TYPE
 
 PIECE_BYTES = 64 * 1024  # of what is inflated at a time
 OFF_LOOP_BYTES = 64 * 1024  # decoding more than this would hold up other requests
+# What a route that reads a body may be refused with, whatever it does with the body.
+BODY_PROBLEMS: Final = ("body-malformed", "body-slow", "body-too-large", "media-type", "overloaded")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -18,10 +18,10 @@ from snc_service.api.ingest.batches import ClientState, acknowledged, router
 from snc_service.api.security.authorization import authorised
 from snc_service.problems import Problem, from_store
 from snc_service.store.types import StoreError
-from snc_service.wire import MAX_STEP, MEDIA_TYPE
+from snc_service.wire import MAX_STEP, MEDIA_TYPE, RUN_NAME
 
 ROUTE: Final = "post_batch"
-_PATH: Final = re.compile(r"/api/v1/runs/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/batches")
+_PATH: Final = re.compile(rf"/api/v1/runs/({RUN_NAME.pattern})/batches")
 _NUMBER: Final = re.compile(rb"[0-9]{1,16}")
 _TYPE: Final = MEDIA_TYPE.encode()
 _TOLD: Final = {b"snc-policy-version": "policy_version", b"snc-commands-seen": "commands_seen"}

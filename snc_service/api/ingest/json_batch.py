@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.api.ingest.body import parse_json
 from snc_service.problems import Problem
-from snc_service.wire import ABSENT, Batch, LayerTable, WireError
-from snc_service.wire.checks import shown
+from snc_service.wire import ABSENT, MAX_STEPS, Batch, LayerTable, WireError
+from snc_service.wire.checks import MAX_LAYERS, MAX_WHOLE, shown
 
 WORDS: Final = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -30,7 +30,7 @@ Cell = Annotated[
         {"anyOf": [{"type": "number"}, {"type": "null"}, {"type": "string", "enum": list(WORDS)}]}
     ),
 ]
-Whole = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Whole = Annotated[int, Field(ge=0, le=MAX_WHOLE)]
 
 
 class JsonBatch(BaseModel):
@@ -39,8 +39,8 @@ class JsonBatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
     writer: str
     seq: Whole
-    steps: list[Whole] = Field(min_length=1, max_length=1024)
-    layers: list[str] = Field(default_factory=list, max_length=65_536)
+    steps: list[Whole] = Field(min_length=1, max_length=MAX_STEPS)
+    layers: list[str] = Field(default_factory=list, max_length=MAX_LAYERS)
     metrics: dict[str, list[list[Cell]]] = Field(default_factory=dict)
     scalars: dict[str, list[Cell]] = Field(default_factory=dict)
     times: list[float] | None = None

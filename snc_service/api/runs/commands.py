@@ -27,6 +27,14 @@ def _reason(value: str) -> str:
     return printable(value, "reason", max_bytes=256) if value else value
 
 
+class AckCommand(BaseModel):
+    """What somebody asks of the job."""
+
+    id: int
+    action: CommandAction
+    reason: str
+
+
 class CommandRequest(BaseModel):
     """What the job is asked to do, and why."""
 
@@ -61,6 +69,11 @@ ITEM_EXAMPLE: dict[str, Any] = {
     "at": "2026-03-01T09:41:07.250Z",
     "seen_at": None,
 }
+
+
+def as_ack(command: StoredCommand) -> dict[str, Any]:
+    """Return a command as its job gets it."""
+    return {"id": command.id, "action": command.action, "reason": command.reason}
 
 
 def as_item(command: StoredCommand) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from snc_service.api.conventions.parameters import ListQuery, MetricName, Name, 
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
 from snc_service.store.types import EventQuery, StoredEvent
+from snc_service.wire import Severity
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
@@ -21,7 +22,7 @@ class EventsQuery(ListQuery):
     """Which events."""
 
     rule: MetricName | None = None
-    severity: Literal["info", "warning", "critical"] | None = None
+    severity: Severity | None = None
     layer: Name | None = None
     from_step: Step | None = None
 
@@ -36,7 +37,7 @@ class EventItem(BaseModel):
     id: int
     step: int
     rule: str
-    severity: Literal["info", "warning", "critical"]
+    severity: Severity
     layer: str | None
     layers: int
     value: float | None

@@ -1,84 +1,22 @@
-"""Runs: create or resume, list, look at, finish, delete."""
+"""Runs: list, look at, finish, delete."""
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, rfc3339, unchanged
-from snc_service.api.conventions.parameters import ListQuery, RunName
+from snc_service.api.conventions.parameters import Identifier, ListQuery, RunName
 from snc_service.api.ingest.body import JsonBody
-from snc_service.api.runs.policies import PolicyBody, as_policy
 from snc_service.api.security.authorization import check_project
-from snc_service.api.state import InAccess, InService, Service
+from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.auth import Access
-from snc_service.problems import Problem
-from snc_service.store.types import Run, RunState, RunUnknown
-from snc_service.store.types.records import StoredCommand
-from snc_service.wire import CommandAction
-from snc_service.wire.checks import printable
-
-MAX_CONFIG_BYTES = 256 * 1024
-CLIENT = "client"  # the author of a first policy while the service asks nobody for a token
-ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+from snc_service.store.types import EndState, Run, RunState
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
-
-
-def _label(value: str) -> str:
-    return printable(value, "text", max_bytes=256)
-
-
-def _storable(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what JSON cannot hold: numbers that are not finite, however they were written."""
-    try:
-        size = len(json.dumps(config, allow_nan=False, ensure_ascii=False).encode())
-    except (ValueError, RecursionError):
-        raise ValueError("must be JSON with finite numbers") from None
-    if size > MAX_CONFIG_BYTES:
-        raise ValueError(f"must be at most {MAX_CONFIG_BYTES} bytes, got {size}")
-    return config
-
-
-Label = Annotated[str, AfterValidator(_label)]
-
-
-class RunRequest(BaseModel):
-    """A run to create, or to resume if the id exists."""
-
-    model_config = ConfigDict(extra="forbid")
-    run: Annotated[str, Field(pattern=ID)] | None = None
-    name: Label | None = None
-    project: Annotated[str, Field(pattern=ID)] | None = None
-    config: Annotated[dict[str, JsonValue], AfterValidator(_storable)] = Field(default_factory=dict)
-    tags: list[Label] = Field(default_factory=list, max_length=64)
-    policy: PolicyBody | None = None
-
-
-class AckCommand(BaseModel):
-    """What somebody asks of the job."""
-
-    id: int
-    action: CommandAction
-    reason: str
-
-
-class RunCreated(BaseModel):
-    """What a client needs to start or to go on; ``commands`` wait for it, the oldest first."""
-
-    run: str
-    policy: PolicyBody
-    policy_version: int
-    attempt: int
-    last_step: int | None
-    commands: list[AckCommand]
 
 
 class RunItem(BaseModel):
@@ -124,13 +62,13 @@ class RunEnd(BaseModel):
     """How a run ended."""
 
     model_config = ConfigDict(extra="forbid")
-    state: Literal["finished", "failed"] = "finished"
+    state: EndState = "finished"
 
 
 class RunQuery(ListQuery):
     """Which runs."""
 
-    project: Annotated[str, Field(pattern=ID)] | None = None
+    project: Identifier | None = None
     state: RunState | None = None
 
 
@@ -160,21 +98,6 @@ DETAIL_EXAMPLE = ITEM_EXAMPLE | {
     "metrics": ["sigma", "threshold"],
     "scalars": ["loss", "lr"],
 }
-REQUEST_EXAMPLE = {
-    "run": "gpt-small-1",
-    "name": "small GPT, warm-up 200",
-    "config": {"lr": 0.001},
-    "tags": ["baseline"],
-    "policy": {"entries": [{"pattern": "*", "threshold": "3x init", "action": "rescale"}]},
-}
-CREATED_EXAMPLE = {
-    "run": "gpt-small-1",
-    "policy": REQUEST_EXAMPLE["policy"],
-    "policy_version": 1,
-    "attempt": 0,
-    "last_step": None,
-    "commands": [{"id": 1, "action": "checkpoint", "reason": "before the cluster goes down"}],
-}
 
 
 def as_item(run: Run) -> dict[str, Any]:
@@ -184,91 +107,6 @@ def as_item(run: Run) -> dict[str, Any]:
         item["worst_ratio"] = float(f"{run.worst_ratio:.7g}")  # float32 has no more digits
     times = {"created_at": rfc3339(run.created_at), "updated_at": rfc3339(run.updated_at)}
     return item | times | {"tags": list(run.tags)}
-
-
-@router.post(
-    "/runs",
-    status_code=201,
-    response_model=RunCreated,
-    responses=responses(
-        "body-malformed",
-        "body-slow",
-        "body-too-large",
-        "media-type",
-        "quota-exceeded",
-        "invalid",
-        "overloaded",
-        "store-unavailable",
-        example=CREATED_EXAMPLE,
-        status=201,
-    )
-    | {200: {"description": "The run exists: it is resumed.", "model": RunCreated}},
-)
-def create_run(
-    request: Request,
-    service: InService,
-    access: InAccess,
-    wanted: Annotated[RunRequest, Depends(JsonBody(RunRequest, REQUEST_EXAMPLE))],
-) -> Response:
-    """Create a run, or resume the one of that id. Safe to repeat when an id is given.
-
-    Without a project it belongs to that of the token, else to `default`.
-    """
-    name = wanted.run or secrets.token_hex(6)
-    project = wanted.project or access.project or "default"
-    _check_reach(service, access, name, project)
-    is_token = access.token is not None
-    run, is_new = service.store.runs.create(
-        name,
-        name=wanted.name or name,
-        project=project,
-        config=wanted.config,
-        tags=wanted.tags,
-        policy=as_policy(wanted.policy) if wanted.policy else None,
-        now=service.clock(),
-        author=access.name if is_token else CLIENT,
-        quota=service.limits.token_runs if is_token else None,
-    )
-    stored = service.store.policies.of_run(name)
-    content = {
-        "run": name,
-        "policy": stored.content.as_dict(),
-        "policy_version": stored.version,
-        "attempt": run.attempt,
-        "last_step": run.last_step,
-        "commands": _waiting(service, name) if not is_new else [],
-    }
-    told = answer(request, content, status_code=201 if is_new else 200)
-    told.headers["Location"] = f"/api/v1/runs/{name}"
-    return told
-
-
-def _waiting(service: Service, run: str) -> list[dict[str, Any]]:
-    commands = reversed(service.store.commands.of_run(run))
-    return [as_ack(command) for command in commands if command.seen_at is None]
-
-
-def as_ack(command: StoredCommand) -> dict[str, Any]:
-    """Return a command as its job gets it."""
-    return {"id": command.id, "action": command.action, "reason": command.reason}
-
-
-def _check_reach(service: Service, access: Access, run: str, project: str) -> None:
-    """Raise `Problem` (403) for another project than the token's, also that of an existing run.
-
-    Ids are one name space, so this is the one answer that tells a token of a foreign run.
-    """
-    check_project(access, project)
-    try:
-        owner = service.store.runs.project_of(run)
-    except RunUnknown:
-        return
-    if not access.reaches(owner):
-        raise Problem(
-            "project-refused",
-            f"run must be an id that no other project uses, got {run!r}",
-            field="run",
-        )
 
 
 @router.get(

@@ -5,25 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, rfc3339
-from snc_service.api.conventions.parameters import ListQuery
+from snc_service.api.conventions.parameters import Identifier, ListQuery
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
 from snc_service.store.types.records import AuditAction
 
 router = APIRouter(prefix="/api/v1", tags=["audit"])
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class AuditQuery(ListQuery):
     """Which entries."""
 
-    author: Word | None = None
+    author: Identifier | None = None
     action: AuditAction | None = None
-    subject: Word | None = None
+    subject: Identifier | None = None
 
 
 class AuditItem(BaseModel):

@@ -10,17 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from snc_service.api.conventions.answers import answer, rfc3339
+from snc_service.api.conventions.parameters import NAME_PATTERN, Identifier
 from snc_service.api.ingest.body import JsonBody
-from snc_service.api.runs.runs import ID
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
-from snc_service.auth import RESERVED, TOKEN_NAME, make_token
+from snc_service.auth import RESERVED, make_token
 from snc_service.problems import Problem
 from snc_service.store.types.records import Scope, Token
 
 router = APIRouter(prefix="/api/v1", tags=["tokens"])
 TokenName = Annotated[
-    str, Path(pattern=TOKEN_NAME, description="The token's name.", examples=["grafana"])
+    str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["grafana"])
 ]
 LAST_SECOND = 253_402_300_800  # the year 10000: later, no RFC 3339 time can be written
 
@@ -29,9 +29,9 @@ class TokenRequest(BaseModel):
     """A token to make. ``expires_at`` is RFC 3339, null for ever; ``project`` null is all."""
 
     model_config = ConfigDict(extra="forbid")
-    name: Annotated[str, Field(pattern=TOKEN_NAME)]
+    name: Identifier
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
-    project: Annotated[str, Field(pattern=ID)] | None = None
+    project: Identifier | None = None
     expires_at: Annotated[str, Field(max_length=40)] | None = None
 
 

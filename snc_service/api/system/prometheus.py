@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
@@ -14,11 +14,11 @@ from snc_service.api.conventions.parameters import RunName
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import Responses, responses
 from snc_service.exposition import CONTENT_TYPE, OPENMETRICS_TYPE
+from snc_service.exposition.families import Part
 
 router = APIRouter(tags=["prometheus"])
 OPENMETRICS, TEXT = "application/openmetrics-text", "text/plain"
 _WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
-Part = Literal["process", "runs", "layers"]
 TEXT_EXAMPLE = '# TYPE snc_sigma gauge\nsnc_sigma{run="gpt-small-1",layer="fc1.weight"} 1.2\n'
 SD_EXAMPLE: list[dict[str, Any]] = [
     {

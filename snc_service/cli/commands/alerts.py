@@ -10,7 +10,7 @@ from typing import Any
 
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import local_time, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.wire import WireError
 from snc_service.wire.checks import json_object
 
@@ -20,7 +20,7 @@ _NOT_DELIVERED = 1
 
 def get(arguments: Namespace) -> int:
     """Show the routing in force; as JSON it can be changed and given to ``set``."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.get("alerting")
         if arguments.json:
             print_json(answer["alerting"])
@@ -33,7 +33,7 @@ def put(arguments: Namespace) -> int:
     document = read_document(arguments.file)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.put("alerting", body=document, headers=headers)
         if arguments.json:
             print_json(answer["alerting"])
@@ -43,7 +43,7 @@ def put(arguments: Namespace) -> int:
 
 def test(arguments: Namespace) -> int:
     """Send receivers a test message; the exit status is 1 if one of them did not take it."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         names = arguments.receivers or list(service.get("alerting")["alerting"]["receivers"])
         if not names:
             raise Failure("there is no receiver to test: give some with `snc alerts set`")
@@ -59,7 +59,7 @@ def test(arguments: Namespace) -> int:
 def incidents(arguments: Namespace) -> int:
     """List incidents, the newest first."""
     filters = {name: getattr(arguments, name) for name in ("run", "project", "state")}
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         found = list(service.items("incidents", limit=arguments.limit, **filters))
     if arguments.json:
         print_json({"items": found})
@@ -72,7 +72,7 @@ def incidents(arguments: Namespace) -> int:
 
 def acknowledge(arguments: Namespace) -> int:
     """Say that somebody looks after an incident."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         body = {"comment": arguments.comment}
         known = service.post("incidents", str(arguments.incident), "acknowledge", body=body)
     if arguments.json:
@@ -89,7 +89,7 @@ def silence(arguments: Namespace) -> int:
     body: dict[str, Any] = {"seconds": duration(arguments.duration), "comment": arguments.comment}
     globs = {name: getattr(arguments, name) for name in ("project", "run", "rule", "layer")}
     body.update({name: glob for name, glob in globs.items() if glob is not None})
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         made = service.post("silences", body=body)
     if arguments.json:
         print_json(made)
@@ -100,7 +100,7 @@ def silence(arguments: Namespace) -> int:
 
 def silences(arguments: Namespace) -> int:
     """List the silences in force."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         found = service.get("silences")["items"]
     if arguments.json:
         print_json({"items": found})
@@ -115,7 +115,7 @@ def silences(arguments: Namespace) -> int:
 
 def unsilence(arguments: Namespace) -> int:
     """End a silence."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         service.delete("silences", str(arguments.silence))
     return 0
 

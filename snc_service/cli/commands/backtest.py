@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from snc_service.backtest.compare import Change, compare
+from snc_service.backtest.compare import EventChange, compare
 from snc_service.backtest.files import read_run
 from snc_service.backtest.labels import Label, read_labels
 from snc_service.backtest.replay import Replay, replay
@@ -18,9 +18,9 @@ from snc_service.backtest.score import Score
 from snc_service.cli.commands.alerts import read_document
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.cli.stored_rows import stored_run
-from snc_service.store.types import Event, Rows
+from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSettings, WireError
 
 MOST_LABEL_BYTES = 64 * 2**20
@@ -35,7 +35,7 @@ class Judged:
     after: Replay
 
     @property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[EventChange]:
         """Return its events, paired."""
         return compare(self.before.events, self.after.events)
 
@@ -47,11 +47,11 @@ def backtest(arguments: Namespace) -> int:
     scores = (Score(), Score())
     shown: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        service: list[Service] = []
+        service: list[ServiceClient] = []
 
-        def connected() -> Service:
+        def connected() -> ServiceClient:
             if not service:
-                service.append(stack.enter_context(Service.of(arguments)))
+                service.append(stack.enter_context(ServiceClient.of(arguments)))
             return service[0]
 
         for source in _sources(arguments.sources):
@@ -123,7 +123,7 @@ def _judge(source: Path | str, connected: Any, changed: RuleSettings | None) -> 
     return Judged(run, found[0], found[-1])
 
 
-def _file(path: Path) -> Iterator[Rows]:
+def _file(path: Path) -> Iterator[RunRows]:
     try:
         yield from read_run(path)
     except OSError as error:
@@ -166,7 +166,7 @@ def _counts(count: dict[str, int]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in count.items())
 
 
-def _change(change: Change) -> str:
+def _change(change: EventChange) -> str:
     if change.kind != "moved":
         return "" if change.kind == "same" else change.kind
     assert change.moved is not None

@@ -12,12 +12,12 @@ from typing import IO, Protocol
 
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 
 FORMATS = ("csv", "parquet")
 
 
-class Progress(Protocol):
+class ExportProgress(Protocol):
     """Told of every chunk."""
 
     def __call__(self, num_bytes: int) -> None:
@@ -38,7 +38,7 @@ def export(arguments: Namespace) -> int:
         "to_step": arguments.to_step,
         "attempt": arguments.attempt,
     }
-    with Service.of(arguments) as service, _opened(target) as file, _progress(target) as told:
+    with ServiceClient.of(arguments) as service, _opened(target) as file, _progress(target) as told:
         num_bytes = 0
         for chunk in service.stream("runs", arguments.run, "export", **query):
             file.write(chunk)
@@ -74,7 +74,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
-def _progress(target: Path | None) -> AbstractContextManager[Progress]:
+def _progress(target: Path | None) -> AbstractContextManager[ExportProgress]:
     """Show on a terminal how much has come; nobody knows beforehand how much there is."""
     if target is None or not sys.stderr.isatty():
         return nullcontext(lambda num_bytes: None)
@@ -82,7 +82,7 @@ def _progress(target: Path | None) -> AbstractContextManager[Progress]:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Progress]:
+def _bar(name: str) -> Iterator[ExportProgress]:
     try:
         from rich import progress
         from rich.console import Console

@@ -7,14 +7,14 @@ from argparse import Namespace
 from typing import Any
 
 from snc_service.cli.output import Ratio, clean, local_time, print_json, print_table, sparkline
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 
 POLL_SECONDS = 1.0
 
 
 def runs(arguments: Namespace) -> int:
     """List runs."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         items = list(
             service.items(
                 "runs", limit=arguments.limit, project=arguments.project, state=arguments.state
@@ -26,7 +26,7 @@ def runs(arguments: Namespace) -> int:
 
 def layers(arguments: Namespace) -> int:
     """List the layers of a run, and when each will reach its threshold if it goes on so."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         soon = service.get("runs", arguments.run, "forecast", limit=500)["items"]
         items = list(
             service.items(
@@ -43,7 +43,7 @@ def layers(arguments: Namespace) -> int:
 
 def history(arguments: Namespace) -> int:
     """Show one layer's history: a line of blocks, and a row per bucket of steps."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.get(
             *("runs", arguments.run, "layers", arguments.layer, "history"),
             metric=arguments.metric,
@@ -68,7 +68,7 @@ def history(arguments: Namespace) -> int:
 
 def worst(arguments: Namespace) -> int:
     """List the layers that had the largest single values."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.get(
             *("runs", arguments.run, "worst"),
             metric=arguments.metric,
@@ -83,7 +83,7 @@ def worst(arguments: Namespace) -> int:
 
 def compare(arguments: Namespace) -> int:
     """Show one layer in several runs: a line of blocks and the extremes of each."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.get(
             "compare",
             run=arguments.runs,
@@ -114,7 +114,7 @@ def _summary(run: dict[str, Any]) -> tuple[Any, ...]:
 
 def events(arguments: Namespace) -> int:
     """List the events of a run, oldest first; with ``--follow`` until it closes."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         path = ("runs", arguments.run, "events")
         query = {"rule": arguments.rule, "severity": arguments.severity}
         found = list(service.items(*path, limit=arguments.limit, **query))[::-1]
@@ -135,7 +135,11 @@ def events(arguments: Namespace) -> int:
 
 
 def _newer(
-    service: Service, path: tuple[str, ...], query: dict[str, Any], seen: int, found: list[Any]
+    service: ServiceClient,
+    path: tuple[str, ...],
+    query: dict[str, Any],
+    seen: int,
+    found: list[Any],
 ) -> list[Any]:
     """Return the events after ``seen``, oldest first, those ``found`` already among them."""
     seen = max([seen, *(event["id"] for event in found)])

@@ -9,14 +9,14 @@ from typing import Any
 
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, local_time, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.wire import Policy, WireError
 from snc_service.wire.checks import json_object
 
 
 def get(arguments: Namespace) -> int:
     """Show the policy in force."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         return _show(arguments, service.get(*_path(arguments)))
 
 
@@ -25,7 +25,7 @@ def put(arguments: Namespace) -> int:
     policy = _given(arguments)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.put(*_path(arguments), body=policy.as_dict(), headers=headers)
         return _show(arguments, answer)
 

@@ -8,7 +8,7 @@ from typing import Any
 from snc_service.cli.commands.alerts import read_document
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, local_time, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.wire import RuleSettings, WireError
 from snc_service.wire.rule_settings import SHIPPED
 
@@ -17,7 +17,7 @@ _COLUMNS = ("limit", "for_rows", "armed", "severity", "on")
 
 def get(arguments: Namespace) -> int:
     """Show the settings in force; as JSON they can be changed and given to ``set``."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         return _show(arguments, service.get(*_path(arguments)))
 
 
@@ -26,7 +26,7 @@ def put(arguments: Namespace) -> int:
     settings = _given(arguments.file)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.put(*_path(arguments), body=settings.changes(), headers=headers)
         return _show(arguments, answer)
 
@@ -49,7 +49,7 @@ def check(arguments: Namespace) -> int:
 
 def onset(arguments: Namespace) -> int:
     """List the layers that left their healthy band, the first one first."""
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         answer = service.get("runs", arguments.run, "onset", limit=min(arguments.limit, 500))
     if arguments.json:
         print_json(answer)
@@ -74,7 +74,7 @@ def annotate(arguments: Namespace) -> int:
         "text": arguments.text,
         "quiet_steps": arguments.quiet_steps,
     }
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         made = service.post("runs", arguments.run, "annotations", body=body)
     if arguments.json:
         print_json(made)

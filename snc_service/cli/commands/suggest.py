@@ -11,7 +11,7 @@ from pathlib import Path
 from snc_service.backtest.margins import Observed, as_toml, policy_from, rules_from
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 from snc_service.cli.stored_rows import stored_run
 from snc_service.wire import Policy, RuleSettings, WireError
 
@@ -22,7 +22,7 @@ def suggest(arguments: Namespace) -> int:
     if not (math.isfinite(margin) and 1 <= margin <= 1_000):
         raise Failure(f"--margin must be a number from 1 to 1000, got {margin:g}")
     observed = Observed()
-    with Service.of(arguments) as service:
+    with ServiceClient.of(arguments) as service:
         for run in arguments.runs:
             observed.add(stored_run(service, run))
     for run, what in observed.critical.items():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import local_time, print_json, print_table
-from snc_service.cli.service import Service
+from snc_service.cli.service import ServiceClient
 
 if TYPE_CHECKING:
     from snc_service.store import Store
@@ -31,7 +31,7 @@ def create(arguments: Namespace) -> int:
     if arguments.store is not None:
         made = _create_in_store(arguments)
     else:
-        with Service.of(arguments) as service:
+        with ServiceClient.of(arguments) as service:
             made = service.post("tokens", body=_wanted(arguments))
     if arguments.json:
         print_json(made)
@@ -49,7 +49,7 @@ def list_tokens(arguments: Namespace) -> int:
         with _store(arguments.store) as store:
             items = [as_item(token) for token in store.tokens.all()]
     else:
-        with Service.of(arguments) as service:
+        with ServiceClient.of(arguments) as service:
             items = service.get("tokens")["items"]
     if arguments.json:
         print_json({"items": items, "next": None})
@@ -64,7 +64,7 @@ def revoke(arguments: Namespace) -> int:
         with _store(arguments.store) as store:
             store.tokens.revoke(arguments.name, author=OPERATOR, now=time.time())
     else:
-        with Service.of(arguments) as service:
+        with ServiceClient.of(arguments) as service:
             service.delete("tokens", arguments.name)
     print(f"Token {arguments.name} is revoked.", file=sys.stderr)
     return 0

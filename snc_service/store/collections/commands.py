@@ -11,7 +11,7 @@ from snc_service.store.types.records import StoredCommand
 from snc_service.wire import CommandAction
 
 
-class Commands:
+class CommandQueue:
     """A run's commands by id. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:

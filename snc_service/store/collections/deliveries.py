@@ -7,9 +7,9 @@ from snc_service.store.sql.records import (
     incidents,
 )
 from snc_service.store.types.incidents import (
-    Delivery,
-    Health,
+    AlertDelivery,
     Incident,
+    ReceiverHealth,
 )
 
 
@@ -19,18 +19,18 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
+    def due(self, receiver: str, now: float) -> tuple[AlertDelivery, Incident] | None:
         """Return the receiver's delivery that has been due for longest."""
         with self._database.read() as connection:
             return incidents.due(connection, receiver, now)
 
-    def claim(self, delivery: Delivery, *, now: float, until: float) -> bool:
+    def claim(self, delivery: AlertDelivery, *, now: float, until: float) -> bool:
         """Keep others off a delivery until it is saved, or until then; False: it is not as read."""
         with self._database.write() as connection:
             return incidents.claim(connection, delivery, now, until)
 
     def save(
-        self, delivery: Delivery, *, revision: int, now: float, hold_until: float | None = None
+        self, delivery: AlertDelivery, *, revision: int, now: float, hold_until: float | None = None
     ) -> None:
         """Store what became of a claimed delivery.
 
@@ -53,7 +53,7 @@ class Deliveries:
                 (now,),
             )
 
-    def health(self) -> list[Health]:
+    def health(self) -> list[ReceiverHealth]:
         """Return how each receiver does that was ever to be told something."""
         with self._database.read() as connection:
             return incidents.health(connection)

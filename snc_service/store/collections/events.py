@@ -9,11 +9,8 @@ from snc_service.store.sql.records import (
     events,
     runs,
 )
-from snc_service.store.types import (
-    EventQuery,
-    Page,
-    Severity,
-)
+from snc_service.store.types import EventQuery, Page
+from snc_service.wire import Severity
 
 
 class Events:

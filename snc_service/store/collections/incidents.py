@@ -9,9 +9,9 @@ from snc_service.store.sql.records import (
     incidents,
 )
 from snc_service.store.types.incidents import (
-    Change,
     Gather,
     Incident,
+    IncidentChange,
     IncidentState,
     RunFacts,
     Work,
@@ -42,7 +42,7 @@ class Incidents:
         with self._database.read() as connection:
             return incidents.opened(connection)
 
-    def change(self, changes: Sequence[Change], *, now: float) -> int:
+    def change(self, changes: Sequence[IncidentChange], *, now: float) -> int:
         """Store incidents that were read before, in one transaction; return how many.
 
         Those that changed since are left out. ``revision`` must be one above the one read, or the

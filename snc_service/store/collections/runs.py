@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from snc_service.store.sql.compaction.thinning import thin
 from snc_service.store.sql.database.dialect import Database
@@ -16,6 +16,7 @@ from snc_service.store.sql.records import (
     tokens,
 )
 from snc_service.store.types import (
+    EndState,
     Page,
     Run,
     RunState,
@@ -81,7 +82,7 @@ class Runs:
         with self._database.read() as connection:
             return runs.page(connection, project=project, state=state, limit=limit, after=after)
 
-    def finish(self, run: str, state: Literal["finished", "failed"], now: float) -> Run:
+    def finish(self, run: str, state: EndState, now: float) -> Run:
         """Close a run (event ``run_finished``). Closing a closed run changes nothing."""
         with self._database.write() as connection:
             commands.void(connection, runs.lock(connection, run), now)

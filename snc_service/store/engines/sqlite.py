@@ -44,7 +44,7 @@ _UPDATE: Final = re.compile(r"update (\w+) set (.*) where (.*)")
 _BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
 
 
-class _Connection(sqlite3.Connection):
+class SqliteConnection(sqlite3.Connection):
     """There is one writer, so that no row needs a lock."""
 
     for_update = ""
@@ -144,7 +144,7 @@ class SqliteDatabase:
         self.path = path
         self._log = path.with_name(path.name + "-wal")
         self._lock = threading.Lock()
-        self._idle: queue.LifoQueue[_Connection] = queue.LifoQueue(IDLE_READERS)
+        self._idle: queue.LifoQueue[SqliteConnection] = queue.LifoQueue(IDLE_READERS)
         self._closed = False
         with self._named_errors():
             self._writer = self._connect()
@@ -155,7 +155,7 @@ class SqliteDatabase:
                 raise
 
     @contextmanager
-    def read(self) -> Iterator[_Connection]:
+    def read(self) -> Iterator[SqliteConnection]:
         """Lend a connection inside a read transaction: one snapshot from its first statement."""
         with self._named_errors():
             connection = self._reader()
@@ -166,7 +166,7 @@ class SqliteDatabase:
                 self._give_back(connection)
 
     @contextmanager
-    def write(self) -> Iterator[_Connection]:
+    def write(self) -> Iterator[SqliteConnection]:
         """Lend the writer inside ``begin immediate``; synced to disk when the context ends."""
         with self._lock, self._named_errors():
             if self._closed:
@@ -217,8 +217,8 @@ class SqliteDatabase:
                 self._idle.get_nowait().close()
             self._writer.close()
 
-    def _connect(self) -> _Connection:
-        connection = _Connection(
+    def _connect(self) -> SqliteConnection:
+        connection = SqliteConnection(
             self.path,
             timeout=BUSY_SECONDS,
             isolation_level=None,
@@ -268,7 +268,7 @@ class SqliteDatabase:
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
         self._writer.execute(f"pragma user_version = {schema.VERSION}")
 
-    def _reader(self) -> _Connection:
+    def _reader(self) -> SqliteConnection:
         if self._closed:
             raise StoreUnavailable(f"store {self.path} is closed")
         try:
@@ -276,7 +276,7 @@ class SqliteDatabase:
         except queue.Empty:
             return self._connect()
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _give_back(self, connection: SqliteConnection) -> None:
         if connection.in_transaction:
             connection.execute("rollback")
         if not self._closed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from snc_service.store.types.annotations import Annotation
 from snc_service.store.types.documents import VersionedDocument as VersionedDocument
@@ -31,17 +31,18 @@ from snc_service.store.types.errors import TooManyAnnotations as TooManyAnnotati
 from snc_service.store.types.errors import VersionConflict as VersionConflict
 from snc_service.store.types.histories import Buckets as Buckets
 from snc_service.store.types.histories import Extent as Extent
-from snc_service.store.types.histories import Floats as Floats
 from snc_service.store.types.histories import LatestValues as LatestValues
 from snc_service.store.types.histories import Piece as Piece
 from snc_service.store.types.histories import Steps as Steps
 from snc_service.store.types.histories import Window as Window
 from snc_service.store.types.histories import Worst as Worst
-from snc_service.store.types.incidents import Severity as Severity
 from snc_service.store.types.records import StoredCommand
-from snc_service.wire import Batch, RuleSettings
+from snc_service.wire import Batch, RuleSettings, Severity
+from snc_service.wire.batch import Floats as Floats
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
+EndState: TypeAlias = Literal["finished", "failed"]
+END_STATES: Final[tuple[EndState, ...]] = get_args(EndState)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RunRows:
     """New rows of one run as detection sees them: one batch, its layers named, in its attempt."""
 
     run: str
@@ -110,7 +111,7 @@ class Rows:
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
 # the batch and keeps the state there, so that a crash neither repeats nor misses an event.
-Advance: TypeAlias = Callable[[bytes | None, Rows], tuple[bytes, list[Event]]]
+Advance: TypeAlias = Callable[[bytes | None, RunRows], tuple[bytes, list[Event]]]
 
 
 @dataclass(frozen=True)

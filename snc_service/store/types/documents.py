@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 T = TypeVar("T")
+DocumentScope: TypeAlias = Literal["run", "project", "none"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,6 @@ class VersionedDocument(Generic[T]):
 
     content: T = field(repr=False)  # the routing of alerts holds secrets
     version: int
-    scope: Literal["run", "project", "none"]
+    scope: DocumentScope
     author: str
     at: float

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.wire import LayerSpec
+from snc_service.wire.batch import Floats
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Steps: TypeAlias = npt.NDArray[np.int64]
 COLUMNS: Final = ("mean", "min", "max")
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-Severity: TypeAlias = Literal["info", "warning", "critical"]
+from snc_service.wire import Severity
+
 # A notice is one event of severity info that somebody wants to hear of: it starts and ends at once.
 IncidentState: TypeAlias = Literal["open", "resolved", "notice"]
+# What becomes of one attempt to deliver a message.
+DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
 Told: TypeAlias = Literal["nothing", "firing", "resolved"]
 
 
@@ -72,7 +75,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Change:
+class IncidentChange:
     """An incident to store, and who is to be told of it: new receivers, and those told before.
 
     ``wake``: whether receivers who know of the incident must look at it again now.
@@ -85,11 +88,11 @@ class Change:
 
 # (run, its open incident, new entries in order) -> changes. Pure: the store calls it inside the
 # transaction that takes the entries out of the outbox.
-Gather: TypeAlias = Callable[[RunFacts, Incident | None, Sequence[Entry]], Sequence[Change]]
+Gather: TypeAlias = Callable[[RunFacts, Incident | None, Sequence[Entry]], Sequence[IncidentChange]]
 
 
 @dataclass(frozen=True)
-class Delivery:
+class AlertDelivery:
     """What one receiver was told of one incident, and when to see to it again (None: never)."""
 
     incident: int
@@ -114,7 +117,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Health:
+class ReceiverHealth:
     """How one receiver does: deliveries waiting, failures in a row, and the newest error."""
 
     receiver: str

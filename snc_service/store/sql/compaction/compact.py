@@ -21,8 +21,8 @@ import numpy as np
 from snc_service.store import tiles
 from snc_service.store.sql.compaction import rollups, slices
 from snc_service.store.sql.compaction.due_chunks import Chunk, due_runs
-from snc_service.store.sql.compaction.rollups import Changes, Place
-from snc_service.store.sql.compaction.slices import Head, Piece
+from snc_service.store.sql.compaction.rollups import Changes, TilePlace
+from snc_service.store.sql.compaction.slices import ChunkPiece, TailBatch
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.series.layouts import LayerBook
@@ -42,7 +42,8 @@ class Folder:
     def __init__(self, database: Database, book: LayerBook) -> None:
         self._database = database
         self._book = book
-        self._jobs: dict[int, Job] = {}  # one per run: two would start each other again for ever
+        # One per run: two would start each other again for ever.
+        self._jobs: dict[int, ChunkCompaction] = {}
         self._last_run = 0
         self._lock = threading.Lock()
 
@@ -77,22 +78,22 @@ class Folder:
 
     def _turn(self, run_id: int, waiting: deque[Chunk]) -> int:
         """Fold one slice of a run; a job that fails is begun anew by another call."""
-        job = self._jobs.pop(run_id, None) or Job(waiting.popleft())
+        job = self._jobs.pop(run_id, None) or ChunkCompaction(waiting.popleft())
         num_values = job.advance(self._database, self._book)
         if not job.is_over:
             self._jobs[run_id] = job
         return num_values
 
 
-class Job:
+class ChunkCompaction:
     """One chunk on its way into tiles. It holds no values and no transaction between slices."""
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.is_over = False  # also if another process folds the run, or it is gone
         self._epoch: int | None = None
-        self._heads: list[Head] = []
-        self._left: deque[Piece] = deque()
+        self._heads: list[TailBatch] = []
+        self._left: deque[ChunkPiece] = deque()
 
     def advance(self, database: Database, book: LayerBook) -> int:
         """Fold the next slice; return its values, 0 where another process was faster."""
@@ -132,10 +133,10 @@ class Job:
             if (picked := slices.picked_of(head.layout, piece)) is not None
         )
 
-    def _slice(self) -> list[Piece]:
+    def _slice(self) -> list[ChunkPiece]:
         """Take the next pieces, at least one."""
         num_steps = len(slices.steps_of(self._heads, self.chunk))
-        some: list[Piece] = []
+        some: list[ChunkPiece] = []
         size = 0
         while self._left:
             size += 4 * num_steps * (self._left[0].high - self._left[0].low)
@@ -145,9 +146,9 @@ class Job:
         return some
 
 
-def _portions(heads: Sequence[Head]) -> list[list[Head]]:
+def _portions(heads: Sequence[TailBatch]) -> list[list[TailBatch]]:
     """Return batches, a portion for each transaction: to free pages takes long, too."""
-    portions: list[list[Head]] = [[]]
+    portions: list[list[TailBatch]] = [[]]
     size = 0
     for head in heads:
         size += head.num_bytes
@@ -159,7 +160,7 @@ def _portions(heads: Sequence[Head]) -> list[list[Head]]:
 
 
 def _write(
-    database: Database, chunk: Chunk, epoch: int, folded: Sequence[Head], changes: Changes
+    database: Database, chunk: Chunk, epoch: int, folded: Sequence[TailBatch], changes: Changes
 ) -> bool:
     """Write tiles and take from the tail what is ``folded``, unless others were faster."""
     with database.write() as connection:
@@ -177,7 +178,7 @@ def _fold_block(
     connection: Connection,
     changes: Changes,
     chunk: Chunk,
-    place: Place,
+    place: TilePlace,
     steps: Steps,
     values: Floats,
 ) -> None:
@@ -210,7 +211,7 @@ def _laid_over(
     return steps, values
 
 
-def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[Head]) -> None:
+def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[TailBatch]) -> None:
     """Delete what was folded; a batch that reaches beyond the chunk keeps the rest."""
     gone = [head.id for head in folded if slices.inside(head.steps, chunk).all()]
     connection.executemany(

@@ -26,7 +26,7 @@ class Changes:
     deleted: list[tuple[int, ...]] = field(default_factory=list)
     inserted: list[Row] = field(default_factory=list)
 
-    def put(self, place: Place, level: int, steps: tuple[int, int, int], form: Row) -> None:
+    def put(self, place: TilePlace, level: int, steps: tuple[int, int, int], form: Row) -> None:
         """Replace the row at (place, level, first step)."""
         first, last, n = steps
         key = (place.run_id, place.attempt, place.metric, level, place.block, first)
@@ -44,7 +44,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Place:
+class TilePlace:
     """A block of layers of one metric in one attempt, and the run's measuring interval."""
 
     run_id: int
@@ -57,7 +57,7 @@ class Place:
 def add(
     connection: Connection,
     changes: Changes,
-    place: Place,
+    place: TilePlace,
     low: int,
     steps: Steps,
     values: Floats,
@@ -90,7 +90,7 @@ def _piece(known: Partial, low: int, entry: int) -> Partial:
     return piece
 
 
-def _added_to_what_was(connection: Connection, place: Place, piece: Partial) -> Partial:
+def _added_to_what_was(connection: Connection, place: TilePlace, piece: Partial) -> Partial:
     """Return a piece of the first level merged with the entries that are there in its place."""
     low, high = int(piece.keys[0]), int(piece.keys[-1])
     row = connection.execute(
@@ -106,7 +106,7 @@ def _added_to_what_was(connection: Connection, place: Place, piece: Partial) -> 
 
 
 def _put_piece(
-    connection: Connection, changes: Changes, place: Place, level: int, piece: Partial
+    connection: Connection, changes: Changes, place: TilePlace, level: int, piece: Partial
 ) -> Partial | None:
     """Put a piece at its level; return the level's tile there if it is complete with it."""
     entry = tiles.FANOUT**level << place.shift
@@ -130,7 +130,7 @@ def _put_piece(
     return whole
 
 
-def _put(changes: Changes, place: Place, level: int, entries: Partial) -> None:
+def _put(changes: Changes, place: TilePlace, level: int, entries: Partial) -> None:
     n = len(entries.keys)
     first = int(entries.keys[0])
     last = first + n * (tiles.FANOUT**level << place.shift) - 1
@@ -138,7 +138,7 @@ def _put(changes: Changes, place: Place, level: int, entries: Partial) -> None:
 
 
 def _load(
-    connection: Connection, place: Place, level: int, entry: int, step0: int, n: int
+    connection: Connection, place: TilePlace, level: int, entry: int, step0: int, n: int
 ) -> Partial:
     (data,) = connection.execute(
         f"select v from tile where {_KEY} and step0 = ?", (*_key(place, level), step0)
@@ -152,5 +152,5 @@ def _equal_rows(parts: list[Partial]) -> list[Partial]:
     return [part.rows_taken(np.arange(most)) for part in parts]
 
 
-def _key(place: Place, level: int) -> tuple[int, ...]:
+def _key(place: TilePlace, level: int) -> tuple[int, ...]:
     return (place.run_id, place.attempt, place.metric, level, place.block)

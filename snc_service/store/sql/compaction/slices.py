@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from snc_service.store import tiles
 from snc_service.store.sql.compaction.due_chunks import Chunk
-from snc_service.store.sql.compaction.rollups import Place
+from snc_service.store.sql.compaction.rollups import TilePlace
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Picked
@@ -22,7 +22,7 @@ SLICE_BYTES = 2 * 2**20  # of values: 0.1 s of encoding, 10 ms of writing
 
 
 @dataclass(frozen=True)
-class Head:
+class TailBatch:
     """One batch of the tail that has steps in a chunk, without its columns."""
 
     id: int
@@ -38,7 +38,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class ColumnSpan:
     """A span of columns [C, n] of such a batch, from the column ``first`` on."""
 
     id: int
@@ -49,7 +49,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChunkPiece:
     """One scalar, or one metric of the layers ``low <= index < high``."""
 
     kind: str
@@ -59,7 +59,7 @@ class Piece:
     high: int
 
 
-def heads_of(connection: Connection, book: LayerBook, chunk: Chunk) -> list[Head]:
+def heads_of(connection: Connection, book: LayerBook, chunk: Chunk) -> list[TailBatch]:
     """Return the batches that have steps in a chunk, in the order of their arrival."""
     layouts = {layout.number: layout for layout in book.layouts(connection, chunk.run_id)}
     rows = connection.execute(
@@ -67,11 +67,13 @@ def heads_of(connection: Connection, book: LayerBook, chunk: Chunk) -> list[Head
         "where run_id = ? and attempt = ? and step0 < ? and step1 >= ?",
         (chunk.run_id, chunk.attempt, chunk.high, chunk.low),
     )
-    found = [Head(id_, layouts[layout], unpack_steps(*place)) for id_, layout, *place in rows]
+    found = [TailBatch(id_, layouts[layout], unpack_steps(*place)) for id_, layout, *place in rows]
     return sorted(found, key=lambda head: head.id)
 
 
-def cut_up(connection: Connection, chunk: Chunk, heads: Sequence[Head]) -> Iterator[Piece]:
+def cut_up(
+    connection: Connection, chunk: Chunk, heads: Sequence[TailBatch]
+) -> Iterator[ChunkPiece]:
     """Yield every metric and scalar of some batches, in pieces that a slice has room for."""
     width = width_of(len(steps_of(heads, chunk)))
     layouts = {head.layout.number: head.layout for head in heads}.values()
@@ -83,7 +85,7 @@ def cut_up(connection: Connection, chunk: Chunk, heads: Sequence[Head]) -> Itera
         ]
         top = max(tops, default=0)
         for low in range(0, top, width):
-            yield Piece(kind, name, metric, low, min(low + width, top))
+            yield ChunkPiece(kind, name, metric, low, min(low + width, top))
 
 
 def width_of(num_steps: int) -> int:
@@ -91,7 +93,7 @@ def width_of(num_steps: int) -> int:
     return max(1, SLICE_BYTES // (4 * num_steps) // tiles.BLOCK_LAYERS) * tiles.BLOCK_LAYERS
 
 
-def picked_of(layout: Layout, piece: Piece) -> Picked | None:
+def picked_of(layout: Layout, piece: ChunkPiece) -> Picked | None:
     """Return the columns of a piece in a layout; the rows are the run's layers."""
     if piece.kind == "run" and piece.name in layout.scalars:
         zero = np.zeros(1, np.intp)
@@ -105,10 +107,10 @@ def picked_of(layout: Layout, piece: Piece) -> Picked | None:
 
 
 def _waiting(
-    connection: Connection, chunk: Chunk, heads: Sequence[Head], some: Sequence[Piece]
-) -> list[Waiting]:
+    connection: Connection, chunk: Chunk, heads: Sequence[TailBatch], some: Sequence[ChunkPiece]
+) -> list[ColumnSpan]:
     """Read of each batch the span of columns in which its part of a slice lies."""
-    by_layout: dict[int, list[Head]] = {}
+    by_layout: dict[int, list[TailBatch]] = {}
     for head in heads:
         by_layout.setdefault(head.layout.number, []).append(head)
     found = []
@@ -125,7 +127,7 @@ def _waiting(
         )
         read = dict(rows.fetchall())
         found += [
-            Waiting(head.id, head.layout, head.steps, first, _columns(read[head.id], span))
+            ColumnSpan(head.id, head.layout, head.steps, first, _columns(read[head.id], span))
             for head in ones
         ]
     return sorted(found, key=lambda waiting: waiting.id)
@@ -141,8 +143,8 @@ def inside(steps: Steps, chunk: Chunk) -> npt.NDArray[np.bool_]:
 
 
 def blocks(
-    connection: Connection, chunk: Chunk, heads: Sequence[Head], some: Sequence[Piece]
-) -> Iterator[tuple[Place, Steps, Floats]]:
+    connection: Connection, chunk: Chunk, heads: Sequence[TailBatch], some: Sequence[ChunkPiece]
+) -> Iterator[tuple[TilePlace, Steps, Floats]]:
     """Yield for every block of every piece its measured steps and new values."""
     waiting = _waiting(connection, chunk, heads, some)
     for piece in some:
@@ -157,13 +159,13 @@ def blocks(
         values, steps = _matrix(picked, waiting, chunk, piece)
         for block, known in _measured(picked, waiting, chunk):
             start = block * tiles.BLOCK_LAYERS - piece.low
-            place = Place(chunk.run_id, chunk.attempt, piece.metric, block, chunk.shift)
+            place = TilePlace(chunk.run_id, chunk.attempt, piece.metric, block, chunk.shift)
             lanes = values[start : start + tiles.BLOCK_LAYERS]
             yield place, known, lanes[:, np.searchsorted(steps, known)]
 
 
 def _measured(
-    picked: dict[int, Picked], waiting: Sequence[Waiting], chunk: Chunk
+    picked: dict[int, Picked], waiting: Sequence[ColumnSpan], chunk: Chunk
 ) -> Iterator[tuple[int, Steps]]:
     """Yield each block that some layout touches, and the steps of the batches that do."""
     blocks = {number: one.rows // tiles.BLOCK_LAYERS for number, one in picked.items()}
@@ -177,7 +179,7 @@ def _measured(
 
 
 def _matrix(
-    picked: dict[int, Picked], waiting: Sequence[Waiting], chunk: Chunk, piece: Piece
+    picked: dict[int, Picked], waiting: Sequence[ColumnSpan], chunk: Chunk, piece: ChunkPiece
 ) -> tuple[Floats, Steps]:
     """Return the layers of a piece [L, N], later batches on top, and the steps [N]."""
     some = [w for w in waiting if w.layout.number in picked]
@@ -195,6 +197,6 @@ def _matrix(
     return values, steps
 
 
-def steps_of(waiting: Sequence[Head | Waiting], chunk: Chunk) -> Steps:
+def steps_of(waiting: Sequence[TailBatch | ColumnSpan], chunk: Chunk) -> Steps:
     """Return the distinct steps of a chunk that some batches have."""
     return distinct([w.steps for w in waiting], chunk.low, chunk.high)

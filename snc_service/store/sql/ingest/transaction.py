@@ -24,14 +24,13 @@ from snc_service.store.types import (
     Event,
     LayerTableMismatch,
     Outcome,
-    Rows,
+    RunRows,
     StoredEvent,
     StoreError,
     Submission,
 )
 from snc_service.wire import Batch
-
-MOST = 2**53 - 1  # counters stop here rather than overflow what engines and JSON keep exact
+from snc_service.wire.checks import MAX_WHOLE
 
 
 def ingest(
@@ -108,7 +107,7 @@ def _store(
             f"got {batch.num_layers}"
         )
     placed = work.attempts.placed(batch, writer)
-    rows = Rows(
+    rows = RunRows(
         work.run,
         batch,
         table.table.names,
@@ -192,7 +191,7 @@ def _append(
     work.next_tail += 1
 
 
-def _judged(advance: Advance, state: bytes | None, rows: Rows) -> tuple[bytes, list[Event]]:
+def _judged(advance: Advance, state: bytes | None, rows: RunRows) -> tuple[bytes, list[Event]]:
     """Run the rules over the new rows; whatever goes wrong there refuses this batch only."""
     try:
         return advance(state, rows)
@@ -217,7 +216,8 @@ def _count(work: RunAtWork, batch: Batch) -> None:
     vetoes = batch.scalar("guard_vetoes")
     if vetoes is not None:
         work.guard_vetoes += int(np.clip(vetoes[np.isfinite(vetoes)], 0, 2**31).sum())
-    work.dropped_values = min(work.dropped_values + batch.dropped, MOST)
+    # What engines and JSON keep exact: a counter stops there and does not overflow.
+    work.dropped_values = min(work.dropped_values + batch.dropped, MAX_WHOLE)
     work.last_step = max(batch.steps[-1], -1 if work.last_step is None else work.last_step)
     work.overhead = _overhead(batch, work.overhead)
 

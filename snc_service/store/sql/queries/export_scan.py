@@ -19,7 +19,7 @@ from snc_service.store.sql.queries import thinned
 from snc_service.store.sql.queries.history import values_of
 from snc_service.store.sql.records import runs
 from snc_service.store.sql.series import tail, tile_blocks
-from snc_service.store.sql.series.attempts import Attempts, Segment
+from snc_service.store.sql.series.attempts import Attempts, AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Wanted, layers_of, scalar_of
 from snc_service.store.types import Extent, Piece, RunUnknown
@@ -30,14 +30,14 @@ MOST_STEPS = 2**20  # whose numbers are held at once
 
 
 @dataclass(frozen=True)
-class Part:
+class ScanPart:
     """One metric of some layers (or one scalar) in one attempt."""
 
     kind: str
     metric: str
     indexes: npt.NDArray[np.int64]
     layers: tuple[str, ...] | None
-    segment: Segment
+    segment: AttemptSegment
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Plan:
     run: str
     run_id: int
     layouts: list[Layout]
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ScanPart] = field(default_factory=list)
 
 
 def scan(database: Database, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
@@ -73,14 +73,14 @@ def _plan(connection: Connection, book: LayerBook, run: str, extent: Extent) -> 
         if extent.metrics is None or name in extent.metrics
     ]
     for attempt, first in sorted(Attempts.load(connection, run_id).first_steps.items()):
-        segment = Segment(attempt, max(first, extent.from_step), end + 1)
+        segment = AttemptSegment(attempt, max(first, extent.from_step), end + 1)
         if segment.low >= segment.high or extent.attempt not in (None, attempt):
             continue
         for kind, name in names:
             if kind == "layer":
-                plan.parts += [Part(kind, name, *group, segment) for group in groups]
+                plan.parts += [ScanPart(kind, name, *group, segment) for group in groups]
             elif extent.layers is None:
-                plan.parts.append(Part(kind, name, np.zeros(1, np.int64), None, segment))
+                plan.parts.append(ScanPart(kind, name, np.zeros(1, np.int64), None, segment))
     return plan
 
 
@@ -97,7 +97,7 @@ def _groups(
     return [(group, tuple(specs[index].name for index in group.tolist())) for group in some]
 
 
-def _pieces(database: Database, plan: Plan, part: Part) -> Iterator[Piece]:
+def _pieces(database: Database, plan: Plan, part: ScanPart) -> Iterator[Piece]:
     """Yield a part's pieces in the order of steps."""
     at = part.segment.low
     while at < part.segment.high:
@@ -122,13 +122,15 @@ def _check(connection: Connection, plan: Plan) -> None:
         raise RunUnknown(f"run {plan.run!r} was deleted meanwhile")
 
 
-def _wanted(connection: Connection, plan: Plan, part: Part) -> Wanted:
+def _wanted(connection: Connection, plan: Plan, part: ScanPart) -> Wanted:
     if part.kind == "run":
         return scalar_of(connection, plan.run_id, plan.layouts, part.metric)
     return layers_of(connection, plan.run_id, plan.layouts, part.metric, part.indexes)
 
 
-def _next_span(connection: Connection, wanted: Wanted, rest: Segment) -> Segment | None:
+def _next_span(
+    connection: Connection, wanted: Wanted, rest: AttemptSegment
+) -> AttemptSegment | None:
     """Return whole chunks from the next measured step on, about a piece of them."""
     shift, _ = thinned.grain(connection, wanted.run_id)
     found = [
@@ -141,4 +143,4 @@ def _next_span(connection: Connection, wanted: Wanted, rest: Segment) -> Segment
     chunk = tiles.TILE_STEPS << (shift or 0)
     most = min(PIECE_VALUES // (wanted.num_rows * tiles.TILE_STEPS), MOST_STEPS // chunk)
     high = (first // chunk + max(most, 1)) * chunk
-    return Segment(rest.attempt, first, min(high, rest.high))
+    return AttemptSegment(rest.attempt, first, min(high, rest.high))

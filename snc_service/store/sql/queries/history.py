@@ -12,7 +12,7 @@ from snc_service.store.downsampling import PLANES, Partial
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import thinned
 from snc_service.store.sql.series import tail, tile_blocks
-from snc_service.store.sql.series.attempts import Attempts, Segment
+from snc_service.store.sql.series.attempts import Attempts, AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.selection import Rows, Wanted, layers_of, scalar_of
 from snc_service.store.types import Buckets, Floats, Steps, Window
@@ -93,14 +93,14 @@ def of_all_layers(
     )
 
 
-def segments_of(connection: Connection, run_id: int, window: Window) -> list[Segment]:
+def segments_of(connection: Connection, run_id: int, window: Window) -> list[AttemptSegment]:
     """Return which steps of which attempts a window shows."""
     attempts = Attempts.load(connection, run_id)
     return attempts.view(window.attempt, window.from_step, window.to_step)
 
 
 def bucket_width(
-    connection: Connection, wanted: Wanted, segments: Sequence[Segment], points: int
+    connection: Connection, wanted: Wanted, segments: Sequence[AttemptSegment], points: int
 ) -> int:
     """Return the bucket width, the same whether history is folded or not."""
     count, least = 0, 1
@@ -128,7 +128,7 @@ def bucket_width(
 def partial_of(
     connection: Connection,
     wanted: Wanted,
-    segments: Sequence[Segment],
+    segments: Sequence[AttemptSegment],
     bucket_steps: int,
     planes: Collection[str] = PLANES,
 ) -> Partial:
@@ -171,7 +171,7 @@ def partial_of(
 
 
 def _dirty_chunks(
-    connection: Connection, wanted: Wanted, segment: Segment, shift: int
+    connection: Connection, wanted: Wanted, segment: AttemptSegment, shift: int
 ) -> npt.NDArray[np.int64]:
     """Return the chunks whose rollups do not tell all: with batches in the tail, or cut."""
     chunk = tiles.TILE_STEPS << shift
@@ -181,21 +181,21 @@ def _dirty_chunks(
     return np.unique(np.concatenate([steps // chunk, np.array(cut, np.int64)]))
 
 
-def _spans(chunks: Steps, segment: Segment, chunk: int) -> list[Segment]:
+def _spans(chunks: Steps, segment: AttemptSegment, chunk: int) -> list[AttemptSegment]:
     """Return the steps of adjacent chunks as spans within the segment."""
-    spans: list[Segment] = []
+    spans: list[AttemptSegment] = []
     for number in chunks.tolist():
         low, high = max(number * chunk, segment.low), min((number + 1) * chunk, segment.high)
         if spans and spans[-1].high == low:
             low = spans.pop().low
-        spans.append(Segment(segment.attempt, low, high))
+        spans.append(AttemptSegment(segment.attempt, low, high))
     return spans
 
 
 def _values(
     connection: Connection,
     wanted: Wanted,
-    span: Segment,
+    span: AttemptSegment,
     bucket_steps: int,
     planes: Collection[str],
 ) -> Iterator[Partial]:
@@ -205,7 +205,7 @@ def _values(
 
 
 def values_of(
-    connection: Connection, wanted: Wanted, span: Segment
+    connection: Connection, wanted: Wanted, span: AttemptSegment
 ) -> Iterator[tuple[Steps, Floats]]:
     """Yield a span's measured steps [N] and values [R, N] as they are, in slices of bounded size.
 

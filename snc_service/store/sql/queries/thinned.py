@@ -10,7 +10,7 @@ from snc_service.store import tiles
 from snc_service.store.downsampling import Partial
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series import tail, tile_blocks
-from snc_service.store.sql.series.attempts import Segment
+from snc_service.store.sql.series.attempts import AttemptSegment
 from snc_service.store.sql.series.selection import Rows, Wanted
 from snc_service.store.types import HistoryThinned
 from snc_service.wire import ABSENT
@@ -40,17 +40,17 @@ def check_whole(connection: Connection, run_id: int, from_step: int) -> None:
         raise HistoryThinned(end)
 
 
-def split(segment: Segment, end: int) -> tuple[Segment | None, Segment | None]:
+def split(segment: AttemptSegment, end: int) -> tuple[AttemptSegment | None, AttemptSegment | None]:
     """Return the parts of a segment below ``end`` and from it on, None for one without steps."""
-    coarse = Segment(segment.attempt, segment.low, min(segment.high, end))
-    exact = Segment(segment.attempt, max(segment.low, end), segment.high)
+    coarse = AttemptSegment(segment.attempt, segment.low, min(segment.high, end))
+    exact = AttemptSegment(segment.attempt, max(segment.low, end), segment.high)
     return (
         coarse if coarse.low < coarse.high else None,
         exact if exact.low < exact.high else None,
     )
 
 
-def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
+def ends(connection: Connection, wanted: Wanted, segment: AttemptSegment) -> list[int]:
     """Return steps near the first and the last of a segment, to within a piece of a rollup."""
     steps = tail.measured_steps(connection, wanted.run_id, segment, wanted.counted)
     found = [int(step) for step in steps[[0, -1]]] if len(steps) else []
@@ -65,7 +65,7 @@ def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
 def parts(
     connection: Connection,
     wanted: Wanted,
-    segment: Segment,
+    segment: AttemptSegment,
     bucket_steps: int,
     *,
     shift: int,
@@ -74,7 +74,9 @@ def parts(
     """Yield the wanted rows in buckets: rollups, and what batches have added since."""
     chunk = tiles.TILE_STEPS << shift
     # Rollups are read in whole chunks; the buckets beyond the segment are left out.
-    wide = Segment(segment.attempt, segment.low // chunk * chunk, -(-segment.high // chunk) * chunk)
+    wide = AttemptSegment(
+        segment.attempt, segment.low // chunk * chunk, -(-segment.high // chunk) * chunk
+    )
     for block in wanted.blocks:
         part = tile_blocks.rollups(
             connection,

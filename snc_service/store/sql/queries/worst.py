@@ -17,7 +17,7 @@ from snc_service.store import tiles
 from snc_service.store.downsampling import planes_for
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import history, thinned
-from snc_service.store.sql.series.attempts import Segment
+from snc_service.store.sql.series.attempts import AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook, Layout
 from snc_service.store.sql.series.selection import Wanted, layers_of
 from snc_service.store.types import Floats, Window, Worst
@@ -37,7 +37,7 @@ class Question:
     metric: str
     below: str | None
     indexes: npt.NDArray[np.int64]
-    segments: Sequence[Segment]
+    segments: Sequence[AttemptSegment]
 
     def wanted(self, metric: str, rows: npt.NDArray[np.intp] | slice) -> Wanted:
         """Return where a metric of some rows lies."""
@@ -61,7 +61,9 @@ class Known:
         self.values = np.full(num_rows, -np.inf)
         self.steps = np.full(num_rows, -1, np.int64)
 
-    def see(self, question: Question, rows: npt.NDArray[np.intp], spans: Iterable[Segment]) -> None:
+    def see(
+        self, question: Question, rows: npt.NDArray[np.intp], spans: Iterable[AttemptSegment]
+    ) -> None:
         """Read spans of some rows and keep what is larger."""
         above = question.wanted(question.metric, rows)
         below = question.wanted(question.below, rows) if question.below else None
@@ -187,9 +189,9 @@ def _least(values: Doubles, most: int) -> float:
     return float(np.partition(values, -most)[-most]) if len(values) >= most else -np.inf
 
 
-def _within(segments: Sequence[Segment], low: int, high: int) -> list[Segment]:
+def _within(segments: Sequence[AttemptSegment], low: int, high: int) -> list[AttemptSegment]:
     """Return the parts of segments between two steps."""
-    cut = [Segment(s.attempt, max(s.low, low), min(s.high, high)) for s in segments]
+    cut = [AttemptSegment(s.attempt, max(s.low, low), min(s.high, high)) for s in segments]
     return [segment for segment in cut if segment.low < segment.high]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.records import audit, events, runs
-from snc_service.store.types import CommandsWaiting, Event, RunClosed
+from snc_service.store.types import END_STATES, CommandsWaiting, Event, RunClosed
 from snc_service.store.types.records import MAX_WAITING_COMMANDS, StoredCommand
 from snc_service.wire import CommandAction
 
@@ -23,7 +23,7 @@ def add(
     """Leave a command, with its event and its audit entry."""
     run_id = runs.lock(connection, run)
     found = runs.load(connection, run)
-    if found.state in ("finished", "failed"):
+    if found.state in END_STATES:
         raise RunClosed(f"run {run} is {found.state}: no job would get the command")
     if len(waiting(connection, run_id)) >= MAX_WAITING_COMMANDS:
         raise CommandsWaiting(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from snc_service.store.sql.database.dialect import Connection, Row
-from snc_service.store.types import Event, EventQuery, Page, Severity, StoredEvent
+from snc_service.store.types import Event, EventQuery, Page, StoredEvent
+from snc_service.wire import Severity
 
 _COLUMNS = (
     "run.run, event.run_id, event.id, event.at, event.step, event.rule, event.severity, "

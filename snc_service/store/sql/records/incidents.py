@@ -14,13 +14,13 @@ from typing import Any
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit, runs
 from snc_service.store.types.incidents import (
-    Change,
-    Delivery,
+    AlertDelivery,
     Entry,
     Gather,
-    Health,
     Incident,
+    IncidentChange,
     IncidentState,
+    ReceiverHealth,
     RunFacts,
     Work,
 )
@@ -89,7 +89,7 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
     return len(rows)
 
 
-def save(connection: Connection, run_id: int, change: Change, now: float) -> None:
+def save(connection: Connection, run_id: int, change: IncidentChange, now: float) -> None:
     """Store an incident, new or changed, and let the receivers that it concerns be told."""
     incident = change.incident
     if incident.id == 0:
@@ -109,7 +109,7 @@ def save(connection: Connection, run_id: int, change: Change, now: float) -> Non
     )
 
 
-def change(connection: Connection, new: Change, now: float) -> bool:
+def change(connection: Connection, new: IncidentChange, now: float) -> bool:
     """Store an incident unless somebody else has changed it."""
     row = connection.execute(
         "select run_id, revision from incident where id = ?", (new.incident.id,)
@@ -185,7 +185,7 @@ def acknowledge(
     return known
 
 
-def due(connection: Connection, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
+def due(connection: Connection, receiver: str, now: float) -> tuple[AlertDelivery, Incident] | None:
     """Return a receiver's delivery that has been due for longest."""
     row = connection.execute(
         f"{_DELIVERY} where receiver = ? and next_at <= ? and {_FREE} and exists "
@@ -197,7 +197,7 @@ def due(connection: Connection, receiver: str, now: float) -> tuple[Delivery, In
     return None if incident is None else (_delivery(row), incident)
 
 
-def claim(connection: Connection, delivery: Delivery, now: float, until: float) -> bool:
+def claim(connection: Connection, delivery: AlertDelivery, now: float, until: float) -> bool:
     """Keep others off a delivery; the caller has it if it is as it was read and nobody else's."""
     lock(connection)
     changed = connection.execute(
@@ -209,7 +209,11 @@ def claim(connection: Connection, delivery: Delivery, now: float, until: float) 
 
 
 def save_delivery(
-    connection: Connection, delivery: Delivery, revision: int, now: float, hold_until: float | None
+    connection: Connection,
+    delivery: AlertDelivery,
+    revision: int,
+    now: float,
+    hold_until: float | None,
 ) -> None:
     """Store what became of a delivery."""
     lock(connection)
@@ -241,14 +245,14 @@ def save_delivery(
         )
 
 
-def health(connection: Connection) -> list[Health]:
+def health(connection: Connection) -> list[ReceiverHealth]:
     """Return how each receiver does: what waits for it has never been told or has failed."""
     rows = connection.execute(
         "select receiver, sum(case when next_at is not null and (told = 'nothing' or failures > 0) "
         "then 1 else 0 end), max(failures), max(error), max(told_at) "
         "from delivery group by receiver order by receiver"
     )
-    return [Health(name, int(n), int(f), error, at) for name, n, f, error, at in rows]
+    return [ReceiverHealth(name, int(n), int(f), error, at) for name, n, f, error, at in rows]
 
 
 def _insert(connection: Connection, run_id: int, incident: Incident) -> Incident:
@@ -326,6 +330,6 @@ def _facts(row: Row) -> RunFacts:
     return RunFacts(run, project, run_state, updated_at, last_step or 0, version, memory)
 
 
-def _delivery(row: Row) -> Delivery:
+def _delivery(row: Row) -> AlertDelivery:
     fields = [*row[:-1], bool(row[-1])]
-    return Delivery(*fields)
+    return AlertDelivery(*fields)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import events
-from snc_service.store.types import Event, Page, Run, RunState, RunUnknown, StoredEvent
+from snc_service.store.types import EndState, Event, Page, Run, RunState, RunUnknown, StoredEvent
 
 _COLUMNS = """
 run.run, run.name, run.project, run.state, run.created_at, run.updated_at, run.last_step,
@@ -129,9 +129,7 @@ def create(
     return run_id, True
 
 
-def finish(
-    connection: Connection, run: str, state: Literal["finished", "failed"], now: float
-) -> Run:
+def finish(connection: Connection, run: str, state: EndState, now: float) -> Run:
     """Close a run; closing a closed one changes nothing."""
     run_id = lock(connection, run)
     if _set_state(connection, run_id, state, now, only_from=("active", "silent")):

@@ -12,7 +12,7 @@ from snc_service.wire import MAX_STEP, Batch
 
 
 @dataclass(frozen=True)
-class Segment:
+class AttemptSegment:
     """The steps ``low <= step < high`` of one attempt."""
 
     attempt: int
@@ -77,19 +77,21 @@ class Attempts:
             return Placed(attempt, first, is_new=True, is_moved=True)
         return Placed(attempt, min(first, known), is_new=False, is_moved=first < known)
 
-    def view(self, attempt: int | None, from_step: int, to_step: int | None) -> list[Segment]:
+    def view(
+        self, attempt: int | None, from_step: int, to_step: int | None
+    ) -> list[AttemptSegment]:
         """Return which steps to read from which attempt, in the order of steps.
 
         By default each step comes from the newest attempt that had begun at or before it.
         """
         end = MAX_STEP + 1 if to_step is None else to_step + 1
         if attempt is not None:
-            return [Segment(attempt, from_step, end)] if from_step < end else []
-        segments: list[Segment] = []
+            return [AttemptSegment(attempt, from_step, end)] if from_step < end else []
+        segments: list[AttemptSegment] = []
         high = end
         for number in sorted(self.first_steps, reverse=True):
             low = max(self.first_steps[number], from_step)
             if low < high:
-                segments.append(Segment(number, low, high))
+                segments.append(AttemptSegment(number, low, high))
                 high = low
         return segments[::-1]

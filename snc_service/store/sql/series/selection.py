@@ -35,7 +35,7 @@ class Picked:
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerBlock:
     """A block of 16 layers: its rows ``lanes`` go to ``rows`` of the answer."""
 
     number: int
@@ -56,7 +56,7 @@ class Wanted:
     num_rows: int
     picked: tuple[Picked, ...]
     counted: frozenset[int]
-    blocks: tuple[Block, ...]
+    blocks: tuple[LayerBlock, ...]
 
 
 def layers_of(
@@ -71,7 +71,7 @@ def layers_of(
     number = _metric(connection, run_id, "layer", metric)
     numbers = indexes // BLOCK_LAYERS
     blocks = [
-        Block(int(b), indexes[numbers == b] % BLOCK_LAYERS, np.flatnonzero(numbers == b))
+        LayerBlock(int(b), indexes[numbers == b] % BLOCK_LAYERS, np.flatnonzero(numbers == b))
         for b in np.unique(numbers)
     ]
     counted = {x.number for x in reporting if np.isin(x.layers // BLOCK_LAYERS, numbers).any()}
@@ -91,7 +91,7 @@ def scalar_of(
     )
     counted = frozenset(one.layout.number for one in picked)
     number = _metric(connection, run_id, "run", scalar)
-    return Wanted(run_id, number, 1, picked, counted, (Block(0, zero, zero),))
+    return Wanted(run_id, number, 1, picked, counted, (LayerBlock(0, zero, zero),))
 
 
 def _metric(connection: Connection, run_id: int, kind: str, name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from snc_service.store.sql.database.dialect import Connection
-from snc_service.store.sql.series.attempts import Segment
+from snc_service.store.sql.series.attempts import AttemptSegment
 from snc_service.store.sql.series.selection import Picked, Rows
 from snc_service.store.types import Floats, Steps
 from snc_service.wire import absent
@@ -43,7 +43,7 @@ def distinct(steps: Sequence[Steps], low: int, high: int) -> Steps:
 
 
 def measured_steps(
-    connection: Connection, run_id: int, segment: Segment, layouts: Collection[int]
+    connection: Connection, run_id: int, segment: AttemptSegment, layouts: Collection[int]
 ) -> Steps:
     """Return the distinct steps of the segment's batches of some layouts."""
     rows = connection.execute(
@@ -56,7 +56,7 @@ def measured_steps(
 
 
 def next_step(
-    connection: Connection, run_id: int, span: Segment, layouts: Collection[int]
+    connection: Connection, run_id: int, span: AttemptSegment, layouts: Collection[int]
 ) -> int | None:
     """Return the first step at or after ``span.low`` that a batch of some layouts has."""
     rows = connection.execute(

@@ -9,8 +9,8 @@ import numpy as np
 from snc_service.store import tiles
 from snc_service.store.downsampling import PLANES, Partial, joined
 from snc_service.store.sql.database.dialect import Connection
-from snc_service.store.sql.series.attempts import Segment
-from snc_service.store.sql.series.selection import Block, Wanted
+from snc_service.store.sql.series.attempts import AttemptSegment
+from snc_service.store.sql.series.selection import LayerBlock, Wanted
 from snc_service.store.sql.series.tail import put_over, unpack_steps
 from snc_service.store.types import Floats, Steps
 
@@ -19,7 +19,7 @@ _STEPS = f"select step0, step1, n, steps from tile {_WHERE}"
 
 
 def steps_between(
-    connection: Connection, wanted: Wanted, segment: Segment, most: int | None = None
+    connection: Connection, wanted: Wanted, segment: AttemptSegment, most: int | None = None
 ) -> list[Steps] | None:
     """Return the measured steps of the tiles that touch a segment, a piece per tile.
 
@@ -41,7 +41,9 @@ def steps_between(
     return found
 
 
-def next_step(connection: Connection, wanted: Wanted, span: Segment, shift: int) -> int | None:
+def next_step(
+    connection: Connection, wanted: Wanted, span: AttemptSegment, shift: int
+) -> int | None:
     """Return a step at or after ``span.low`` and not after the first measured one.
 
     None if no tile has any. Only the tile around ``span.low`` may begin before it: its first step
@@ -59,7 +61,7 @@ def next_step(connection: Connection, wanted: Wanted, span: Segment, shift: int)
     return min(found, default=None)
 
 
-def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
+def ends(connection: Connection, wanted: Wanted, segment: AttemptSegment) -> list[int]:
     """Return the first and the last step within the segment of each block's tiles."""
     found: list[int] = []
     for block in wanted.blocks:
@@ -79,7 +81,7 @@ def ends(connection: Connection, wanted: Wanted, segment: Segment) -> list[int]:
 
 
 def rollup_ends(
-    connection: Connection, wanted: Wanted, segment: Segment
+    connection: Connection, wanted: Wanted, segment: AttemptSegment
 ) -> Iterator[tuple[int, int]]:
     """Yield the first and the last step of the finest rollups of each block in a segment."""
     for block in wanted.blocks:
@@ -99,7 +101,7 @@ def read_over(
     connection: Connection, wanted: Wanted, attempt: int, steps: Steps, values: Floats
 ) -> None:
     """Lay the tiles' values over ``values`` [R, N] of ``steps`` [N]."""
-    span = Segment(attempt, int(steps[0]), int(steps[-1]) + 1)
+    span = AttemptSegment(attempt, int(steps[0]), int(steps[-1]) + 1)
     for block in wanted.blocks:
         rows = connection.execute(
             f"select step0, step1, n, steps, enc, v from tile {_WHERE} "
@@ -120,8 +122,8 @@ def read_over(
 def rollups(
     connection: Connection,
     wanted: Wanted,
-    segment: Segment,
-    block: Block,
+    segment: AttemptSegment,
+    block: LayerBlock,
     *,
     shift: int,
     bucket_steps: int,
@@ -136,7 +138,7 @@ def rollups(
     gaps = [segment]
     found: list[tuple[int, Partial]] = []
     for level in range(top, 0, -1):
-        uncovered: list[Segment] = []
+        uncovered: list[AttemptSegment] = []
         for gap in gaps:
             low = gap.low
             for step0, step1, part in _entries(
@@ -144,10 +146,10 @@ def rollups(
             ):
                 found.append((step0, part))
                 if step0 > low:
-                    uncovered.append(Segment(gap.attempt, low, step0))
+                    uncovered.append(AttemptSegment(gap.attempt, low, step0))
                 low = step1 + 1
             if low < gap.high:
-                uncovered.append(Segment(gap.attempt, low, gap.high))
+                uncovered.append(AttemptSegment(gap.attempt, low, gap.high))
         gaps = uncovered
     if not found:
         return Partial.empty(len(block.rows), planes)
@@ -161,8 +163,8 @@ def rollups(
 def _entries(
     connection: Connection,
     wanted: Wanted,
-    gap: Segment,
-    block: Block,
+    gap: AttemptSegment,
+    block: LayerBlock,
     level: int,
     *,
     shift: int,
@@ -179,12 +181,12 @@ def _entries(
         yield step0, step1, tiles.decode_rollup(data, step0 + places[:n], planes)
 
 
-def _clean(keys: Steps, segment: Segment, shift: int, dirty: Steps) -> np.ndarray:
+def _clean(keys: Steps, segment: AttemptSegment, shift: int, dirty: Steps) -> np.ndarray:
     inside = (keys >= segment.low) & (keys < segment.high)
     if not len(dirty):
         return inside
     return inside & ~np.isin(keys // (tiles.TILE_STEPS << shift), dirty)
 
 
-def _key(wanted: Wanted, segment: Segment, level: int, block: Block) -> tuple[int, ...]:
+def _key(wanted: Wanted, segment: AttemptSegment, level: int, block: LayerBlock) -> tuple[int, ...]:
     return (wanted.run_id, segment.attempt, wanted.metric, level, block.number)
