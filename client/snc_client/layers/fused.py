@@ -36,19 +36,19 @@ def _glu(mlp: Any) -> Parts:
     return _UP_GATE if mlp.gate_last else _GATE_UP
 
 
+# The gate is the part that goes through the activation, whatever its library calls it.
 # Library and class -> the child whose weight is fused, or the parameter -> its parts in their
 # order. timm has several classes of one name, which differ in the order: these have their module.
 _KNOWN: Final[dict[str, dict[str, _Told]]] = {
     "transformers.GPT2Attention": {"c_attn": _gpt2},
     "transformers.ModernBertAttention": {"Wqkv": "qkv"},
     "transformers.Phi3Attention": {"qkv_proj": _phi3},
-    "transformers.DiaMLP": {"gate_up_proj": _GATE_UP},
     "transformers.Glm4MLP": {"gate_up_proj": _GATE_UP},
     "transformers.GlmMLP": {"gate_up_proj": _GATE_UP},
     "transformers.JetMoeMoE": {"input_linear": _GATE_UP},
     "transformers.Llama4TextExperts": {"gate_up_proj": _GATE_UP},
     "transformers.MambaMixer": {"in_proj": _UP_GATE},
-    "transformers.ModernBertMLP": {"Wi": _UP_GATE},
+    "transformers.ModernBertMLP": {"Wi": _GATE_UP},
     "transformers.Phi3MLP": {"gate_up_proj": _GATE_UP},
     "diffusers.GEGLU": {"proj": _UP_GATE},
     "diffusers.SwiGLU": {"proj": _UP_GATE},
@@ -56,11 +56,12 @@ _KNOWN: Final[dict[str, dict[str, _Told]]] = {
     "timm.layers.attention.Attention": {"qkv": "qkv"},
     "timm.models.beit.Attention": {"qkv": "qkv"},
     "timm.models.cait.TalkingHeadAttn": {"qkv": "qkv"},
-    "timm.models.davit.ChannelAttention": {"qkv": "qkv"},
     "timm.models.davit.WindowAttention": {"qkv": "qkv"},
+    "timm.models.edgenext.CrossCovarianceAttn": {"qkv": "qkv"},
     "timm.models.eva.EvaAttention": {"qkv": "qkv"},
     "timm.models.swin_transformer.WindowAttention": {"qkv": "qkv"},
     "timm.models.swin_transformer_v2.WindowAttention": {"qkv": "qkv"},
+    "timm.models.vision_transformer_relpos.RelPosAttention": {"qkv": "qkv"},
     "timm.models.xcit.XCA": {"qkv": "qkv"},
 }
 # Stacks of experts stored experts x in x out. Others of transformers say so by an attribute.

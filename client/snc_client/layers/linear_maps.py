@@ -33,9 +33,19 @@ _EXPERT_KEYS: Final = re.compile(
     r"|weight(1|2)?|v1|fc1|fc2)(_weight)?"
 )
 
+# Convolutions that multiply with their weight only after they have standardised it.
+_STANDARDISED: Final = re.compile(r"StdConv|WeightStandardi[sz]edConv")
 # Tables of positions: looked up, then added to what the network computes or to its logits.
 _ADDED: Final = re.compile(r"(^|_)(wpe|rel|relative|pos|position|positions|positional|bias)(_|$)")
 _ADDED_CLASS: Final = re.compile(r"Position|RelPos|Bias")
+
+
+def is_standardised(module: nn.Module) -> bool:
+    """Return whether a convolution standardises its weight at each forward.
+
+    To scale such a weight changes nothing of what it does.
+    """
+    return _STANDARDISED.search(type(module).__name__) is not None
 
 
 def is_added_table(module: nn.Module, name: str) -> bool:

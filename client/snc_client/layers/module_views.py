@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snc_client.layers.conv import is_convolution, reshaped, true_operator
 from snc_client.layers.fused import is_in_by_out
-from snc_client.layers.linear_maps import NOT_KNOWN, is_added_table, is_linear_map
+from snc_client.layers.linear_maps import NOT_KNOWN, is_added_table, is_linear_map, is_standardised
 from snc_client.layers.view import View, cut, flat, flattened
 
 Conv: TypeAlias = Literal["reshape", "operator"]
@@ -39,6 +39,8 @@ def views(
     if key != "weight":
         return _by_shape(module, key, weight)
     if is_convolution(module):
+        if is_standardised(module):
+            return (replace(reshaped(module), note=NOT_KNOWN, linear=False),)
         return (reshaped(module) if conv == "reshape" else true_operator(module, grid),)
     if isinstance(module, nn.Bilinear):
         note = "out x (in1*in2): an upper bound of what the bilinear map can do"
