@@ -40,8 +40,7 @@ class TrainingRun:
 
     def begin(self, model: nn.Module, optimizer: Any, config: Mapping[str, Any]) -> SNCallback:
         """Build the callback, and let it continue from the state that was loaded before."""
-        if self._fail is not None:
-            self._fail()
+        self.abandon()
         keywords, state = {"config": config, **self._keywords}, self._loaded
         if state is not None and keywords.get("run") is None:
             keywords["run"] = state["run"]
@@ -52,6 +51,12 @@ class TrainingRun:
         # The sender has a handler of its own: the one registered last runs first.
         atexit.register(self._fail)
         return self.callback
+
+    def abandon(self) -> None:
+        """End as failed what an exception has left open: call it before a state is loaded."""
+        if self._fail is not None:
+            self._fail()
+            self._fail = None
 
     def end(self, error: BaseException | None = None) -> None:
         """Deliver what was measured and finish the run, as failed if there is an ``error``."""
