@@ -89,6 +89,20 @@ def test_a_resumed_training_continues_its_run_and_its_references(rest: Rest, tmp
     assert rest.steps(first.callback.run, LAYER)[-8:] == list(range(1, 9))
 
 
+def test_a_training_that_failed_resumes_in_the_same_process(rest: Rest, tmp_path):
+    adapter = SNCTrainerCallback(threshold="1.2x init", idle_every=1)
+    host = trainer(tmp_path, adapter, steps=8, data=(data := Tokens(fails_at=44)))
+    init = spectral_norm(dict(host.model.named_parameters())[LAYER])
+    with pytest.raises(OSError, match="the disk is gone"):
+        host.train()
+    failed, data._fails_at = adapter.callback, 10_000
+    host.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert adapter.callback is not failed
+    assert adapter.callback.latest[LAYER]["threshold"] == pytest.approx(1.2 * init, rel=1e-3)
+    run = rest.only_run()
+    assert (run["run"], run["state"], run["last_step"]) == (failed.run, "finished", 8)
+
+
 class Commands(transformers.TrainerCallback):
     """Has the service ask for something after two steps, and waits until the job has heard it."""
 
