@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from integration_cases import Rest, spectral_norm, worst_excess
+from integration_cases import Rest, spectral_norm, started, worst_excess
 from torch import nn
 
 # fastai scripts some of its functions when it is imported.
@@ -110,10 +110,31 @@ def test_a_command_of_the_service_cancels_the_fit(rest: Rest, tmp_path):
     assert 2 < run["last_step"] < 60
 
 
-def test_an_exception_in_mid_training_fails_the_run(rest: Rest, tmp_path):
-    learn = learner(tmp_path, mine := callback(), Fails())
-    for _ in range(2):
-        with pytest.raises(OSError, match="the disk is gone"):
-            fit(learn)
-    mine._training._fail()
-    assert {run["state"] for run in rest.get("/runs")["items"]} == {"failed"}
+@pytest.mark.parametrize("caught", [False, True])
+def test_an_exception_in_mid_training_fails_the_run_with_its_last_row(rest: Rest, tmp_path, caught):
+    code = (
+        "from test_fastai import *\n"
+        "learn = learner(folder, callback(), Fails())\n"
+        "try:\n    fit(learn)\n"
+        f"except {'OSError' if caught else 'KeyError'}:\n    pass\n"
+        "finally:\n    torch.save(learn.model[0].weight, folder / 'weight.pt')\n"
+    )
+    assert started(tmp_path, rest.url, code).wait(timeout=100) == (0 if caught else 1)
+    run = rest.only_run()
+    assert (run["state"], run["last_step"]) == ("failed", 2)
+    left = spectral_norm(torch.load(tmp_path / "weight.pt"))
+    assert rest.left(run["run"], LAYER) == (2, pytest.approx(left, rel=1e-3))
+
+
+def test_a_fit_after_one_that_failed_continues_its_run(rest: Rest, tmp_path):
+    learn = learner(tmp_path, mine := callback(), fails := Fails())
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(learn)
+    failed, threshold = mine.callback, mine.callback.latest[LAYER]["threshold"]
+    learn.remove_cb(fails)
+    fit(learn)
+    assert mine.callback is not failed
+    assert mine.callback.latest[LAYER]["threshold"] == threshold
+    run = rest.only_run()
+    assert (run["run"], run["state"], run["last_step"]) == (failed.run, "finished", 8)
+    assert rest.steps(failed.run, LAYER)[-8:] == list(range(1, 9))

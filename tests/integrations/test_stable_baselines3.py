@@ -4,14 +4,14 @@ import time
 
 import numpy as np
 import pytest
-from integration_cases import Rest, worst_excess
+import torch
+from integration_cases import Rest, spectral_norm, started, worst_excess
 
 sb3 = pytest.importorskip(
     "stable_baselines3", reason="install the extra [frameworks] to test Stable-Baselines3"
 )
 gymnasium = pytest.importorskip("gymnasium")
 
-from snc_client import ThresholdBreached  # noqa: E402
 from snc_client.integrations.stable_baselines3 import SNCStableBaselinesCallback  # noqa: E402
 
 LAYER = "mlp_extractor.policy_net.0.weight"
@@ -90,15 +90,37 @@ def test_a_command_of_the_service_ends_learn(rest: Rest):
     assert rest.only_run()["state"] == "finished"
 
 
-@pytest.mark.parametrize("breach", [False, True])
-def test_what_learn_raises_fails_the_run(rest: Rest, breach):
-    mine = callback(threshold="0.9x init", action="stop") if breach else callback()
-    model = agent(Guess(fails_at=0 if breach else 40))
-    with pytest.raises(ThresholdBreached if breach else OSError):
+@pytest.mark.parametrize(
+    ("caught", "breach"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_what_learn_raises_fails_the_run_with_its_last_row(rest: Rest, tmp_path, caught, breach):
+    error = "ThresholdBreached" if breach else "OSError"
+    stop = "threshold='0.9x init', action='stop'" if breach else ""
+    code = (
+        "from test_stable_baselines3 import *\nfrom snc_client import ThresholdBreached\n"
+        f"mine = callback({stop})\n"
+        f"model = agent(Guess(fails_at={0 if breach else ROUND + 8}))\n"
+        "try:\n    model.learn(3 * ROUND, callback=mine)\n"
+        f"except {error if caught else 'KeyError'}:\n    pass\n"
+        "finally:\n    torch.save(model.policy.state_dict(), folder / 'policy.pt')\n"
+    )
+    assert started(tmp_path, rest.url, code).wait(timeout=100) == (0 if caught else 1)
+    run = rest.only_run()
+    last = 2 if breach else STEPS_PER_ROUND  # a breach is read one step later
+    assert (run["state"], run["last_step"]) == ("failed", last)
+    left = spectral_norm(torch.load(tmp_path / "policy.pt")[LAYER])
+    assert rest.left(run["run"], LAYER) == (last, pytest.approx(left, rel=1e-3))
+
+
+def test_learning_after_a_failure_continues_its_run(rest: Rest):
+    model, mine = agent(Guess(fails_at=ROUND + 8)), callback()
+    with pytest.raises(OSError, match="the disk is gone"):
         model.learn(3 * ROUND, callback=mine)
-    first = mine.callback.run
-    model.env = None
-    with pytest.raises((ThresholdBreached, AssertionError)):
-        model.learn(3 * ROUND, callback=mine)
-    mine._run._fail()
-    assert rest.get(f"/runs/{first}")["state"] == "failed"
+    failed, threshold = mine.callback, mine.callback.latest[LAYER]["threshold"]
+    model.learn(3 * ROUND, callback=mine)
+    assert mine.callback is not failed
+    assert mine.callback.latest[LAYER]["threshold"] == threshold
+    run = rest.only_run()
+    last = 4 * STEPS_PER_ROUND
+    assert (run["run"], run["state"], run["last_step"]) == (failed.run, "finished", last)
+    assert rest.steps(failed.run, LAYER)[-last:] == list(range(1, last + 1))

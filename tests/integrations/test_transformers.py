@@ -1,15 +1,10 @@
 """Hugging Face Trainer with the real library and the real service."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from integration_cases import Rest, spectral_norm, worst_excess
+from integration_cases import Rest, spectral_norm, started, worst_excess
 
 transformers = pytest.importorskip(
     "transformers", reason="install the extra [frameworks] to test Hugging Face Trainer"
@@ -94,6 +89,20 @@ def test_a_resumed_training_continues_its_run_and_its_references(rest: Rest, tmp
     assert rest.steps(first.callback.run, LAYER)[-8:] == list(range(1, 9))
 
 
+def test_a_training_that_failed_resumes_in_the_same_process(rest: Rest, tmp_path):
+    adapter = SNCTrainerCallback(threshold="1.2x init", idle_every=1)
+    host = trainer(tmp_path, adapter, steps=8, data=(data := Tokens(fails_at=44)))
+    init = spectral_norm(dict(host.model.named_parameters())[LAYER])
+    with pytest.raises(OSError, match="the disk is gone"):
+        host.train()
+    failed, data._fails_at = adapter.callback, 10_000
+    host.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert adapter.callback is not failed
+    assert adapter.callback.latest[LAYER]["threshold"] == pytest.approx(1.2 * init, rel=1e-3)
+    run = rest.only_run()
+    assert (run["run"], run["state"], run["last_step"]) == (failed.run, "finished", 8)
+
+
 class Commands(transformers.TrainerCallback):
     """Has the service ask for something after two steps, and waits until the job has heard it."""
 
@@ -126,22 +135,12 @@ def test_a_command_of_the_service_has_the_trainer_write_a_checkpoint(rest: Rest,
     assert list(tmp_path.glob("checkpoint-*/snc_state.pt"))
 
 
-def started(folder, url: str, code: str, **environment: str) -> "subprocess.Popen[str]":
-    """Run ``code`` after this module's names, in a process of its own."""
-    names = (
-        "from pathlib import Path\n"
-        "from test_transformers import *\n"
-        f"folder = Path({str(folder)!r})\n"
-    )
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support"), *sys.path]
-    environment |= {"SNC_URL": url, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.Popen([sys.executable, "-c", names + code], env={**os.environ, **environment})
-
-
 @pytest.mark.parametrize("caught", [False, True])
 def test_an_exception_in_mid_training_fails_the_run(rest: Rest, tmp_path, caught):
-    code = "host = trainer(folder, SNCTrainerCallback(), steps=8, data=Tokens(fails_at=24))\n" + (
-        "try:\n    host.train()\nexcept OSError:\n    pass" if caught else "host.train()"
+    code = (
+        "from test_transformers import *\n"
+        "host = trainer(folder, SNCTrainerCallback(), steps=8, data=Tokens(fails_at=24))\n"
+        + ("try:\n    host.train()\nexcept OSError:\n    pass" if caught else "host.train()")
     )
     assert started(tmp_path, rest.url, code).wait(timeout=100) == (0 if caught else 1)
     assert rest.only_run()["state"] == "failed"
@@ -192,24 +191,3 @@ def words() -> "transformers.PreTrainedTokenizerFast":
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")),
         eos_token="w1", pad_token="w2", unk_token="w0",
     )  # fmt: skip
-
-
-def test_two_processes_are_one_run_and_equal_replicas(rest: Rest, tmp_path):
-    code = (
-        "host = trainer(folder, SNCTrainerCallback(threshold='1.2x init', idle_every=1), steps=4)\n"
-        "host.train()\n"
-        "torch.save(host.model.state_dict(), folder / f'{os.environ[\"RANK\"]}.pt')"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        started(tmp_path, rest.url, code, RANK=rank, LOCAL_RANK=rank, **world) for rank in "01"
-    ]
-    for rank in ranks:
-        assert rank.wait(timeout=100) == 0
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    run = rest.only_run()
-    assert (run["state"], run["last_step"]) == ("finished", 4)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from snc_client import SNCallback
+from snc_client.layers import find_layers
+
+ADAPTERS = Path(__file__).parents[1] / "integrations"
 
 
 def worst_excess(model: nn.Module, callback: SNCallback) -> float:
@@ -21,13 +28,21 @@ def worst_excess(model: nn.Module, callback: SNCallback) -> float:
         if reading["threshold"] is not None
     }
     assert thresholds, "no layer has a threshold"
-    weights = dict(model.named_parameters())
+    weights = {layer.name: layer.weight() for layer in find_layers(model).layers}
     return max(spectral_norm(weights[name]) / threshold for name, threshold in thresholds.items())
 
 
 def spectral_norm(weight: Tensor) -> float:
     matrix = weight.detach().double().flatten(1)
     return torch.linalg.matrix_norm(matrix, 2).item()
+
+
+def started(folder: Path, url: str, code: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Run ``code`` in a process of its own, which finds the adapters' tests and ``folder``."""
+    code = f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}"
+    paths = [str(ADAPTERS), str(Path(__file__).parent), *sys.path]
+    environment |= {"SNC_URL": url, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment})
 
 
 class Rest:
@@ -49,6 +64,11 @@ class Rest:
     def steps(self, run: str, layer: str) -> list[int]:
         """Return the steps at which sigma of a layer is stored."""
         return self.get(f"/runs/{run}/layers/{layer}/history", points=10_000)["steps"]
+
+    def left(self, run: str, layer: str) -> tuple[int, float]:
+        """Return the newest step of a layer, and the norm that the step left: sigma x scale."""
+        newest = {row["layer"]: row for row in self.get(f"/runs/{run}/layers", limit=100)["items"]}
+        return newest[layer]["step"], newest[layer]["sigma"] * newest[layer]["scale"]
 
     def scalar(self, run: str, name: str) -> Mapping[int, float]:
         """Return step -> value of a scalar."""

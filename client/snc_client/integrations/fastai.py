@@ -23,8 +23,8 @@ class SNCFastaiCallback(Callback):
       loss, metrics) of an epoch with the first step after it. ``snc_worst_ratio`` is an attribute
       of the Learner.
     * The service's command ``stop`` cancels the fit. A breach under the action ``stop`` leaves it
-      as ThresholdBreached. fastai has no event for an exception: such a run ends as failed when
-      it fits again or when the process exits.
+      as ThresholdBreached. fastai has no event for an exception: such a run is failed when the
+      Learner fits again, which continues it, or when the process exits.
     """
 
     order = 70  # after mixed precision, gradient accumulation and the recorder
@@ -46,6 +46,7 @@ class SNCFastaiCallback(Callback):
         if hasattr(self.learn, "lr_finder") or hasattr(self.learn, "gather_preds"):
             self.run = False
             return
+        self._training.abandon()
         if self._resume:
             self._training.load(self._folder())
         elif self._training.callback is not None:

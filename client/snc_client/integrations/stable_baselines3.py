@@ -20,9 +20,9 @@ class SNCStableBaselinesCallback(BaseCallback):
     * The values in the agent's logger are reported once per round of training; ``train/loss`` is
       also ``loss``. ``snc/worst_ratio`` is recorded in that logger.
     * The service's command ``stop`` ends ``learn``. A breach under the action ``stop`` leaves it
-      as ThresholdBreached. There is no event for an exception: such a run ends as failed when the
-      callback learns again or when the process exits.
-    * Several optimizers of an agent (SAC, TD3) are passed to SNCallback as a list.
+      as ThresholdBreached. There is no event for an exception: such a run is failed when the
+      callback learns again, which continues from ``snc_state``, or when the process exits.
+    * Agents with several optimizers (SAC, TD3) are handed to SNCallback as a list of them.
     """
 
     def __init__(self, **keywords: Any) -> None:
@@ -38,6 +38,7 @@ class SNCStableBaselinesCallback(BaseCallback):
         policy = self.model.policy
         parts = [policy, *(getattr(policy, name, None) for name in ("actor", "critic"))]
         several = [part.optimizer for part in parts if hasattr(part, "optimizer")]
+        self._run.abandon()
         self._run.load_state_dict(getattr(self.model, "snc_state", None) or {})
         config = {"agent": type(self.model).__name__, "seed": self.model.seed}
         config |= {name: getattr(self.model, name, None) for name in ("gamma", "batch_size")}

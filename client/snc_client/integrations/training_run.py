@@ -39,19 +39,24 @@ class TrainingRun:
         self.callback: SNCallback | None = None
 
     def begin(self, model: nn.Module, optimizer: Any, config: Mapping[str, Any]) -> SNCallback:
-        """Build the callback, and continue from the state that was loaded before."""
-        if self._fail is not None:
-            self._fail()
+        """Build the callback, and let it continue from the state that was loaded before."""
+        self.abandon()
         keywords, state = {"config": config, **self._keywords}, self._loaded
         if state is not None and keywords.get("run") is None:
             keywords["run"] = state["run"]
         self.callback, self._loaded = SNCallback(model, optimizer=optimizer, **keywords), None
         if state is not None:
             self.callback.load_state_dict(state)
-        self._fail = weakref.finalize(self, _close, self.callback, RuntimeError)
-        # The sender has a handler of its own: the one registered last runs first.
+        self._fail = weakref.finalize(self, self.callback.close, failed=True)
+        # The callback has a handler of its own: the one registered last runs first.
         atexit.register(self._fail)
         return self.callback
+
+    def abandon(self) -> None:
+        """End as failed what an exception has left open: call it before a state is loaded."""
+        if self._fail is not None:
+            self._fail()
+            self._fail = None
 
     def end(self, error: BaseException | None = None) -> None:
         """Deliver the waiting rows and finish the run, as failed if there is an ``error``."""
@@ -60,7 +65,7 @@ class TrainingRun:
         self._fail.detach()
         atexit.unregister(self._fail)
         self._fail = None
-        _close(self.callback, None if error is None else type(error))
+        self.callback.close(failed=error is not None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return SNCallback's state with the run's id; before `begin` the loaded state."""
@@ -120,7 +125,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _close(callback: SNCallback, error: type[BaseException] | None) -> None:
-    callback.__exit__(error, None, None)

@@ -41,6 +41,7 @@ class SNCTrainerCallback(TrainerCallback):
 
     def on_train_begin(self, args: Arguments, state: TrainerState, *_: Any, **objects: Any) -> None:
         """Attach to the model and its optimizer; continue if the Trainer does."""
+        self._run.abandon()
         if state.global_step:
             self._resume(args, state)
         model = getattr(objects["model"], "config", None)

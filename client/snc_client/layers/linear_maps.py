@@ -33,6 +33,30 @@ _EXPERT_KEYS: Final = re.compile(
     r"|weight(1|2)?|v1|fc1|fc2)(_weight)?"
 )
 
+# Convolutions that multiply with their weight only after they have standardised it.
+_STANDARDISED: Final = re.compile(r"StdConv|WeightStandardi[sz]edConv")
+# Tables of positions: looked up, then added to what the network computes or to its logits.
+_ADDED: Final = re.compile(r"(^|_)(wpe|rel|relative|pos|position|positions|positional|bias)(_|$)")
+_ADDED_CLASS: Final = re.compile(r"Position|RelPos|Bias")
+
+
+def is_standardised(module: nn.Module) -> bool:
+    """Return whether a convolution standardises its weight at each forward.
+
+    To scale such a weight changes nothing of what it does.
+    """
+    return _STANDARDISED.search(type(module).__name__) is not None
+
+
+def is_added_table(module: nn.Module, name: str) -> bool:
+    """Return whether an Embedding called ``name`` is a table of positions or biases.
+
+    Its rows are added, not what a token is mapped to: `is_linear_map` says no of the same tables
+    where they are plain parameters.
+    """
+    owner = name.rpartition(".")[0].rpartition(".")[2].lower()
+    return bool(_ADDED.search(owner) or _ADDED_CLASS.search(type(module).__name__))
+
 
 def is_linear_map(module: nn.Module, key: str, weight: Tensor) -> bool:
     """Return whether the parameter ``key`` of a module that torch does not define is a linear map.

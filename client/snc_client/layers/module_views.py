@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from snc_client.layers.conv import is_convolution, reshaped, true_operator
-from snc_client.layers.linear_maps import NOT_KNOWN, is_linear_map
+from snc_client.layers.fused import is_in_by_out
+from snc_client.layers.linear_maps import NOT_KNOWN, is_added_table, is_linear_map, is_standardised
 from snc_client.layers.view import View, cut, flat, flattened
 
 Conv: TypeAlias = Literal["reshape", "operator"]
@@ -37,12 +39,15 @@ def views(
     if key != "weight":
         return _by_shape(module, key, weight)
     if is_convolution(module):
+        if is_standardised(module):
+            return (replace(reshaped(module), note=NOT_KNOWN, linear=False),)
         return (reshaped(module) if conv == "reshape" else true_operator(module, grid),)
     if isinstance(module, nn.Bilinear):
         note = "out x (in1*in2): an upper bound of what the bilinear map can do"
         return (View("bilinear", lay=flat, operator=flattened, note=note),)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return (View("embedding"),)
+        added = is_added_table(module, name)
+        return (View("embedding", note=NOT_KNOWN if added else None, linear=not added),)
     if isinstance(module, nn.Linear):
         return (View("linear", note=_fused(name)),)
     if _is_hf_conv1d(module, weight):
@@ -58,8 +63,9 @@ def _by_shape(module: nn.Module, key: str, weight: Tensor) -> tuple[View, ...]:
     if weight.ndim == 3 and weight.shape[0] == 1:
         return (View("matrix", pick=0, note=note, linear=linear),)
     if weight.ndim == 3:
-        experts = range(weight.shape[0])
-        return tuple(View("expert", f"[{e}]", pick=e, note=note, linear=linear) for e in experts)
+        view = View("expert", note=note, linear=linear)
+        view = replace(view, lay=Tensor.t) if is_in_by_out(module) else view
+        return tuple(replace(view, suffix=f"[{e}]", pick=e) for e in range(weight.shape[0]))
     note = f"{NOT_KNOWN}; seen as out x rest: no rule knows {type(module).__name__}"
     return (View("tensor", lay=flat, operator=flattened, note=note, linear=False),)
 

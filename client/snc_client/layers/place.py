@@ -42,6 +42,12 @@ class Place:
         return [name.rpartition(".")[0] for name in self.all_names]
 
     @property
+    def parent(self) -> tuple[nn.Module | None, str]:
+        """Return the module that holds the weight's module, and the name by which it does."""
+        above, _, child = self.path.rpartition(".")[0].rpartition(".")
+        return (self.root.get_submodule(above) if child else None), child
+
+    @property
     def all_names(self) -> list[str]:
         """Return every name of the weight that a pattern may match."""
         return [*self.names, *self.aliases]

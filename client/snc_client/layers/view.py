@@ -47,11 +47,12 @@ class View:
         return replace(self, suffix=suffix, pick=pick if len(pick) > 1 else pick[0], note=note)
 
 
-def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
+def cut(view: View, weight: Tensor, parts: Parts, *, in_turns: bool = False) -> tuple[View, ...]:
     """Cut a matrix along its outputs into named parts, of equal size or of the sizes given.
 
-    ``weight`` is the whole parameter: the matrix, or the stack that holds it. Raises ValueError
-    where the sizes do not add up to the number of outputs.
+    ``weight`` is the whole parameter: the matrix, or the stack that holds it. The parts lie one
+    after the other, or take turns output by output (``in_turns``). Raises ValueError where the
+    sizes do not add up to the number of outputs.
     """
     if not parts:
         return (view,)
@@ -62,8 +63,8 @@ def cut(view: View, weight: Tensor, parts: Parts) -> tuple[View, ...]:
     if sum(sizes.values()) != outputs or min(sizes.values()) < 1 or len(sizes) != len(parts):
         raise ValueError(f"parts must add up to {outputs} outputs, got {sizes}")
     pieces, start = [], 0
-    for part, size in sizes.items():
-        span = slice(start, start + size)
+    for place, (part, size) in enumerate(sizes.items()):
+        span = slice(place, None, len(sizes)) if in_turns else slice(start, start + size)
         pieces.append(view.piece(part, (slice(None), span) if axis else (span,)))
         start += size
     return tuple(pieces)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from snc_client.layers.conv import is_convolution
 from snc_client.layers.coverage import Coverage, Layer, Skipped
+from snc_client.layers.fused import fused
 from snc_client.layers.logits import Heads, logit_layers
 from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.maps import asked, mapped
@@ -34,9 +37,10 @@ def find_layers(
     """Return every matrix of the model as a layer, and the other tensors with the reason.
 
     A weight that holds several matrices (q, k, v; gates; experts) gives one layer for each; tied
-    weights give one in all. ``split`` cuts fused outputs further: ``{"*.c_attn.weight": "qkv"}``
-    into three equal parts, ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}`` into the sizes
-    given. Correct only for contiguous parts: some models interleave them by head.
+    weights give one in all. Fused outputs are cut where the class is known (`fused`). ``split``
+    cuts them elsewhere, and otherwise: ``{"*.c_attn.weight": "qkv"}`` into three equal parts,
+    ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}`` into the sizes given, ``""`` not at
+    all. Only right where the parts lie one after the other: some models interleave them by head.
 
     ``conv="reshape"`` measures a kernel as outputs x (inputs*kernel): cheap, but not the norm of
     the map. ``conv="operator"`` measures the map itself, on inputs of the size that ``grids`` has
@@ -142,7 +146,11 @@ def _split(place: Place, whole: tuple[View, ...], split: Mapping[str, Parts]) ->
                     f"split by {pattern!r} must name a 2-d matrix or a stack of matrices"
                 )
             return cut(whole[0], place.value, parts)
-    return whole
+    known = fused(place.module, place.source.key, *place.parent)
+    if known is None or not (place.value.ndim == 2 or whole[0].kind == "expert"):
+        return whole
+    pieces = [cut(view, place.value, known.parts, in_turns=known.in_turns) for view in whole]
+    return tuple(replace(piece, note=known.note) for piece in chain(*pieces))
 
 
 def _check(conv: str, grids: Mapping[str, object], places: list[Place]) -> None:
