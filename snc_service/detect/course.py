@@ -9,6 +9,7 @@ import numpy as np
 from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, number
 from snc_service.detect.memory import Memory
+from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles
 
 RISING = 0.15  # of its size, above its lowest: from there on growth is no progress
@@ -54,6 +55,24 @@ def lr_jump(seen: Seen) -> RuleFinding | None:
     return RuleFinding(ratios, seen.trends.judged & ~np.isnan(ratios), tell)
 
 
+def skipped_steps(seen: Seen) -> RuleFinding | None:
+    """Find runs whose loss scaler goes on to skip steps, by their share of the recent ones.
+
+    A scaler begins with a factor that is too large and skips the first steps; later it skips one
+    step in some 2,000. More than that means that the gradients overflow again and again.
+    """
+    shares = seen.scores.get("skipped_steps")
+    if shares is None:
+        return None
+
+    def tell(row: int, limit: float) -> Told:
+        value = float(shares[row])
+        text = f"{number(100 * value)} % of the recent steps were skipped"
+        return Told(f"{text} (limit {number(100 * limit)} %)", value=value, limit=limit)
+
+    return RuleFinding(shares, ~np.isnan(shares), tell)
+
+
 def loss_trend(seen: Seen) -> RuleFinding | None:
     """Find the median over layers of log sigma above its long mean, while the loss rises.
 
@@ -82,12 +101,18 @@ def loss_trend(seen: Seen) -> RuleFinding | None:
     return RuleFinding(values, seen.trends.judged & ~np.isnan(rise), tell)
 
 
-def scores(signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask) -> dict[str, Doubles]:
+def scores(
+    signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask, gaps: Counts
+) -> dict[str, Doubles]:
     """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them.
 
     NaN where there is none. ``rise`` is how far the loss is above its lowest.
     """
     found = {}
+    if (skipped := signals.scalar("skipped_steps")) is not None:
+        shares = found["skipped_steps"] = np.full(len(judged), np.nan)
+        for row in np.flatnonzero(skipped.finite):
+            shares[row] = memory.skips.advance(float(skipped.values[row]), int(gaps[row]))
     for name, score in (
         ("loss", _score_loss),
         ("grad_norm", _score_gradient),

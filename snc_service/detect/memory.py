@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.running import Counts, Deviation, Firing, Rise
+from snc_service.detect.running import Counts, Deviation, Firing, Rise, SkippedShare
 from snc_service.wire.batch import Floats
 
 VERSION: Final = 3
@@ -54,6 +54,7 @@ class Memory:
     loss: Deviation = field(default_factory=Deviation)
     gradient: Deviation = field(default_factory=Deviation)
     rise: Rise = field(default_factory=Rise)
+    skips: SkippedShare = field(default_factory=SkippedShare)
     annotated: list[int] = field(default_factory=list)  # annotations that have taken effect
     begun: int = 0  # training rows before the newest of them did
     onset: int | None = None  # the step at which a first layer left its band
@@ -89,6 +90,7 @@ class Memory:
             loss=Deviation(*values["loss"]),
             gradient=Deviation(*values["gradient"]),
             rise=Rise(*values.get("rise", ())),
+            skips=SkippedShare(*values.get("skips", ())),
             annotated=values.get("annotated", []),
             begun=values.get("begun", 0),
             onset=values.get("onset"),
@@ -120,6 +122,8 @@ class Memory:
             "layers": len(self.keys) if known else 0,
             "columns": known,
         }
+        if self.skips.count:
+            values["skips"] = [*vars(self.skips).values()]
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
         if not known:
             return line

@@ -45,6 +45,7 @@ LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
         "grad_vanish": movement.grad_vanish,
         "loss_divergence": course.loss_divergence,
         "loss_trend": course.loss_trend,
+        "skipped_steps": course.skipped_steps,
     }
 )
 
@@ -91,7 +92,7 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
     num_broken = faults.num_broken(signals)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
-    scores = course.scores(signals, memory, trends.judged, plan.anew)
+    scores = course.scores(signals, memory, trends.judged, plan.anew, gaps)
     settled = plan.settled(trends.trained, memory)  # -1: no rule that compares may speak
     seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []

@@ -11,6 +11,7 @@ import numpy.typing as npt
 REST_ROWS: Final = 50  # quiet rows after which a rule may speak again
 NEVER: Final = 1_000_000_000  # quiet for ever: the rule has not fired yet
 FIRST_ROWS: Final = 20  # of a run, in which a loss sets what counts as low
+SKIPS_KEPT: Final = 0.99  # of the weight of a step, one step later
 
 Counts: TypeAlias = npt.NDArray[np.int64]
 
@@ -104,3 +105,24 @@ class Rise:
             return 0.0
         self.lowest = min(self.lowest, self.smooth)
         return (self.smooth - self.lowest) / max(abs(self.smooth), abs(self.lowest), 0.05)
+
+
+@dataclass
+class SkippedShare:
+    """The share of optimizer steps that a loss scaler skipped, of about the last hundred steps."""
+
+    count: float = 0.0
+    skipped: float = 0.0
+    steps: float = 0.0
+
+    def advance(self, count: float, steps: int) -> float:
+        """Take in the ``count`` of skipped steps so far, ``steps`` counted steps later.
+
+        The count of a job that starts again begins at zero: then nothing was skipped.
+        """
+        new = max(count - self.count, 0.0)
+        self.count = count
+        kept = SKIPS_KEPT ** (steps + new)
+        self.skipped = kept * self.skipped + new
+        self.steps = kept * self.steps + new + steps
+        return self.skipped / self.steps

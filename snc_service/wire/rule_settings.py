@@ -63,6 +63,7 @@ SHIPPED: Final[Mapping[str, RuleSetting]] = MappingProxyType(
         "grad_vanish": RuleSetting(limit=2.3, for_rows=3, armed=20),
         "loss_divergence": RuleSetting(limit=3.0, for_rows=3, armed=20, severity="critical"),
         "loss_trend": RuleSetting(limit=0.4, for_rows=3, armed=20),
+        "skipped_steps": RuleSetting(limit=0.10, for_rows=10, armed=100),
     }
 )
 _KEYS: Final = tuple(each.name for each in fields(RuleSetting))

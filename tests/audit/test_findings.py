@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from snc_service.detect.rules import LOOKS, advance
+from snc_service.detect.running import SkippedShare
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable, RuleSettings
 
@@ -25,6 +26,8 @@ def train(change=None, num_rows: int = CALM + 20, every: int = 1) -> list[Event]
     }
     if change is not None:
         change(columns, slice(CALM, None))
+    scalars = {"loss": "loss", "lr": "lr", "grad_norm": "ggrad", "skipped_steps": "skipped"}
+    scalars = {name: key for name, key in scalars.items() if key in columns}
     metrics = ("sigma", "frobenius", "grad_norm", "update_norm")
     batch = Batch(
         "w",
@@ -33,8 +36,8 @@ def train(change=None, num_rows: int = CALM + 20, every: int = 1) -> list[Event]
         tuple(range(0, num_rows * every, every)),
         metrics,
         np.stack([columns[name] for name in metrics]).astype(np.float32),
-        ("loss", "lr", "grad_norm"),
-        np.stack([columns[name] for name in ("loss", "lr", "ggrad")]).astype(np.float32),
+        tuple(scalars),
+        np.stack([columns[key] for key in scalars.values()]).astype(np.float32),
     )
     return advance(None, RunRows("r", batch, LAYERS, 0, False))[1]
 
@@ -187,7 +190,7 @@ def test_the_table_holds_the_eleven_rules_the_threshold_and_the_guard():
     assert set(LOOKS) == {
         *("breach", "nonfinite", "lr_jump", "update_ratio", "sigma_jump", "sigma_growth"),
         *("sigma_vs_init", "grad_spike", "grad_vanish", "loss_divergence"),
-        *("coherent_growth", "loss_trend"),
+        *("coherent_growth", "loss_trend", "skipped_steps"),
         *("guard", "guard_rollback"),
     }
 
@@ -261,3 +264,46 @@ def test_a_jump_of_the_frobenius_norm_is_a_jump_before_sigma_shows_it():
     assert event.message == (
         "fc3.weight: the Frobenius norm changed by a factor of 1.30 in one step (limit 1.11)"
     )
+
+
+def skipping(count: np.ndarray):
+    def change(columns, after):
+        columns["skipped"] = count
+
+    return change
+
+
+def test_a_scaler_that_skips_its_first_steps_and_one_in_fifty_later_is_healthy():
+    rows = np.arange(CALM + 300)
+    assert train(skipping(np.minimum(rows + 1, 10) + rows // 50), num_rows=len(rows)) == []
+
+
+def test_a_scaler_that_goes_on_skipping_is_told_with_its_share():
+    rows = np.arange(250)
+    count = np.maximum(rows - 120, 0)  # from there on one skipped step for each counted one
+    event = only("skipped_steps", train(skipping(count), num_rows=len(rows)))
+    shares = [share_of(count[: row + 1]) for row in rows]
+    first = next(row for row in rows if share_of(count[: row + 1]) > 0.10)
+    assert event.severity == "warning"
+    assert event.step == first + 9, "ten rows in a row"
+    assert event.value == pytest.approx(shares[event.step], rel=1e-6)
+    assert "% of the recent steps were skipped (limit 10.0 %)" in event.message
+
+
+def share_of(count: np.ndarray) -> float:
+    """Return the share of skipped steps by its definition: 0.99 to the power of a step's age."""
+    skipped = total = age = 0.0
+    for row in range(len(count) - 1, -1, -1):
+        new = count[row] - (count[row - 1] if row else 0)
+        skipped += new * 0.99**age
+        total += (new + 1) * 0.99**age
+        age += new + 1
+    return skipped / total
+
+
+def test_a_job_that_starts_again_counts_its_skipped_steps_anew():
+    share = SkippedShare()
+    share.advance(8, 1)
+    before = share.skipped
+    assert share.advance(0, 1) < 1
+    assert share.skipped < before
