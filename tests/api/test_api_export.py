@@ -14,6 +14,7 @@ from api_cases import RUN, assert_problem, batch_of, register, serving_app, sett
 from store_cases import NOW, submit
 
 from snc_service.api.history import export, export_csv, export_parquet
+from snc_service.auth import make_token
 from snc_service.settings import Settings
 from snc_service.wire import ABSENT
 
@@ -183,6 +184,37 @@ def test_more_exports_than_there_is_memory_for_are_told_to_come_back(api):
     api.service.exports = 0
     assert api.get(f"{RUN}/export").status_code == 200
     assert api.service.exports == 0
+
+
+def test_one_token_leaves_places_for_the_exports_of_others(api, monkeypatch):
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    original = export_csv.csv_chunks
+
+    def slow(run, pieces):
+        begun.release()
+        assert go_on.wait(30)
+        yield from original(run, pieces)
+
+    secrets = []
+    for name in ("greedy", "other"):
+        token, secret = make_token(
+            name, ("read",), project=None, author="operator", now=0.0, expires_at=None
+        )
+        api.service.store.tokens.add(token)
+        secrets.append({"Authorization": f"Bearer {secret}"})
+    api.wait_for(api.service.tokens.refresh, now=True)
+    greedy, other = secrets
+    monkeypatch.setattr(export_csv, "csv_chunks", slow)
+    # One piece is made at a time: the second export waits for the first, and counts.
+    answers = [api.start("GET", f"{RUN}/export", headers=greedy) for _ in range(2)]
+    assert begun.acquire(timeout=30)
+    while api.service.exports < export.MOST_OF_ONE_TOKEN:
+        api.get("/healthz")
+    assert_problem(api.get(f"{RUN}/export", headers=greedy), 429, "rate-limited")
+    answers.append(api.start("GET", f"{RUN}/export", headers=other))
+    go_on.set()
+    assert [answer.result(timeout=30).status_code for answer in answers] == [200, 200, 200]
+    assert api.get(f"{RUN}/export", headers=greedy).status_code == 200
 
 
 def test_a_run_that_is_deleted_meanwhile_breaks_the_answer_off(tmp_path, monkeypatch):
