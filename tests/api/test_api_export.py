@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import threading
 import zlib
 
@@ -76,7 +77,7 @@ def from_csv(text: str) -> dict[tuple, int]:
     found = {}
     for run, attempt, metric, layer, step, value in rows:
         assert run == "r"
-        key = (int(attempt), metric, layer.removeprefix("'") or None, int(step))
+        key = (int(attempt), metric, read_back(layer) or None, int(step))
         assert key not in found
         found[key] = int(np.array([float(value)], np.float32).view(np.uint32)[0])
     return found
@@ -241,11 +242,32 @@ def test_a_run_that_is_deleted_meanwhile_breaks_the_answer_off(tmp_path, monkeyp
         assert api.service.exports == 0
 
 
-def test_a_cell_can_be_read_back_by_taking_one_apostrophe_off():
-    for name in (*HOSTILE, "\t=1", "''", '"', "-"):
-        (read,) = next(csv.reader([export_csv.cell(name)]))
-        assert read.removeprefix("'") == name
-        assert read[0] not in "=+-@\t\r"
+SEPARATORS = ",;|:\t\u2028\u2029"
+
+
+def read_back(text):
+    """Take off what keeps spreadsheets from running a name, as the documentation says."""
+    return re.sub(f"(^|[{SEPARATORS}])'", r"\1", text)
+
+
+NAMES = (*HOSTILE, "\t=1", "''", '"', "-", "w;=1;x", "w,;=1", "w; =1", "w|@x", "w:+1", "a;'b",
+         "a'=b",
+         "w\u2028=1", 'a";=1', " =1", "a;b,c", "::=x", "a;\uff1d1")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_can_be_read_back_by_taking_apostrophes_off(name):
+    (read,) = next(csv.reader([export_csv.cell(name)]))
+    assert read_back(read) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_no_cell_is_a_formula_whatever_separator_a_spreadsheet_assumes(name, separator):
+    line = f"{export_csv.cell('r')},0,{export_csv.cell('sigma')},{export_csv.cell(name)},"
+    cells = [cell for row in csv.reader([line], delimiter=separator) for cell in row]
+    cells += [part.strip('"') for part in line.split(separator)]  # and whoever knows no quotes
+    assert not [cell for cell in cells if cell.strip().startswith(("=", "+", "-", "@", "\uff1d"))]
 
 
 def test_packing_and_cutting_change_no_byte():

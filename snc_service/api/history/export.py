@@ -91,7 +91,8 @@ def export_run(
 
     A scalar has no layer; what was not measured has no row. Values are what was sent, bit for bit:
     in Parquet every bit, in CSV as the shortest number that means the same float32 (`nan`, `inf`,
-    `-inf`). CSV puts an apostrophe before a name that a spreadsheet would take for a formula.
+    `-inf`). CSV puts an apostrophe before what a spreadsheet would take for a formula in a name, at
+    its beginning and behind each `,` `;` `:` `|`, tab or line separator: take one off in each.
     Everything stored before the request is in the answer once; what arrives meanwhile may be. An
     answer that breaks off, because the run was deleted or the service stops, ends with an error of
     the connection, never as if it were whole.
