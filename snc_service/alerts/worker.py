@@ -166,13 +166,26 @@ class Alerts:
                 if found is None:
                     return
                 if self._store.deliveries.claim(found[0], now=now, until=now + LEASE_SECONDS):
-                    self._see_to(*found)
+                    self._try(*found)
         except StoreError as error:
             log.warning("alerts to %s wait for the store: %s", receiver, error)
             self._closing.wait(TROUBLE_SECONDS)
         except Exception:  # a thread's top
             log.exception("alerts to %s could not be seen to", receiver)
             self._closing.wait(TROUBLE_SECONDS)
+
+    def _try(self, delivery: Delivery, incident: Incident) -> None:
+        """See to one delivery; whatever is raised is a failure of this one, and counted."""
+        try:
+            self._see_to(delivery, incident)
+        except StoreError:
+            raise
+        except NotDelivered as error:
+            self._failed(delivery, incident, error)
+        except Exception as error:  # the others must not wait behind it
+            log.exception("an alert to %s could not be made", delivery.receiver)
+            words = f"the message could not be made: {type(error).__name__}"
+            self._failed(delivery, incident, NotDelivered(words, outage=False))
 
     def _see_to(self, delivery: Delivery, incident: Incident) -> None:
         now = self._clock()
@@ -183,11 +196,7 @@ class Alerts:
             self._store.deliveries.save(after, revision=incident.revision, now=now)
             return
         message = Message(step.message, incident, alerting.service_url)
-        try:
-            tell(alerting.receivers[delivery.receiver], message, self._allowed)
-        except NotDelivered as error:
-            self._failed(delivery, incident, error)
-            return
+        tell(alerting.receivers[delivery.receiver], message, self._allowed)
         now = self._clock()
         after = plan.after_success(delivery, incident, step, now)
         self._store.deliveries.save(after, revision=incident.revision, now=now)
