@@ -34,7 +34,7 @@ from snc_service.api.security import audit, authorization, session, tokens
 from snc_service.api.security.access_log import AccessLog
 from snc_service.api.security.authentication import AuthenticationMiddleware
 from snc_service.api.security.rate_limit import Shares
-from snc_service.api.state import Budget, Limits, Service
+from snc_service.api.state import Budget, Limits, Readiness, Service
 from snc_service.api.system import docs, health, openapi, prometheus
 from snc_service.auth import Tokens
 from snc_service.background_tasks import start_chores, steady_seconds
@@ -172,6 +172,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         ),
         budget=Budget(settings.max_inflight_bytes),
         tokens=Tokens(store.tokens.all, clock),
+        readiness=Readiness(store.ping),
         shares=Shares(
             settings.token_requests_per_second,
             settings.token_inflight_bytes,

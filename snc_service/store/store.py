@@ -58,9 +58,10 @@ class Store:
         return self._folder.fold(budget_s, now)
 
     def ping(self) -> None:
-        """Touch the database. Raises `StoreUnavailable`."""
+        """Raise `StoreUnavailable` unless the database can be read and written."""
         with self._database.read() as connection:
             connection.execute("select 1").fetchone()
+        self._database.check_writable()
 
     def size_bytes(self) -> int:
         """Return the bytes at rest."""

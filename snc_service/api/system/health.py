@@ -46,11 +46,11 @@ async def get_health() -> dict[str, str]:
     response_model=Health,
     responses=responses("draining", "store-unavailable", example={"status": "ok"}),
 )
-def get_readiness(service: InService) -> dict[str, str]:
-    """Say that the store is reachable and the service is not about to stop."""
+async def get_readiness(service: InService) -> dict[str, str]:
+    """Say that the store can be read and written and the service is not about to stop."""
     if service.draining:
         raise Problem("draining", "the service is stopping")
-    service.store.ping()
+    await service.readiness.check()
     return {"status": "ok"}
 
 
