@@ -43,6 +43,7 @@ from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import Store, open_store
+from snc_service.store.types import RunBounds
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -94,7 +95,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opened = store if store is not None else await run_in_threadpool(open_store, settings.store)
+        opened = store
+        if opened is None:
+            opened = await run_in_threadpool(open_store, settings.store, _bounds(settings))
         service = app.state.service = _join(settings, opened, clock)
         chores: list[asyncio.Task[None]] = []
         try:
@@ -187,6 +190,17 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         streams=lambda: service.streams,
     )
     return service
+
+
+def _bounds(settings: Settings) -> RunBounds:
+    return RunBounds(
+        settings.run_metrics,
+        settings.run_scalars,
+        settings.run_layers,
+        settings.run_table_layers,
+        settings.run_layouts,
+        settings.run_writers,
+    )
 
 
 def _served_hosts(settings: Settings) -> tuple[str, ...]:

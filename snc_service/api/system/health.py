@@ -68,6 +68,9 @@ def get_about(request: Request, service: InService) -> Response:
     """Return the media types, limits and types of problem of this service."""
     limits = {
         **dataclasses.asdict(service.limits),
+        **{
+            f"run_{name}": limit for name, limit in dataclasses.asdict(service.store.bounds).items()
+        },
         "steps": MAX_STEPS,
         "layers": MAX_LAYERS,
         "metrics_and_scalars": MAX_COLUMNS,
