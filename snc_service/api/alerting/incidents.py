@@ -88,6 +88,10 @@ class IncidentsQuery(ListQuery):
     run: Annotated[str, Field(pattern=NAME)] | None = None
     project: Annotated[str, Field(pattern=NAME)] | None = None
     state: State | None = None
+    severity: Severity | None = None
+    sort: Literal["newest", "severity"] = Field(
+        "newest", description="`severity`: the most severe first, among those the newest."
+    )
 
 
 class Acknowledgement(BaseModel):
@@ -232,20 +236,21 @@ def list_incidents(
     access: InAccess,
     query: Annotated[IncidentsQuery, Query()],
 ) -> Response:
-    """List incidents, the newest first; a token for one project sees that project's."""
+    """List incidents; a token for one project sees that project's."""
     if query.project is not None:
         check_project(access, query.project)
-    after = cursors.load(query.cursor, int)
+    after = cursors.load(query.cursor, int, int)
     found, following = service.store.incidents.page(
         run=query.run,
         project=query.project or access.project,
         state=query.state,
+        severity=query.severity,
+        sort=query.sort,
         limit=query.limit,
-        after=None if after is None else after[0],
+        after=None if after is None else (after[0], after[1]),
     )
     items = [as_item(incident) for incident in found]
-    key = None if following is None else (following,)
-    return answer(request, {"items": items, "next": cursors.dump(key)})
+    return answer(request, {"items": items, "next": cursors.dump(following)})
 
 
 @router.get(

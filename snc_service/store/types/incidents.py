@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 # A notice is one event of severity info that somebody wants to hear of: it starts and ends at once.
 IncidentState: TypeAlias = Literal["open", "resolved", "notice"]
+IncidentOrder: TypeAlias = Literal["newest", "severity"]
 Told: TypeAlias = Literal["nothing", "firing", "resolved"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final, get_args
 
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit, runs
@@ -20,17 +20,22 @@ from snc_service.store.types.incidents import (
     Gather,
     Health,
     Incident,
+    IncidentOrder,
     IncidentState,
     RunFacts,
+    Severity,
     Work,
 )
 
+SEVERITIES: Final[tuple[str, ...]] = get_args(Severity)
 _INCIDENT = (
     "select incident.id, run.run, run.project, incident.state, incident.severity, incident.body, "
     "incident.opened_at, incident.updated_at, incident.revision, incident.omitted, "
     "incident.resolved_at, incident.acknowledged_at, incident.acknowledged_by "
     "from incident join run on run.run_id = incident.run_id"
 )
+# The numbers of `SEVERITIES`.
+_RANK = "case incident.severity when 'critical' then 2 when 'warning' then 1 else 0 end"
 # Detection's memory begins with a line about rules; the layers after it may be megabytes.
 _FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
@@ -123,16 +128,12 @@ def change(connection: Connection, new: Change, now: float) -> bool:
 
 
 def opened(connection: Connection) -> list[tuple[Incident, RunFacts]]:
-    """Return open incidents with their runs."""
-    found = []
-    facts: dict[str, RunFacts] = {}
+    """Return open incidents with their runs. Cost: two statements, however many there are."""
     rows = connection.execute(f"{_INCIDENT} where incident.state = 'open' order by incident.id")
-    for incident in map(_incident, rows.fetchall()):
-        if incident.run not in facts:
-            row = connection.execute(f"{_FACTS} where run.run = ?", (incident.run,)).fetchone()
-            facts[incident.run] = _facts(row)
-        found.append((incident, facts[incident.run]))
-    return found
+    incidents = [_incident(row) for row in rows]
+    whose = "where run.run_id in (select run_id from incident where state = 'open')"
+    facts = {each.run: each for each in map(_facts, connection.execute(f"{_FACTS} {whose}"))}
+    return [(incident, facts[incident.run]) for incident in incidents]
 
 
 def load(connection: Connection, id_: int) -> Incident | None:
@@ -147,24 +148,36 @@ def page(
     run: str | None,
     project: str | None,
     state: IncidentState | None,
+    severity: Severity | None,
+    sort: IncidentOrder,
     limit: int,
-    after: int | None,
-) -> tuple[list[Incident], int | None]:
-    """Return incidents, newest first, and the key of the next page."""
+    after: tuple[int, int] | None,
+) -> tuple[list[Incident], tuple[int, int] | None]:
+    """Return incidents in their order, and the key of the next page."""
     given: Mapping[str, Any] = {
         "run.run = ?": run,
         "run.project = ?": project,
         "incident.state = ?": state,
-        "incident.id < ?": after,
+        "incident.severity = ?": severity,
     }
     filters = {text: value for text, value in given.items() if value is not None}
-    where = " and ".join(filters) or "1 = 1"
+    where, values = [*filters], [*filters.values()]
+    order = "incident.id desc"
+    if sort == "severity":
+        order = f"{_RANK} desc, {order}"
+    if after is not None:
+        rank, least = after
+        below = f"({_RANK} < ? or ({_RANK} = ? and incident.id < ?))"
+        where.append(below if sort == "severity" else "incident.id < ?")
+        values += [rank, rank, least] if sort == "severity" else [least]
     rows = connection.execute(
-        f"{_INCIDENT} where {where} order by incident.id desc limit ?",
-        (*filters.values(), limit + 1),
+        f"{_INCIDENT} where {' and '.join(where) or '1 = 1'} order by {order} limit ?",
+        (*values, limit + 1),
     ).fetchall()
     shown = [_incident(row) for row in rows[:limit]]
-    return shown, shown[-1].id if len(rows) > limit else None
+    if len(rows) <= limit:
+        return shown, None
+    return shown, (SEVERITIES.index(shown[-1].severity), shown[-1].id)
 
 
 def acknowledge(
@@ -322,7 +335,7 @@ def _incident(row: Row) -> Incident:
 def _facts(row: Row) -> RunFacts:
     *fields, state = row
     run, project, run_state, updated_at, last_step, version = fields
-    memory = None if state is None else bytes(state)
+    memory = None if state is None else bytes(state).partition(b"\n")[0]
     return RunFacts(run, project, run_state, updated_at, last_step or 0, version, memory)
 
 
