@@ -21,6 +21,7 @@ from snc_service.alerts.channels import tell
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
+from snc_service.alerts.turns import Turns
 from snc_service.store import Store
 from snc_service.store.types import StoreError
 from snc_service.store.types.incidents import Change, Delivery, Incident
@@ -64,6 +65,7 @@ class Alerts:
         self._looked_at = float("-inf")
         self._closing = threading.Event()
         self._lanes: dict[str, threading.Thread] = {}
+        self._turns: dict[str, Turns] = {}
         self._thread = threading.Thread(target=self._run, name="snc-alerts", daemon=True)
 
     def start(self) -> None:
@@ -158,13 +160,19 @@ class Alerts:
             lane.start()
 
     def _tell_all(self, receiver: str) -> None:
-        """Tell one receiver what is due, one message after the other."""
+        """Tell one receiver what is due, one message after the other; runs take turns."""
+        turns = self._turns.setdefault(receiver, Turns())
         try:
             while not self._closing.is_set():
                 now = self._clock()
-                found = self._store.deliveries.due(receiver, now)
-                if found is None:
+                waiting = self._store.deliveries.waiting(receiver, now)
+                if not waiting:
                     return
+                each = turns.next(waiting, time.monotonic())
+                turns.told(each, time.monotonic())
+                found = self._store.deliveries.due(receiver, each.run, now)
+                if found is None:  # another service was faster, or the run was deleted
+                    continue
                 if self._store.deliveries.claim(found[0], now=now, until=now + LEASE_SECONDS):
                     self._try(*found)
         except StoreError as error:

@@ -12,7 +12,7 @@ from snc_service.store.engines import sqlite
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.records import incidents as records
 from snc_service.store.types import Event, VersionConflict
-from snc_service.store.types.incidents import Change, Delivery, Silence
+from snc_service.store.types.incidents import Change, Delivery, Silence, Waiting
 
 LAYERS = table("fc1.weight")
 DOCUMENT = {"receivers": {}, "routes": []}
@@ -42,6 +42,12 @@ def run_with_events(store, run="r1", rules=("breach",)):
     new_run(store, run)
     store.batches.put_layer_table(run, LAYERS)
     stored(store, batch(LAYERS, 0, [5], {"sigma": [[1.0]]}), run=run, advance=speaking(*rules))
+
+
+def due(store, receiver, now):
+    """Return what is due to a receiver of the first run, None if nothing is of any."""
+    runs = sorted(each.run for each in store.deliveries.waiting(receiver, now))
+    return store.deliveries.due(receiver, runs[0], now) if runs else None
 
 
 def gathered(store, limit=100):
@@ -124,10 +130,10 @@ def test_an_incident_is_stored_with_who_is_to_be_told(store):
     assert store.incidents.get(made.id) == made
     assert store.incidents.work(NOW).due == ("chat", "pager")
     assert store.incidents.work(NOW - 1).due == ()
-    delivery, found = store.deliveries.due("chat", NOW)
+    delivery, found = due(store, "chat", NOW)
     assert delivery == Delivery(made.id, "chat", NOW)
     assert found == made
-    assert store.deliveries.due("nobody", NOW) is None
+    assert due(store, "nobody", NOW) is None
     ((open_one, facts),) = store.incidents.open()
     assert (open_one, facts.run, facts.rule_state) == (made, "r1", b"remembered")
 
@@ -143,29 +149,29 @@ def test_the_open_incident_is_there_when_more_events_come(store):
 
 def test_only_one_of_two_who_claim_a_delivery_has_it(store):
     with_incident(store, "chat")
-    delivery, _ = store.deliveries.due("chat", NOW)
+    delivery, _ = due(store, "chat", NOW)
     assert store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
     assert not store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
-    assert store.deliveries.due("chat", NOW) is None
+    assert due(store, "chat", NOW) is None
     assert store.incidents.work(NOW).due == ()
-    assert store.deliveries.due("chat", NOW + 15) is not None  # the first died on the way
+    assert due(store, "chat", NOW + 15) is not None  # the first died on the way
 
 
 def test_a_change_does_not_break_a_claim_and_is_due_once_that_is_over(store):
     made = with_incident(store, "chat")
-    delivery, _ = store.deliveries.due("chat", NOW)
+    delivery, _ = due(store, "chat", NOW)
     store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
     worse = replace(made, severity="critical", revision=made.revision + 1)
     store.incidents.change([Change(worse, wake=True)], now=NOW + 1)
-    assert store.deliveries.due("chat", NOW + 1) is None
+    assert due(store, "chat", NOW + 1) is None
     after = replace(delivery, told="firing", told_at=NOW, next_at=NOW + 600)
     store.deliveries.save(after, revision=made.revision, now=NOW + 2)
-    assert store.deliveries.due("chat", NOW + 2) is not None
+    assert due(store, "chat", NOW + 2) is not None
 
 
 def test_who_read_a_delivery_before_somebody_else_made_it_cannot_claim_it(store):
     made = with_incident(store, "chat")
-    read, _ = store.deliveries.due("chat", NOW)
+    read, _ = due(store, "chat", NOW)
     store.deliveries.claim(read, now=NOW, until=NOW + 15)
     after = replace(read, told="firing", told_at=NOW, next_at=NOW + 600)
     store.deliveries.save(after, revision=made.revision, now=NOW)
@@ -176,8 +182,8 @@ def test_what_became_of_a_delivery_is_kept(store):
     made = with_incident(store, "chat")
     after = Delivery(made.id, "chat", NOW + 60, "firing", NOW, "warning")
     store.deliveries.save(after, revision=made.revision, now=NOW)
-    assert store.deliveries.due("chat", NOW + 59) is None
-    assert store.deliveries.due("chat", NOW + 60)[0] == after
+    assert due(store, "chat", NOW + 59) is None
+    assert due(store, "chat", NOW + 60)[0] == after
 
 
 def test_what_changed_while_it_was_told_is_told_again(store):
@@ -186,7 +192,7 @@ def test_what_changed_while_it_was_told_is_told_again(store):
     assert store.incidents.change([Change(worse, wake=True)], now=NOW + 1) == 1
     after = Delivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
     store.deliveries.save(after, revision=made.revision, now=NOW + 2)
-    delivery, found = store.deliveries.due("chat", NOW + 2)
+    delivery, found = due(store, "chat", NOW + 2)
     assert (delivery.told, found.severity) == ("firing", "critical")
 
 
@@ -204,7 +210,7 @@ def test_an_outage_puts_off_everything_else_that_is_due_to_its_receiver(store):
     run_with_events(store, "r1")
     run_with_events(store, "r2")
     store.incidents.gather(opening("chat", "pager"), now=NOW, limit=100)
-    delivery, found = store.deliveries.due("chat", NOW)
+    delivery, found = due(store, "chat", NOW)
     failed = replace(delivery, next_at=NOW + 8, failures=1, failing_since=NOW, error="down")
     store.deliveries.save(failed, revision=found.revision, now=NOW, hold_until=NOW + 8)
     assert store.incidents.work(NOW + 7).due == ("pager",)
@@ -293,7 +299,7 @@ def test_a_run_takes_its_incidents_and_events_along(store):
     stored(store, batch(LAYERS, 1, [9], {"sigma": [[1.0]]}), advance=speaking("sigma_jump"))
     store.runs.delete("r1")
     assert store.incidents.get(made.id) is None
-    assert store.deliveries.due("chat", NOW) is None
+    assert due(store, "chat", NOW) is None
     assert store.incidents.open() == []
     assert [facts.run for facts, *_ in gathered(store)] == ["r2"]
     assert store.deliveries.health() == []
@@ -382,3 +388,27 @@ def test_a_look_at_open_incidents_takes_two_statements_however_many_there_are(st
     assert (counted.statements, len(found)) == (2, number)
     assert all(each.run == facts.run for each, facts in found)
     assert all(facts.rule_state == b"remembered" for _, facts in found)
+
+
+def test_what_waits_is_told_by_run_with_its_most_severe_incident(store):
+    severities = {"r1": ["info", "critical"], "r2": ["warning"], "r3": []}
+    for run in severities:
+        run_with_events(store, run)
+
+    def gather(facts, open_one, entries):
+        kinds = severities[facts.run]
+        made = [incident(entry(5, severity=each), id=0, state="resolved") for each in kinds]
+        return [Change(replace(each, run=facts.run), ("chat",)) for each in made]
+
+    store.incidents.gather(gather, now=NOW, limit=100)
+    waiting = sorted(store.deliveries.waiting("chat", NOW), key=lambda each: each.run)
+    assert waiting == [
+        Waiting("r1", "p", "critical", NOW),
+        Waiting("r2", "p", "warning", NOW),
+    ]
+    delivery, found = store.deliveries.due("chat", "r1", NOW)
+    assert found.severity == "critical"
+    assert store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
+    assert store.deliveries.due("chat", "r1", NOW)[1].severity == "info"
+    assert store.deliveries.due("chat", "r3", NOW) is None
+    assert store.deliveries.waiting("mail", NOW) == []

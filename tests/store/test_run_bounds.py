@@ -137,6 +137,25 @@ def test_older_tables_are_forgotten_and_the_run_stands_where_it_stood(store_url,
     assert told[0][-1][2] == 10 - finite.size
 
 
+def test_the_worst_layer_is_that_over_all_tables_whatever_layers_they_have(store_url):
+    rng = np.random.default_rng(1)
+    tables = [table(*"ab"), table(*"ba"), table(*"bc"), table("d"), table(*"dca"), table(*"ef")]
+    with closing(open_store(store_url)) as store:
+        new_run(store)
+        for seq in range(30):
+            layers = tables[int(rng.integers(0, 1 + min(seq // 4, 5)))]
+            store.batches.put_layer_table("r1", layers)
+            ratio = rng.uniform(0.1, 9.0, len(layers.layers))
+            values = {"sigma": [2 * ratio], "threshold": [np.full(len(ratio), 2.0)]}
+            stored(store, batch(layers, seq, [seq], values))
+            latest = store.histories.latest("r1")
+            newest = latest.metric("sigma") / latest.metric("threshold")
+            found = store.runs.get("r1")
+            worst = int(np.nanargmax(newest))
+            assert found.worst_layer == latest.layers[worst].name
+            assert found.worst_ratio == pytest.approx(float(newest[worst]), rel=1e-6)
+
+
 def test_a_new_table_does_not_let_a_run_be_read_anew(store_url, monkeypatch):
     with closing(open_store(store_url)) as store:
         new_run(store)

@@ -10,6 +10,7 @@ from snc_service.store.types.incidents import (
     Delivery,
     Health,
     Incident,
+    Waiting,
 )
 
 
@@ -19,10 +20,15 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
-        """Return the receiver's delivery that has been due for longest."""
+    def waiting(self, receiver: str, now: float) -> list[Waiting]:
+        """Return the runs of which something is due to the receiver."""
         with self._database.read() as connection:
-            return incidents.due(connection, receiver, now)
+            return incidents.waiting(connection, receiver, now)
+
+    def due(self, receiver: str, run: str, now: float) -> tuple[Delivery, Incident] | None:
+        """Return what is due of a run: its most severe incident, or the one due for longest."""
+        with self._database.read() as connection:
+            return incidents.due(connection, receiver, run, now)
 
     def claim(self, delivery: Delivery, *, now: float, until: float) -> bool:
         """Keep others off a delivery until it is saved, or until then; False: it is not as read."""

@@ -106,6 +106,16 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """What is due to one receiver of one run: its most severe incident, and since when."""
+
+    run: str
+    project: str
+    severity: Severity
+    since: float
+
+
+@dataclass(frozen=True)
 class Work:
     """What there is to do: the version of the routing, events to gather, receivers to be told."""
 

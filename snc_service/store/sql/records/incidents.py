@@ -24,6 +24,7 @@ from snc_service.store.types.incidents import (
     IncidentState,
     RunFacts,
     Severity,
+    Waiting,
     Work,
 )
 
@@ -44,8 +45,8 @@ _FACTS = (
 # Somebody who tells a receiver has claimed the delivery; who died on the way loses the claim.
 _FREE = "(claimed_until is null or claimed_until <= ?)"
 _DELIVERY = (
-    "select incident, receiver, next_at, told, told_at, told_severity, failures, failing_since, "
-    "error, silenced from delivery"
+    "select delivery.incident, receiver, next_at, told, told_at, told_severity, failures, "
+    "failing_since, error, silenced from delivery"
 )
 
 
@@ -198,13 +199,30 @@ def acknowledge(
     return known
 
 
-def due(connection: Connection, receiver: str, now: float) -> tuple[Delivery, Incident] | None:
-    """Return a receiver's delivery that has been due for longest."""
-    row = connection.execute(
-        f"{_DELIVERY} where receiver = ? and next_at <= ? and {_FREE} and exists "
-        "(select 1 from run where run.run_id = delivery.run_id) "
-        "order by next_at, incident limit 1",
+def waiting(connection: Connection, receiver: str, now: float) -> list[Waiting]:
+    """Return the runs of which something is due to a receiver. Reads all that is due."""
+    rows = connection.execute(
+        f"select run.run, run.project, max({_RANK}), min(delivery.next_at) from delivery "
+        "join incident on incident.id = delivery.incident "
+        "join run on run.run_id = delivery.run_id "
+        "join run_name on run_name.run = run.run "  # else it is being deleted
+        f"where delivery.receiver = ? and delivery.next_at <= ? and {_FREE} "
+        "group by run.run, run.project",
         (receiver, now, now),
+    ).fetchall()
+    return [Waiting(run, project, SEVERITIES[rank], at) for run, project, rank, at in rows]
+
+
+def due(
+    connection: Connection, receiver: str, run: str, now: float
+) -> tuple[Delivery, Incident] | None:
+    """Return the delivery of a run's most severe incident, of those the one due for longest."""
+    row = connection.execute(
+        f"{_DELIVERY} join incident on incident.id = delivery.incident "
+        f"where delivery.receiver = ? and delivery.next_at <= ? and {_FREE} "
+        "and delivery.run_id = (select run_id from run_name where run = ?) "
+        f"order by {_RANK} desc, delivery.next_at, delivery.incident limit 1",
+        (receiver, now, now, run),
     ).fetchone()
     incident = None if row is None else load(connection, row[0])
     return None if incident is None else (_delivery(row), incident)
