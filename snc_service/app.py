@@ -35,7 +35,7 @@ from snc_service.api.security import audit, authorization, session, tokens
 from snc_service.api.security.access_log import AccessLog
 from snc_service.api.security.authentication import AuthenticationMiddleware
 from snc_service.api.security.rate_limit import Shares
-from snc_service.api.state import Budget, Limits, Service
+from snc_service.api.state import Budget, Limits, Readiness, Service
 from snc_service.api.system import docs, health, openapi, prometheus
 from snc_service.auth import TokenCache
 from snc_service.background_tasks import start_chores, steady_seconds
@@ -44,6 +44,7 @@ from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import Store, open_store
+from snc_service.store.types import RunBounds
 
 # The order of the reference.
 ROUTERS: Final = tuple(
@@ -97,7 +98,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opened = store if store is not None else await run_in_threadpool(open_store, settings.store)
+        opened = store
+        if opened is None:
+            opened = await run_in_threadpool(open_store, settings.store, _bounds(settings))
         service = app.state.service = _join(settings, opened, clock)
         chores: list[asyncio.Task[None]] = []
         try:
@@ -175,6 +178,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         ),
         budget=Budget(settings.max_inflight_bytes),
         tokens=TokenCache(store.tokens.all, clock),
+        readiness=Readiness(store.ping),
         shares=Shares(
             settings.token_requests_per_second,
             settings.token_inflight_bytes,
@@ -189,6 +193,17 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         streams=lambda: service.streams,
     )
     return service
+
+
+def _bounds(settings: Settings) -> RunBounds:
+    return RunBounds(
+        settings.run_metrics,
+        settings.run_scalars,
+        settings.run_layers,
+        settings.run_table_layers,
+        settings.run_layouts,
+        settings.run_writers,
+    )
 
 
 def _served_hosts(settings: Settings) -> tuple[str, ...]:

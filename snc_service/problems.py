@@ -24,6 +24,7 @@ from snc_service.store.types import (
     LayerUnknown,
     QuotaExceeded,
     RunClosed,
+    RunFull,
     RunUnknown,
     SequenceConflict,
     SequenceGap,
@@ -167,6 +168,12 @@ KINDS: Mapping[str, Kind] = {
     "media-type": Kind(
         415, "The content type or encoding is not understood", "GET /api/v1 lists what is."
     ),
+    "run-full": Kind(
+        422,
+        "The run names too much",
+        "Names of a run are bounded, for its batches become dearer with each. `bound` is the "
+        "setting of the service, `limit` its value.",
+    ),
     "invalid": Kind(
         422, "A value is not valid", "`field` names it, `detail` says what was expected."
     ),
@@ -255,6 +262,10 @@ def from_store(error: StoreError) -> Problem:
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
     if isinstance(error, HistoryThinned):
         return Problem("history-thinned", str(error), field="from_step", below=error.below)
+    if isinstance(error, RunFull):
+        return Problem(
+            "run-full", str(error), field=error.field, bound=error.bound, limit=error.limit
+        )
     if isinstance(error, VersionConflict):
         return Problem("precondition-failed", str(error), current=error.current)
     for of_store, kind in _STORE_KINDS:

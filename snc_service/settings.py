@@ -84,6 +84,27 @@ class Settings:
     token_runs: int = 1_000
     """SNC_TOKEN_RUNS: runs that exist at once and that one token has created; then 403."""
 
+    run_metrics: int = 64
+    """SNC_RUN_METRICS: names of metrics that one run may use; every batch writes the newest value
+    of each; then 422, as with those below."""
+
+    run_scalars: int = 512
+    """SNC_RUN_SCALARS: names of scalars that one run may use."""
+
+    run_layers: int = 65_536
+    """SNC_RUN_LAYERS: names of layers that one run may use, over all its layer tables."""
+
+    run_table_layers: int = 1_000_000
+    """SNC_RUN_TABLE_LAYERS: layers of all layer tables of one run together, of each at least
+    1,000."""
+
+    run_layouts: int = 4_096
+    """SNC_RUN_LAYOUTS: combinations of a layer table, metrics and scalars that the batches of one
+    run may have."""
+
+    run_writers: int = 10_000
+    """SNC_RUN_WRITERS: writers that one run may have; each start of a job is one."""
+
     body_deadline_seconds: float = 30.0
     """SNC_BODY_DEADLINE_SECONDS: the longest that a body may take to arrive."""
 
@@ -220,5 +241,11 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "token_requests_per_second": (0.1, 1_000_000),
     "token_requests_at_once": (1, 1_000_000),
     "token_runs": (0, 1_000_000_000),
+    "run_metrics": (1, 1_000_000),
+    "run_scalars": (1, 1_000_000),
+    "run_layers": (1, 65_536),
+    "run_table_layers": (1_000, 1_000_000_000),
+    "run_layouts": (1, 1_000_000),
+    "run_writers": (1, 1_000_000_000),
     "body_deadline_seconds": (0.1, 3_600),
 }

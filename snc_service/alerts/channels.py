@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,6 +24,7 @@ TIMESTAMP: Final = "X-Snc-Timestamp"
 DELIVERY: Final = "X-Snc-Delivery"
 # An alert that we stop refreshing (the service is gone) ends by itself after this.
 STANDS_SECONDS: Final = 300.0
+_MARKUP: Final = re.compile(r"[@*~`]|\](?=\()|\b_|_\b")  # "_" inside a word is none
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -120,9 +122,11 @@ def _basic(receiver: Alertmanager) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    # The zero-width space keeps "@channel" from calling a channel where names are not escaped.
+    # The zero-width space keeps "@channel" from calling a channel where names are not escaped, an
+    # address from becoming a link, and marks from setting what follows in another style.
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace("@", "@\N{ZERO WIDTH SPACE}")
+    escaped = _MARKUP.sub("\\g<0>\N{ZERO WIDTH SPACE}", escaped)
+    return escaped.replace("://", ":\N{ZERO WIDTH SPACE}//")
 
 
 def _bytes(value: object) -> bytes:

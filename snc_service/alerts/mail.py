@@ -56,7 +56,10 @@ def mail(receiver: Email, message: Message) -> EmailMessage:
     """Return the mail. Its id is the message's: sent twice, it is one mail to most mailboxes."""
     told = EmailMessage()
     domain = receiver.from_.rpartition("@")[2]
-    told["Subject"] = f"[snc] {message.title}"[:300]
+    # The standard library decodes what looks like an encoded word, line ends in it included: a name
+    # could add a header.
+    title = message.title.replace("=?", "=\N{ZERO WIDTH SPACE}?")
+    told["Subject"] = f"[snc] {title}"[:300]
     told["From"] = receiver.from_
     told["To"] = ", ".join(receiver.to)
     told["Date"] = format_datetime(datetime.now(timezone.utc))

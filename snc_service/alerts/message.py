@@ -34,7 +34,8 @@ class Message:
         where = f" in {first.layer}" if first.layer else ""
         more = len(incident.entries) + incident.omitted - 1
         also = f", then {more} more" if more else ""
-        return f"[{word}] {incident.run}: {first.rule}{where} at step {first.step}{also}"
+        title = f"[{word}] {incident.run}: {first.rule}{where} at step {first.step}{also}"
+        return one_line(title)
 
     @property
     def lines(self) -> list[str]:
@@ -83,6 +84,11 @@ def test_message(service_url: str | None, now: float) -> Message:
     return Message("test", incident, service_url)
 
 
+def one_line(text: str) -> str:
+    """Return ``text`` without what ends a line or turns it around: separators, controls, marks."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def rfc3339(seconds: float) -> str:
     """Return Unix seconds as UTC with milliseconds."""
     at = datetime.fromtimestamp(seconds, timezone.utc)
@@ -90,7 +96,7 @@ def rfc3339(seconds: float) -> str:
 
 
 def _line(entry: Entry) -> str:
-    return f"step {entry.step}, {entry.rule} ({entry.severity}): {entry.message}"
+    return one_line(f"step {entry.step}, {entry.rule} ({entry.severity}): {entry.message}")
 
 
 def _event(entry: Entry) -> dict[str, Any]:

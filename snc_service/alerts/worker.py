@@ -21,6 +21,7 @@ from snc_service.alerts.channels import tell
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
+from snc_service.alerts.turns import Turns
 from snc_service.store import Store
 from snc_service.store.types import StoreError
 from snc_service.store.types.incidents import AlertDelivery, Incident, IncidentChange
@@ -63,6 +64,7 @@ class Alerts:
         self._looked_at = float("-inf")
         self._closing = threading.Event()
         self._lanes: dict[str, threading.Thread] = {}
+        self._turns: dict[str, Turns] = {}
         self._thread = threading.Thread(target=self._run, name="snc-alerts", daemon=True)
 
     def start(self) -> None:
@@ -157,21 +159,40 @@ class Alerts:
             lane.start()
 
     def _tell_all(self, receiver: str) -> None:
-        """Tell one receiver what is due, one message after the other."""
+        """Tell one receiver what is due, one message after the other; runs take turns."""
+        turns = self._turns.setdefault(receiver, Turns())
         try:
             while not self._closing.is_set():
                 now = self._clock()
-                found = self._store.deliveries.due(receiver, now)
-                if found is None:
+                waiting = self._store.deliveries.waiting(receiver, now)
+                if not waiting:
                     return
+                each = turns.next(waiting, time.monotonic())
+                turns.told(each, time.monotonic())
+                found = self._store.deliveries.due(receiver, each.run, now)
+                if found is None:  # another service was faster, or the run was deleted
+                    continue
                 if self._store.deliveries.claim(found[0], now=now, until=now + LEASE_SECONDS):
-                    self._see_to(*found)
+                    self._try(*found)
         except StoreError as error:
             log.warning("alerts to %s wait for the store: %s", receiver, error)
             self._closing.wait(TROUBLE_SECONDS)
         except Exception:  # a thread's top
             log.exception("alerts to %s could not be seen to", receiver)
             self._closing.wait(TROUBLE_SECONDS)
+
+    def _try(self, delivery: AlertDelivery, incident: Incident) -> None:
+        """See to one delivery; whatever is raised is a failure of this one, and counted."""
+        try:
+            self._see_to(delivery, incident)
+        except StoreError:
+            raise
+        except NotDelivered as error:
+            self._failed(delivery, incident, error)
+        except Exception as error:  # the others must not wait behind it
+            log.exception("an alert to %s could not be made", delivery.receiver)
+            words = f"the message could not be made: {type(error).__name__}"
+            self._failed(delivery, incident, NotDelivered(words, outage=False))
 
     def _see_to(self, delivery: AlertDelivery, incident: Incident) -> None:
         now = self._clock()
@@ -182,11 +203,7 @@ class Alerts:
             self._store.deliveries.save(after, revision=incident.revision, now=now)
             return
         message = Message(step.message, incident, alerting.service_url)
-        try:
-            tell(alerting.receivers[delivery.receiver], message, self._allowed)
-        except NotDelivered as error:
-            self._failed(delivery, incident, error)
-            return
+        tell(alerting.receivers[delivery.receiver], message, self._allowed)
         now = self._clock()
         after = plan.after_success(delivery, incident, step, now)
         self._store.deliveries.save(after, revision=incident.revision, now=now)

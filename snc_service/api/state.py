@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from snc_service.alerts import Alerts
 from snc_service.api.security.rate_limit import Shares
@@ -16,8 +19,10 @@ from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.problems import Problem
 from snc_service.store import Store
+from snc_service.store.types import StoreError
 
 INFLATING = 2
+READY_SECONDS = 1.0
 ACCESS = "snc.access"  # where the ASGI scope of a request holds its `Access`
 
 
@@ -53,6 +58,32 @@ class Budget:
         self.held -= num_bytes
 
 
+class Readiness:
+    """Whether the store can be written, as it was at most `READY_SECONDS` ago. For one event loop.
+
+    Everybody may ask: the store is asked once a second, whoever waits for that holds no thread.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._error: StoreError | None = None
+        self._checked_at = -READY_SECONDS
+        self._checking = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Raise what the store raised."""
+        async with self._checking:
+            if time.monotonic() - self._checked_at >= READY_SECONDS:
+                try:
+                    await run_in_threadpool(self._check)
+                    self._error = None
+                except StoreError as error:
+                    self._error = error
+                self._checked_at = time.monotonic()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass
 class Service:
     """One app's parts, complete once its lifespan has started."""
@@ -65,6 +96,7 @@ class Service:
     budget: Budget
     tokens: TokenCache
     shares: Shares
+    readiness: Readiness
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
     # Bodies that are inflated at once: cores are few, and what is not started holds no memory.

@@ -226,10 +226,12 @@ def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     put.add_argument("--if-version", type=step, help="change nothing unless this is in force")
     test = add("test", "send receivers a message that says it is a test", "test")
     test.add_argument("receivers", nargs="*", metavar="RECEIVER", help="default: all of them")
-    listed = add("list", "list incidents, newest first", "incidents")
+    listed = add("list", "list incidents, newest or most severe first", "incidents")
     listed.add_argument("--run")
     listed.add_argument("--project")
     listed.add_argument("--state", choices=("open", "resolved", "notice"))
+    listed.add_argument("--severity", choices=("info", "warning", "critical"))
+    listed.add_argument("--sort", choices=("newest", "severity"), help="what comes first")
     listed.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
     ack = add("ack", "look after an incident: nobody is told again unless it gets worse",
               "acknowledge")  # fmt: skip

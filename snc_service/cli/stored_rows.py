@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -132,17 +133,17 @@ def _fill(
     try:
         next(lines, None)
         for _, _, metric, layer, step, value in lines:
-            at = None
-            if layer:
-                at = index.get(layer)
-                # An apostrophe keeps spreadsheets from running a name; it is no part of it.
-                at = index.get(layer[1:]) if at is None and layer[0] == "'" else at
-                if at is None:
-                    continue  # a layer that came after the list was read
+            at = index.get(_MARK.sub(r"\1", layer)) if layer else None
+            if layer and at is None:
+                continue  # a layer that came after the list was read
             if (metric in METRICS) if layer else (metric in SCALARS):
                 window.put(metric, at, int(step), float(value))
     except (ValueError, IndexError, csv.Error) as error:
         raise Failure(f"the export of {run} is not in the form of this release: {error}") from None
+
+
+# Apostrophes that keep spreadsheets from running a name are no part of it.
+_MARK: Final = re.compile("(^|[,;|:\\t\u2028\u2029])'")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:

@@ -2,17 +2,18 @@
 
 A layer is outside while a rule fires that compares each layer with its own limit, and the layer is
 one of those above it. The order is that of the newest incident: once no layer was outside for more
-than 50 steps, the next one begins a new order. It lives in detection's state, so it is the same
-whatever was stored, sent again or replayed.
+than 50 steps, and no rule fired that keeps an incident open, the next one begins a new order. It
+lives in detection's state, so it is the same whatever was stored, sent again or replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from snc_service.detect.findings import RuleFinding
 from snc_service.detect.memory import Memory
@@ -51,16 +52,33 @@ def outside(rule: str, limit: float, finding: RuleFinding, rows: Sequence[int]) 
     return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
 
 
-def remember(memory: Memory, rows: RunRows, found: Sequence[Outside]) -> None:
-    """Note, row by row, which layers are outside for the first time since the onset."""
+def remember(
+    memory: Memory, rows: RunRows, found: Sequence[Outside], lasting: Collection[int] = ()
+) -> None:
+    """Note, row by row, which layers are outside for the first time since the onset.
+
+    In the rows ``lasting`` some rule fired that keeps an incident open: what leaves its band after
+    them belongs to it.
+    """
     places = memory.places(rows.layers)
-    for each in sorted(found, key=lambda one: one.row):
-        step = rows.batch.steps[each.row]
-        before = memory.onset_newest
-        if memory.onset is None or before is None or step - before > _rest(memory):
-            memory.onset = step
-            memory.columns["left_after"].fill(np.nan)
-        memory.onset_newest = step
+    outside: dict[int, list[Outside]] = {row: [] for row in lasting}
+    for each in found:
+        outside.setdefault(each.row, []).append(each)
+    for row in sorted(outside):
+        _remember(memory, places, rows.batch.steps[row], outside[row])
+
+
+def _remember(
+    memory: Memory, places: npt.NDArray[np.intp], step: int, found: Sequence[Outside]
+) -> None:
+    before = memory.onset_newest
+    if memory.onset is None or before is None or step - before > _rest(memory):
+        if not found:
+            return  # no layer has left its band yet
+        memory.onset = step
+        memory.columns["left_after"].fill(np.nan)
+    memory.onset_newest = step
+    for each in found:
         fresh = (each.times_limit > 1) & np.isnan(memory.columns["left_after"][places])
         where = places[fresh]
         memory.columns["left_after"][where] = step - memory.onset

@@ -97,6 +97,7 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
     seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
+    lasting: set[int] = set()
     firing: dict[str, tuple[int, ...]] = {}
     findings: dict[str, RuleFinding] = {}
     steps = rows.batch.steps
@@ -112,8 +113,10 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
         if fired.rows:
             firing[name] = tuple(steps[row] for row in fired.rows)
             outside += onset.outside(name, setting.limit, finding, fired.rows)
-    if outside:
-        onset.remember(memory, rows, outside)
+            if setting.severity != "info":
+                lasting.update(fired.rows)
+    if outside or (lasting and memory.onset is not None):
+        onset.remember(memory, rows, outside, lasting)
     found.sort(key=lambda pair: pair[0])
     events = [event for _, event in found]
     return Judgement(memory.dump(), events, firing, findings, trends.trained)

@@ -9,22 +9,24 @@ from snc_service.store.engines.sqlite import SqliteDatabase, back_up
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.store import Store
-from snc_service.store.types import StoreUnavailable
+from snc_service.store.types import RunBounds, StoreUnavailable
 
 __all__ = ["Store", "back_up_store", "open_store", "upgrade_store"]
 
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, bounds: RunBounds | None = None) -> Store:
     """Open the store that ``url`` names, creating its tables in an empty database.
+
+    ``bounds`` limit what a run may name in batches that are stored through it.
 
     ``sqlite:///snc.db`` is relative to the working directory, ``sqlite:////var/lib/snc.db`` is
     absolute; ``postgresql://user:password@host:5432/snc`` is what libpq takes. Raises `ValueError`
     for any other URL and `StoreUnavailable` (one sentence) if the database cannot be opened or
     written, is no store, or was written by a newer release.
     """
-    return Store(_database(url))
+    return Store(_database(url), bounds)
 
 
 def upgrade_store(url: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
+from snc_service.store.types import RunBounds
 
 
 class Store:
@@ -29,8 +30,9 @@ class Store:
     transaction. Times are Unix seconds (float64). Layers are named; their indexes stay inside.
     """
 
-    def __init__(self, database: Database) -> None:
-        book = LayerBook()
+    def __init__(self, database: Database, bounds: RunBounds | None = None) -> None:
+        self.bounds = bounds or RunBounds()
+        book = LayerBook(self.bounds)
         self._database = database
         self._folder = Folder(database, book)
         self.runs = Runs(database)
@@ -58,9 +60,10 @@ class Store:
         return self._folder.fold(budget_s, now)
 
     def ping(self) -> None:
-        """Touch the database. Raises `StoreUnavailable`."""
+        """Raise `StoreUnavailable` unless the database can be read and written."""
         with self._database.read() as connection:
             connection.execute("select 1").fetchone()
+        self._database.check_writable()
 
     def size_bytes(self) -> int:
         """Return the bytes at rest."""

@@ -90,6 +90,25 @@ def test_names_in_slack_call_nobody_and_are_no_markup():
     assert sent("slack", Message("firing", incident(hostile))).json() == {"text": text}
 
 
+@pytest.mark.parametrize(
+    ("name", "none"),
+    [
+        ("*bold*", "*bold*"),
+        ("`code`", "`code`"),
+        ("~gone~", "~gone~"),
+        ("_slanted_", "_slanted_"),
+        ("[a](https://evil.example)", "]("),
+        ("https://evil.example", "https://"),
+        ("w\u2028- another event", "\u2028"),
+        ("w\u202ex", "\u202e"),
+    ],
+)
+def test_marks_in_a_name_set_and_link_nothing_in_slack(name, none):
+    text = slack_text(Message("firing", incident(entry(1, layer=name, message=name))))
+    assert none not in text
+    assert len(text.splitlines()) == 2
+
+
 def test_slack_gets_a_title_a_line_per_event_and_the_link():
     lines = slack_text(Message("firing", TWO, "https://snc.example")).splitlines()
     assert lines[0] == "*[critical] r: sigma_growth in fc1.weight at step 10, then 1 more*"

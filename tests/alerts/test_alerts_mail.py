@@ -57,6 +57,34 @@ def test_a_mail_arrives_with_what_happened():
     assert server.commands.count("RCPT") == 2
 
 
+NAMES = {
+    "line-separator": "w\u2028x",
+    "paragraph-separator": "w\u2029x",
+    "turned-around": "w\u202ex",
+    "mark": "\ufeffw",
+    "private": "w\ue000\U000e0041",
+    "encoded-line-ends": "=?utf-8?q?=0d=0aBcc:=20eve@example.org?=",
+    "encoded-nonsense": "=?us-ascii?q?=FF?= é",
+    "quotes": '"' * 60 + "<>()[]:;@\\,.",
+    "long": "é" * 128,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_mail_is_sent_whatever_a_layer_is_called_and_has_no_header_of_the_name(name):
+    told = Message("firing", incident(entry(10, layer=name, message=f"sigma of {name}")))
+    with taking_mail() as server:
+        send_mail(receiver(server.port), told, ALLOWED)
+    (text,) = server.mails
+    mail = message_from_string(text.replace("\r\n", "\n"), policy=policy.default)
+    headers = {"Subject", "From", "To", "Date", "Message-ID", "References", "Auto-Submitted"}
+    body = {"Content-Type", "Content-Transfer-Encoding", "MIME-Version"}
+    assert set(mail.keys()) == headers | body
+    assert server.commands.count("RCPT") == 2
+    assert mail["Subject"].startswith("[snc] [warning] r: breach in ")
+    assert len(mail.get_content().splitlines()) == 3  # the title, none, the event
+
+
 def test_the_same_message_has_the_same_id_and_its_incident_one_thread():
     with taking_mail() as server:
         for status in ("firing", "firing", "resolved"):

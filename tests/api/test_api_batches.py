@@ -325,3 +325,30 @@ def test_the_golden_table_of_the_wire_note_is_accepted(run):
     assert LayerTable.parse(body).hash == "372f338c57a4c0c8b8577e5c66c60493"
     path = f"{RUN}/layer-tables/372f338c57a4c0c8b8577e5c66c60493"
     assert run.put(path, content=body, headers=JSON).status_code == 204
+
+
+def test_a_job_that_names_too_much_is_refused_with_the_bound_and_its_setting(tmp_path):
+    with serving_app(settings_in(tmp_path, run_layers=3, run_metrics=2)) as api:
+        api.post("/api/v1/runs", json={"run": "r"})
+
+        def send(seq, layers, metrics):
+            body = {
+                "writer": "w",
+                "seq": seq,
+                "steps": [seq],
+                "layers": layers,
+                "metrics": {name: [[1.0] * len(layers)] for name in metrics},
+            }
+            return api.post("/api/v1/runs/r/batches", json=body)
+
+        assert send(0, ["a", "b"], ["sigma"]).status_code == 200
+        problem = assert_problem(send(1, ["c", "d"], ["sigma"]), 422, "run-full", "layers")
+        assert (problem["bound"], problem["limit"]) == ("run_layers", 3)
+        assert "SNC_RUN_LAYERS" in problem["detail"]
+        problem = assert_problem(send(1, ["a", "b"], ["x", "y"]), 422, "run-full", "metrics")
+        assert problem["bound"] == "run_metrics"
+        path = f"/api/v1/runs/r/layer-tables/{table_of('e', 'f').hash}"
+        headers = {"Content-Type": "application/json"}
+        told = api.put(path, content=table_of("e", "f").body, headers=headers)
+        assert_problem(told, 422, "run-full", "layers")
+        assert send(1, ["a", "b"], ["sigma", "x"]).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import threading
 import zlib
 
@@ -14,6 +15,7 @@ from api_cases import RUN, assert_problem, batch_of, register, serving_app, sett
 from store_cases import NOW, submit
 
 from snc_service.api.history import export, export_csv, export_parquet
+from snc_service.auth import make_token
 from snc_service.settings import Settings
 from snc_service.wire import ABSENT
 
@@ -75,7 +77,7 @@ def from_csv(text: str) -> dict[tuple, int]:
     found = {}
     for run, attempt, metric, layer, step, value in rows:
         assert run == "r"
-        key = (int(attempt), metric, layer.removeprefix("'") or None, int(step))
+        key = (int(attempt), metric, read_back(layer) or None, int(step))
         assert key not in found
         found[key] = int(np.array([float(value)], np.float32).view(np.uint32)[0])
     return found
@@ -185,6 +187,37 @@ def test_more_exports_than_there_is_memory_for_are_told_to_come_back(api):
     assert api.service.exports == 0
 
 
+def test_one_token_leaves_places_for_the_exports_of_others(api, monkeypatch):
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    original = export_csv.csv_chunks
+
+    def slow(run, pieces):
+        begun.release()
+        assert go_on.wait(30)
+        yield from original(run, pieces)
+
+    secrets = []
+    for name in ("greedy", "other"):
+        token, secret = make_token(
+            name, ("read",), project=None, author="operator", now=0.0, expires_at=None
+        )
+        api.service.store.tokens.add(token)
+        secrets.append({"Authorization": f"Bearer {secret}"})
+    api.wait_for(api.service.tokens.refresh, now=True)
+    greedy, other = secrets
+    monkeypatch.setattr(export_csv, "csv_chunks", slow)
+    # One piece is made at a time: the second export waits for the first, and counts.
+    answers = [api.start("GET", f"{RUN}/export", headers=greedy) for _ in range(2)]
+    assert begun.acquire(timeout=30)
+    while api.service.exports < export.MOST_OF_ONE_TOKEN:
+        api.get("/healthz")
+    assert_problem(api.get(f"{RUN}/export", headers=greedy), 429, "rate-limited")
+    answers.append(api.start("GET", f"{RUN}/export", headers=other))
+    go_on.set()
+    assert [answer.result(timeout=30).status_code for answer in answers] == [200, 200, 200]
+    assert api.get(f"{RUN}/export", headers=greedy).status_code == 200
+
+
 def test_a_run_that_is_deleted_meanwhile_breaks_the_answer_off(tmp_path, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
     original = export_csv.csv_chunks
@@ -209,11 +242,32 @@ def test_a_run_that_is_deleted_meanwhile_breaks_the_answer_off(tmp_path, monkeyp
         assert api.service.exports == 0
 
 
-def test_a_cell_can_be_read_back_by_taking_one_apostrophe_off():
-    for name in (*HOSTILE, "\t=1", "''", '"', "-"):
-        (read,) = next(csv.reader([export_csv.cell(name)]))
-        assert read.removeprefix("'") == name
-        assert read[0] not in "=+-@\t\r"
+SEPARATORS = ",;|:\t\u2028\u2029"
+
+
+def read_back(text):
+    """Take off what keeps spreadsheets from running a name, as the documentation says."""
+    return re.sub(f"(^|[{SEPARATORS}])'", r"\1", text)
+
+
+NAMES = (*HOSTILE, "\t=1", "''", '"', "-", "w;=1;x", "w,;=1", "w; =1", "w|@x", "w:+1", "a;'b",
+         "a'=b",
+         "w\u2028=1", 'a";=1', " =1", "a;b,c", "::=x", "a;\uff1d1")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_can_be_read_back_by_taking_apostrophes_off(name):
+    (read,) = next(csv.reader([export_csv.cell(name)]))
+    assert read_back(read) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_no_cell_is_a_formula_whatever_separator_a_spreadsheet_assumes(name, separator):
+    line = f"{export_csv.cell('r')},0,{export_csv.cell('sigma')},{export_csv.cell(name)},"
+    cells = [cell for row in csv.reader([line], delimiter=separator) for cell in row]
+    cells += [part.strip('"') for part in line.split(separator)]  # and whoever knows no quotes
+    assert not [cell for cell in cells if cell.strip().startswith(("=", "+", "-", "@", "\uff1d"))]
 
 
 def test_packing_and_cutting_change_no_byte():

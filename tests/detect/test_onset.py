@@ -137,3 +137,40 @@ def test_layers_are_found_by_name_in_any_order_and_strangers_are_left_out():
     state, _ = advance(None, rows(leaving({"fc1": (0, 2.0), "fc4": (2, 2.0)})))
     names = [each.layer for each in onset.order(state, ("new", *LAYERS[::-1]))]
     assert names == ["fc1", "fc4"]
+
+
+def breaching(sigma: np.ndarray, size: int, thresholds=(2.0, 9.0, 9.0, 9.0)) -> list:
+    """Return the order and the events of a training with thresholds, in batches of ``size``."""
+    state, events = None, []
+    for start in range(0, len(sigma), size):
+        part = rows(sigma[start : start + size], start)
+        limits = np.broadcast_to(np.float32(thresholds), part.batch.values.shape)
+        values = np.concatenate([part.batch.values, limits])
+        batch = dataclasses.replace(part.batch, metrics=("sigma", "threshold"), values=values)
+        state, found = advance(state, dataclasses.replace(part, batch=batch))
+        events += [(each.rule, each.step) for each in found]
+    return [(each.layer, each.step) for each in onset.order(state, LAYERS)], events
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_as_long_as_a_breach_lasts_what_leaves_its_band_belongs_to_the_same_incident(size):
+    """The first layer stays above its threshold: its incident is open when the second one leaps."""
+    sigma = leaving({"fc1": (2, 3.0), "fc2": (150, 1.6)}, 200)
+    found, events = breaching(sigma, size)
+    assert ("breach", CALM + 2) in events
+    assert found == [("fc1", CALM + 2), ("fc2", CALM + 150)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_once_the_breach_is_over_for_50_steps_the_next_layer_begins_a_new_order(size):
+    sigma = leaving({"fc1": (2, 3.0), "fc2": (150, 1.6)}, 200)
+    sigma[CALM + 60 :, 0] = 1.0
+    found, _ = breaching(sigma, size)
+    assert found == [("fc2", CALM + 150)]
+
+
+def test_a_breach_alone_begins_no_order():
+    sigma = calm(200)
+    found, events = breaching(sigma, 50, thresholds=(0.5, 9.0, 9.0, 9.0))
+    assert found == []
+    assert events

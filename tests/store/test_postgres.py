@@ -10,6 +10,7 @@ from contextlib import closing
 import psycopg
 import pytest
 from postgres_server import running_postgres
+from psycopg.conninfo import conninfo_to_dict
 from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit, table
 from store_victim import LAYERS as WIDE
 from store_victim import submission
@@ -353,6 +354,32 @@ def test_a_service_that_hangs_with_a_run_locked_does_not_stop_the_others(two):
         for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
             (value,) = connection.execute(f"show {setting}").fetchone()
             assert value not in ("0", ""), setting
+
+
+def test_a_database_that_turns_read_only_is_noticed_and_so_is_its_return(url):
+    name = conninfo_to_dict(url)["dbname"]
+
+    def turn(state, *more):
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("set default_transaction_read_only = off")
+            other.execute(f'alter database "{name}" set default_transaction_read_only = {state}')
+            for statement in more:
+                other.execute(statement)
+
+    with closing(open_store(url)) as store:
+        store.ping()
+        turn(
+            "on",
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        with pytest.raises(StoreUnavailable, match="read-only"):
+            store.ping()
+        with pytest.raises(StoreUnavailable):
+            new_run(store)
+        turn("off")  # and nobody is cut off
+        store.ping()
+        new_run(store)
 
 
 @pytest.mark.timeout(300)

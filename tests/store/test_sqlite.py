@@ -1,12 +1,13 @@
 """The embedded engine: its file, its settings, its full disk."""
 
+import os
 import sqlite3
 
 import numpy as np
 import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
-from snc_service.store import open_store
+from snc_service.store import back_up_store, open_store
 from snc_service.store.engines.sqlite import for_many
 from snc_service.store.sql.database import schema
 from snc_service.store.types import StoreFull, StoreUnavailable, Window
@@ -152,3 +153,37 @@ def test_statements_for_many_rows_say_the_same():
     )
     assert for_many("delete from t where a = ?", 2) is None
     assert for_many("insert into t (a) select ?, count(*) from t", 2) is None
+
+
+@pytest.fixture
+def open_to_all():
+    before = os.umask(0o000)
+    yield
+    os.umask(before)
+
+
+def modes(folder):
+    return {each.name: oct(each.stat().st_mode & 0o777) for each in folder.iterdir()}
+
+
+def test_a_store_its_log_and_its_copies_are_their_owners_alone(tmp_path, open_to_all):
+    url = f"sqlite:///{tmp_path / 'snc.db'}"
+    store = open_store(url)
+    new_run(store)
+    (tmp_path / "copy.db.part").touch()  # of a copy that was killed
+    back_up_store(url, tmp_path / "copy.db")
+    assert modes(tmp_path) == dict.fromkeys(
+        ["snc.db", "snc.db-wal", "snc.db-shm", "copy.db"], "0o600"
+    )
+    store.close()
+
+
+def test_a_store_of_an_older_release_becomes_its_owners_alone(tmp_path):
+    url = f"sqlite:///{tmp_path / 'snc.db'}"
+    store = open_store(url)
+    new_run(store)
+    for each in tmp_path.iterdir():
+        each.chmod(0o644)
+    open_store(url).close()  # beside the first, whose log it finds
+    assert set(modes(tmp_path).values()) == {"0o600"}
+    store.close()

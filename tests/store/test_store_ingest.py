@@ -13,6 +13,7 @@ from snc_service.store.types import (
     EventQuery,
     LayerTableMismatch,
     LayerTableUnknown,
+    RunFull,
     RunUnknown,
     SequenceConflict,
     SequenceGap,
@@ -20,7 +21,7 @@ from snc_service.store.types import (
     Submission,
     Window,
 )
-from snc_service.wire import ABSENT, LayerSpec, LayerTable, WireError
+from snc_service.wire import ABSENT, LayerSpec, LayerTable
 
 LAYERS = table("a", "b")
 
@@ -339,7 +340,7 @@ def test_layer_tables_join_by_name(store):
 
 def test_a_run_has_at_most_65536_layers_over_all_tables(store):
     store.batches.put_layer_table("r1", table(*(f"l{i}" for i in range(65_534))))
-    with pytest.raises(WireError, match="65536"):
+    with pytest.raises(RunFull, match="65,536"):
         store.batches.put_layer_table("r1", table("one more"))
 
 

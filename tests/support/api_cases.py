@@ -1,5 +1,6 @@
 """A whole app in this process, asked through its ASGI interface, and small batches to feed it."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -50,6 +51,10 @@ class Api:
             return await self._client.request(method, path, **options)
 
         return self._portal.start_task_soon(send)
+
+    def wait_for(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Run a coroutine function on the app's event loop."""
+        return self._portal.call(functools.partial(work, *arguments, **options))
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self.start(method, path, **options).result(timeout=60)

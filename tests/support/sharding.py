@@ -24,9 +24,10 @@ CROSS_SHARD: dict[str, str] = {
     r"select tail\.run_id, tail\.attempt, min": "looks for what is due to be folded",
     r"select 1 from alert_outbox": "looks whether there is any event to tell of",
     r"select event\.run_id, event\.id, .* from alert_outbox": "takes events on their way to alerts",
+    r"select run\.run, .* where run\.run_id in \(select run_id from incident": "of open incidents",
     r"select incident\.id, run\.run": "shows incidents with the names of their runs",
-    r"select incident, receiver, .* from delivery": "looks for what a receiver is to be told",
-    r"select run\.run, .* from run left join rule_state .* where run\.run = ": "by name",
+    r"select run\.run, run\.project, max\(case": "looks for runs that a receiver is to be told of",
+    r"select delivery\.incident, receiver, .* from delivery": "looks for what it is to be told",
 }
 
 _TABLE = re.compile(r"\b(?:from|join|into|update) (\w+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, rfc3339
@@ -15,7 +15,7 @@ from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
 from snc_service.problems import Problem
-from snc_service.store.types.incidents import Incident, IncidentState
+from snc_service.store.types.incidents import Incident, IncidentOrder, IncidentState
 from snc_service.wire import Severity
 from snc_service.wire.checks import MAX_WHOLE, printable
 
@@ -79,6 +79,10 @@ class IncidentsQuery(ListQuery):
     run: Identifier | None = None
     project: Identifier | None = None
     state: IncidentState | None = None
+    severity: Severity | None = None
+    sort: IncidentOrder = Field(
+        "newest", description="`severity`: the most severe first, among those the newest."
+    )
 
 
 class Acknowledgement(BaseModel):
@@ -166,20 +170,21 @@ def list_incidents(
     access: InAccess,
     query: Annotated[IncidentsQuery, Query()],
 ) -> Response:
-    """List incidents, the newest first; a token for one project sees that project's."""
+    """List incidents; a token for one project sees that project's."""
     if query.project is not None:
         check_project(access, query.project)
-    after = cursors.load(query.cursor, int)
+    after = cursors.load(query.cursor, int, int)
     found, following = service.store.incidents.page(
         run=query.run,
         project=query.project or access.project,
         state=query.state,
+        severity=query.severity,
+        sort=query.sort,
         limit=query.limit,
-        after=None if after is None else after[0],
+        after=None if after is None else (after[0], after[1]),
     )
     items = [as_item(incident) for incident in found]
-    key = None if following is None else (following,)
-    return answer(request, {"items": items, "next": cursors.dump(key)})
+    return answer(request, {"items": items, "next": cursors.dump(following)})
 
 
 @router.get(

@@ -21,6 +21,7 @@ from snc_service.problems import Problem
 from snc_service.store.types import Extent, Piece
 
 MOST_EXPORTS: Final = 4  # at once: a stalled one keeps a row group, about 20 MB
+MOST_OF_ONE_TOKEN: Final = 2
 CHUNK_BYTES: Final = 256 * 1024
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
@@ -90,7 +91,8 @@ def export_run(
 
     A scalar has no layer; what was not measured has no row. Values are what was sent, bit for bit:
     in Parquet every bit, in CSV as the shortest number that means the same float32 (`nan`, `inf`,
-    `-inf`). CSV puts an apostrophe before a name that a spreadsheet would take for a formula.
+    `-inf`). CSV puts an apostrophe before what a spreadsheet would take for a formula in a name, at
+    its beginning and behind each `,` `;` `:` `|`, tab or line separator: take one off in each.
     Everything stored before the request is in the answer once; what arrives meanwhile may be. An
     answer that breaks off, because the run was deleted or the service stops, ends with an error of
     the connection, never as if it were whole.
@@ -106,6 +108,12 @@ def export_run(
         raise Problem("draining", "the service is stopping")
     if service.exports >= MOST_EXPORTS:
         raise Problem("overloaded", f"{MOST_EXPORTS} exports are under way already")
+    share = service.shares.of(access)
+    if share is not None and share.exports >= MOST_OF_ONE_TOKEN:
+        raise Problem(
+            "rate-limited",
+            f"exports of one token under way must be at most {MOST_OF_ONE_TOKEN}",
+        )
     pieces = service.store.histories.scan(run, query.extent())
     chunks, media_type, headers = _written(request, run, query.format, pieces)
     name = f'attachment; filename="{run}.{query.format}"'
@@ -148,7 +156,10 @@ async def _streamed(
     service: Service, access: Access, chunks: Generator[bytes]
 ) -> AsyncIterator[bytes]:
     """Yield chunks as they are made, one export at a time; whoever hangs up ends the work."""
+    share = service.shares.of(access)
     service.exports += 1
+    if share is not None:
+        share.exports += 1
     try:
         while True:
             if service.draining or not service.tokens.counts(access):
@@ -161,4 +172,6 @@ async def _streamed(
             await service.tokens.refresh()
     finally:
         service.exports -= 1
+        if share is not None:
+            share.exports -= 1
         chunks.close()

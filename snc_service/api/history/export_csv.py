@@ -1,12 +1,16 @@
 """Pieces of history as CSV: a line per value, numbers that mean the same float32 when read back.
 
-A text cell is quoted, and one that a spreadsheet would take for a formula begins with an
-apostrophe: take one off the front to get the name back. Numbers are never touched, a negative one
-stays a number. What is not finite is ``nan``, ``inf`` or ``-inf``: CSV cannot say which NaN.
+A text cell is quoted. What a spreadsheet would take for a formula gets an apostrophe in front, at
+the beginning of a cell and behind every separator in it: who opens the file with semicolons between
+cells sees other cells than were written, and quotes do not hold them together. Take one apostrophe
+off the front and off behind each separator to get the name back. Numbers are never touched, a
+negative one stays a number. What is not finite is ``nan``, ``inf`` or ``-inf``: CSV cannot say
+which NaN.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -18,10 +22,13 @@ from snc_service.wire import absent
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
 HEADER = b"run,attempt,metric,layer,step,value\r\n"
 LINES_AT_ONCE = 32_768  # a quarter of a second in which other threads only get their turns
-# What spreadsheets take for the beginning of a formula, wide forms too, and our own mark.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\N{FULLWIDTH EQUALS SIGN}",
-            "\N{FULLWIDTH PLUS SIGN}", "\N{FULLWIDTH HYPHEN-MINUS}",
-            "\N{FULLWIDTH COMMERCIAL AT}", "'")  # fmt: skip
+# Where a cell begins under any separator that spreadsheets offer, or a line in any reader; and what
+# they take for the beginning of a formula, wide forms too, and our own mark.
+_FORMULA = re.compile(
+    r"(^|[,;|:\t\u2028\u2029])(?=\s*[=+@\t\r\-"
+    "\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}"
+    "\N{FULLWIDTH COMMERCIAL AT}]|')"
+)
 
 
 def csv_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
@@ -44,5 +51,4 @@ def csv_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
 
 def cell(text: str) -> str:
     """Return a text cell: quoted, and no formula."""
-    mark = "'" if text.startswith(_FORMULA) else ""
-    return '"' + mark + text.replace('"', '""') + '"'
+    return '"' + _FORMULA.sub(r"\1'", text).replace('"', '""') + '"'

@@ -104,7 +104,7 @@ ACK_EXAMPLE = {
 @router.put(
     "/runs/{run}/layer-tables/{table_hash}",
     status_code=204,
-    responses=responses(*BODY_PROBLEMS, "run-unknown", "invalid", "store-unavailable"),
+    responses=responses(*BODY_PROBLEMS, "run-unknown", "run-full", "invalid", "store-unavailable"),
     openapi_extra={"requestBody": _TABLE_BODY},
 )
 async def put_layer_table(
@@ -137,6 +137,7 @@ async def put_layer_table(
         "layer-table-unknown",
         "sequence-gap",
         "sequence-conflict",
+        "run-full",
         "invalid",
         "draining",
         "store-unavailable",

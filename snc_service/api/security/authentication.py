@@ -7,9 +7,9 @@ name), or openly (its changes are refused by origin). With a token, everybody ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,14 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from snc_service.api.security.authorization import SESSION_PATH, is_open
 from snc_service.api.state import ACCESS, Service
-from snc_service.auth import ANYBODY, Access, TokenRefused, access_of
+from snc_service.auth import ANYBODY, SECRET, Access, TokenRefused, access_of
 from snc_service.problems import Problem, from_store
 from snc_service.store.types import StoreError
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 COOKIE = "snc_session"
+_OUR_COOKIE = re.compile(rf'{COOKIE}="?({SECRET.pattern})(?![^"; ])')
 CHALLENGE = 'Bearer realm="snc"'
 NOBODY = Access("anonymous", frozenset())  # at an open door while others need a token
+MAX_PARAMETERS = 1_024  # in a URL; a history asks for 500 layers at most
 
 
 class AuthenticationMiddleware:
@@ -61,6 +63,8 @@ class AuthenticationMiddleware:
 
     async def _admitted(self, scope: Scope, service: Service) -> Access:
         """Return who asks. Raises `Problem`."""
+        _bound_query(scope)
+        _without_other_cookies(scope)
         headers = Headers(scope=scope)
         path_is_open = is_open(scope["path"])
         if not path_is_open or scope["path"] == SESSION_PATH:  # a probe touches no disk
@@ -124,15 +128,34 @@ def unauthorised(kind: str, detail: str) -> Problem:
     return Problem(kind, detail, headers={"WWW-Authenticate": CHALLENGE + more})
 
 
+def _bound_query(scope: Scope) -> None:
+    """Refuse more parameters than any route reads; nothing that is open to everybody reads one."""
+    if is_open(scope["path"]):
+        scope["query_string"] = b""
+    elif scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+        raise Problem("invalid", f"a URL must have at most {MAX_PARAMETERS} parameters")
+
+
 def _cookie(headers: Headers) -> str:
+    """Return the token in the cookies; what has not the form of one is no cookie of ours."""
     for text in headers.getlist("cookie"):
-        try:
-            cookies = SimpleCookie(text)
-        except CookieError:
-            continue
-        if COOKIE in cookies:
-            return cookies[COOKIE].value
+        for found in _OUR_COOKIE.finditer(text):
+            if text[found.start() - 1 : found.start()] in ("", ";", " "):
+                return found[1]
     return ""
+
+
+def _without_other_cookies(scope: Scope) -> None:
+    """Leave no cookie but ours.
+
+    The framework reads all cookies for every route, with the standard library's reader: un-quoting
+    takes it a time that grows with the square of their length.
+    """
+    headers = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
+    if len(headers) < len(scope["headers"]):
+        if secret := _cookie(Headers(scope=scope)):
+            headers.append((b"cookie", f"{COOKIE}={secret}".encode()))
+        scope["headers"] = headers
 
 
 def _is_own(origin: str, host: str) -> bool:

@@ -12,7 +12,10 @@ from snc_service.problems import Problem
 
 
 class Share:
-    """One token's part. A bucket holds one second's requests and fills at that rate."""
+    """One token's part. A bucket holds one second's requests and fills at that rate.
+
+    ``exports`` are those of its requests that hold a place of the few that exports have.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class Share:
         self._at = clock()
         self.held = 0
         self.under_way = 0
+        self.exports = 0
 
     @contextmanager
     def answering(self) -> Iterator[None]:

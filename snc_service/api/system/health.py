@@ -46,11 +46,11 @@ async def get_health() -> dict[str, str]:
     response_model=Health,
     responses=responses("draining", "store-unavailable", example={"status": "ok"}),
 )
-def get_readiness(service: InService) -> dict[str, str]:
-    """Say that the store is reachable and the service is not about to stop."""
+async def get_readiness(service: InService) -> dict[str, str]:
+    """Say that the store can be read and written and the service is not about to stop."""
     if service.draining:
         raise Problem("draining", "the service is stopping")
-    service.store.ping()
+    await service.readiness.check()
     return {"status": "ok"}
 
 
@@ -68,6 +68,9 @@ def get_about(request: Request, service: InService) -> Response:
     """Return the media types, limits and types of problem of this service."""
     limits = {
         **dataclasses.asdict(service.limits),
+        **{
+            f"run_{name}": limit for name, limit in dataclasses.asdict(service.store.bounds).items()
+        },
         "steps": MAX_STEPS,
         "layers": MAX_LAYERS,
         "metrics_and_scalars": MAX_COLUMNS,

@@ -57,8 +57,9 @@ def test(arguments: Namespace) -> int:
 
 
 def incidents(arguments: Namespace) -> int:
-    """List incidents, the newest first."""
-    filters = {name: getattr(arguments, name) for name in ("run", "project", "state")}
+    """List incidents, the newest or the most severe first."""
+    named = ("run", "project", "state", "severity", "sort")
+    filters = {name: getattr(arguments, name) for name in named}
     with ServiceClient.of(arguments) as service:
         found = list(service.items("incidents", limit=arguments.limit, **filters))
     if arguments.json:

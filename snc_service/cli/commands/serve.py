@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 5  # an open event stream would keep the process alive for ever
 FAILED_TO_START = 1
-MAX_CONNECTIONS = 1_000  # beyond it 503: each costs a descriptor, and systems allow 1,024 or more
+MAX_CONNECTIONS = 1_000  # then the idle give way: each costs a descriptor, systems allow 1,024
+UNSENT_BYTES = 128 * 1024  # of an answer that the system may hold before they are sent
 
 
 def serve(arguments: Namespace) -> int:
@@ -104,6 +105,9 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         if sys.platform != "win32":  # there it would allow two services on one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            # Connections inherit it: what a client has not taken waits here, where it is counted.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

@@ -29,9 +29,13 @@ class Batches:
         self._memory = RunMemory()
 
     def put_layer_table(self, run: str, table: LayerTable) -> None:
-        """Register a table; the same one again changes nothing. Raises `RunUnknown`."""
+        """Register a table; the same one again changes nothing. Raises `RunUnknown`, `RunFull`."""
         with self._database.write() as connection:
-            self._book.put(connection, runs.lock(connection, run), table)
+            run_id = runs.lock(connection, run)
+            version = runs.version(connection, run_id)
+            is_new = self._book.put(connection, run_id, table)
+        if is_new:
+            self._memory.know_table(run, version)
 
     def layer_table(self, run: str, table_hash: str) -> LayerTable | None:
         """Return a registered table."""

@@ -8,6 +8,7 @@ from snc_service.store.sql.records import (
 )
 from snc_service.store.types.incidents import (
     AlertDelivery,
+    DueRun,
     Incident,
     ReceiverHealth,
 )
@@ -19,10 +20,15 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, receiver: str, now: float) -> tuple[AlertDelivery, Incident] | None:
-        """Return the receiver's delivery that has been due for longest."""
+    def waiting(self, receiver: str, now: float) -> list[DueRun]:
+        """Return the runs of which something is due to the receiver."""
         with self._database.read() as connection:
-            return incidents.due(connection, receiver, now)
+            return incidents.waiting(connection, receiver, now)
+
+    def due(self, receiver: str, run: str, now: float) -> tuple[AlertDelivery, Incident] | None:
+        """Return what is due of a run: its most severe incident, or the one due for longest."""
+        with self._database.read() as connection:
+            return incidents.due(connection, receiver, run, now)
 
     def claim(self, delivery: AlertDelivery, *, now: float, until: float) -> bool:
         """Keep others off a delivery until it is saved, or until then; False: it is not as read."""

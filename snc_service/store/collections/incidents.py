@@ -12,10 +12,12 @@ from snc_service.store.types.incidents import (
     Gather,
     Incident,
     IncidentChange,
+    IncidentOrder,
     IncidentState,
     RunFacts,
     Work,
 )
+from snc_service.wire import Severity
 
 
 class Incidents:
@@ -63,13 +65,25 @@ class Incidents:
         run: str | None = None,
         project: str | None = None,
         state: IncidentState | None = None,
+        severity: Severity | None = None,
+        sort: IncidentOrder = "newest",
         limit: int = 100,
-        after: int | None = None,
-    ) -> tuple[list[Incident], int | None]:
-        """Return incidents, newest first, and the id to continue ``after``, None at the end."""
+        after: tuple[int, int] | None = None,
+    ) -> tuple[list[Incident], tuple[int, int] | None]:
+        """Return incidents and the key to continue ``after``, None at the end.
+
+        Newest first, or the most severe first and among those the newest.
+        """
         with self._database.read() as connection:
             return incidents.page(
-                connection, run=run, project=project, state=state, limit=limit, after=after
+                connection,
+                run=run,
+                project=project,
+                state=state,
+                severity=severity,
+                sort=sort,
+                limit=limit,
+                after=after,
             )
 
     def acknowledge(

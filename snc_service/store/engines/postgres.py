@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import DiskFull, InsufficientPrivilege
+from psycopg.errors import DiskFull, InsufficientPrivilege, ReadOnlySqlTransaction
 from psycopg.pq import TransactionStatus
 
 from snc_service.store.engines.connection_pool import Lane
@@ -57,6 +57,7 @@ _SIZE = (
     "select coalesce(sum(pg_total_relation_size(oid)), 0)::bigint from pg_class "
     "where relnamespace = current_schema()::regnamespace and relkind = 'r'"
 )
+_WRITABLE = "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'"
 # Programming mistakes stay what they are; only what the server and the network do is mapped.
 _UNAVAILABLE = (
     psycopg.OperationalError,
@@ -131,8 +132,20 @@ class PostgresDatabase:
     def write(self) -> Iterator[PostgresConnection]:
         """Lend a connection inside a transaction; durable when the context ends."""
         with self._named_errors(), self._lent(self._writers, WRITE) as session:
-            yield PostgresConnection(session)
-            session.execute("commit")
+            try:
+                yield PostgresConnection(session)
+                session.execute("commit")
+            except ReadOnlySqlTransaction:
+                session.close()  # it stays read-only, even if the database does not
+                raise
+
+    def check_writable(self) -> None:
+        """Raise `StoreUnavailable` if a write would be: the database is read-only, or a standby."""
+        with self._named_errors(), self._lent(self._writers, WRITE) as session:
+            found = session.execute(_WRITABLE).fetchone()
+            if found is not None and found[0]:
+                session.close()  # the next one asks the server anew
+                raise StoreUnavailable(f"store {self.shown} cannot be used: it is read-only")
 
     def reclaim(self) -> None:
         """Do nothing: autovacuum lets new rows take the place of deleted ones."""

@@ -7,9 +7,10 @@ import queue
 import re
 import shutil
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -115,6 +116,8 @@ def back_up(source: Path, target: Path) -> None:
         raise StoreUnavailable(f"{target} exists already: back up to a new file")
     part = target.with_name(target.name + ".part")
     try:
+        part.unlink(missing_ok=True)  # of a copy that was killed, perhaps open to others
+        _keep_private(part)
         with (
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as store,
             closing(sqlite3.connect(part)) as copy,
@@ -133,8 +136,22 @@ def back_up(source: Path, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _keep_private(path: Path) -> None:
+    """Make a file, or take what is there away from everybody but its owner.
+
+    A store holds hashes of tokens and secrets of receivers. Its log gets the mode of the file.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    if path.stat().st_mode & 0o077:
+        with suppress(PermissionError):  # another user's, who let us write it
+            path.chmod(0o600)
+
+
 class SqliteDatabase:
     """A database file. ``path`` is created with its tables if it does not exist.
+
+    It is readable by its owner alone from then on. Once it is gone, another one, or read-only,
+    nothing more is written.
 
     Raises `StoreUnavailable` if it cannot be opened or written, is something else than a store, or
     comes from a newer release.
@@ -146,7 +163,12 @@ class SqliteDatabase:
         self._lock = threading.Lock()
         self._idle: queue.LifoQueue[SqliteConnection] = queue.LifoQueue(IDLE_READERS)
         self._closed = False
+        self._files: dict[Path, tuple[int, int]] = {}
         with self._named_errors():
+            for file in (path, self._log, path.with_name(path.name + "-shm")):
+                if file == path or file.exists():
+                    _keep_private(file)
+            self._check_files(path)
             self._writer = self._connect()
             try:
                 self._prepare()
@@ -177,11 +199,19 @@ class SqliteDatabase:
                 yield self._writer
                 self._writer.execute("commit")
                 self._writer.writes += 1
+                self._check_files(self.path, self._log)
             except BaseException:
                 # A full disk may have rolled it back already.
                 if self._writer.in_transaction:
                     self._writer.execute("rollback")
                 raise
+
+    def check_writable(self) -> None:
+        """Raise `StoreUnavailable` if a write would be: waits for nobody who writes."""
+        with self._named_errors():
+            self._check_files(*self._files)
+            if not os.access(self.path, os.W_OK):
+                raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
 
     def reclaim(self) -> None:
         """Return up to `RECLAIM_BYTES` of free pages, unless new batches will fill them anyway."""
@@ -217,9 +247,31 @@ class SqliteDatabase:
                 self._idle.get_nowait().close()
             self._writer.close()
 
+    def _check_files(self, *paths: Path) -> None:
+        """Raise `StoreUnavailable` unless these are the files that were opened, and writable.
+
+        What was deleted or replaced can be written for as long as it is open, and is gone then.
+        """
+        for path in paths:
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                raise StoreUnavailable(
+                    f"store {self.path} cannot be used: {path.name} was deleted while it was open"
+                ) from None
+            place = (found.st_dev, found.st_ino)
+            if self._files.setdefault(path, place) != place:
+                raise StoreUnavailable(
+                    f"store {self.path} cannot be used: {path.name} was replaced while it was "
+                    "open; restart the service"
+                )
+            if not found.st_mode & stat.S_IWUSR:
+                raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
+
     def _connect(self) -> SqliteConnection:
         connection = SqliteConnection(
-            self.path,
+            f"{self.path.absolute().as_uri()}?mode=rw",  # a file that is gone is not made anew
+            uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from snc_service.store.types.annotations import Annotation
+from snc_service.store.types.bounds import RunBounds as RunBounds
 from snc_service.store.types.documents import VersionedDocument as VersionedDocument
 from snc_service.store.types.errors import CommandsWaiting as CommandsWaiting
 from snc_service.store.types.errors import HistoryThinned as HistoryThinned
@@ -19,6 +20,7 @@ from snc_service.store.types.errors import LayerTableUnknown as LayerTableUnknow
 from snc_service.store.types.errors import LayerUnknown as LayerUnknown
 from snc_service.store.types.errors import QuotaExceeded as QuotaExceeded
 from snc_service.store.types.errors import RunClosed as RunClosed
+from snc_service.store.types.errors import RunFull as RunFull
 from snc_service.store.types.errors import RunUnknown as RunUnknown
 from snc_service.store.types.errors import SequenceConflict as SequenceConflict
 from snc_service.store.types.errors import SequenceGap as SequenceGap

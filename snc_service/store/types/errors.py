@@ -49,6 +49,19 @@ class TooManyAnnotations(StoreError):
     """The run has as many annotations as one may have."""
 
 
+class RunFull(StoreError):
+    """The run names as many things of a kind as one may; ``bound`` says which, as a setting."""
+
+    def __init__(self, what: str, bound: str, limit: int, *, field: str) -> None:
+        super().__init__(
+            f"{what} of a run must be at most {limit:,}, and it has no room for more: send fewer "
+            f"names, or let an operator raise SNC_{bound.upper()}"
+        )
+        self.bound = bound
+        self.limit = limit
+        self.field = field
+
+
 class TokenUnknown(StoreError):
     """No such token."""
 

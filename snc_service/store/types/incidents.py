@@ -15,6 +15,7 @@ from snc_service.wire import Severity
 IncidentState: TypeAlias = Literal["open", "resolved", "notice"]
 # What becomes of one attempt to deliver a message.
 DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
+IncidentOrder: TypeAlias = Literal["newest", "severity"]
 Told: TypeAlias = Literal["nothing", "firing", "resolved"]
 
 
@@ -105,6 +106,16 @@ class AlertDelivery:
     failing_since: float | None = None
     error: str = ""
     silenced: bool = False
+
+
+@dataclass(frozen=True)
+class DueRun:
+    """What is due to one receiver of one run: its most severe incident, and since when."""
+
+    run: str
+    project: str
+    severity: Severity
+    since: float
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ class Database(Protocol):
         in other processes.
         """
 
+    def check_writable(self) -> None:
+        """Raise `StoreUnavailable` if a write would; cheap, and waits for no other write."""
+
     def reclaim(self) -> None:
         """Give space that deletes left back to the file system, a bounded piece at a time."""
 

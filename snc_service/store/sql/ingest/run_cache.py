@@ -13,10 +13,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from snc_service.store.sql.database.dialect import Connection, Mark, Row
 from snc_service.store.sql.ingest import writers
+from snc_service.store.sql.ingest.standing import Standing
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
 from snc_service.store.sql.records.annotations import ANNOTATIONS
@@ -26,9 +25,11 @@ from snc_service.store.sql.series.attempts import Attempts
 from snc_service.store.sql.series.layouts import Indexes, KnownTable, LayerBook
 from snc_service.store.types import RunUnknown, StoredEvent, VersionedDocument
 from snc_service.store.types.annotations import Annotation
-from snc_service.wire import Batch, RuleSettings, absent
+from snc_service.wire import Batch, RuleSettings
 
 MOST_LAYERS = 300_000  # remembered, over all runs: 60 MB at most
+MOST_OF_ONE_RUN = 100_000  # of them, but for the layer table that was used last
+LAYER_BYTES = 200  # that a layer of a table takes, its name included
 MOST_WRITERS = 64  # remembered of one run, and as many layouts
 LEAST_LAYERS = 64  # what the smallest run costs
 
@@ -93,6 +94,8 @@ class RunAtWork:
     attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
     rule_state: bytes | None = None
     latest: dict[int, tuple[Indexes, latest_values.Newest]] = field(default_factory=dict)
+    forgotten: set[int] = field(default_factory=set)  # tables whose newest values are stored only
+    standing: Standing = field(default_factory=lambda: Standing.of_tables(0, []))
     writers: dict[str, Writer] = field(default_factory=dict)
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
@@ -111,7 +114,10 @@ class RunAtWork:
     def cost(self) -> int:
         """Return what remembering it takes, counted in layers."""
         tables = sum(len(known.layers) for known in self.tables.values())
-        return LEAST_LAYERS + tables + sum(len(layers) for layers, _ in self.latest.values())
+        newest = [newest for _, newest in self.latest.values()] + [self.standing.newest]
+        num_bytes = sum(each.values.nbytes for each in newest)
+        layers = sum(len(each.steps) for each in newest)
+        return LEAST_LAYERS + tables + layers + num_bytes // LAYER_BYTES
 
     def writer(self, connection: Connection, name: str) -> Writer:
         """Return a writer, a new one if the run has not heard of it."""
@@ -121,9 +127,20 @@ class RunAtWork:
 
     def table(self, connection: Connection, book: LayerBook, table_hash: str) -> KnownTable:
         """Return a registered layer table. Raises `LayerTableUnknown`."""
-        if table_hash not in self.tables:
-            self.tables[table_hash] = book.table(connection, self.run_id, table_hash)
-        return self.tables[table_hash]
+        known = self.tables.pop(table_hash, None)
+        if known is None:
+            known = book.table(connection, self.run_id, table_hash)
+        self.tables[table_hash] = known  # the last to be forgotten
+        return known
+
+    def newest(self, connection: Connection, table: KnownTable) -> latest_values.Newest:
+        """Take the newest values of a layer table, none before its first batch."""
+        if table.number in self.latest:
+            return self.latest.pop(table.number)[1]
+        if table.number in self.forgotten:
+            self.forgotten.discard(table.number)
+            return latest_values.of_table(connection, self.run_id, table.number)
+        return latest_values.Newest.empty(len(table.layers))
 
     def layout(self, connection: Connection, book: LayerBook, table_id: int, batch: Batch) -> int:
         """Return the number of a batch's layout, registered at its first use."""
@@ -142,6 +159,12 @@ class RunAtWork:
         for remembered in (self.writers, self.layouts):
             while len(remembered) > MOST_WRITERS:
                 del remembered[next(iter(remembered))]  # type: ignore[arg-type] # its own key
+        while len(self.tables) > 1 and self.cost > MOST_OF_ONE_RUN:
+            del self.tables[next(iter(self.tables))]
+        while len(self.latest) > 1 and self.cost > MOST_OF_ONE_RUN:
+            number = next(iter(self.latest))
+            self.forgotten.add(number)
+            del self.latest[number]
 
 
 class RunMemory:
@@ -165,6 +188,14 @@ class RunMemory:
             taken = {run: self._runs.pop(run) for run in runs if run in self._runs}
             self._layers -= sum(cost for _, cost in taken.values())
         return {run: work for run, (work, _) in taken.items()}
+
+    def know_table(self, run: str, version: int) -> None:
+        """Note that a layer table was added to a run of this version, and nothing else: what is
+        remembered of it stays true.
+        """
+        with self._lock:
+            if run in self._runs and self._runs[run][0].version == version:
+                self._runs[run][0].version += 1
 
     def era(self, mark: Mark | None) -> int:
         """Return the number of the era; a new one begins unless the mark is as it was left."""
@@ -244,6 +275,8 @@ def _load(connection: Connection, works: list[RunAtWork]) -> None:
         work.rule_state = bytes(state[0][0]) if state else None
         work.attempts = Attempts(work.run_id, dict(steps))
         work.latest = latest_values.of_rows(rows)
+        work.standing = Standing.of_tables(work.layers, work.latest.values())
+        work.forgotten = set()
         work.writers = {}
         work.annotations = tuple(Annotation(*row) for row in marks)
         work.commands_wait = True
@@ -304,28 +337,8 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
 
 def _worst(connection: Connection, work: RunAtWork) -> tuple[float | None, str | None, int]:
     """Return the largest newest ratio, its layer, and how many layers' sigma is not finite."""
-    parts = list(work.latest.values())
-    if len(parts) == 1:
-        layers, now = parts[0]
-    else:
-        layers, now = (
-            np.arange(work.layers, dtype=np.int32),
-            latest_values.merged(work.layers, parts),
-        )
-    sigma, threshold = now.row("sigma"), now.row("threshold")
-    if sigma is None:
-        return None, None, 0
-    finite = np.isfinite(sigma)
-    num_nonfinite = 0 if finite.all() else int(np.count_nonzero(~finite & ~absent(sigma)))
-    if threshold is None:
-        return None, None, num_nonfinite
-    usable = finite & np.isfinite(threshold) & (threshold > 0)
-    if not usable.any():
-        return None, None, num_nonfinite
-    ratio = np.full(len(sigma), -np.inf)
-    np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
-    worst = int(np.argmax(ratio))
-    return float(ratio[worst]), _name(connection, work, int(layers[worst])), num_nonfinite
+    ratio, layer, num_nonfinite = work.standing.worst()
+    return ratio, None if ratio is None else _name(connection, work, layer), num_nonfinite
 
 
 def _name(connection: Connection, work: RunAtWork, layer: int) -> str:

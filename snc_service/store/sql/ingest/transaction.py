@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from snc_service.store.sql.database.dialect import Connection, Mark
-from snc_service.store.sql.ingest import run_cache
+from snc_service.store.sql.ingest import run_cache, writers
 from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
 from snc_service.store.sql.records import commands, events
 from snc_service.store.sql.series import latest_values
@@ -100,6 +100,8 @@ def _store(
     writer = work.writer(connection, batch.writer)
     if writer.has_stored(batch, item.crc):
         return Outcome(duplicate=True, policy_version=work.policy_version)
+    if writer.is_new:
+        writers.check_room(connection, work.run_id, book.bounds.writers)
     table = work.table(connection, book, batch.layers)
     if batch.metrics and batch.num_layers != len(table.layers):
         raise LayerTableMismatch(
@@ -117,6 +119,7 @@ def _store(
         work.annotations,
     )
     state, found = _judged(advance, work.rule_state, rows)
+    layout = work.layout(connection, book, table.number, batch)
     # From here on nothing refuses the batch.
     version = work.rules_version
     happened = _own_events(work, batch, placed)
@@ -128,10 +131,10 @@ def _store(
     work.moved_writers.add(batch.writer)
     work.state_changed |= state != work.rule_state
     work.rule_state = state
-    _append(connection, book, work, table, item, placed.attempt)
+    _append(work, layout, item, placed.attempt)
     stored = _numbered(work, happened, item.received_at)
     _count(work, batch)
-    _renew(work, table, batch, placed.attempt)
+    _renew(connection, work, table, batch, placed.attempt)
     work.updated_at = item.received_at  # also where a clock that was set right went back
     work.state = "active" if work.state == "silent" else work.state
     return Outcome(events=tuple(stored), policy_version=work.policy_version)
@@ -156,17 +159,9 @@ def _own_events(work: RunAtWork, batch: Batch, placed: Placed) -> list[Event]:
     return happened
 
 
-def _append(
-    connection: Connection,
-    book: LayerBook,
-    work: RunAtWork,
-    table: KnownTable,
-    item: Submission,
-    attempt: int,
-) -> None:
+def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> None:
     """Append the batch to the tail: its columns one after the other, time the fast axis."""
     batch = item.batch
-    layout = work.layout(connection, book, table.number, batch)
     columns = np.empty(batch.num_values, "<f4")
     num_steps, size = len(batch.steps), batch.values.size
     by_layer = batch.values.transpose(0, 2, 1)
@@ -233,10 +228,13 @@ def _overhead(batch: Batch, before: float | None) -> float | None:
     return float(ours[last]) / float(whole[last])
 
 
-def _renew(work: RunAtWork, table: KnownTable, batch: Batch, attempt: int) -> None:
+def _renew(
+    connection: Connection, work: RunAtWork, table: KnownTable, batch: Batch, attempt: int
+) -> None:
     if not batch.metrics or not batch.num_layers:
         return
-    _, old = work.latest.get(table.number, (None, latest_values.Newest.empty(len(table.layers))))
+    old = work.newest(connection, table)
     new = old.overlaid(latest_values.of_batch(batch, attempt), slice(None))
     work.latest[table.number] = (table.layers, new)
+    work.standing = work.standing.renewed(work.layers, table.layers, new)
     work.touched.add(table.number)

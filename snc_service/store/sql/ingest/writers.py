@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from snc_service.store.sql.database.dialect import Connection, Row
-from snc_service.store.types import SequenceConflict, SequenceGap
+from snc_service.store.types import RunFull, SequenceConflict, SequenceGap
 from snc_service.wire import Batch
 
 KEPT = 64  # batches whose content can still be told apart
@@ -28,6 +28,11 @@ class Writer:
     last_step: int = -1
     attempt: int | None = None
     crcs: bytes = b""  # pairs of uint64, the newest last
+
+    @property
+    def is_new(self) -> bool:
+        """Return whether the run has not heard of it."""
+        return self.attempt is None
 
     def has_stored(self, batch: Batch, crc: int) -> bool:
         """Return whether the batch is stored; False: it is the next one.
@@ -67,3 +72,12 @@ def load(connection: Connection, run_id: int, name: str) -> Writer:
         return Writer(name)
     last_seq, last_step, attempt, crcs = row
     return Writer(name, last_seq, last_step, attempt, bytes(crcs))
+
+
+def check_room(connection: Connection, run_id: int, limit: int) -> None:
+    """Raise `RunFull` if a run has no room for another writer."""
+    (count,) = connection.execute(
+        "select count(*) from writer where run_id = ?", (run_id,)
+    ).fetchone()
+    if count >= limit:
+        raise RunFull("writers", "run_writers", limit, field="writer")

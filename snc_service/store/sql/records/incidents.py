@@ -15,15 +15,19 @@ from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit, runs
 from snc_service.store.types.incidents import (
     AlertDelivery,
+    DueRun,
     Entry,
     Gather,
     Incident,
     IncidentChange,
+    IncidentOrder,
     IncidentState,
     ReceiverHealth,
     RunFacts,
     Work,
 )
+from snc_service.wire import Severity
+from snc_service.wire.rule_settings import SEVERITIES
 
 _INCIDENT = (
     "select incident.id, run.run, run.project, incident.state, incident.severity, incident.body, "
@@ -31,6 +35,8 @@ _INCIDENT = (
     "incident.resolved_at, incident.acknowledged_at, incident.acknowledged_by "
     "from incident join run on run.run_id = incident.run_id"
 )
+# The numbers of `SEVERITIES`.
+_RANK = "case incident.severity when 'critical' then 2 when 'warning' then 1 else 0 end"
 # Detection's memory begins with a line about rules; the layers after it may be megabytes.
 _FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
@@ -39,8 +45,8 @@ _FACTS = (
 # Somebody who tells a receiver has claimed the delivery; who died on the way loses the claim.
 _FREE = "(claimed_until is null or claimed_until <= ?)"
 _DELIVERY = (
-    "select incident, receiver, next_at, told, told_at, told_severity, failures, failing_since, "
-    "error, silenced from delivery"
+    "select delivery.incident, receiver, next_at, told, told_at, told_severity, failures, "
+    "failing_since, error, silenced from delivery"
 )
 
 
@@ -123,16 +129,12 @@ def change(connection: Connection, new: IncidentChange, now: float) -> bool:
 
 
 def opened(connection: Connection) -> list[tuple[Incident, RunFacts]]:
-    """Return open incidents with their runs."""
-    found = []
-    facts: dict[str, RunFacts] = {}
+    """Return open incidents with their runs. Cost: two statements, however many there are."""
     rows = connection.execute(f"{_INCIDENT} where incident.state = 'open' order by incident.id")
-    for incident in map(_incident, rows.fetchall()):
-        if incident.run not in facts:
-            row = connection.execute(f"{_FACTS} where run.run = ?", (incident.run,)).fetchone()
-            facts[incident.run] = _facts(row)
-        found.append((incident, facts[incident.run]))
-    return found
+    incidents = [_incident(row) for row in rows]
+    whose = "where run.run_id in (select run_id from incident where state = 'open')"
+    facts = {each.run: each for each in map(_facts, connection.execute(f"{_FACTS} {whose}"))}
+    return [(incident, facts[incident.run]) for incident in incidents]
 
 
 def load(connection: Connection, id_: int) -> Incident | None:
@@ -147,24 +149,36 @@ def page(
     run: str | None,
     project: str | None,
     state: IncidentState | None,
+    severity: Severity | None,
+    sort: IncidentOrder,
     limit: int,
-    after: int | None,
-) -> tuple[list[Incident], int | None]:
-    """Return incidents, newest first, and the key of the next page."""
+    after: tuple[int, int] | None,
+) -> tuple[list[Incident], tuple[int, int] | None]:
+    """Return incidents in their order, and the key of the next page."""
     given: Mapping[str, Any] = {
         "run.run = ?": run,
         "run.project = ?": project,
         "incident.state = ?": state,
-        "incident.id < ?": after,
+        "incident.severity = ?": severity,
     }
     filters = {text: value for text, value in given.items() if value is not None}
-    where = " and ".join(filters) or "1 = 1"
+    where, values = [*filters], [*filters.values()]
+    order = "incident.id desc"
+    if sort == "severity":
+        order = f"{_RANK} desc, {order}"
+    if after is not None:
+        rank, least = after
+        below = f"({_RANK} < ? or ({_RANK} = ? and incident.id < ?))"
+        where.append(below if sort == "severity" else "incident.id < ?")
+        values += [rank, rank, least] if sort == "severity" else [least]
     rows = connection.execute(
-        f"{_INCIDENT} where {where} order by incident.id desc limit ?",
-        (*filters.values(), limit + 1),
+        f"{_INCIDENT} where {' and '.join(where) or '1 = 1'} order by {order} limit ?",
+        (*values, limit + 1),
     ).fetchall()
     shown = [_incident(row) for row in rows[:limit]]
-    return shown, shown[-1].id if len(rows) > limit else None
+    if len(rows) <= limit:
+        return shown, None
+    return shown, (SEVERITIES.index(shown[-1].severity), shown[-1].id)
 
 
 def acknowledge(
@@ -185,13 +199,30 @@ def acknowledge(
     return known
 
 
-def due(connection: Connection, receiver: str, now: float) -> tuple[AlertDelivery, Incident] | None:
-    """Return a receiver's delivery that has been due for longest."""
-    row = connection.execute(
-        f"{_DELIVERY} where receiver = ? and next_at <= ? and {_FREE} and exists "
-        "(select 1 from run where run.run_id = delivery.run_id) "
-        "order by next_at, incident limit 1",
+def waiting(connection: Connection, receiver: str, now: float) -> list[DueRun]:
+    """Return the runs of which something is due to a receiver. Reads all that is due."""
+    rows = connection.execute(
+        f"select run.run, run.project, max({_RANK}), min(delivery.next_at) from delivery "
+        "join incident on incident.id = delivery.incident "
+        "join run on run.run_id = delivery.run_id "
+        "join run_name on run_name.run = run.run "  # else it is being deleted
+        f"where delivery.receiver = ? and delivery.next_at <= ? and {_FREE} "
+        "group by run.run, run.project",
         (receiver, now, now),
+    ).fetchall()
+    return [DueRun(run, project, SEVERITIES[rank], at) for run, project, rank, at in rows]
+
+
+def due(
+    connection: Connection, receiver: str, run: str, now: float
+) -> tuple[AlertDelivery, Incident] | None:
+    """Return the delivery of a run's most severe incident, of those the one due for longest."""
+    row = connection.execute(
+        f"{_DELIVERY} join incident on incident.id = delivery.incident "
+        f"where delivery.receiver = ? and delivery.next_at <= ? and {_FREE} "
+        "and delivery.run_id = (select run_id from run_name where run = ?) "
+        f"order by {_RANK} desc, delivery.next_at, delivery.incident limit 1",
+        (receiver, now, now, run),
     ).fetchone()
     incident = None if row is None else load(connection, row[0])
     return None if incident is None else (_delivery(row), incident)
@@ -326,7 +357,7 @@ def _incident(row: Row) -> Incident:
 def _facts(row: Row) -> RunFacts:
     *fields, state = row
     run, project, run_state, updated_at, last_step, version = fields
-    memory = None if state is None else bytes(state)
+    memory = None if state is None else bytes(state).partition(b"\n")[0]
     return RunFacts(run, project, run_state, updated_at, last_step or 0, version, memory)
 
 

@@ -42,6 +42,12 @@ def lock_number(connection: Connection, run_id: int) -> bool:
     return row is not None
 
 
+def version(connection: Connection, run_id: int) -> int:
+    """Return how often a run has changed."""
+    row = connection.execute("select version from run where run_id = ?", (run_id,)).fetchone()
+    return int(row[0])
+
+
 def lock_name(connection: Connection, run: str) -> int | None:
     """Return the number behind a name, None without one; nobody else creates or deletes it now.
 

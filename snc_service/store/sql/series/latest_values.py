@@ -133,6 +133,15 @@ def load(connection: Connection, run_id: int) -> dict[int, tuple[Indexes, Newest
     return of_rows(connection.execute(SELECT, (run_id,)))
 
 
+def of_table(connection: Connection, run_id: int, table_id: int) -> Newest:
+    """Return the newest values of one layer table that has some."""
+    row = connection.execute(
+        "select metrics, steps, v from latest where run_id = ? and table_id = ?",
+        (run_id, table_id),
+    ).fetchone()
+    return _unpacked(*row)
+
+
 def of_rows(rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
     """Return what the rows of `SELECT` say, by the number of the layer table."""
     return {

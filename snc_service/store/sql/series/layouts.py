@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store.sql.database.dialect import Connection
-from snc_service.store.types import LayerTableUnknown, LayerUnknown
-from snc_service.wire import Batch, LayerSpec, LayerTable, WireError
-from snc_service.wire.checks import MAX_LAYERS
+from snc_service.store.types import LayerTableUnknown, LayerUnknown, RunBounds, RunFull
+from snc_service.store.types.bounds import LEAST_TABLE
+from snc_service.wire import Batch, LayerSpec, LayerTable
 
 Indexes = npt.NDArray[np.int32]
 T = TypeVar("T")
+LEAST_LAYERS = 64  # what the smallest thing counts as that is remembered
 MANY_NAMES = 50  # are looked for in the list of all layers, fewer one by one
 
 
@@ -47,8 +48,8 @@ class Remembered(Generic[T]):
         """Keep ``item``, which costs ``layers``, and return it."""
         with self._lock:
             if key not in self._items:
-                self._items[key] = (item, layers)
-                self._layers += layers
+                self._items[key] = (item, layers + LEAST_LAYERS)
+                self._layers += layers + LEAST_LAYERS
             while self._layers > self._most_layers and len(self._items) > 1:
                 self._layers -= self._items.popitem(last=False)[1][1]
         return item
@@ -85,21 +86,25 @@ class KnownTable:
 class LayerBook:
     """Reads and writes layers; remembers parsed tables, specs and layouts, which never change."""
 
-    def __init__(self) -> None:
-        self._tables: Remembered[LayerTable] = Remembered(500_000)
+    def __init__(self, bounds: RunBounds) -> None:
+        self.bounds = bounds
+        self._tables: Remembered[LayerTable] = Remembered(200_000)  # of 350 bytes
         self._specs: Remembered[tuple[LayerSpec, ...]] = Remembered(500_000)
         self._layouts: Remembered[Layout] = Remembered(2_000_000)
 
-    def put(self, connection: Connection, run_id: int, table: LayerTable) -> None:
-        """Register a table; layers the run does not know yet get the next indexes."""
-        self._tables.keep(table.hash, table, len(table.layers))
+    def put(self, connection: Connection, run_id: int, table: LayerTable) -> bool:
+        """Register a table; layers the run does not know yet get the next indexes.
+
+        Returns whether it is new, so that the run's version has grown by one. Raises `RunFull`.
+        """
         if self._row(connection, run_id, table.hash) is not None:
-            return
+            return False
+        self._check_room(connection, run_id, table)
         rows = connection.execute("select name, layer from layer where run_id = ?", (run_id,))
         known: dict[str, int] = dict(rows.fetchall())
         new = [spec for spec in table.layers if spec.name not in known]
-        if len(known) + len(new) > MAX_LAYERS:
-            raise WireError("layers", f"of a run must be at most {MAX_LAYERS} over all its tables")
+        if new and len(known) + len(new) > self.bounds.layers:
+            raise RunFull("layers", "run_layers", self.bounds.layers, field="layers")
         for index, spec in enumerate(new, start=len(known)):
             known[spec.name] = index
         connection.executemany(
@@ -116,6 +121,8 @@ class LayerBook:
             "update run set layers = ?, version = version + 1 where run_id = ?",
             (len(known), run_id),
         )
+        self._tables.keep(table.hash, table, len(table.layers))
+        return True
 
     def table(self, connection: Connection, run_id: int, table_hash: str) -> KnownTable:
         """Return a registered table. Raises `LayerTableUnknown`."""
@@ -136,7 +143,10 @@ class LayerBook:
     def layout_number(
         self, connection: Connection, run_id: int, table_id: int, batch: Batch
     ) -> int:
-        """Return the number of the batch's layout, registering its columns when they are new."""
+        """Return the number of the batch's layout, registering its columns when they are new.
+
+        Raises `RunFull`; nothing was changed then.
+        """
         key = (run_id, table_id, json.dumps(batch.metrics), json.dumps(batch.scalars))
         found = (
             "select layout from layout "
@@ -144,6 +154,7 @@ class LayerBook:
         )
         row = connection.execute(found, key).fetchone()
         if row is None:
+            self._check_names(connection, run_id, batch)
             connection.execute(
                 "insert into layout (run_id, layout, table_id, metrics, scalars) "
                 "select ?, count(*), ?, ?, ? from layout where run_id = ?",
@@ -193,6 +204,40 @@ class LayerBook:
                 raise LayerUnknown(f"the run has no layer {name!r}")
             found.append(int(row[0]))
         return found
+
+    def _check_room(self, connection: Connection, run_id: int, table: LayerTable) -> None:
+        rows = connection.execute(
+            "select length(layers) from layer_table where run_id = ?", (run_id,)
+        ).fetchall()
+        width = np.dtype(np.int32).itemsize
+        sizes = [num_bytes // width for (num_bytes,) in rows] + [len(table.layers)]
+        if rows and sum(max(size, LEAST_TABLE) for size in sizes) > self.bounds.table_layers:
+            raise RunFull(
+                f"layers in all layer tables, of each at least {LEAST_TABLE:,},",
+                "run_table_layers",
+                self.bounds.table_layers,
+                field="layers",
+            )
+
+    def _check_names(self, connection: Connection, run_id: int, batch: Batch) -> None:
+        for kind, names, noun in (
+            ("layer", batch.metrics, "metrics"),
+            ("run", batch.scalars, "scalars"),
+        ):
+            known = set(metric_names(connection, run_id, kind))
+            new, limit = [name for name in names if name not in known], getattr(self.bounds, noun)
+            if new and len(known) + len(new) > limit:
+                raise RunFull(f"names of {noun}", f"run_{noun}", limit, field=noun)
+        (count,) = connection.execute(
+            "select count(*) from layout where run_id = ?", (run_id,)
+        ).fetchone()
+        if count >= self.bounds.layouts:
+            raise RunFull(
+                "combinations of layers, metrics and scalars",
+                "run_layouts",
+                self.bounds.layouts,
+                field="metrics",
+            )
 
     def _row(
         self, connection: Connection, run_id: int, table_hash: str

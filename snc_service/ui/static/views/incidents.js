@@ -27,8 +27,12 @@ export class IncidentPanel {
   async load(signal, { now = false } = {}) {
     if (now || performance.now() - this.asked >= REST) {
       this.asked = performance.now();
-      const { items } = await get("incidents", { run: this.run, limit: MOST }, signal);
-      this.show(items);
+      // What is open is shown however many notices came after it.
+      const [open, newest] = await Promise.all([
+        get("incidents", { run: this.run, state: "open", limit: MOST }, signal),
+        get("incidents", { run: this.run, limit: MOST }, signal),
+      ]);
+      this.show([...open.items, ...newest.items.filter(({ state }) => state !== "open")]);
     }
     return this.open;
   }
@@ -111,7 +115,7 @@ export class OpenIncidents {
   async load(signal) {
     if (performance.now() - this.asked < REST) return;
     this.asked = performance.now();
-    const { items, next } = await get("incidents", { state: "open", limit: MOST }, signal);
+    const { items, next } = await get("incidents", { state: "open", sort: "severity", limit: MOST }, signal);
     if (items === this.items) return;
     this.items = items;
     this.element.hidden = items.length === 0;
