@@ -178,13 +178,16 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     Wolkowicz & Styan, Linear Algebra Appl. 29 (1980). Exact for rank one and for equal singular
     values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring. In float64 the
     rounding of its own steps is paid for, up to n = 50,000; that of G is the caller's to add.
+    At any scale of G; 0 for zeros, NaN for a G that is not finite.
     """
     n = g_NN.shape[-1]
-    size = torch.linalg.vector_norm(g_NN)
-    h, log = g_NN / size, size.log()
+    unit = _unit(g_NN)
+    h = g_NN / unit
+    size = _or_one(torch.linalg.vector_norm(h))
+    h, log = h / size, unit.log() + size.log()
     for _ in range(squarings):
         h = h @ h
-        size = torch.linalg.vector_norm(h)
+        size = _or_one(torch.linalg.vector_norm(h))
         h, log = h / size, 2 * log + size.log()
     mean, squares = h.diagonal().sum() / n, h.square().sum()
     # Where all eigenvalues are equal the difference is nothing but the rounding of these sums.
@@ -193,6 +196,18 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     largest = mean + spread * math.sqrt(n - 1)
     bound: Tensor = ((log + largest.log()) * math.ldexp(0.5, -squarings)).exp()
     return bound * (1 + GRAM_SLACK)
+
+
+def _unit(g_NN: Tensor) -> Tensor:
+    """Return what brings G near one where squares of its entries would leave the range, else 1."""
+    peak, limits = g_NN.abs().amax(), torch.finfo(g_NN.dtype)
+    ordinary = (peak > limits.tiny**0.25) & (peak < limits.max**0.25)
+    return torch.where(ordinary, 1.0, _or_one(peak))
+
+
+def _or_one(size: Tensor) -> Tensor:
+    """Return ``size``, and one for zero, which nothing can be divided by."""
+    return torch.where(size == 0, 1.0, size)
 
 
 def _check(weight: Tensor) -> None:
@@ -245,9 +260,14 @@ def _lowest_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
 
 
 def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
-    """Bound the norm without sigma; G's rounding is added where it is known."""
+    """Bound the norm without sigma; G's rounding is added where it is known.
+
+    Should `gram_bound` fail on a finite matrix, the Frobenius norm takes its place. So whoever
+    divides by a bound always has one.
+    """
     grams = [gram.g_NN] if gram.g_NN.ndim == 2 else gram.g_NN.unbind()
     bound = torch.stack([gram_bound(g, squarings=squarings) for g in grams]).amax()
+    bound = torch.where(bound.isfinite(), bound, (gram.squares * (1 + GRAM_SLACK)).sqrt())
     if gram.arithmetic == "float32":
         return bound
     return (bound.square() + _gram_error(gram)).sqrt()

@@ -40,7 +40,7 @@ class PolicyInForce:
         monitor.set_policy(self._limited(monitor.layers, resolved), step=step - 1)
         log.info("snc: policy version %d is in force from step %d", version, step)
         if strict and (names := monitor.uncertifiable()):
-            log.warning("snc: held without a certificate: %s", ", ".join(names))
+            log.warning("snc: not held, strict has no certificate for: %s", ", ".join(names))
         if resolved.unmatched:
             log.warning("snc: no layer matches %s", ", ".join(map(repr, resolved.unmatched)))
 

@@ -77,7 +77,13 @@ class DeviceGroup:
     def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
         """Put thresholds and actions in force, one per layer of the group."""
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
-        self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
+        self._held = tuple(
+            i
+            for i, p in enumerate(policies)
+            # Strict divides by nothing but a bound, so it leaves alone what has none.
+            if p.action in ("rescale", "cap")
+            and (self._carried is None or certifiable(self.layers[i].operator()))
+        )
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
 
     def register(self, *, certify: bool = True) -> DeviceRow:
@@ -128,7 +134,9 @@ class DeviceGroup:
         self._certify(operators, certify, sigma, upper)
         if self._carried is not None:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
-        divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
+        divisor = upper
+        if self._carried is None:
+            divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
         if self._stepped is not None:
             upper = self._stepped.filled(upper, sigma, step_norms)
         scale = self._act([i for i in self._held if plan.written[i]], divisor, cap)
@@ -194,7 +202,7 @@ class DeviceGroup:
             proven = (carried <= self.thresholds.value).tolist()
             late = [i for i in rest if not proven[i]]
         else:
-            late = [i for i in rest if i in pressing]
+            late = [i for i in rest if i in pressing or not self._carried.known(i)]
         upper.copy_(torch.where(upper.isnan(), carried, upper))
         self._certify(operators, late, sigma, upper)
         return late
