@@ -27,7 +27,7 @@ EXPLORE_STEPS = 8  # an explorer drawn anew at every step is gone before it can 
 SPARE_NOISE = 1 << 18  # where windows of the noise may start, at every 16th number:
 ALIGNED = 16  # 64 bytes, because the last bits of a CPU's products depend on where operands lie
 TINY = torch.finfo(torch.float32).tiny
-LONG = 100_000  # rows longer than this are summed in float64
+LONG = 4096  # rows longer than this are summed in float64
 
 
 class Operator(Protocol):

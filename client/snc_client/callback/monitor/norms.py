@@ -21,6 +21,7 @@ log = logging.getLogger("snc")
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
 ALL_SIGNALS: Final = NORM_METRICS + RUN_SIGNALS
 LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
+LONG = 2**16  # rows whose norms are summed in float64
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
 
@@ -236,6 +237,8 @@ def by_rows(x: Tensor) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     norm = wide.flatten(2) if x.ndim > 2 else wide
     while norm.ndim:
+        if norm.ndim == 1 and len(norm) > LONG and norm.device.type != "mps":
+            norm = norm.double()
         norm = torch.linalg.vector_norm(norm, dim=-1)
     return norm.float()
 
