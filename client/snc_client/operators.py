@@ -370,7 +370,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return (left.to(wide) @ right.to(wide)).float()
     each = wide if narrow else torch.float32
     size = AT_ONCE if narrow else TERMS_ONE_BY_ONE if stacked else PIECE
-    parts = zip(left.split(size, -1), right.split(size, -2), strict=True)
+    parts = zip(torch.split(left, size, -1), torch.split(right, size, -2), strict=True)
     total = torch.zeros((), dtype=wide, device=right.device)
     for columns, rows in parts:
         total = total + (columns.to(each) @ rows.to(each)).to(wide)

@@ -39,7 +39,8 @@ def patterned(m: int, n: int, seed: int) -> tuple[Tensor, float]:
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("block", [8, 16])
 @pytest.mark.parametrize(
-    "shape", [(700, 10), (3_000, 8), (6_000, 40), (20_000, 300), (128_256, 20), (128_256, 8), (70_000, 1)]
+    "shape",
+    [(700, 10), (3_000, 8), (6_000, 40), (20_000, 300), (128_256, 20), (128_256, 8), (70_000, 1)],
 )
 def test_sigma_of_a_long_table_is_the_norm_of_its_equal_rows(
     shape: tuple[int, int], block: int, wide: bool

@@ -294,7 +294,10 @@ class LayerMonitor:
         for group in self._groups:
             here = plan.of(group.indices)
             if here.measured.any():
-                rows.append(self._with_norms(group.step(here, self._step_norms(group.layers))))
+                layers = [self.layers[i] for i in group.indices if plan.measured[i]]
+                sizes = self._signals.frobenius(layers, group.device)
+                row = group.step(here, self._step_norms(group.layers), sizes)
+                rows.append(self._with_norms(row))
         return rows
 
     def _with_norms(self, row: DeviceRow) -> DeviceRow:
@@ -341,8 +344,9 @@ class LayerMonitor:
         self._planner.learn(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():
+            lost = row.metric("residual") >= row.metric("sigma")
             for group in self._groups:
-                group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
+                group.hurry(late[group.indices], lost[group.indices])
 
     def _can_mend(self, error: LookupError | RuntimeError) -> bool:
         """Return whether looking the weights up again can help."""
