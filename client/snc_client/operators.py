@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snc_client.precision import SMALLEST_NORMAL, flushes, in_float64
+
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _SCATTER: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
@@ -146,15 +148,18 @@ class LowRank:
         the 2-norm what rounding can have changed: (m + n) r^2 u ||B||_F ||A||_F is more than
         Householder's QR and the product lose (Higham, theorem 19.4, with c = 4).
         """
-        dtype = torch.float32 if self._left.weight.device.type == "mps" else torch.float64
-        b, a = self._left.weight.to(dtype), self._right.weight.mT.to(dtype)
+        if self._left.weight.device.type == "mps":
+            b, a, shift = self._left.weight.float(), self._right.weight.mT.float(), 0
+        else:
+            (b, up), (a, more) = in_float64(self._left.weight), in_float64(self._right.weight)
+            a, shift = a.mT, up + more
         # The factors come near one each, so that no product leaves the range.
         scales = [torch.where(x.abs().amax() > 0, x.abs().amax(), 1.0) for x in (b, a)]
         b, a = b / scales[0], a / scales[1]
         r_b, r_a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a, mode="r").R
-        scale = scales[0] * scales[1] * self._factor
+        scale = scales[0] * scales[1] * (self._factor * 2.0**-shift)
         sizes = torch.linalg.vector_norm(b) * torch.linalg.vector_norm(a)
-        lost = 4 * (sum(self.shape)) * b.shape[1] ** 2 * torch.finfo(dtype).eps
+        lost = 4 * (sum(self.shape)) * b.shape[1] ** 2 * torch.finfo(b.dtype).eps
         return r_b @ r_a.mT * scale, sizes * scale * lost
 
 
@@ -344,7 +349,8 @@ class Rows:
 
     def upper(self) -> Tensor:
         """Return a bound of it, 0-d float32, inf where it is not finite: up by (d + 8) * 2^-24."""
-        return _upper(self.amax() * (1 + (self.weight.shape[1] + 8) * 2.0**-24))
+        entries = self.weight.shape[1]
+        return _upper(self.amax() * (1 + (entries + 8) * 2.0**-24), entries)
 
 
 Operator: TypeAlias = Matrix | BlockDiagonal | LowRank | Convolution | Adjoint | Gain | Rows
@@ -382,7 +388,13 @@ def _side_by_side(blocks: Tensor) -> Tensor:
     return blocks.transpose(0, 1).flatten(1).mT
 
 
-def _upper(norm: Tensor) -> Tensor:
+def _upper(norm: Tensor, entries: int = 1) -> Tensor:
+    """Return a float32 norm of some entries as a bound: inf for NaN, more where zeros may be none.
+
+    A CPU that flushes takes each entry below 2^-126 for zero.
+    """
+    if norm.device.type == "cpu" and flushes():
+        norm = norm + math.sqrt(entries) * 2 * SMALLEST_NORMAL
     return torch.where(norm.isnan(), math.inf, norm)
 
 
