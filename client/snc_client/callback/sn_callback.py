@@ -78,6 +78,8 @@ class SNCallback:
 
     What counts as a layer; see `snc_client.layers.find_layers`
         ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
+        ``grids`` (None: 16 per dimension): {module: input size} for ``"operator"``. The norm grows
+        with the size: set that of the training's inputs, as `watch_grids(most=...)` collects it.
         ``split`` (None): {glob: parts} of fused weights that hold several matrices.
         ``maps`` (None): {glob: ``"gain"`` or ``"rows"``} for normalisations and embeddings.
         ``logits`` (None): {glob: heads} measures the attention logits of each head.
@@ -139,6 +141,7 @@ class SNCallback:
         policy: Policy | Mapping[str, Any] | None = None,
         schedule: Schedule | None = None,
         conv: Literal["reshape", "operator"] = "reshape",
+        grids: Mapping[str, Sequence[int]] | None = None,
         split: Mapping[str, str | Mapping[str, int]] | None = None,
         maps: Mapping[str, str] | None = None,
         logits: Mapping[str, int | tuple[int, int]] | None = None,
@@ -163,7 +166,9 @@ class SNCallback:
         check_together(self._optimizers, masters, guard)
         check_cost(every, idle_every, max_overhead, guard)
         self._model = model
-        self._find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
+        self._find = partial(
+            find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits
+        )
         self.layers: Coverage = self._find(model)
         self._weights, self._looked = weights(model), 0
         chosen = make_policy(threshold, action, policy)
