@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from snc_client import SNCallback, certificate
 from snc_client.bounds import bound
+from snc_client.callback.monitor.carried_bounds import CarriedBounds
 from snc_client.certificate import gram_bound, largest_upper, sigma_upper
-from snc_client.operators import BlockDiagonal
+from snc_client.operators import BlockDiagonal, Matrix
 
 # What pruning, initialisation and slicing leave of a block.
 BLOCKS = {
@@ -94,6 +95,18 @@ def test_groups_that_are_factored_one_by_one_are_bounded_alike(
     each = [sigma_upper(block, torch.tensor(0.3 * true)) for block in stack]
     assert true <= float(torch.stack(each).amax()) <= 1.02 * true
     assert true <= float(bound(BlockDiagonal(stack), torch.tensor(true))) <= 1.002 * true
+
+
+def test_the_bound_carried_from_a_weight_that_was_not_finite_is_the_frobenius_norm() -> None:
+    carried = CarriedBounds(2, torch.device("cpu"))
+    weight = gaussian(12, 8)
+    broken = weight.clone()
+    broken[0, 0] = math.nan
+    carried.certified(1, Matrix(broken), torch.tensor(math.inf))
+    upper = float(carried.bounds({1: Matrix(weight)})[1])
+    assert upper == pytest.approx(float(torch.linalg.vector_norm(weight.double())), rel=1e-4)
+    assert upper >= norm(weight)
+    assert [carried.known(i) for i in (0, 1)] == [False, True]
 
 
 @pytest.mark.parametrize("seen_late", [False, True])
