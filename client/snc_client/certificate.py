@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from snc_client.precision import full_precision
+from snc_client.precision import SMALLEST_NORMAL, flushes, full_precision, in_float64
 
 Arithmetic: TypeAlias = Literal["float64", "float32"]
 
@@ -30,7 +30,9 @@ RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely ne
 FAST_DOUBLE = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # capability: float64 >= 1/4 of float32
 NUMERICAL_SHIFT = 2e-6  # in float32 a bound 1e-6 below the norm was never seen to pass
 GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
+PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # several numbers in an entry
 LARGEST_FACTOR = 2.0**1000  # keeps the scale of a subnormal float64 weight finite
+HIGHEST: dict[Arithmetic, float] = {"float64": 2.0**400, "float32": 2.0**50}  # of a scaled bound
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,17 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Gram:
-    """G = (fW)'(fW), the small side, for the power of two f that brings W near one.
+    """G = (fW)'(fW), the small side, for the power of two f = 2^shift * factor: fW is near one.
 
     Or of several W at once, [K, n, n], of which the largest norm is bounded.
     """
 
     g_NN: Tensor
-    factor: Tensor  # 0-d, f
+    factor: Tensor  # 0-d
     squares: Tensor  # 0-d, (largest) squared Frobenius norm of fW: zero only for a zero W
     long: int
     arithmetic: Arithmetic
+    shift: int = 0
 
     @property
     def finite(self) -> Tensor:
@@ -97,8 +100,8 @@ def certify(
     limit = float(bound)
     if not limit >= 0:
         raise ValueError(f"bound must be a number >= 0, got {limit}")
-    chosen = arithmetic or arithmetic_of(weight.device)
     _check(weight)
+    chosen = _chosen(arithmetic, weight.device)
     if weight.numel() == 0:
         return Certificate(True, limit, 0.0, chosen, "an empty weight has norm 0")
     gram = _gram(weight, chosen)
@@ -108,7 +111,8 @@ def certify(
         passed = limit > 0 or float(gram.squares) == 0
         reason = "the weight is finite" if limit else "the weight is zero"
         return Certificate(passed, limit, 0.0, chosen, reason if passed else "the weight is not 0")
-    scaled = limit * gram.factor
+    # To pass a lower bound is to pass a higher one, whose square may not fit.
+    scaled = (limit * 2.0**gram.shift * gram.factor).clamp(max=HIGHEST[chosen])
     passed = bool(_passes(gram, scaled))
     shift = float(_shift(gram, scaled.square()) / scaled.square())
     reason = "c^2 I - W'W - shift is positive definite" if passed else "Cholesky did not complete"
@@ -142,12 +146,15 @@ def largest_upper(
     """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
-    gram = _gram(weight_MN, arithmetic or arithmetic_of(weight_MN.device))
+    gram = _gram(weight_MN, _chosen(arithmetic, weight_MN.device))
     known = torch.where(gram.finite, torch.where(gram.squares > 0, math.nan, 0.0), math.inf)
-    scaled = sigma.to(gram.factor.dtype).abs() * gram.factor
+    scaled = sigma.to(gram.factor.dtype).abs() * 2.0**gram.shift * gram.factor
     search = _first_passing if weight_MN.device.type == "cpu" else _lowest_passing
     found = search(gram, [scaled * (1 + eta) for eta in RUNGS])
-    return _rounded_up(torch.where(known.isnan(), found / gram.factor, known))
+    upper = _rounded_up(torch.where(known.isnan(), found / gram.factor * 2.0**-gram.shift, known))
+    if flushes():  # a result below this would be written as zero
+        upper = torch.where(known.isnan(), upper.clamp(min=SMALLEST_NORMAL), upper)
+    return upper
 
 
 def carry(
@@ -167,7 +174,8 @@ def carry(
     """
     scale = torch.as_tensor(scale, dtype=torch.float32, device=sigma_upper.device)
     rounded = torch.where(scale == 1, 0.0, rounding * scale * frobenius)
-    return ((sigma_upper + drift) * scale + rounded) * (1 + 2.0**-21)  # 8 float32 roundings
+    carried = ((sigma_upper + drift) * scale + rounded) * (1 + 2.0**-21)  # 8 float32 roundings
+    return carried.clamp(min=SMALLEST_NORMAL) if flushes() else carried
 
 
 def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
@@ -178,13 +186,16 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     Wolkowicz & Styan, Linear Algebra Appl. 29 (1980). Exact for rank one and for equal singular
     values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring. In float64 the bound
     covers the rounding of its own steps, up to n = 50,000; the caller adds that of G.
+    At any scale of G; 0 for zeros, NaN for a G that is not finite.
     """
     n = g_NN.shape[-1]
-    size = torch.linalg.vector_norm(g_NN)
-    h, log = g_NN / size, size.log()
+    unit = _unit(g_NN)
+    h = g_NN / unit
+    size = _or_one(torch.linalg.vector_norm(h))
+    h, log = h / size, unit.log() + size.log()
     for _ in range(squarings):
         h = h @ h
-        size = torch.linalg.vector_norm(h)
+        size = _or_one(torch.linalg.vector_norm(h))
         h, log = h / size, 2 * log + size.log()
     mean, squares = h.diagonal().sum() / n, h.square().sum()
     # Where all eigenvalues are equal the difference is only the rounding of these sums.
@@ -195,33 +206,62 @@ def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
     return bound * (1 + GRAM_SLACK)
 
 
+def _unit(g_NN: Tensor) -> Tensor:
+    """Return what brings G near one where squares of its entries would leave the range, else 1."""
+    peak, limits = g_NN.abs().amax(), torch.finfo(g_NN.dtype)
+    ordinary = (peak > limits.tiny**0.25) & (peak < limits.max**0.25)
+    return torch.where(ordinary, 1.0, _or_one(peak))
+
+
+def _or_one(size: Tensor) -> Tensor:
+    """Return ``size``, and one for zero, which nothing can be divided by."""
+    return torch.where(size == 0, 1.0, size)
+
+
 def _check(weight: Tensor) -> None:
     if weight.ndim != 2:
         raise ValueError(
             f"weight must be a matrix, got shape {tuple(weight.shape)}: flatten it, or certify "
             "its slices one by one"
         )
-    if not weight.is_floating_point() or weight.is_meta:
+    dense = weight.layout == torch.strided and weight.dtype not in PACKED
+    if not weight.is_floating_point() or weight.is_meta or not dense:
+        layout = "" if weight.layout == torch.strided else f" ({weight.layout})"
         raise ValueError(
-            f"weight must hold real numbers, got {weight.dtype} on {weight.device}: "
-            "dequantise it, or load it"
+            f"weight must hold real numbers, got {weight.dtype}{layout} on {weight.device}: "
+            "dequantise it, make it dense, or load it"
         )
 
 
+def _chosen(arithmetic: Arithmetic | None, device: torch.device) -> Arithmetic:
+    if arithmetic not in (None, "float64", "float32"):
+        raise ValueError(f"arithmetic must be 'float64', 'float32' or None, got {arithmetic!r}")
+    return arithmetic or arithmetic_of(device)
+
+
 def _gram(weight: Tensor, arithmetic: Arithmetic) -> _Gram:
-    dtype = torch.float64 if arithmetic == "float64" else torch.float32
-    w = weight.detach().to(dtype, copy=True)
+    w, shift = _copy(weight.detach(), arithmetic)
     low, high = torch.aminmax(w)  # abs().amax() would copy once more
     largest = torch.maximum(high, -low)
     # mantissa / number is 2^-exponent, exactly.
     factor = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0)
-    factor = factor.clamp(max=LARGEST_FACTOR if arithmetic == "float64" else 2.0**120)
+    factor = factor.clamp(max=LARGEST_FACTOR if w.dtype == torch.float64 else 2.0**120)
     w.mul_(factor)
+    if arithmetic == "float32":
+        w = w.float()
     tall = w if w.shape[-2] >= w.shape[-1] else w.mT
     with full_precision(w.device):
         g = tall.mT @ tall
     squares = _diagonal(g).sum(-1).amax()
-    return _Gram(g, factor, squares, tall.shape[-2], arithmetic)
+    return _Gram(g, factor, squares, tall.shape[-2], arithmetic, shift)
+
+
+def _copy(weight: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, int]:
+    """Return a copy times 2^shift that may be written. A float64 weight is scaled in float64."""
+    cpu = weight.device.type == "cpu"
+    if arithmetic == "float64" or weight.dtype == torch.float64 or cpu:
+        return in_float64(weight)
+    return weight.to(torch.float32, copy=True), 0
 
 
 def _diagonal(g: Tensor) -> Tensor:
@@ -245,9 +285,14 @@ def _lowest_passing(gram: _Gram, rungs: list[Tensor]) -> Tensor:
 
 
 def _last_resort(gram: _Gram, squarings: int = 7) -> Tensor:
-    """Bound the norm without sigma; G's rounding is added where it is known."""
+    """Bound the norm without sigma; G's rounding is added where it is known.
+
+    Should `gram_bound` fail on a finite matrix, the Frobenius norm takes its place. So whoever
+    divides by a bound always has one.
+    """
     grams = [gram.g_NN] if gram.g_NN.ndim == 2 else gram.g_NN.unbind()
     bound = torch.stack([gram_bound(g, squarings=squarings) for g in grams]).amax()
+    bound = torch.where(bound.isfinite(), bound, (gram.squares * (1 + GRAM_SLACK)).sqrt())
     if gram.arithmetic == "float32":
         return bound
     return (bound.square() + _gram_error(gram)).sqrt()

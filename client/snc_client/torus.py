@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snc_client.operators import Convolution, Geometry
+from snc_client.precision import in_float64
 
 # Multiply-adds for the certificate of one convolution: about a second on one core.
 MOST_WORK = 2e10
@@ -40,7 +41,8 @@ def on_torus(convolution: Convolution) -> Torus | None:
     padding is bounded as the valid convolution of the padded input times the norm of the padding,
     1.4 or more per dimension.
     """
-    geometry, kernel = convolution.geometry, convolution.tensors[0].detach().double()
+    geometry = convolution.geometry
+    kernel, shift = in_float64(convolution.tensors[0].detach())
     axes = [_axis(geometry, i, k) for i, k in enumerate(kernel.shape[2:])]
     sizes, strides = [size for size, _, _ in axes], [stride for _, stride, _ in axes]
     m, n = kernel.shape[0] // geometry.groups, kernel.shape[1] * math.prod(strides)
@@ -54,7 +56,8 @@ def on_torus(convolution: Convolution) -> Torus | None:
     matrices = torch.cat([torch.cat([a, -b], 2), torch.cat([b, a], 2)], 1)
     taps = math.prod(kernel.shape[2:])
     error = 4 * (taps + 16) * 2.0**-53 * math.sqrt(taps) * torch.linalg.vector_norm(kernel)
-    return Torus(matrices, math.prod(times for _, _, times in axes), error)
+    times = math.prod(times for _, _, times in axes)
+    return Torus(matrices, times * 2.0**-shift, error)
 
 
 def _axis(geometry: Geometry, i: int, k: int) -> tuple[int, int, float]:

@@ -63,10 +63,9 @@ def _shards(path: Path, mapped: Mapped) -> Weights:
             raise Unreadable(
                 f"{shown(path)} names {shown(missing[0])} in {shown(shard)}, which does not hold it"
             )
-        tensors += [tensor for name, tensor in found.items() if name in named]
-        left_out += [
-            f"{name} (in {shard}, not in the index)" for name in found if name not in named
-        ]
+        used = {name for name, x in found.items() if name in named or x.alias_of in named}
+        tensors += [tensor for name, tensor in found.items() if name in used]
+        left_out += [f"{name} (in {shard}, not in the index)" for name in found if name not in used]
     count = len(set(homes.values()))
     return Weights(f"index of {count} shard{'s'[: count > 1]}", tuple(tensors), tuple(left_out))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snc_client.audit.limits import require_matched, threshold_of
-from snc_client.audit.matrices import Part, parts, reason
+from snc_client.audit.matrices import Part, parts, quantised, reason
 from snc_client.audit.stored import Unreadable, Weights
 from snc_client.audit.weigh import Weighed, weigh
 from snc_service.wire import Policy
@@ -89,10 +89,10 @@ def audit(
     ``progress`` is called with the number of entries done and in all. Raises `Unreadable` if a
     pattern of the policy matches nothing, or if the file changes meanwhile.
     """
-    skipped = [
-        Skipped(t.name, t.shape, t.dtype, why) for t in weights.tensors if (why := reason(t))
-    ]
-    whole = [(tensor, parts(tensor)) for tensor in weights.tensors if not reason(tensor)]
+    beside = quantised(weights.tensors)
+    reasons = [(tensor, reason(tensor, beside)) for tensor in weights.tensors]
+    skipped = [Skipped(t.name, t.shape, t.dtype, why) for t, why in reasons if why]
+    whole = [(tensor, parts(tensor)) for tensor, why in reasons if not why]
     every = [part for _, found in whole for part in found]
     if policy.entries and not every:
         raise Unreadable("a threshold was given, but the file holds no weight that can be measured")

@@ -7,10 +7,12 @@ note where the number is not the norm of the layer's map.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from snc_client.audit.stored import Stored
+from snc_client.audit.stored import Stored, shown
+from snc_client.layers.companions import quantised_weight_of
+from snc_client.layers.reasons import COMPANION
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 MAX_KERNEL = 9  # a third dimension up to this is a kernel's; an expert has more inputs
@@ -49,14 +51,21 @@ class Part:
         return self.rows if self.turned else self.columns
 
 
-def reason(stored: Stored) -> str | None:
-    """Return why a tensor is not measured, None if it is."""
+def quantised(tensors: Iterable[Stored]) -> frozenset[str]:
+    """Return the names of the tensors whose numbers mean nothing without scales."""
+    return frozenset(t.name for t in tensors if t.dtype not in FLOATS)
+
+
+def reason(stored: Stored, quantised: Collection[str] = ()) -> str | None:
+    """Return why a tensor is not measured, None if it is; ``quantised`` are those beside it."""
     if stored.dtype.startswith(("float8_", "float6_", "float4_")):
         return f"of dtype {stored.dtype}: its scales lie in another tensor; dequantise it first"
     if stored.dtype not in FLOATS:
         return f"of dtype {stored.dtype}: complex, integer and quantised weights are not supported"
     if stored.unreadable:
         return stored.unreadable
+    if weight := quantised_weight_of(stored.name, quantised):
+        return COMPANION.format(shown(weight))
     if len(stored.shape) < 2:
         return "a vector: no singular values to hold"
     if 0 in stored.shape:

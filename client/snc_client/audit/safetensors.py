@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,23 @@ def read_safetensors(path: Path) -> Weights:
     header, start = _header(path, size)
     entries = {k: _entry(path, k, v) for k, v in header.items() if k != "__metadata__"}
     _check_layout(path, entries, size - start)
+    aliases = _aliases(header.get("__metadata__"), entries)
+    homes = {name: name for name in entries} | aliases
     tensors = (
-        _stored(path, name, *entries[name], start) for name in sorted(entries, key=_by_number)
+        replace(_stored(path, name, *entries[homes[name]], start), alias_of=aliases.get(name))
+        for name in sorted(homes, key=_by_number)
     )
     return Weights("safetensors", tuple(tensors))
+
+
+def _aliases(metadata: Any, entries: Mapping[str, Any]) -> dict[str, str]:
+    """Return the other names of tied weights: writers store a tensor once and note them here."""
+    noted = metadata.items() if isinstance(metadata, dict) else ()
+    return {
+        name: home
+        for name, home in noted
+        if isinstance(home, str) and home in entries and name not in entries and name != "format"
+    }
 
 
 def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:

@@ -27,6 +27,8 @@ class Stored:
     read: Callable[[int, int], Tensor]
     unreadable: str | None = None
     """Why its numbers cannot be used, where dtype and shape do not show it."""
+    alias_of: str | None = None
+    """The tensor that holds its numbers, where the file stores a tied weight once."""
 
 
 @dataclass(frozen=True)

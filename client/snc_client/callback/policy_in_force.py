@@ -53,7 +53,7 @@ class PolicyInForce:
         monitor.set_policy(self._limited(monitor.layers, resolved), step=step - 1)
         log.info("snc: policy version %d is in force from step %d", version, step)
         if self._strict and (names := monitor.uncertifiable()):
-            log.warning("snc: held without a certificate: %s", _listed(names))
+            log.warning("snc: not held, strict has no certificate for: %s", _listed(names))
         if resolved.unmatched:
             log.warning("snc: no layer matches %s", _listed([*map(repr, resolved.unmatched)]))
 

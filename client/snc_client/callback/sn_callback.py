@@ -79,6 +79,8 @@ class SNCallback:
 
     What counts as a layer; see `snc_client.layers.find_layers`
         ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
+        ``grids`` (None: 16 per dimension): {module: input size} for ``"operator"``. The norm grows
+        with the size: set that of the training's inputs, as `watch_grids(most=...)` collects it.
         ``split`` (None): {glob: parts} of fused weights that hold several matrices.
         ``maps`` (None): {glob: ``"gain"`` or ``"rows"``} for normalisations and embeddings.
         ``logits`` (None): {glob: heads} measures the attention logits of each head.
@@ -141,6 +143,7 @@ class SNCallback:
         policy: Policy | Mapping[str, Any] | None = None,
         schedule: Schedule | None = None,
         conv: Literal["reshape", "operator"] = "reshape",
+        grids: Mapping[str, Sequence[int]] | None = None,
         split: Mapping[str, str | Mapping[str, int]] | None = None,
         maps: Mapping[str, str] | None = None,
         logits: Mapping[str, int | tuple[int, int]] | None = None,
@@ -165,7 +168,7 @@ class SNCallback:
         arguments.check_together(self._optimizers, masters, guard)
         arguments.check_cost(every, idle_every, max_overhead, guard)
         model = as_one(model)
-        find = partial(find_layers, conv=conv, split=split, maps=maps, logits=logits)
+        find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
         coverage = find(model)
         chosen = make_policy(threshold, action, policy)
         known_masters = Masters(model, masters, self._optimizers)
@@ -255,7 +258,9 @@ class SNCallback:
                 self._steps.advance({**early, **{k: v for k, v in given.items() if v is not None}})
                 self._optimizer_steps.note()
             elif not (moved and self._monitor.rows.report(self._steps.step, given)):
-                self._early.update((k, _without_graph(v)) for k, v in given.items())
+                self._early.update(
+                    (k, v.detach() if isinstance(v, Tensor) else v) for k, v in given.items()
+                )
         if not self._hooks:
             self._connection.obey()
 
@@ -393,7 +398,3 @@ class SNCallback:
 
     def __reduce__(self) -> tuple[type[DetachedCallback], tuple[()]]:
         return DetachedCallback, ()
-
-
-def _without_graph(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value

@@ -27,7 +27,7 @@ EXPLORE_STEPS = 8  # an explorer drawn anew at every step is replaced before it 
 SPARE_NOISE = 1 << 18  # where windows of the noise may start, at every 16th number:
 ALIGNED = 16  # 64 bytes, because the last bits of a CPU's products depend on where operands lie
 TINY = torch.finfo(torch.float32).tiny
-LONG = 100_000  # rows longer than this are summed in float64
+LONG = 4096  # rows longer than this are summed in float64
 
 
 class Operator(Protocol):
@@ -54,10 +54,18 @@ class Estimates:
     is not square) lies within residual / sqrt(2) of s, and 0 <= sigma - s <= residual^2 / (2 s).
     It does not show a larger singular value that the block has not found. (For m < n, W' takes the
     place of W.)
+    ``captured`` = ||W V||_F of all vectors of the block but the last, as they were before the
+    iteration: ||W||_F^2 - captured^2 is the energy that lies outside of them.
     """
 
     sigma: Tensor
     residual: Tensor
+    captured: Tensor
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three vectors, in the order of the fields."""
+        return self.sigma, self.residual, self.captured
 
 
 @dataclass(frozen=True)
@@ -219,19 +227,18 @@ class BlockPower:
         self, items: Sequence[_Item], found: Estimates, lag: float | Sequence[float]
     ) -> Estimates:
         """Iterate on while a residual is large, up to 4 times in all; the host reads it freely."""
-        sigma, residual = found.sigma, found.residual
         limit = lag if isinstance(lag, float) else torch.tensor(lag, device="cpu")
         for _ in range(MOST_ITERATIONS - 1):
-            late = (residual > limit * sigma).tolist()  # False for NaN
+            late = (found.residual > limit * found.sigma).tolist()  # False for NaN
             if not any(late):
                 break
             again = self._iterate(
                 [item for item, is_late in zip(items, late, strict=True) if is_late]
             )
             places = torch.tensor([i for i, is_late in enumerate(late) if is_late], device="cpu")
-            sigma = sigma.index_copy(0, places, again.sigma)
-            residual = residual.index_copy(0, places, again.residual)
-        return Estimates(sigma, residual)
+            pairs = zip(found.columns, again.columns, strict=True)
+            found = Estimates(*(x.index_copy(0, places, y) for x, y in pairs))
+        return found
 
     def _iterate(self, items: Sequence[_Item]) -> Estimates:
         order: list[_Item] = []
@@ -245,13 +252,14 @@ class BlockPower:
             self._keep(groups, rotated)
             order += [item for group in groups for item in group]
         if not order:
-            return Estimates(self._noise.new_empty(0), self._noise.new_empty(0))
+            return Estimates(*self._noise.new_empty(3, 0).unbind())
         found = torch.cat(columns, 1)
         if order != list(items):
             places = {item.layer: i for i, item in enumerate(order)}
             ordered = found.unbind(1)
             found = torch.stack([ordered[places[item.layer]] for item in items], 1)
-        return Estimates(*found.unbind())
+        sigma, residual, energy, scale = found.unbind()
+        return Estimates(sigma, residual, energy.sqrt().mul_(scale))
 
     def _multiply(self, group: Sequence[_Item]) -> _Products:
         """Multiply by W and W': the layers of a group one by one, the b x b algebra at once.
@@ -363,7 +371,7 @@ def _gram(x_KBN: Tensor) -> Tensor:
 
 
 def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> Tensor:
-    """Return sigma and residual, [2, K], of the first Ritz vector."""
+    """Return sigma and residual of the first Ritz vector, the energy and its scale: [4, K]."""
     some = (turn.reach > 0) & (turn.growth > 0)
     quotient = torch.where(some, turn.growth / turn.reach, 0.0).sqrt().float()
     sigma = torch.where(turn.finite, p.x_scale * quotient, math.nan)
@@ -374,7 +382,8 @@ def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> Tensor:
     along = p.u_scale / p.x_scale * reach
     gap = torch.linalg.vector_norm(y_KN / length[:, None] - along[:, None] * v_KN, dim=-1)
     relative = torch.where(some, gap, 0.0)
-    return torch.stack([sigma, torch.where(turn.finite, sigma * relative, math.nan)])
+    residual = torch.where(turn.finite, sigma * relative, math.nan)
+    return torch.stack([sigma, residual, turn.energy.float(), p.u_scale])
 
 
 def _normal(size: int, seed: int) -> Tensor:

@@ -104,7 +104,7 @@ class GraphPower(BlockPower):
         )
         # Rows: does the layer explore; where its explorer's noise starts; where the refill's does.
         self._choices = torch.zeros(3, len(shapes), dtype=torch.int64, device=self._device)
-        self._found = torch.zeros(2, len(shapes), device=self._device)
+        self._found = torch.zeros(3, len(shapes), device=self._device)
 
     @torch.no_grad()
     def step_(
@@ -127,8 +127,7 @@ class GraphPower(BlockPower):
         for _ in range(times):
             self._choose()
             self._replay()
-        sigma, residual = self._found.clone().unbind()
-        return Estimates(sigma, residual)
+        return Estimates(*self._found.clone().unbind())
 
     def _graph_can_hold_it(self) -> bool:
         return self._record is not record_cuda or solvers(self._noise.device).one_launch
@@ -157,7 +156,7 @@ class GraphPower(BlockPower):
 
         def work() -> None:
             estimates = self._iterate(items)
-            self._found.copy_(torch.stack([estimates.sigma, estimates.residual]))
+            self._found.copy_(torch.stack(estimates.columns))
 
         self._recording = True
         try:

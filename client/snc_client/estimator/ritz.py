@@ -23,6 +23,7 @@ class Ritz(NamedTuple):
     z_KBB: Tensor  # rows: combinations of the block's vectors, by descending growth
     growth: Tensor  # [K] z'Gz of the first row
     reach: Tensor  # [K] z'Rz of the first row
+    energy: Tensor  # [K] trace of R without the last vector, the one that explores
     finite: Tensor  # [K] bool; where False the other fields are meaningless, but finite
 
     def split(self, sizes: Sequence[int]) -> list[Ritz]:
@@ -45,7 +46,8 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
     values, vectors = (eigh or solvers(g.device).eigh)(g)
     z = vectors.mT.flip(-2)
     reach = (z[:, :1] @ r @ z[:, :1].mT)[:, 0, 0]
-    return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), finite)
+    energy = r.diagonal(dim1=-2, dim2=-1)[:, :-1].sum(-1)
+    return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), energy, finite)
 
 
 def revive(y_KBN: Tensor, noise_BN: Tensor) -> Tensor:

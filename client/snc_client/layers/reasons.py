@@ -16,6 +16,7 @@ _SHARDED = (
     "a {}: sharded, no rank holds the matrix, and sigma of a shard is not its own; audit a "
     "gathered checkpoint"
 )
+COMPANION = "scales of the quantised weight {}: no matrix of their own; dequantise that first"
 _DENSE = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.modules.conv._ConvNd)
 
 

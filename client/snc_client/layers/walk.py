@@ -10,16 +10,17 @@ from itertools import chain
 from torch import nn
 from torch.nn.utils import parametrize
 
+from snc_client.layers.companions import quantised_weight_of
 from snc_client.layers.conv import is_convolution
 from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.fused import fused
-from snc_client.layers.logits import Heads, logit_layers
-from snc_client.layers.lora import lora_layer, lora_pairs
 from snc_client.layers.maps import asked, mapped
 from snc_client.layers.module_views import Conv, views
 from snc_client.layers.names import canonical_paths
 from snc_client.layers.place import Place, layer
-from snc_client.layers.reasons import is_sharded, nothing, packed, reason
+from snc_client.layers.products.logits import Heads, logit_layers
+from snc_client.layers.products.lora import lora_layer, lora_pairs
+from snc_client.layers.reasons import COMPANION, is_sharded, nothing, packed, reason
 from snc_client.layers.sources import sources
 from snc_client.layers.view import Parts, View, cut
 
@@ -66,9 +67,11 @@ def find_layers(
     what = {x.name: found for x in places if (found := asked(x, maps or {}))}
     alone = [x for x in places if x.name not in pairs and x.name not in what]
     reasons = {x.name: reason(x.module, x.value, x.source.parameters) for x in alone}
+    reasons |= _companions(model, places, [x for x in alone if reasons[x.name] is None])
     shards = {x.name for x in places if _sharded(x)}
-    _check(conv, grids or {}, places)
+    _check_conv(conv)
     if all_must_match:
+        _check_grids(grids or {}, places)
         cut_ones = [x for x in alone if reasons[x.name] is None or x.name in shards]
         _check_names("split", split or {}, cut_ones)
         _check_names("maps", maps or {}, [x for x in places if x.source.key == "weight"])
@@ -121,6 +124,14 @@ def _sharded(place: Place) -> bool:
     return any(map(is_sharded, (*place.source.parameters, place.value)))
 
 
+def _companions(model: nn.Module, places: list[Place], alone: list[Place]) -> dict[str, str]:
+    """Return the reason for each tensor of ``alone`` that holds scales of a quantised weight."""
+    stored = {x.name: x.value for x in places} | dict(model.named_buffers())
+    quantised = {k for k, v in stored.items() if not v.is_floating_point() or v.itemsize < 2}
+    found = {x.name: quantised_weight_of(x.name, quantised) for x in alone if quantised}
+    return {k: COMPANION.format(weight) for k, weight in found.items() if weight}
+
+
 def _joined(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
@@ -153,9 +164,12 @@ def _split(place: Place, whole: tuple[View, ...], split: Mapping[str, Parts]) ->
     return tuple(replace(piece, note=known.note) for piece in chain(*pieces))
 
 
-def _check(conv: str, grids: Mapping[str, object], places: list[Place]) -> None:
+def _check_conv(conv: str) -> None:
     if conv not in ("reshape", "operator"):
         raise ValueError(f"conv must be 'reshape' or 'operator', got {conv!r}")
+
+
+def _check_grids(grids: Mapping[str, object], places: list[Place]) -> None:
     known = {path for place in places if is_convolution(place.module) for path in place.paths}
     if unknown := sorted(set(grids) - known):
         raise ValueError(f"grids must name convolutions of the model, got {unknown[0]!r}")

@@ -35,20 +35,23 @@ class CarriedBounds:
         """Carry from the present weight of layer ``i``, whose certified bound is ``upper``.
 
         An operator that is neither a matrix nor block-diagonal has no certificate, so no bound.
+        Where ``upper`` is not finite, neither is the weight: then the start is a zero matrix, of
+        norm zero, so that the next bound is the Frobenius norm.
         """
         if not isinstance(operator, Matrix | BlockDiagonal):
             return
-        copy, weight = self._copies.get(i), operator.weight
-        if copy is None or copy.dtype != weight.dtype:
-            self._copies[i] = weight.clone()
-        else:
-            copy.copy_(weight)
-        self._certified[i].copy_(upper)
+        proven = upper.isfinite()
+        self._copies[i] = torch.where(proven, operator.weight, 0)
+        self._certified[i].copy_(torch.where(proven, upper, 0))
+
+    def known(self, i: int) -> bool:
+        """Return whether there is a start to carry from for layer ``i``."""
+        return i in self._copies
 
     def bounds(self, operators: Mapping[int, Operator]) -> Tensor:
         """Return the bounds of these layers as float32 [L]: inf where there is none yet.
 
-        NaN for the other layers, and where a weight is or was not finite.
+        NaN for the other layers, and where a weight is not finite.
         """
         drift = torch.full_like(self._certified, math.nan)
         for i, operator in operators.items():

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from snc_client.bounds import bound, certifiable
-from snc_client.callback.model.master_weights import Masters, cast_down, lowered
+from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
+from snc_client.callback.monitor.enforcement import Enforcement
+from snc_client.callback.monitor.norms import norms
+from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.step_plan import StepPlan, indices
 from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
-from snc_client.constraint import CLIPS, rescale_
 from snc_client.devices import reading_is_free, to_device
-from snc_client.estimator import LAG, warm_blocks
+from snc_client.estimator import LAG, Estimates, warm_blocks
+from snc_client.layer_row import Mask
 from snc_client.layers import Layer
-from snc_client.operators import Gain, Operator, Rows
+from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
 from snc_client.policy import LayerPolicy
 
 # sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
@@ -40,6 +43,8 @@ REFILL_RATIO = 1.011
 # call costs as much for one layer as for eight, so a lagging layer waits for the next turn, unless
 # its residual is above FAR_OFF. Until then sigma errs by up to 7e-3, and nothing is divided by it.
 IDLE_LAG, FAR_OFF = 0.03, 0.06
+# A leap in a new direction is found by a refilled block, in 4 to 16 iterations.
+SUDDEN_CALLS = 4
 
 
 class DeviceGroup:
@@ -63,12 +68,16 @@ class DeviceGroup:
         self.layers = tuple(layers)
         self.indices = list(indices)
         self.device = device
-        shapes = [layer.operator().shape for layer in layers]
+        operators = [layer.operator() for layer in layers]
+        shapes = [operator.shape for operator in operators]
         self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
-        self._masters = masters
+        self._enforcement = Enforcement(self.layers, masters)
         self._carried = CarriedBounds(len(layers), device) if strict else None
         self._stepped = SteppedBounds(shapes, device) if stepped else None
+        self._outside = OutsideEnergy(len(layers), device)
+        watched = [isinstance(x, Matrix | BlockDiagonal | LowRank) for x in operators]
+        self._watched = to_device([1.0 if x else math.nan for x in watched], device, torch.float32)
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
         self._calls = 0
@@ -77,7 +86,13 @@ class DeviceGroup:
     def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
         """Put thresholds and actions in force, one per layer of the group."""
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
-        self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
+        self._held = tuple(
+            i
+            for i, p in enumerate(policies)
+            # Strict divides by nothing but a bound, so it leaves alone what has none.
+            if p.action in ("rescale", "cap")
+            and (self._carried is None or certifiable(self.layers[i].operator()))
+        )
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
 
     def register(self, *, certify: bool = True) -> DeviceRow:
@@ -88,6 +103,7 @@ class DeviceGroup:
         operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
         for _ in range(REGISTER_CALLS):
             estimates = self.power.step_(list(operators.values()))
+        self._outside.note(estimates.sigma, estimates.captured, self._sizes(operators, operators))
         self.thresholds.register(estimates.sigma)
         nan, inf = (torch.full_like(estimates.sigma, x) for x in (math.nan, math.inf))
         upper = nan.clone()
@@ -106,12 +122,15 @@ class DeviceGroup:
             sigma_upper=upper,
         )
 
-    def step(self, plan: StepPlan, step_norms: Mapping[int, Tensor]) -> DeviceRow:
-        """Measure, certify and act by ``plan``; return the row of the measured layers.
+    def step(
+        self, plan: StepPlan, step_norms: Mapping[int, Tensor], frobenius: Tensor | None = None
+    ) -> DeviceRow:
+        """Measure, certify and act as ``plan`` says; return the row of the layers measured.
 
         ``step_norms`` holds the Frobenius norm (0-d) of the optimizer's last step, for layers that
         nothing else has written since. A bound carried by it is reported; no weight is divided
-        by it.
+        by it. ``frobenius`` has the norms of the layers measured; if None, those of held layers
+        are computed here.
         """
         measured, cap = indices(plan.measured), set(indices(plan.capped))
         pressing, idle = set(indices(plan.pressing)), set(indices(plan.idle))
@@ -122,18 +141,32 @@ class DeviceGroup:
         self._catch_up(operators, certify)
         lag = [FAR_OFF if i in idle else LAG for i in measured]
         estimates = self.power.step_(list(operators.values()), measured, lag=lag)
-        sigma, residual = (self._all(measured, x) for x in (estimates.sigma, estimates.residual))
+        size = (
+            self._sizes(operators, self._held)
+            if frobenius is None
+            else self._all(measured, frobenius)
+        )
+        estimates, rise, sudden = self._watched_for(
+            operators, self._spread(measured, estimates), size
+        )
+        sigma, residual = estimates.sigma, estimates.residual
+        certify.update(i for i in sudden if certifiable(operators[i]))
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)
         self._certify(operators, certify, sigma, upper)
         if self._carried is not None:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
-        divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual))
+        divisor = upper
+        if self._carried is None:
+            divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
         if self._stepped is not None:
             upper = self._stepped.filled(upper, sigma, step_norms)
-        scale = self._act([i for i in self._held if plan.written[i]], divisor, cap)
+        held = [i for i in self._held if plan.written[i]]
+        capped = [i for i in self._capped if i in cap]
+        scale = self._enforcement.act(held, capped, divisor, self.thresholds.value)
+        self._outside.acted(scale, capped)
         if self._stepped is not None:
-            self._stepped.acted(upper, scale, [i for i in self._capped if i in cap])
+            self._stepped.acted(upper, scale, capped)
         threshold = self.thresholds.value
         if len(measured) != len(self.layers):
             columns = torch.stack([sigma, threshold, scale, residual, upper])
@@ -149,6 +182,16 @@ class DeviceGroup:
             residual=residual,
             sigma_upper=upper,
         )
+
+    def hurry(self, late: Mask, lost: Mask) -> None:
+        """Let the next call iterate more on layers that are ``late``, bool [L] on the host.
+
+        Those that the host has found ``lost`` after a leap start from a refilled block.
+        """
+        again = indices(late & lost)
+        if again and not reading_is_free(self.device):
+            self.power.refill_(to_device([True] * len(again), self.device, torch.bool), again)
+        self.power.hurry(indices(late))
 
     def _certify(
         self,
@@ -194,7 +237,7 @@ class DeviceGroup:
             proven = (carried <= self.thresholds.value).tolist()
             late = [i for i in rest if not proven[i]]
         else:
-            late = [i for i in rest if i in pressing]
+            late = [i for i in rest if i in pressing or not self._carried.known(i)]
         upper.copy_(torch.where(upper.isnan(), carried, upper))
         self._certify(operators, late, sigma, upper)
         return late
@@ -209,6 +252,57 @@ class DeviceGroup:
                 self.power.step_([operators[i] for i in stale], stale)
         for i in operators:
             self._met[i] = self._calls
+
+    def _watched_for(
+        self, operators: Mapping[int, Operator], found: Estimates, size: Tensor
+    ) -> tuple[Estimates, Tensor | None, list[int]]:
+        """Find out which layers have leapt in a direction that their block has not met.
+
+        On a CPU these are measured again at once, with a refilled block; they are returned, to be
+        certified. Elsewhere the host may not look: sigma stays, its residual says that it is
+        uncertain, and the rise of the energy outside, returned too, is what `presumed` allows for.
+        """
+        rise = self._outside.rise(found.sigma, found.captured, size * self._watched)
+        free = reading_is_free(self.device)
+        leapt = rise > SUDDEN
+        sudden = [i for i, is_sudden in enumerate(leapt.tolist()) if is_sudden] if free else []
+        if not free:
+            residual = torch.where(leapt, found.sigma, found.residual)
+            found = Estimates(found.sigma, residual, found.captured)
+        elif sudden:
+            again = [operators[i] for i in sudden]
+            self.power.refill_(torch.ones(len(sudden), dtype=torch.bool, device="cpu"), sudden)
+            for _ in range(SUDDEN_CALLS):
+                newer = self.power.step_(again, sudden)
+            at = to_device(sudden, self.device, torch.int64)
+            pairs = zip(found.columns, newer.columns, strict=True)
+            found = Estimates(*(x.index_copy(0, at, y) for x, y in pairs))
+        self._outside.note(found.sigma, found.captured, size * self._watched)
+        return found, None if free else rise, sudden
+
+    def _sizes(self, operators: Mapping[int, Operator], which: Collection[int]) -> Tensor:
+        """Return the Frobenius norms of ``which`` layers, [L]; NaN for the others."""
+        weights: dict[int, Tensor] = {}
+        found = torch.full_like(self._watched, math.nan)
+        for i in which:
+            operator = operators.get(i)
+            if isinstance(operator, Matrix | BlockDiagonal):
+                weights[i] = operator.weight
+            elif isinstance(operator, LowRank):
+                found[i].copy_(operator.frobenius())
+        if not weights:
+            return found
+        at = to_device(list(weights), self.device, torch.int64)
+        return found.index_copy(0, at, torch.stack(norms(list(weights.values()))))
+
+    def _spread(self, places: Sequence[int], found: Estimates) -> Estimates:
+        """Return the estimates of some layers as those of all, NaN for the others."""
+        if len(places) == len(self.layers):
+            return found
+        at = to_device(places, self.device, torch.int64)
+        columns = torch.stack(found.columns)
+        nan = torch.full_like(self._watched, math.nan).expand(len(columns), -1)
+        return Estimates(*nan.index_copy(1, at, columns).unbind())
 
     def _all(self, places: Sequence[int], values: Tensor) -> Tensor:
         """Return the ``values`` of some layers as a vector of all layers, NaN for the others."""
@@ -253,68 +347,17 @@ class DeviceGroup:
             for _ in range(REGISTER_CALLS):
                 self.power.step_(operators, cold)
 
-    def _act(self, held: Sequence[int], bound: Tensor, cap: Collection[int]) -> Tensor:
-        """Hold layers under their thresholds; return the factor of each largest singular value.
 
-        A layer with the action ``cap`` that is not near its threshold is rescaled instead: that
-        costs little below the threshold, and still holds if sigma rose above it in one step.
-        """
-        threshold = self.thresholds.value
-        if reading_is_free(self.device):
-            # Writing a weight costs a quarter of a measurement: skip those below the threshold.
-            breached = (bound > threshold).tolist()
-            held = [i for i in held if breached[i]]
-        factors = {i: self.layers[i].factors() for i in held}
-        pairs = {i: pair for i, pair in factors.items() if len(pair) > 1}
-        together = {i: self._act_on_pair(i, pair, bound, threshold) for i, pair in pairs.items()}
-        held = [i for i in held if i not in pairs]
-        stored = {i: factors[i][0] for i in held}
-        found = {i: self._masters.of(self.layers[i]) for i in held}
-        masters = {i: master for i, master in found.items() if master is not None}
-        bound, threshold = lowered(bound, threshold, {i: stored[i].dtype for i in masters})
-        written = {**stored, **masters}
-        capped = [i for i in held if i in self._capped and i in cap]
-        rest = {i: weight for i, weight in written.items() if i not in capped}
-        scale = self._rescale(rest, bound, threshold)
-        for i in capped:
-            clip_ = CLIPS[self.layers[i].clip]
-            scale[i].copy_(clip_(written[i], bound[i], threshold[i]))
-        for i, master in masters.items():
-            cast_down(stored[i], master, scale[i])
-        for i, both in together.items():
-            scale[i].copy_(both)
-        return scale
+def presumed(sigma: Tensor, residual: Tensor, rise: Tensor | None = None) -> Tensor:
+    """Return sigma with a margin, to divide by without a certificate. It is no bound.
 
-    def _act_on_pair(
-        self, i: int, factors: Sequence[Tensor], bound: Tensor, threshold: Tensor
-    ) -> Tensor:
-        """Multiply each factor of a product by the root of its scale; return the scale, 0-d."""
-        both = torch.ones_like(bound[i])
-        for factor in factors:
-            root, aim = bound[i : i + 1].sqrt(), threshold[i : i + 1].sqrt()
-            master = self._masters.of(self.layers[i], factor)
-            if master is None:
-                both = both * rescale_([factor], root, aim)[0]
-                continue
-            scale = rescale_([master], *lowered(root, aim, {0: factor.dtype}))[0]
-            cast_down(factor, master, scale)
-            both = both * scale
-        return both
-
-    def _rescale(self, written: Mapping[int, Tensor], bound: Tensor, threshold: Tensor) -> Tensor:
-        layers, weights = list(written), list(written.values())
-        if not layers:
-            return torch.ones_like(bound)
-        if len(layers) == len(self.layers):
-            return rescale_(weights, bound, threshold)
-        places = to_device(layers, self.device, torch.int64)
-        scale = rescale_(weights, bound[places], threshold[places])
-        return torch.ones_like(bound).index_copy(0, places, scale)
-
-
-def presumed(sigma: Tensor, residual: Tensor) -> Tensor:
-    """Return sigma with a margin, to divide by without a certificate. It is no bound."""
-    return sigma * (1.0 + (residual / sigma).square().clamp(MARGIN, MOST_MARGIN))
+    Where the energy outside of the block has leapt (``rise``, in units of sigma^2), all of it may
+    have come to a direction that had up to sigma.
+    """
+    factor = 1.0 + (residual / sigma).square().clamp(MARGIN, MOST_MARGIN)
+    if rise is not None:
+        factor = torch.where(rise > SUDDEN, (1.0 + rise).sqrt(), factor)
+    return sigma * factor
 
 
 def rms(layer: Layer) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +15,9 @@ from snc_client.bounds import certifiable
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.model.master_weights import Masters
+from snc_client.callback.model.saved_state import by_name
 from snc_client.callback.monitor.device_group import DeviceGroup
 from snc_client.callback.monitor.norms import NormSignals
-from snc_client.callback.monitor.saved_state import by_name
 from snc_client.callback.monitor.step_plan import StepPlan
 from snc_client.callback.monitor.step_planner import StepPlanner
 from snc_client.callback.monitor.undone_scales import UndoneScales
@@ -47,9 +46,6 @@ HELD_BLOCK, WATCHED_BLOCK = 16, 8
 # A layer is active from 0.9 of its threshold on. If all thresholds fall by more than half of that
 # distance, every layer counts as active until it is measured again.
 FALL = 0.95
-
-
-log = logging.getLogger("snc")
 
 
 class LayerMonitor:
@@ -146,9 +142,9 @@ class LayerMonitor:
     ) -> bool:
         """Replace the layers after ``step``: known ones keep their indices, new ones follow.
 
-        Warm state is kept. New layers, and those whose weight is another tensor than before, are
-        iterated on until sigma is right, and certified at the next step; a reference is kept,
-        except of a ``resized`` layer. Returns whether a weight is new, exchanged or gone.
+        Warm state is kept. New and exchanged weights are iterated on until sigma is right, and
+        certified at the next step. References stay, except of ``resized`` layers. Returns whether
+        a weight is new, exchanged or gone.
         """
         more = len(layers) - len(self.layers)
         warm = self._warm()
@@ -302,7 +298,10 @@ class LayerMonitor:
         for group in self._groups:
             here = plan.of(group.indices)
             if here.measured.any():
-                rows.append(self._with_norms(group.step(here, self._step_norms(group.layers))))
+                layers = [self.layers[i] for i in group.indices if plan.measured[i]]
+                sizes = self._signals.frobenius(layers, group.device)
+                row = group.step(here, self._step_norms(group.layers), sizes)
+                rows.append(self._with_norms(row))
         return rows
 
     def _with_norms(self, row: DeviceRow) -> DeviceRow:
@@ -350,8 +349,9 @@ class LayerMonitor:
         self._undone.saw(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():
+            lost = row.metric("residual") >= row.metric("sigma")
             for group in self._groups:
-                group.power.hurry(k for k, i in enumerate(group.indices) if late[i])
+                group.hurry(late[group.indices], lost[group.indices])
 
     def _can_mend(self, error: LookupError | RuntimeError) -> bool:
         """Return whether looking the weights up again can help."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -21,6 +21,7 @@ log = logging.getLogger("snc")
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
 ALL_SIGNALS: Final = NORM_METRICS + RUN_SIGNALS
 LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
+LONG = 2**16  # rows whose norms are summed in float64
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
 
 
@@ -60,6 +61,7 @@ class NormSignals:
         self._said: set[str] = set()
         self._ranked: dict[str, bool] = {}  # layer -> whether F and sigma are of the same matrix
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
+        self._sizes: tuple[Hashable, Tensor] | None = None  # asked for twice at each step
         self.scalars: dict[str, Tensor] = {}  # of the run as a whole, found by `begin`
         if "update_norm" in self._wanted and not guarded and not supported(optimizer):
             kind = "none" if optimizer is None else type(optimizer).__name__
@@ -93,7 +95,7 @@ class NormSignals:
     @torch.no_grad()
     def register(self, layers: Sequence[Layer]) -> None:
         """Measure weights that have not been trained yet: they have no gradient and no update."""
-        self._found, self.scalars = {}, {}
+        self._found, self._sizes, self.scalars = {}, None, {}
         self._measure_weights(layers, {})
 
     @torch.no_grad()
@@ -109,7 +111,7 @@ class NormSignals:
         ``known`` holds norms that the guard has measured at this step: metric -> layer -> 0-d.
         ``all_gradients``: also measure the norm of all gradients together, a scalar of the run.
         """
-        self._found, self.scalars = {}, {}
+        self._found, self._sizes, self.scalars = {}, None, {}
         try:
             self._begin(layers, known, all_gradients)
         except Exception as error:  # an outer edge: a signal that fails must not stop holding
@@ -135,17 +137,28 @@ class NormSignals:
     @torch.no_grad()
     def of(self, layers: Sequence[Layer], device: torch.device, sigma: Tensor) -> dict[str, Tensor]:
         """Return `metrics` of layers on one device, float32 [l] each; ``sigma`` [l] is theirs."""
-        none = torch.full((), NOT_MEASURED, device=device)
-
-        def stacked(metric: str) -> Tensor:
-            found = self._found.get(metric, {})
-            return torch.stack([found.get(layer.name, none) for layer in layers])
-
-        named = {name: stacked(name) for name in self.metrics if name != "stable_rank"}
-        if "stable_rank" in self._wanted:
-            frobenius = named["frobenius"] if "frobenius" in named else stacked("frobenius")
+        names = [name for name in self.metrics if name not in ("frobenius", "stable_rank")]
+        named = {name: self._stacked(name, layers, device) for name in names}
+        frobenius = self.frobenius(layers, device)
+        if frobenius is not None and "frobenius" in self._wanted:
+            named["frobenius"] = frobenius
+        if frobenius is not None and "stable_rank" in self._wanted:
             named["stable_rank"] = self._stable_rank(layers, frobenius, sigma)
         return named
+
+    def frobenius(self, layers: Sequence[Layer], device: torch.device) -> Tensor | None:
+        """Return the norms of the layers measured on ``device``, float32 [l]; None if not asked."""
+        if not {"frobenius", "stable_rank"} & self._wanted:
+            return None
+        key = (device, *(layer.name for layer in layers))
+        if self._sizes is None or self._sizes[0] != key:
+            self._sizes = key, self._stacked("frobenius", layers, device)
+        return self._sizes[1]
+
+    def _stacked(self, metric: str, layers: Sequence[Layer], device: torch.device) -> Tensor:
+        none = torch.full((), NOT_MEASURED, device=device)
+        found = self._found.get(metric, {})
+        return torch.stack([found.get(layer.name, none) for layer in layers])
 
     def _measure_weights(self, layers: Sequence[Layer], known: Mapping[str, Tensor]) -> None:
         if {"frobenius", "stable_rank"} & self._wanted:
@@ -249,6 +262,8 @@ def by_rows(x: Tensor) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     norm = wide.flatten(2) if x.ndim > 2 else wide
     while norm.ndim:
+        if norm.ndim == 1 and len(norm) > LONG and norm.device.type != "mps":
+            norm = norm.double()
         norm = torch.linalg.vector_norm(norm, dim=-1)
     return norm.float()
 
