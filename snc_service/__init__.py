@@ -1,3 +1,3 @@
-"""The service: stores, serves, exposes and shows what training jobs report."""
+"""The service: stores, serves, exposes and displays the measurements of training jobs."""
 
 __version__ = "0.1.0"

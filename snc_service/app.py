@@ -1,4 +1,4 @@
-"""`create_app`: the one place where the service's parts meet."""
+"""`create_app` assembles the service from its parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import Store, open_store
 from snc_service.store.types import RunBounds
 
-# The order of the reference.
+# In the order of the API reference.
 ROUTERS: Final = tuple(
     part.router
     for part in (
@@ -86,13 +86,13 @@ def create_app(
     clock: Callable[[], float] = time.time,
     steady: Callable[[], float] = steady_seconds,
 ) -> FastAPI:
-    """Return a service: ``settings`` from the environment unless given.
+    """Return a service with ``settings``, by default from the environment.
 
-    ``store`` replaces the one that the settings name; it stays the caller's to close. ``clock`` is
-    Unix time, which may leap, ``steady`` counts the seconds that really pass. Nothing is
-    opened before the app's lifespan starts, and two apps in one process share nothing. Raises
-    `SettingsError`; starting raises `StoreUnavailable`, and `SettingsError` where strangers could
-    reach a service without any token.
+    ``store`` replaces the store of the settings; the caller closes it. ``clock`` is Unix time,
+    which may leap; ``steady`` counts elapsed seconds. Nothing is opened before the app's
+    lifespan starts, and two apps in one process share nothing. Raises `SettingsError`. The start
+    raises `StoreUnavailable`, and `SettingsError` if a service without any token would be reachable
+    from outside.
     """
     settings = Settings.from_env(os.environ) if settings is None else settings
 
@@ -124,7 +124,7 @@ def create_app(
         version=__version__,
         description="Stores, serves, exposes and shows the sigma of every layer while it trains.",
         lifespan=lifespan,
-        docs_url=None,  # the page of FastAPI loads scripts from elsewhere; ours is in api/docs.py
+        docs_url=None,  # the page of FastAPI loads external scripts; ours: api/system/docs.py
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
@@ -137,17 +137,17 @@ def create_app(
     app.add_middleware(ShortCut)
     app.add_middleware(HeadRequests)
     app.add_middleware(AuthenticationMiddleware, hosts=_served_hosts(settings))
-    app.add_middleware(AccessLog)  # the last added is the outermost: it sees refusals too
+    app.add_middleware(AccessLog)  # the last added is the outermost: it also sees refusals
     schema = cache(lambda: openapi.build(app, ROUTERS))
     app.openapi = schema  # type: ignore[method-assign]
     return app
 
 
 def drain(app: FastAPI) -> None:
-    """Say that the process is about to stop: not ready, no new batches, and streams end.
+    """Prepare the stop of the process: not ready, no new batches, streams end.
 
-    For a signal handler: a server waits for open streams before it ends the lifespan. Does nothing
-    before the lifespan has started.
+    For a signal handler, because a server waits for open streams before it ends the lifespan. Does
+    nothing before the lifespan has started.
     """
     service: Service | None = getattr(app.state, "service", None)
     if service is not None:

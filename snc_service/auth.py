@@ -1,7 +1,7 @@
-"""Bearer tokens: what one looks like, what it allows, and whether a text is one of ours.
+"""Bearer tokens: their form, their rights, and their check.
 
-A secret is ``snc_<id>_<192 random bits>``. The store keeps its SHA-256, which needs no salt and no
-slow hash: nobody can guess 192 bits. The id only finds the row; what decides is a comparison in
+A secret is ``snc_<id>_<192 random bits>``. The store keeps its SHA-256. It needs no salt and no
+slow hash, because 192 bits cannot be guessed. The id finds the row; the secret is compared in
 constant time.
 """
 
@@ -23,18 +23,18 @@ from snc_service.store.types.records import Scope, Token
 
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 SECRET: Final = re.compile(r"snc_([0-9a-f]{12})_[0-9a-f]{48}")
-# Authors that are no tokens: a token of that name would let one pass for the other.
+# Authors that are not tokens: a token of that name could be mistaken for one.
 RESERVED: Final = frozenset(("anonymous", "client", "operator", "retention"))
-FRESH_SECONDS: Final = 1.0  # how long a token made or revoked by another process may go unnoticed
+FRESH_SECONDS: Final = 1.0  # how long a change by another process may go unnoticed
 
 
 class TokenRefused(Exception):
-    """A text that is no token in force; the message says why, and what to do."""
+    """A text that is no valid token; the message states the reason and the cure."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who asks, and what that one may do. ``token`` None: the service asks nobody for one."""
+    """The identity of a client and its rights. ``token`` None: the service requires none."""
 
     name: str
     scopes: frozenset[Scope]
@@ -46,7 +46,7 @@ class Access:
         return scope in self.scopes or "admin" in self.scopes
 
     def reaches(self, project: str) -> bool:
-        """Return whether what belongs to ``project`` may be seen."""
+        """Return whether data of ``project`` may be read."""
         return self.project is None or self.project == project
 
 
@@ -54,7 +54,7 @@ ANYBODY: Final = Access("anonymous", frozenset(SCOPES))
 
 
 def access_of(token: Token) -> Access:
-    """Return what a token in force allows."""
+    """Return the access that a valid token gives."""
     return Access(token.name, frozenset(token.scopes), token.project, token)
 
 
@@ -67,7 +67,7 @@ def make_token(
     now: float,
     expires_at: float | None,
 ) -> tuple[Token, str]:
-    """Return a new token and its secret, which exists nowhere else."""
+    """Return a new token and its secret, which is stored nowhere."""
     token_id = secrets.token_hex(6)
     secret = f"snc_{token_id}_{secrets.token_hex(24)}"
     ordered = tuple(scope for scope in SCOPES if scope in scopes)
@@ -78,20 +78,20 @@ def make_token(
 
 
 def digest(secret: str) -> str:
-    """Return what is kept of a secret."""
+    """Return the stored form of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def hide_secrets(text: str) -> str:
-    """Return ``text`` with every secret in it cut to its public part."""
+    """Return ``text`` with every secret in it shortened to its public part."""
     return SECRET.sub(lambda match: f"snc_{match[1]}_...", text)
 
 
 class TokenCache:
-    """The store's tokens as they were at most `FRESH_SECONDS` ago. For one event loop.
+    """The store's tokens, at most `FRESH_SECONDS` old. For one event loop.
 
-    Once a token was made the service asks everybody for one, for ever: revoking or outliving the
-    last must not open what was closed.
+    After the first token was made the service requires one forever: the end of the last token must
+    not open the service again.
     """
 
     def __init__(self, read: Callable[[], list[Token]], clock: Callable[[], float]) -> None:
@@ -103,11 +103,11 @@ class TokenCache:
 
     @property
     def required(self) -> bool:
-        """Return whether there is a token, so that everybody needs one."""
+        """Return whether there is a token, so that every client needs one."""
         return bool(self._by_id)
 
     async def refresh(self, *, now: bool = False) -> None:
-        """Read the store unless that was done just now. Raises what the store raises."""
+        """Read the store unless the copy is fresh. Raises the errors of the store."""
         if not now and time.monotonic() - self._read_at < FRESH_SECONDS:
             return
         async with self._reading:
@@ -118,7 +118,7 @@ class TokenCache:
                 self._read_at = asked_at
 
     def find(self, secret: str) -> Token:
-        """Return the token whose secret this is. Raises `TokenRefused`."""
+        """Return the token of ``secret``. Raises `TokenRefused`."""
         match = SECRET.fullmatch(secret)
         token = self._by_id.get(match[1]) if match else None
         if token is None or not hmac.compare_digest(token.digest, digest(secret)):
@@ -130,7 +130,7 @@ class TokenCache:
         return token
 
     def counts(self, access: Access) -> bool:
-        """Return whether what was granted before still is."""
+        """Return whether an earlier access is still valid."""
         if access.token is None:
             return not self.required
         token = self._by_id.get(access.token.id)

@@ -1,7 +1,7 @@
-"""What goes on beside the requests: silent runs, folding, and what need not be kept.
+"""Background tasks: detection of silent runs, folding, deletion and thinning.
 
-A clock that somebody sets, or that was wrong, leaps. What is decided here must not follow it: a run
-that reported a moment ago is not silent, and one that ended today is not a month old.
+A clock leaps when it is set or corrected. These tasks must not follow it: a run that just reported
+is not silent, and one that ended today is not a month old.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from snc_service.api.state import Service
 from snc_service.settings import Settings
 from snc_service.store.types import StoreError
 
-# How often silence is looked for, as a part of the time that makes a run silent; seconds bound it.
+# Checks for silence per ``silent_seconds``; their interval is bounded by the seconds below.
 SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
 # Folding takes a fifth of one core while there is something to fold.
 FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
-KEEP_PAUSE_SECONDS = 300.0  # between looks at what is too old or too much
+KEEP_PAUSE_SECONDS = 300.0  # between checks of age and size of history
 LAG_PAUSE_SECONDS = 0.25
-LEAP_SECONDS = 2.0  # between two looks; a clock that is merely adjusted drifts by milliseconds
+LEAP_SECONDS = 2.0  # between two readings; an adjusted clock drifts only by milliseconds
 
 log = logging.getLogger(__name__)
 
 
 def steady_seconds() -> float:
-    """Return seconds that pass evenly whatever the clock is set to, a suspended machine's too."""
+    """Return seconds of a clock that never leaps and, where possible, counts suspended time."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
 
 
 class Leaps:
-    """How far ``clock`` (Unix time) has leapt against ``steady`` since this was made."""
+    """The leaps of ``clock`` (Unix time) against ``steady`` since the object was made."""
 
     def __init__(self, clock: Callable[[], float], steady: Callable[[], float]) -> None:
         self._clock, self._steady = clock, steady
@@ -48,7 +48,7 @@ class Leaps:
         self._last_at = steady()
 
     def look(self) -> float:
-        """Return the Unix time, after taking note of a leap."""
+        """Return the Unix time, after recording a leap."""
         now, steady = self._clock(), self._steady()
         ahead = now - steady
         if abs(ahead - self._ahead) > LEAP_SECONDS:
@@ -67,14 +67,14 @@ class Leaps:
 def start_chores(
     service: Service, settings: Settings, steady: Callable[[], float]
 ) -> list[asyncio.Task[None]]:
-    """Start what goes on until the tasks are cancelled."""
+    """Start the background tasks; they run until they are cancelled."""
     silent_seconds = settings.silent_seconds
     heard, kept = Leaps(service.clock, steady), Leaps(service.clock, steady)
 
     def sweep() -> None:
         now = heard.look()
-        # After a leap every run gets the time to report anew; after a start too, for while there
-        # was no service none of them could.
+        # After a leap or a start every run gets the full time to report again: while there was no
+        # service none of them could.
         if heard.quiet_seconds >= silent_seconds:
             service.store.runs.mark_silent(now - silent_seconds, now)
 
@@ -104,7 +104,7 @@ def start_chores(
 
 
 async def _watch_loop(observe: Callable[[float], None]) -> None:
-    """Measure by how much the event loop comes late: everything that it serves waits as long."""
+    """Measure the delay of the event loop, which delays every request as long."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + LAG_PAUSE_SECONDS
@@ -120,8 +120,8 @@ async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str)
             await run_in_threadpool(chore)
             said = ""
         except StoreError as error:
-            if str(error) != said:  # a full disk is not filled further with what is known
+            if str(error) != said:  # once per error: the log must not fill a full disk
                 log.warning("%s: %s", failure, error)
             said = str(error)
-        except Exception:  # a task's top: one defect must not end the chore for good
+        except Exception:  # a task's top: one defect must not end the task for good
             log.exception(failure)

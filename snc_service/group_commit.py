@@ -1,7 +1,7 @@
-"""Group commit: one thread writes what many requests bring, several batches per transaction.
+"""Group commit: one thread writes the batches of many requests, several per transaction.
 
-There is no linger: whoever comes while a transaction runs is in the next one, so one client alone
-waits for nobody and a hundred share the cost of reaching the disk.
+There is no linger: a batch that arrives during a transaction is in the next one. A single client
+waits for no other, and a hundred clients share the cost of a sync to disk.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from snc_service.store.types import Advance, Outcome, StoreError, StoreUnavailab
 
 MAX_ITEMS = 64  # per transaction
 MAX_BYTES = 16 * 1024 * 1024  # of values, per transaction
-MAX_WAITING = 1_024  # submissions; their bytes are bounded by the budget of those who submit
+MAX_WAITING = 1_024  # submissions; the budget of request bodies bounds their bytes
 
 log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
-    """Too many submissions wait already."""
+    """The queue of waiting submissions is full."""
 
 
 class Closed(Exception):
-    """The service is stopping: nothing more is taken."""
+    """The service is stopping and accepts no submissions."""
 
 
 @dataclass(eq=False)
@@ -36,11 +36,11 @@ class _Waiting:
     submission: Submission
     num_bytes: int
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Outcome]  # changed by its loop's thread alone
+    future: asyncio.Future[Outcome]  # changed only by the thread of its loop
 
 
 class GroupCommit:
-    """The only way into ``store.ingest``: a bounded queue and one thread.
+    """The only caller of ``store.batches.ingest``: a bounded queue and one thread.
 
     After `close` everything submitted is stored or refused, and the thread has ended.
     """
@@ -56,14 +56,14 @@ class GroupCommit:
 
     @property
     def waiting(self) -> int:
-        """Return how many submissions wait for their transaction."""
+        """Return the number of submissions waiting for a transaction."""
         return len(self._waiting)
 
     async def submit(self, submission: Submission, num_bytes: int) -> Outcome:
-        """Return what became of a submission, once that is durable.
+        """Return the outcome of a submission once it is durable.
 
-        Raises `QueueFull`, `Closed`, or what the store raised for its whole transaction. Refusals
-        of this one submission are in the outcome.
+        Raises `QueueFull`, `Closed`, or the store's error for the whole transaction. A refusal of
+        this one submission is in the outcome.
         """
         loop = asyncio.get_running_loop()
         item = _Waiting(submission, num_bytes, loop, loop.create_future())
@@ -77,7 +77,7 @@ class GroupCommit:
         return await item.future
 
     def close(self) -> None:
-        """Take nothing more, store what waits, and return when that is done."""
+        """Stop accepting, store what waits, and return after that."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -88,7 +88,7 @@ class GroupCommit:
             self._commit(items)
 
     def _next(self) -> list[_Waiting]:
-        """Wait for work and return one transaction's worth; empty: closed and nothing left."""
+        """Wait for work and return the items of one transaction; empty: closed and nothing left."""
         items: list[_Waiting] = []
         while not items:
             with self._changed:
@@ -98,7 +98,7 @@ class GroupCommit:
                 num_bytes = 0
                 while self._waiting and len(items) < MAX_ITEMS and num_bytes < MAX_BYTES:
                     item = self._waiting.popleft()
-                    # A client that has hung up need not be served; its batch was not acknowledged.
+                    # A client that has disconnected is skipped; its batch was not acknowledged.
                     if not item.future.cancelled():
                         items.append(item)
                         num_bytes += item.num_bytes
@@ -117,7 +117,7 @@ class GroupCommit:
             _tell(items, outcomes)
 
     def _apart(self, items: list[_Waiting], error: Exception) -> None:
-        """Store each alone, so that only the one that breaks the transaction is refused."""
+        """Store each item alone, so that only the one that breaks the transaction is refused."""
         if len(items) > 1:
             for item in items:
                 self._commit([item])
@@ -129,20 +129,20 @@ class GroupCommit:
 
 
 def _tell(items: Sequence[_Waiting], told: Sequence[Outcome | Exception]) -> None:
-    """Let those who wait go on: their loop is woken once for all of them."""
+    """Resolve the futures of the items; each event loop is woken once for all of its items."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Outcome | Exception]]] = {}
     for pair in zip(items, told, strict=True):
         by_loop.setdefault(pair[0].loop, []).append(pair)
     for loop, pairs in by_loop.items():
         try:
             loop.call_soon_threadsafe(_settle, pairs)
-        except RuntimeError:  # the loop has ended, and with it whoever waited
+        except RuntimeError:  # the loop has ended, with all of its waiting requests
             continue
 
 
 def _settle(pairs: Sequence[tuple[_Waiting, Outcome | Exception]]) -> None:
     for item, told in pairs:
-        if item.future.done():  # its client has hung up meanwhile
+        if item.future.done():  # its client disconnected in between
             continue
         if isinstance(told, Exception):
             item.future.set_exception(told)

@@ -1,7 +1,7 @@
-"""Every error that the service answers with: RFC 9457 ``application/problem+json``.
+"""Problems: all error answers of the service, RFC 9457 ``application/problem+json``.
 
-`KINDS` is the one table of stable types; a route declares which of them it can answer, and OpenAPI
-shows exactly those. `Problem` is raised anywhere below a route.
+`KINDS` is the only table of stable types. A route declares the kinds it may answer, and OpenAPI
+lists exactly those. `Problem` may be raised anywhere below a route.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """One type of problem; ``meaning`` says when it comes and what cures it."""
+    """One type of problem; ``meaning`` states its cause and cure."""
 
     status: int
     title: str
@@ -208,9 +208,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 class Problem(HTTPException):
-    """An error as the client sees it: a kind out of `KINDS` and one sentence.
+    """An error answer: a kind out of `KINDS` and one sentence.
 
-    ``field`` names the part of the request that was wrong; ``members`` are added to the answer.
+    ``field`` names the wrong part of the request; ``members`` are added to the answer.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class Problem(HTTPException):
         self.members = members
 
     def response(self) -> Response:
-        """Return the answer."""
+        """Return the HTTP response."""
         body: dict[str, Any] = {
             "type": f"{TYPE_PREFIX}{self.kind}",
             "title": KINDS[self.kind].title,
@@ -248,7 +248,7 @@ class Problem(HTTPException):
 
 
 def from_wire(error: WireError) -> Problem:
-    """Return the problem of bytes that the wire refused: broken framing is 400, all else 422."""
+    """Return the problem of a `WireError`: broken framing is 400, all else 422."""
     kind = "body-malformed" if error.field in _FRAMING else "invalid"
     return Problem(kind, str(error), field=error.field)
 
@@ -257,7 +257,7 @@ _FRAMING = frozenset(("body", "header", "layer table"))
 
 
 def from_store(error: StoreError) -> Problem:
-    """Return the problem of what the store refused."""
+    """Return the problem of a `StoreError`."""
     if isinstance(error, SequenceGap):
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
     if isinstance(error, HistoryThinned):
@@ -294,7 +294,7 @@ _STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
 
 
 def from_validation(errors: list[Any]) -> Problem:
-    """Return the problem of the first error that pydantic found, as one sentence."""
+    """Return the problem of the first pydantic error, as one sentence."""
     error = errors[0]
     where = [str(part) for part in error["loc"] if part not in ("query", "path", "header", "body")]
     field = ".".join(where)[:200] or "body"
@@ -304,7 +304,7 @@ def from_validation(errors: list[Any]) -> Problem:
         return Problem("invalid", f"{field} is not known here: leave it out", field=field)
     if error["type"] == "missing":
         return Problem("invalid", f"{field} must be given", field=field)
-    if error["type"] == "value_error":  # ours
+    if error["type"] == "value_error":  # one of our validators
         ours = error["ctx"]["error"]
         expected = ours.message if isinstance(ours, WireError) else str(ours)
         return Problem("invalid", f"{field} {expected}", field=field)
@@ -329,7 +329,7 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             allowed = _allowed(app.routes, request.url.path)
-            allowed |= {"HEAD"} if "GET" in allowed else set()  # see api/head.py
+            allowed |= {"HEAD"} if "GET" in allowed else set()  # see api/conventions/head.py
             headers["Allow"] = ", ".join(sorted(allowed))
             detail = f"{request.method[:20]} is not allowed here: see the Allow header"
         return Problem(kind, detail, headers=headers).response()
@@ -348,7 +348,7 @@ def install(app: FastAPI) -> None:
 
 
 def _allowed(routes: Iterable[Any], path: str) -> set[str]:
-    """Return the methods of every route at ``path``; the framework names those of the first."""
+    """Return the methods of all routes at ``path``; the framework names only those of the first."""
     methods: set[str] = set()
     for route in routes:
         inner = getattr(route, "original_router", None)

@@ -1,4 +1,4 @@
-"""What an operator can set: one frozen object out of the ``SNC_*`` environment."""
+"""The settings of the service: one frozen object from the ``SNC_*`` environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message names its variable and the cure."""
+    """An invalid setting; the message names its variable and the cure."""
 
 
 @dataclass(frozen=True)
@@ -25,64 +25,63 @@ class Settings:
     """The service's settings. Raises `SettingsError`, one sentence naming the variable."""
 
     store: str = field(default="sqlite:///snc.db", repr=False)
-    """SNC_STORE: where everything is kept, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME;
-    may hold a password, so never shown."""
+    """SNC_STORE: the URL of the store, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME;
+    may hold a password, so it is never shown."""
 
     host: str = "127.0.0.1"
-    """SNC_HOST: the address to listen on. Another one than loopback needs a token in the store."""
+    """SNC_HOST: the address to listen on. An address beyond loopback needs a token in the store."""
 
     port: int = 8470
     """SNC_PORT: 0 takes a free one."""
 
     insecure: bool = False
-    """SNC_INSECURE: without any token, serve everybody who reaches the port, on any address."""
+    """SNC_INSECURE: without any token, serve every client that reaches the port, on any address."""
 
     allowed_hosts: tuple[str, ...] = ()
-    """SNC_ALLOWED_HOSTS: names, separated by commas, that a browser may reach the service under
+    """SNC_ALLOWED_HOSTS: names, separated by commas, under which a browser may reach the service
     besides loopback: those of a reverse proxy on this machine."""
 
     public_host: str | None = None
-    """SNC_PUBLIC_HOST: host:port under which Prometheus reaches the service; names the targets of
-    service discovery. Without it, the Host header of the request does."""
+    """SNC_PUBLIC_HOST: host:port under which Prometheus reaches the service, for the targets of
+    service discovery. The default is the Host header of the request."""
 
     metrics_series: int = 10_000
-    """SNC_METRICS_SERIES: the most per-layer series on /metrics."""
+    """SNC_METRICS_SERIES: the maximum number of per-layer series on /metrics."""
 
     silent_seconds: float = 300.0
-    """SNC_SILENT_SECONDS: without a batch for so long, an active run is silent."""
+    """SNC_SILENT_SECONDS: an active run without a batch for this long is silent."""
 
     keep_days: float = 0
-    """SNC_KEEP_DAYS: runs that are over or silent are deleted so long after their last batch; 0:
-    never."""
+    """SNC_KEEP_DAYS: ended or silent runs are deleted so long after their last batch; 0: never."""
 
     thin_days: float = 0
-    """SNC_THIN_DAYS: runs that are over or silent lose their exact values so long after their last
-    batch, and keep min, max and mean of every 32 measured steps, a tenth of the bytes; 0: never."""
+    """SNC_THIN_DAYS: ended or silent runs lose their exact values this long after their last batch
+    and keep min, max and mean of every 32 measured steps, a tenth of the bytes; 0: never."""
 
     keep_bytes: int = 0
-    """SNC_KEEP_BYTES: the most bytes of history; beyond it, runs that are over or silent are
-    deleted, the oldest first. The database needs a tenth more. 0: as many as there are."""
+    """SNC_KEEP_BYTES: the maximum bytes of history; above it, ended or silent runs are deleted, the
+    oldest first. The database needs a tenth more. 0: no limit."""
 
     max_body_bytes: int = 8 * MIB
-    """SNC_MAX_BODY_BYTES: the largest body, on the wire and inflated."""
+    """SNC_MAX_BODY_BYTES: the largest body, compressed or inflated."""
 
     max_json_bytes: int = 2 * MIB
     """SNC_MAX_JSON_BYTES: the largest JSON body."""
 
     max_inflight_bytes: int = 64 * MIB
-    """SNC_MAX_INFLIGHT_BYTES: bodies held at once, all clients together; beyond it, 503."""
+    """SNC_MAX_INFLIGHT_BYTES: bodies held at once for all clients together; above it, 503."""
 
     token_inflight_bytes: int = 16 * MIB
-    """SNC_TOKEN_INFLIGHT_BYTES: bodies held at once for one token; beyond it, 429."""
+    """SNC_TOKEN_INFLIGHT_BYTES: bodies held at once for one token; above it, 429."""
 
     token_requests_per_second: float = 1_000.0
     """SNC_TOKEN_REQUESTS_PER_SECOND: requests of one token, averaged over a second; then 429."""
 
     token_requests_at_once: int = 128
-    """SNC_TOKEN_REQUESTS_AT_ONCE: requests of one token under way, open streams too; then 429."""
+    """SNC_TOKEN_REQUESTS_AT_ONCE: concurrent requests of one token, with open streams; then 429."""
 
     token_runs: int = 1_000
-    """SNC_TOKEN_RUNS: runs that exist at once and that one token has created; then 403."""
+    """SNC_TOKEN_RUNS: existing runs that one token has created; then 403."""
 
     run_metrics: int = 64
     """SNC_RUN_METRICS: names of metrics that one run may use; every batch writes the newest value
@@ -106,14 +105,14 @@ class Settings:
     """SNC_RUN_WRITERS: writers that one run may have; each start of a job is one."""
 
     body_deadline_seconds: float = 30.0
-    """SNC_BODY_DEADLINE_SECONDS: the longest that a body may take to arrive."""
+    """SNC_BODY_DEADLINE_SECONDS: the longest time in which a body may arrive."""
 
     access_log: bool = True
     """SNC_ACCESS_LOG: a line of JSON on stderr per request."""
 
     alert_networks: tuple[str, ...] = ()
-    """SNC_ALERT_NETWORKS: networks, separated by commas, whose addresses receivers of alerts may
-    have although they are not public: 10.0.0.0/8, 127.0.0.1."""
+    """SNC_ALERT_NETWORKS: networks, separated by commas, that receivers of alerts may be in
+    although they are not public: 10.0.0.0/8, 127.0.0.1."""
 
     def __post_init__(self) -> None:
         if "://" not in self.store:
@@ -143,7 +142,7 @@ class Settings:
                 ) from None
 
     def check_exposure(self, has_tokens: bool) -> None:
-        """Raise `SettingsError` where strangers could reach a service that asks for no token."""
+        """Raise `SettingsError` if a service without any token would be reachable from outside."""
         if not (has_tokens or self.insecure or is_loopback(self.host)):
             raise SettingsError(
                 f"SNC_HOST must be a loopback address while the store holds no token, "
@@ -153,9 +152,9 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Settings:
-        """Read ``SNC_*``; ``overrides`` (a command line's options) win where they are not None.
+        """Read ``SNC_*``; ``overrides`` (command-line options) apply where they are not None.
 
-        An empty variable counts as not set. ``SNC_STORE_FILE`` names a file that holds SNC_STORE.
+        An empty variable counts as unset. ``SNC_STORE_FILE`` names a file that contains SNC_STORE.
         """
         values: dict[str, Any] = {}
         for each in fields(cls):
@@ -172,7 +171,7 @@ def variable(setting: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether ``host`` can only be reached from this machine."""
+    """Return whether ``host`` is reachable only from this machine."""
     if host in LOOPBACK_NAMES:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Alerts: events become incidents, and incidents are told to the receivers they are routed to."""
+"""Alerts: group events into incidents and send incidents to the receivers they are routed to."""
 
 from snc_service.alerts.document import Alerting
 from snc_service.alerts.post import NotDelivered

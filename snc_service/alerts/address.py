@@ -1,8 +1,8 @@
-"""Which addresses may be talked to: none of our own networks unless the operator says so.
+"""The addresses that alerts may connect to: public ones, and networks that the operator allows.
 
-A receiver is a URL that somebody typed in; it must not lead the service to what only the service
-can reach. So a name is resolved first, every address it has is checked, and the connection goes to
-one that was checked: a name that answers differently a moment later changes nothing.
+A receiver is a URL that a user typed in; it must not give access to what only the service can
+reach. So the name is resolved first, all its addresses are checked, and the connection goes to a
+checked address. A different answer to a later lookup has no effect.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # carries an IPv4 address in its last 32 b
 
 
 class AddressRefused(Exception):
-    """A host that resolves to an address which must not be talked to; the text names the cure."""
+    """A host that resolves to a forbidden address; the text names the cure."""
 
 
 def checked(host: str, port: int, allowed: Sequence[Network]) -> list[str]:
     """Return the addresses of ``host`` in the order of the resolver.
 
-    Raises `AddressRefused` if any of them is neither public nor in ``allowed``, `OSError` if the
-    name does not resolve. Resolving takes as long as the system's resolver takes.
+    Raises `AddressRefused` if any of them is neither public nor in ``allowed``, and `OSError` if
+    the name does not resolve. May take as long as the resolver of the system takes.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -47,7 +47,7 @@ def checked(host: str, port: int, allowed: Sequence[Network]) -> list[str]:
 
 
 def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
-    """Return whether an address is public or in one of the networks that are allowed."""
+    """Return whether an address is public or in one of the allowed networks."""
     inner = _carried(address)
     if any(inner.version == network.version and inner in network for network in allowed):
         return True
@@ -61,7 +61,7 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def _carried(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 address stands for, else the address itself."""
+    """Return the IPv4 address that an IPv6 address embeds, else the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:

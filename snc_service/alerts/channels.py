@@ -1,4 +1,4 @@
-"""How each type of receiver is told: the form of the message, and the way it takes."""
+"""The message format and the transport of each type of receiver."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from snc_service.wire import SEVERITIES
 SIGNATURE: Final = "X-Snc-Signature"
 TIMESTAMP: Final = "X-Snc-Timestamp"
 DELIVERY: Final = "X-Snc-Delivery"
-# An alert that we stop refreshing (the service is gone) ends by itself after this.
+# Alertmanager ends an alert this long after the last refresh, for example if the service is gone.
 STANDS_SECONDS: Final = 300.0
 _MARKUP: Final = re.compile(r"[@*~`]|\](?=\()|\b_|_\b")  # "_" inside a word is none
 _JSON: Final = {"Content-Type": "application/json"}
 
 
 def tell(receiver: Receiver, message: Message, allowed: Sequence[Network]) -> None:
-    """Deliver a message. Raises `NotDelivered`; returns once the receiver has taken it."""
+    """Deliver a message; return once the receiver accepted it. Raises `NotDelivered`."""
     if isinstance(receiver, Email):
         send_mail(receiver, message, allowed)
         return
@@ -46,9 +46,9 @@ def tell(receiver: Receiver, message: Message, allowed: Sequence[Network]) -> No
 
 
 def signed(receiver: Webhook, message: Message, body: bytes, now: float) -> dict[str, str]:
-    """Return the headers by which a receiver knows us, and a message that it has seen before.
+    """Return the headers that authenticate the service and identify a repeated message.
 
-    The signature covers the time too: what was recorded once cannot be replayed later.
+    The signature covers the time, so a recorded request cannot be replayed later.
     """
     timestamp = str(int(now))
     return {
@@ -59,12 +59,12 @@ def signed(receiver: Webhook, message: Message, body: bytes, now: float) -> dict
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """Return hex HMAC-SHA256 of ``timestamp.body``, by the secret in UTF-8."""
+    """Return the HMAC-SHA256 of ``timestamp.body`` in hex, keyed by the secret in UTF-8."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 def slack_text(message: Message) -> str:
-    """Return text in which names are text: no mention, no link, no markup of theirs works."""
+    """Return text with names escaped: a name cannot mention, link or format anything."""
     lines = [f"*{_plain(message.title)}*", *(f"- {_plain(line)}" for line in message.lines)]
     if message.link is not None:
         lines.append(f"<{message.link}|open the run>")
@@ -74,8 +74,8 @@ def slack_text(message: Message) -> str:
 def alerts_of(message: Message, now: float) -> list[dict[str, Any]]:
     """Return an incident as alerts of Alertmanager's API, version 2.
 
-    Labels say which alert it is, so they stay as they are while it lasts; an incident that became
-    worse is another alert, and the milder one ends.
+    The labels identify an alert, so they stay the same while it lasts. An incident whose severity
+    rises becomes another alert, and the milder one ends.
     """
     incident = message.incident
     ends = now + STANDS_SECONDS

@@ -1,4 +1,4 @@
-"""Checks of the routing document's values: each names the key that is wrong and says the cure."""
+"""Checks of the values in a routing document: each error names the wrong key and the cure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table(value: object, where: str) -> Mapping[str, Any]:
 
 
 def known_keys(value: Mapping[str, Any], where: str, known: Iterable[str]) -> None:
-    """Refuse a key that means nothing: a typo must not be ignored."""
+    """Refuse an unknown key, so that a typo is not ignored."""
     known = sorted(known)
     for key in value:
         if key not in known:
@@ -51,7 +51,7 @@ def choice(value: object, where: str, choices: Sequence[str]) -> str:
 
 
 def glob(value: object, where: str) -> str:
-    """Return a pattern over names."""
+    """Return a glob over names."""
     return printable(value, where, max_bytes=256)
 
 
@@ -77,7 +77,7 @@ def host(value: object, where: str) -> str:
 
 
 def secret(value: object, where: str, least: int = 1) -> str:
-    """Return a secret; its error never shows it."""
+    """Return a secret; its error never contains it."""
     if not isinstance(value, str) or not least <= len(value) <= 1_024 or not value.isprintable():
         raise WireError(where, f"must be a text of {least} to 1024 printable characters")
     return value
@@ -91,7 +91,7 @@ def mailbox(value: object, where: str) -> str:
 
 
 def link(value: object, where: str) -> str:
-    """Return an http(s) URL. Its error does not show it: a webhook's URL is a secret."""
+    """Return an http(s) URL. The error does not contain it: the URL of a webhook is a secret."""
     expected = "must be a URL such as https://host/path"
     if not isinstance(value, str) or not 0 < len(value) <= MAX_URL_BYTES:
         raise WireError(where, expected)

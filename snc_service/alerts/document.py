@@ -1,7 +1,7 @@
 """The routing document: receivers by name, and routes that send incidents to them.
 
-It is read from JSON or TOML alike, says which key is wrong, and is shown with its secrets masked.
-A mask that comes back means "as it is": what was read can be changed and put again.
+It has the same form in JSON and TOML. Errors name the wrong key. Output masks the secrets, and a
+masked value in a new document keeps the stored secret, so a document can be read, changed and put.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MIN_REPEAT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Route:
-    """Incidents of matching projects, at least this severe, with a matching rule: who is told.
+    """Receivers for incidents of matching projects, from a severity on, with a matching rule.
 
-    ``repeat_seconds`` None: told once. Several routes may match; each adds its receivers.
+    ``repeat_seconds`` None: notified once. Several routes may match; each adds its receivers.
     """
 
     receivers: tuple[str, ...]
@@ -38,7 +38,7 @@ class Route:
     resolved: bool = True
 
     def matches(self, incident: Incident) -> bool:
-        """Return whether the route speaks of an incident."""
+        """Return whether the route matches an incident."""
         return (
             rank(incident.severity) >= rank(self.severity)
             and fnmatchcase(incident.project, self.project)
@@ -51,7 +51,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Terms:
-    """How one receiver is told of one incident: the most eager of the routes that match."""
+    """How one receiver is notified of one incident: the most frequent of the matching routes."""
 
     repeat_seconds: float | None
     resolved: bool
@@ -59,7 +59,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Alerting:
-    """A whole document. ``service_url`` is where people reach the page: alerts link to it."""
+    """A whole document. ``service_url`` is the public URL of the page, for links in alerts."""
 
     receivers: Mapping[str, Receiver]
     routes: tuple[Route, ...] = ()
@@ -67,7 +67,7 @@ class Alerting:
 
     @classmethod
     def parse(cls, value: object, before: Mapping[str, Any] | None = None) -> Alerting:
-        """Read a document; masked secrets are those of ``before``. Raises `WireError`."""
+        """Read a document; masked secrets are taken from ``before``. Raises `WireError`."""
         value = table(value, "alerting")
         known_keys(value, "", ("receivers", "routes", "service_url"))
         given = table(value.get("receivers", {}), "receivers")
@@ -86,7 +86,7 @@ class Alerting:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plain form, secrets included: for the store alone."""
+        """Return the plain form with secrets, for the store only."""
         routes = [
             {
                 "project": each.project,
@@ -102,7 +102,7 @@ class Alerting:
         return {"receivers": told, "routes": routes, "service_url": self.service_url}
 
     def masked(self) -> dict[str, Any]:
-        """Return the form that people may see."""
+        """Return the form with masked secrets, for API and command line."""
         shown = self.as_dict()
         for name, receiver in self.receivers.items():
             told = shown["receivers"][name]
@@ -112,14 +112,14 @@ class Alerting:
         return shown
 
     def told(self, incident: Incident) -> tuple[str, ...]:
-        """Return the receivers that are to hear of an incident."""
+        """Return the receivers of an incident."""
         found = [
             name for route in self.routes if route.matches(incident) for name in route.receivers
         ]
         return tuple(dict.fromkeys(found))
 
     def terms(self, receiver: str, incident: Incident) -> Terms | None:
-        """Return how a receiver is told of an incident, None if no route leads there any more."""
+        """Return the terms for a receiver and an incident, None if no route leads there now."""
         routes = [r for r in self.routes if receiver in r.receivers and r.matches(incident)]
         if not routes or receiver not in self.receivers:
             return None
@@ -143,7 +143,7 @@ def _receiver(name: object, value: object, before: Mapping[str, Any] | None) -> 
 def _unmasked(
     value: dict[str, Any], where: str, kind: str, before: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
-    """Put back what was masked; a secret goes only to the address that it was given for."""
+    """Restore masked secrets; a secret is restored only for the address it was given for."""
     old = before if before is not None and before.get("type") == kind else {}
     if old.get("url") is not None and value.get("url") == masked_url(kind, old["url"]):
         value["url"] = old["url"]

@@ -1,7 +1,7 @@
-"""What belongs together: events of a run within 50 steps are one incident, until it is quiet.
+"""Incidents: events of a run within 50 steps of each other form one, until the run is quiet.
 
-Everything here is pure. An event marks where a rule *began* to fire; how long it went on is in
-detection's memory, so an incident that lasts is not taken for one that is over.
+Everything here is pure. An event marks where a rule *began* to fire. The detection state holds how
+long the rule went on, so an incident that lasts does not count as resolved.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from snc_service.detect.memory import Quiet, quiet_steps
 from snc_service.store.types import END_STATES
 from snc_service.store.types.incidents import Entry, Incident, IncidentChange, RunFacts
 
-QUIET_STEPS: Final = 50  # in which no rule of an incident fired: it is over
-CLOSED_SECONDS: Final = 300.0  # after a run has ended, its incidents are over
-SILENT_SECONDS: Final = 86_400.0  # after which nobody waits for a silent run
+QUIET_STEPS: Final = 50  # steps without a firing rule of the incident, after which it is resolved
+CLOSED_SECONDS: Final = 300.0  # after the end of a run, its incidents are resolved
+SILENT_SECONDS: Final = 86_400.0  # after which the incidents of a silent run are resolved
 MAX_ENTRIES: Final = 50  # listed in one incident; later ones are counted
 
-# Rules that speak of the run's job rather than of its steps: over as soon as it reports again.
+# Rules about the job instead of its steps: over as soon as the job reports again.
 _OF_THE_JOB: Final = frozenset(("run_silent",))
 
 
@@ -32,10 +32,10 @@ def gather(
     told: Callable[[Incident], Sequence[str]],
     now: float,
 ) -> list[IncidentChange]:
-    """Return what becomes of a run's open incident with new ``entries``, in order.
+    """Return the changes that new ``entries`` make to a run's open incident, in order.
 
-    ``told`` says who is to hear of an incident. Receivers look again where it became worse; what
-    merely joins is listed when they are told the next time.
+    ``told`` returns the receivers of an incident. An incident that became worse wakes its
+    receivers. Other new entries are listed in the next message.
     """
     quiet = quiet_steps(facts.rule_state)
     changes: list[IncidentChange] = []
@@ -62,7 +62,7 @@ def gather(
 
 
 def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
-    """Return whether nothing of an incident goes on any more."""
+    """Return whether an incident is over: its rules are quiet, or its run ended long enough ago."""
     if facts.state in END_STATES:
         return now - facts.updated_at >= CLOSED_SECONDS
     if facts.state == "silent":
@@ -73,7 +73,7 @@ def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
 
 
 def resolved(incident: Incident, now: float) -> Incident:
-    """Return the incident as over."""
+    """Return the incident as resolved."""
     return replace(
         incident,
         state="resolved",
@@ -113,20 +113,20 @@ def _joined(incident: Incident, entry: Entry, now: float) -> Incident:
         entries=(*incident.entries, entry) if fits else incident.entries,
         omitted=incident.omitted + (not fits),
         updated_at=now,
-        # Whoever looks after a warning has not said anything about what is critical.
+        # An acknowledged warning does not acknowledge a critical incident.
         acknowledged_at=None if worse else incident.acknowledged_at,
         acknowledged_by="" if worse else incident.acknowledged_by,
     )
 
 
 def _joins(incident: Incident, entry: Entry, quiet: Quiet, anew: Collection[str]) -> bool:
-    """Return whether something of ``incident`` fired within 50 steps before ``entry``.
+    """Return whether a rule of ``incident`` fired within 50 steps before ``entry``.
 
-    Rules that speak ``anew``, now or later, had been quiet before, or they would not speak: that
-    they fire today says nothing of how long they did then.
+    Rules in ``anew``, which raise an event now or later, were quiet before it. That they fire now
+    does not show how long they fired then.
     """
     if entry.step < incident.entries[-1].step:
-        return True  # steps went back: the same trouble, met again
+        return True  # steps went back: the same incident again
     if quiet.step is None:
         return entry.step - incident.entries[-1].step <= QUIET_STEPS
     newest = max(
@@ -137,8 +137,8 @@ def _joins(incident: Incident, entry: Entry, quiet: Quiet, anew: Collection[str]
 
 
 def _steps_ago(entry: Entry, quiet: Quiet) -> int:
-    """Return how many steps ago a rule fired that began to at ``entry``."""
-    if quiet.step is None:  # only the job itself has spoken so far
+    """Return how many steps ago the rule of ``entry`` last fired."""
+    if quiet.step is None:  # only events of the job so far
         return 0
     if entry.rule in quiet.rules:
         return min(quiet.rules[entry.rule], quiet.seen)

@@ -1,4 +1,4 @@
-"""Mail: one message to all mailboxes of a receiver, over a connection that is encrypted first."""
+"""Mail: one message to all mailboxes of a receiver, over an encrypted connection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def send_mail(
     allowed: Sequence[Network],
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> None:
-    """Hand a message to the receiver's server. Raises `NotDelivered`.
+    """Send a message to the mail server of a receiver. Raises `NotDelivered`.
 
-    The server must offer TLS where that is asked for, with a certificate for its name: there is no
-    way back to clear text. One mailbox that takes it is enough.
+    If the receiver asks for TLS, the server must offer it with a certificate for its name; there is
+    no fallback to clear text. The message is delivered if one mailbox accepts it.
     """
     place = f"{receiver.host}:{receiver.port}"
     try:
@@ -53,7 +53,7 @@ def send_mail(
 
 
 def mail(receiver: Email, message: Message) -> EmailMessage:
-    """Return the mail. Its id is the message's: sent twice, it is one mail to most mailboxes."""
+    """Return the mail. Its id is that of the message, so mailboxes can drop a repeated mail."""
     told = EmailMessage()
     domain = receiver.from_.rpartition("@")[2]
     # The standard library decodes what looks like an encoded word, line ends in it included: a name
@@ -74,9 +74,9 @@ def mail(receiver: Email, message: Message) -> EmailMessage:
 
 
 class _Client(smtplib.SMTP):
-    """Connects to an address that was checked; talks TLS from the start where that is asked for.
+    """An SMTP client that connects to a checked address, with TLS from the start where asked for.
 
-    ``sockets`` gets every socket as soon as it is connected: before the server has said a word.
+    ``sockets`` gets every socket once connected, before the server sends anything.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class _Client(smtplib.SMTP):
         super().__init__(
             receiver.host,
             receiver.port,
-            # The default asks the resolver who we are, for as long as that takes.
+            # The default would resolve the name of this host, which can take long.
             local_hostname=name if "." in name and name.isascii() else "[127.0.0.1]",
             timeout=DEADLINE_SECONDS,
         )
@@ -114,7 +114,7 @@ class _Client(smtplib.SMTP):
         return secure
 
     def encrypt(self) -> None:
-        """Go on encrypted."""
+        """Switch the connection to TLS."""
         self.starttls(context=trusted())
         if self.sock is not None:
             self._sockets.append(self.sock)
@@ -124,7 +124,7 @@ class _Client(smtplib.SMTP):
 def _connection(
     receiver: Email, allowed: Sequence[Network], deadline_seconds: float
 ) -> Iterator[_Client]:
-    """Lend a connection that is cut at the deadline: dripping bytes gain no time."""
+    """Lend a connection that is cut at the deadline: slow bytes do not extend it."""
     cut = threading.Event()
     sockets: list[socket.socket] = []
 

@@ -1,4 +1,4 @@
-"""What an incident says: a title, a line per event, and the JSON that webhooks receive."""
+"""The content of a message: a title, a line per event, and the JSON of webhooks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSION = 1  # of the JSON form: fields are added, never renamed
 
 @dataclass(frozen=True)
 class Message:
-    """One incident on its way to one receiver. ``service_url`` is where people reach the page."""
+    """One incident for one receiver. ``service_url`` is the public URL of the page."""
 
     status: Status
     incident: Incident
@@ -23,12 +23,12 @@ class Message:
 
     @property
     def key(self) -> str:
-        """Return what tells this message from others; it stays the same when it is sent again."""
+        """Return the key of the message; a retry has the same key."""
         return f"{self.incident.id}-{self.incident.revision}-{self.status}"
 
     @property
     def title(self) -> str:
-        """Return one line: how bad, which run, which rule was first, in which layer."""
+        """Return one line: the severity, the run, the first rule and its layer."""
         incident, first = self.incident, self.incident.first
         word = incident.severity if self.status == "firing" else self.status
         where = f" in {first.layer}" if first.layer else ""
@@ -39,7 +39,7 @@ class Message:
 
     @property
     def lines(self) -> list[str]:
-        """Return a line per event, in the order in which they came."""
+        """Return a line per event, in the order of arrival."""
         told = [_line(entry) for entry in self.incident.entries]
         if self.incident.omitted:
             told.append(f"and {self.incident.omitted} more")
@@ -47,7 +47,7 @@ class Message:
 
     @property
     def link(self) -> str | None:
-        """Return the run's page."""
+        """Return the URL of the run's page, None without ``service_url``."""
         if self.service_url is None:
             return None
         return f"{self.service_url}/#/runs/{quote(self.incident.run, safe='')}"
@@ -77,7 +77,7 @@ class Message:
 
 
 def test_message(service_url: str | None, now: float) -> Message:
-    """Return what ``snc alerts test`` sends: it says of itself that nothing happened."""
+    """Return the message of ``snc alerts test``; its text states that it is a test."""
     text = "this is a test of the alerts of snc: nothing happened"
     entry = Entry(id=0, at=now, step=0, rule="test", severity="info", message=text)
     incident = Incident(0, "test", "test", "notice", "info", (entry,), now, now, revision=int(now))

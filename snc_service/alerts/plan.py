@@ -1,4 +1,4 @@
-"""When a receiver is told, and what: decided from what it was told before. Pure."""
+"""When a receiver is notified, and with which message, from its earlier messages. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from snc_service.alerts.document import Alerting, rank
 from snc_service.alerts.receivers import Alertmanager
 from snc_service.store.types.incidents import AlertDelivery, Entry, Incident, Silence
 
-# Alertmanager repeats and resolves by itself: it only wants to hear that an alert still stands.
+# Alertmanager repeats and resolves alerts itself; it needs a refresh while an alert is open.
 REFRESH_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 300.0
 MOST_RETRY_AFTER_SECONDS: Final = 3_600.0
 GIVE_UP_SECONDS: Final = 86_400.0
 GIVE_UP_TRIES: Final = (
-    20  # at least: a day with waits of an hour has more, a clock that leaps fewer
+    20  # at least: a day of hourly waits has more; after a clock leap a delivery may have fewer
 )
 
 Message: TypeAlias = Literal["firing", "resolved", "notice"]
@@ -26,7 +26,7 @@ Message: TypeAlias = Literal["firing", "resolved", "notice"]
 
 @dataclass(frozen=True)
 class Tell:
-    """Tell the receiver now; ``repeat_seconds`` after that it is told again (None: no more)."""
+    """Send a message now, and the next after ``repeat_seconds`` (None: no repetition)."""
 
     message: Message
     repeat_seconds: float | None
@@ -34,7 +34,7 @@ class Tell:
 
 @dataclass(frozen=True)
 class Wait:
-    """Look again at ``until`` (None: only if something happens)."""
+    """Look again at ``until`` (None: only after a change)."""
 
     until: float | None
     silenced: bool = False
@@ -47,10 +47,10 @@ def next_step(
     silences: Sequence[Silence],
     now: float,
 ) -> Tell | Wait:
-    """Return what is to be done about one receiver and one incident.
+    """Return the next action for one receiver and one incident.
 
-    Whoever is told that an incident is over has been told of it before; nobody is told of one that
-    was over, or looked after by somebody, before they could hear of it in spite of silences.
+    A receiver gets a "resolved" message only after a "firing" message. It gets neither for an
+    incident that was resolved under silences, or acknowledged before its first message.
     """
     receiver = alerting.receivers.get(delivery.receiver)
     terms = alerting.terms(delivery.receiver, incident)
@@ -76,7 +76,7 @@ def next_step(
 
 def _ending(delivery: AlertDelivery, wanted: bool) -> Tell | Wait:
     if delivery.told == "nothing":
-        return Tell("firing", 0.0)  # and then at once that it is over
+        return Tell("firing", 0.0)  # the "resolved" message follows at once
     return Tell("resolved", None) if wanted and delivery.told == "firing" else Wait(None)
 
 
@@ -87,7 +87,7 @@ def _is_looked_after(delivery: AlertDelivery, incident: Incident) -> bool:
 def after_success(
     delivery: AlertDelivery, incident: Incident, tell: Tell, now: float
 ) -> AlertDelivery:
-    """Return the delivery once its receiver has been told."""
+    """Return the delivery after a message was sent."""
     return replace(
         delivery,
         told="firing" if tell.message == "firing" else "resolved",
@@ -104,10 +104,10 @@ def after_success(
 def after_failure(
     delivery: AlertDelivery, error: str, retry_after: float | None, now: float, jitter: float
 ) -> AlertDelivery:
-    """Return the delivery once its receiver could not be told; ``next_at`` None: given up.
+    """Return the delivery after a failed attempt; ``next_at`` None: given up.
 
-    Waits double from 1 s to 5 min, shortened by up to half by ``jitter`` in [0, 1), and never fall
-    below what the receiver asked for with Retry-After (an hour at most).
+    Waits double from 1 s to 5 min, shortened by up to half by ``jitter`` in [0, 1). They are never
+    shorter than the Retry-After of the receiver, which counts up to an hour.
     """
     since = delivery.failing_since or now
     wait = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(delivery.failures, 30))
@@ -125,12 +125,12 @@ def after_failure(
 
 
 def jitter() -> float:
-    """Return a number in [0, 1): receivers that failed together are not asked again together."""
+    """Return a number in [0, 1) that spreads the retries of receivers that failed together."""
     return random.random()
 
 
 def silenced_until(incident: Incident, silences: Sequence[Silence]) -> float | None:
-    """Return when the first silence ends if every event of the incident is silenced."""
+    """Return when the first silence ends if every event of the incident is silenced, else None."""
     ends = [_silent_until(entry, incident, silences) for entry in incident.entries]
     return min((end for end in ends if end is not None), default=None) if all(ends) else None
 

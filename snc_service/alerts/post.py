@@ -1,7 +1,7 @@
-"""One POST to a receiver: to a checked address, within one deadline, reading a status and no more.
+"""One POST to a receiver: to a checked address, within one deadline, reading only the status.
 
-httpcore, the transport of httpx, is used by itself: it follows no redirect, knows no proxy of the
-environment, and lets the connection be made by us.
+It uses httpcore, the transport of httpx, directly: httpcore follows no redirect, ignores the proxy
+variables of the environment, and accepts a connection made here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import httpx
 
 from snc_service.alerts.address import AddressRefused, Network, checked
 
-DEADLINE_SECONDS: Final = 10.0  # for everything: connection, TLS, request, status
-# Answers after which another try may do better, though the receiver is there: back off from it.
+DEADLINE_SECONDS: Final = 10.0  # for connection, TLS, request and status together
+# Statuses of a receiver that is up but busy: a later attempt may succeed.
 _BUSY: Final = frozenset((408, 425, 429))
 
 
 class NotDelivered(Exception):
-    """A receiver was not told; the text holds no secret: no path, no header, no answer's body.
+    """A message was not delivered; the text holds no secret: no path, no header, no response body.
 
-    ``outage`` says that the receiver as a whole is in trouble, not this one message.
+    ``outage``: the receiver as a whole fails, not this one message.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ def post(
 
 @cache
 def trusted() -> ssl.SSLContext:
-    """Return the context that checks certificates: the usual roots, and those of this machine."""
+    """Return a TLS context that trusts the usual roots and those of this machine."""
     context = httpx.create_ssl_context()
     context.load_default_certs()
     return context
 
 
 def retry_after(text: str | None, now: float) -> float | None:
-    """Return the seconds that a Retry-After header asks for, None if it says nothing sensible."""
+    """Return the seconds of a Retry-After header, None if it is missing or malformed."""
     if text is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", text.strip()):
@@ -120,14 +120,14 @@ def _judge(place: str, response: httpcore.Response) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """Return why a connection failed; errors of the transport wrap those of the system."""
+    """Return why a connection failed; transport errors wrap those of the system."""
     inner = error.__cause__ or error.__context__ or error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
     return " ".join(text.split())[:200] or type(inner).__name__
 
 
 class _Pinned(httpcore.SyncBackend):
-    """Connects to an address that was checked, and to nothing else."""
+    """A backend that connects only to a checked address."""
 
     def __init__(self, allowed: Sequence[Network], deadline: float) -> None:
         self._allowed = allowed
@@ -141,7 +141,7 @@ class _Pinned(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Connect to the first address that takes a connection."""
+        """Connect to the first address that accepts."""
         failure: Exception | None = None
         for address in checked(host, port, self._allowed):
             try:
@@ -154,12 +154,12 @@ class _Pinned(httpcore.SyncBackend):
         raise failure or httpcore.ConnectError("no address")
 
     def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.NetworkStream:
-        """Refuse: no URL leads to one."""
+        """Refuse: no URL leads to a unix socket."""
         raise httpcore.ConnectError("not a network address")
 
 
 class _Limited(httpcore.NetworkStream):
-    """A stream whose every operation ends at one deadline: dripping bytes gain no time."""
+    """A stream whose every operation ends at one deadline: slow bytes do not extend it."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream

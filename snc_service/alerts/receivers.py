@@ -1,4 +1,4 @@
-"""Who can be told: one frozen class per type of receiver, its keys checked when it is read."""
+"""Receivers: one frozen class per type; its keys are checked when it is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snc_service.alerts import checks
 from snc_service.wire import WireError
 
 MASK: Final = "********"
-MIN_SECRET = 16  # characters: what signs must not be guessed
+MIN_SECRET = 16  # characters: a signing secret must not be guessable
 MAX_MAILBOXES = 20
 
 Security: TypeAlias = Literal["starttls", "tls", "none"]
@@ -20,7 +20,7 @@ _PORTS: Final[Mapping[str, int]] = {"starttls": 587, "tls": 465, "none": 25}
 
 @dataclass(frozen=True)
 class Webhook:
-    """A URL that takes our JSON, signed with ``secret``."""
+    """A URL that accepts the JSON form of a message, signed with ``secret``."""
 
     TYPE: ClassVar = "webhook"
     SECRETS: ClassVar = ("secret",)
@@ -38,7 +38,7 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Slack:
-    """A URL that takes what Slack's incoming webhooks take; the URL is the secret."""
+    """A URL that accepts the format of Slack's incoming webhooks; the URL is the secret."""
 
     TYPE: ClassVar = "slack"
     SECRETS: ClassVar = ()
@@ -54,7 +54,7 @@ class Slack:
 
 @dataclass(frozen=True)
 class Alertmanager:
-    """The base URL of a Prometheus Alertmanager, and HTTP basic authentication if it asks."""
+    """The base URL of a Prometheus Alertmanager, with optional HTTP basic authentication."""
 
     TYPE: ClassVar = "alertmanager"
     SECRETS: ClassVar = ("password",)
@@ -75,7 +75,7 @@ class Alertmanager:
 
 @dataclass(frozen=True)
 class Email:
-    """Mailboxes, and the server that takes mail for them."""
+    """Mailboxes, and the mail server that accepts mail for them."""
 
     TYPE: ClassVar = "email"
     SECRETS: ClassVar = ("password",)
@@ -122,7 +122,7 @@ TYPES: Final[Mapping[str, type[Webhook] | type[Slack] | type[Alertmanager] | typ
 
 
 def place(receiver: Receiver) -> str:
-    """Return scheme, host and port: as much of an address as may be shown and logged."""
+    """Return scheme, host and port, the part of an address that may be shown and logged."""
     if isinstance(receiver, Email):
         return f"{receiver.host}:{receiver.port}"
     parts = urlsplit(receiver.url)
@@ -130,7 +130,7 @@ def place(receiver: Receiver) -> str:
 
 
 def masked_url(kind: str, url: str) -> str:
-    """Return a URL without what may be secret in it: its path and query."""
+    """Return a URL without its path and query, which may be secret."""
     if kind == Alertmanager.TYPE:
         return url
     parts = urlsplit(url)
@@ -138,7 +138,7 @@ def masked_url(kind: str, url: str) -> str:
 
 
 def address(value: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return where a receiver's secrets go to, from its plain form."""
+    """Return the destination of a receiver's secrets, from its plain form."""
     return tuple(value.get(key) for key in ("url", "host", "port", "security", "username"))
 
 

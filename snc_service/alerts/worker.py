@@ -1,8 +1,8 @@
-"""`Alerts`: the threads that turn events into incidents, and tell receivers of them.
+"""`Alerts`: the threads that group events into incidents and notify receivers.
 
-One thread looks for work and never talks to anybody; each receiver has a lane of its own, so that
-one that hangs holds up no other, and none holds up ingest. What was told is stored after it was
-told: a crash in between tells again, none tells never.
+One thread looks for work and makes no connection. Each receiver has its own thread, so a receiver
+that hangs delays no other receiver and no ingest. A message is recorded after it was sent: a crash
+in between may repeat a message but never loses one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from snc_service.store import Store
 from snc_service.store.types import StoreError
 from snc_service.store.types.incidents import AlertDelivery, Incident, IncidentChange
 
-PAUSE_SECONDS: Final = 0.2  # between two looks for work: the most that it adds to a delivery
-SWEEP_SECONDS: Final = 2.0  # between two looks at incidents that may be over
-TROUBLE_SECONDS: Final = 5.0  # after the store could not be read or written
-LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # a claimed delivery is tried again after this
-LEAP_SECONDS: Final = 60.0  # a clock that goes back further makes waits too long
-CLOSING_SECONDS: Final = 3.0  # that deliveries under way may still take
-EVENTS_AT_ONCE: Final = 200  # per transaction: ingest waits for no longer one
+PAUSE_SECONDS: Final = 0.2  # between two looks for work: the largest delay it adds to a delivery
+SWEEP_SECONDS: Final = 2.0  # between two checks for resolved incidents
+TROUBLE_SECONDS: Final = 5.0  # pause after the store could not be read or written
+LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # after this a claimed delivery is free again
+LEAP_SECONDS: Final = 60.0  # a clock that goes back by more makes waits too long
+CLOSING_SECONDS: Final = 3.0  # for deliveries under way at `close`
+EVENTS_AT_ONCE: Final = 200  # per transaction, so that ingest never waits longer for one
 CHANGES_AT_ONCE: Final = 100
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Alerts:
         self._observe = observe
         self._clock = clock
         self._document = (0, Alerting({}))
-        self._routed = 0  # the version that open incidents were last routed by
+        self._routed = 0  # the routing version last applied to open incidents
         self._next_sweep = 0.0
         self._looked_at = float("-inf")
         self._closing = threading.Event()
@@ -68,11 +68,11 @@ class Alerts:
         self._thread = threading.Thread(target=self._run, name="snc-alerts", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for work."""
+        """Start the thread that looks for work."""
         self._thread.start()
 
     def close(self) -> None:
-        """End; a delivery that hangs is left to the next start, which makes it again."""
+        """Stop; the next start repeats a delivery that hangs."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -118,7 +118,7 @@ class Alerts:
             self._next_sweep = time.monotonic() + SWEEP_SECONDS
             self._sweep(alerting, everything=work.version != self._routed)
             self._routed = work.version
-        if work.outbox:  # what was gathered need not wait for the next look
+        if work.outbox:  # deliver gathered events at once
             work = self._store.incidents.work(now)
         for receiver in work.due:
             self._open_lane(receiver)
@@ -137,7 +137,7 @@ class Alerts:
             taken = self._store.incidents.gather(decide, now=now, limit=EVENTS_AT_ONCE)
 
     def _sweep(self, alerting: Alerting, *, everything: bool) -> None:
-        """Resolve what is over; after a change of the routing, let others hear of what is open."""
+        """Resolve incidents that are over; after a routing change, route open incidents again."""
         now = self._clock()
         changes = []
         for incident, facts in self._store.incidents.open():

@@ -1,1 +1,1 @@
-"""REST resources: one router per file."""
+"""REST resources: one router per file, in one room per subject."""

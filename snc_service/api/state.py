@@ -1,4 +1,4 @@
-"""What the routes of one app share: its parts, its limits, and nothing at module level."""
+"""The state that the routes of one app share: its parts and limits, without module globals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ACCESS = "snc.access"  # where the ASGI scope of a request holds its `Access`
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request, and all of them together, may bring."""
+    """The most that one request, and all of them together, may send."""
 
     body_bytes: int
     json_bytes: int
@@ -41,20 +41,20 @@ class Limits:
 
 
 class Budget:
-    """Bytes of request bodies held at once, charged as they arrive. For the event loop's thread."""
+    """Bytes of request bodies held at once, charged on arrival. For the event loop's thread."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
 
     def take(self, num_bytes: int) -> None:
-        """Charge bytes. Raises `Problem` (503) instead of holding more than the limit."""
+        """Charge bytes. Raises `Problem` (503) if the limit would be exceeded."""
         if self.held + num_bytes > self.limit:
             raise Problem("overloaded", f"{self.limit} bytes of bodies are already being read")
         self.held += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """Release bytes taken before."""
+        """Release charged bytes."""
         self.held -= num_bytes
 
 
@@ -86,7 +86,7 @@ class Readiness:
 
 @dataclass
 class Service:
-    """One app's parts, complete once its lifespan has started."""
+    """The parts of one app, complete once its lifespan has started."""
 
     store: Store
     commits: GroupCommit
@@ -99,12 +99,12 @@ class Service:
     readiness: Readiness
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
-    # Bodies that are inflated at once: cores are few, and what is not started holds no memory.
+    # Bodies inflated at once: cores are few, and a body that waits holds no memory.
     inflating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(INFLATING))
     draining: bool = False
     streams: int = 0
     exports: int = 0
-    # One piece of an export is made at a time: the others wait, holding little.
+    # One piece of an export is made at a time: the others wait and hold little memory.
     exporting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
@@ -117,7 +117,7 @@ InService = Annotated[Service, Depends(_service)]
 
 
 def access_of(request: Request) -> Access:
-    """Return who asks, as the guard found out; every route below it has one."""
+    """Return the access that authentication stored; every route has one."""
     access: Access = request.scope[ACCESS]
     return access
 

@@ -1,1 +1,1 @@
-"""Backtest: what the rules say of rows that are stored or lie in files, and what that is worth."""
+"""Backtest: judges stored or recorded rows by the rules, and scores the resulting alarms."""

@@ -1,4 +1,4 @@
-"""A run as columns, cut into the rows that detection reads."""
+"""A run as columns, divided into the rows that detection reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(
 ) -> Iterator[RunRows]:
     """Yield metrics [T, L] and scalars [T] at these steps in pieces of up to ``size`` steps.
 
-    Raises `WireError` for what no client could have sent: steps that do not grow, wrong names.
+    Raises `WireError` for input that is no valid batch: steps that do not increase, wrong names.
     """
     names = tuple(layers)
     table = LayerTable.of_names(names).hash

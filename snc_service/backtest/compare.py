@@ -1,4 +1,4 @@
-"""Two lists of events of one run, side by side: what was added, gone, or moved in time."""
+"""Comparison of two lists of events of one run: added, gone, or moved in time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EventChange:
 
     @property
     def kind(self) -> Literal["same", "added", "gone", "moved"]:
-        """Return what became of it."""
+        """Return the kind of the change."""
         if self.before is None:
             return "added"
         if self.after is None:
@@ -27,14 +27,14 @@ class EventChange:
 
     @property
     def moved(self) -> int | None:
-        """Return by how many steps it comes later, negative if earlier."""
+        """Return by how many steps the event comes later, negative if earlier."""
         if self.before is None or self.after is None:
             return None
         return self.after.step - self.before.step
 
     @property
     def event(self) -> Event:
-        """Return the event as it is after the change, or was."""
+        """Return the event after the change, or before it if it is gone."""
         event = self.after or self.before
         assert event is not None
         return event

@@ -1,9 +1,9 @@
-"""Recorded runs in ``.npz`` files, read without believing them.
+"""Recorded runs in ``.npz`` files, read as untrusted input.
 
 ============ ============ ======================================================================
 array        shape        meaning
 ============ ============ ======================================================================
-``sigma``    [T, L]       of each layer after each training step; this one must be there
+``sigma``    [T, L]       of each layer after each training step; required
 ``names``    [L] text     layer names
 ``s0``       [L]          sigma before training; without it the first row registers the layers
 ``fro``      [T, L]       Frobenius norm
@@ -14,7 +14,7 @@ array        shape        meaning
 ``lr``       [T]          learning rate
 ============ ============ ======================================================================
 
-Other arrays are not looked at. Row t is step t + 1, ``s0`` is step 0. NaN is a measurement.
+Other arrays are ignored. Row t is step t + 1, ``s0`` is step 0. NaN is a measurement.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ Array = npt.NDArray[Any]
 
 
 def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) -> Iterator[RunRows]:
-    """Yield the rows of one file, ``size`` at a time, checked before the first one.
+    """Yield the rows of one file, ``size`` at a time; all are checked before the first is yielded.
 
     Metrics named in ``without`` are left out, as if the job had not reported them. Memory: the
-    arrays of one file. Raises `WireError` naming file and array; OSError if it cannot
-    be read.
+    arrays of one file. Raises `WireError` naming file and array, and OSError if the file cannot be
+    read.
     """
     where = path.name
     try:
@@ -92,7 +92,7 @@ def _array(
     kind: str,
     ndim: int,
 ) -> Array:
-    """Read one array after a look at what its header claims: no pickle, no bomb."""
+    """Read one array after a check of its header, against pickles and oversized arrays."""
     info, field = known.get(f"{key}.npy"), f"{where}: {key}"
     if info is None:
         raise WireError(field, "must be there, got no such array")
@@ -118,7 +118,7 @@ def _array(
     values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     if kind == "U":
         return values
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite
         return values.astype(np.float32)
 
 

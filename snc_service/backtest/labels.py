@@ -1,4 +1,4 @@
-"""What is known of runs: whether they were healthy, and when the trouble began and showed."""
+"""Labels of runs: healthy or faulty, and the rows of the cause and its symptom."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from snc_service.wire import MAX_STEP, WireError
 from snc_service.wire.checks import printable, shown
 
 MOST_LABELS = 100_000
-COLUMNS = ("id", "healthy", "cause", "symptom")  # others are optional, or not looked at
+COLUMNS = ("id", "healthy", "cause", "symptom")  # others are optional or ignored
 
 
 @dataclass(frozen=True)
 class Label:
     """One run. Rows count training steps from 0: row t is step t + 1 of a run of the client.
 
-    ``cause`` is the first row of the fault, 0 for a fault of the configuration; ``symptom`` the
-    first row in which the loss shows it, None if none does. ``excluded`` says why a run does not
-    count, empty if it does.
+    ``cause`` is the first row of the fault, 0 for a fault of the configuration. ``symptom`` is the
+    first row in which the loss shows it, None if none does. ``excluded`` is the reason why a run
+    does not count, empty if it does.
     """
 
     run: str
@@ -35,7 +35,7 @@ class Label:
 
 
 def read_labels(lines: Iterable[str]) -> dict[str, Label]:
-    """Read the CSV of labels: ``id,healthy,cause,symptom`` and, if there, ``excluded``.
+    """Read the CSV of labels: ``id,healthy,cause,symptom`` and optionally ``excluded``.
 
     Raises `WireError` naming the line and the column.
     """

@@ -1,4 +1,4 @@
-"""Limits from runs that went well: how far layers and rules went in them, times a margin."""
+"""Limits from healthy runs: the largest values of layers and rules, times a margin."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from snc_service.detect.trends import Doubles
 from snc_service.store.types import RunRows
 from snc_service.wire import Action, Policy, PolicyEntry, RuleSettings
 
-# Of these a limit says how much is too much; the others count what must not happen at all.
+# Their limits are not raised: they count what must not happen at all.
 COUNTING: Final = ("nonfinite", "breach", "guard", "guard_rollback")
-ALIKE: Final = 2.0  # layers of one pattern whose largest sigmas lie within this factor share it
+ALIKE: Final = 2.0  # most by which the largest sigmas of one pattern may differ to share it
 LEAST_SIGMA: Final = 1e-6  # a layer that stayed at zero gets no threshold
-_NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")  # a whole part of a name
+_NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")  # a whole component of a name
 _GLOB = re.compile(r"([*?\[])")
 
 
 @dataclass
 class Observed:
-    """The largest sigma of each layer, and the largest value that each rule would fire at."""
+    """The largest sigma of each layer, and the largest limit at which each rule would fire."""
 
     sigma: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     num_rows: int = 0
-    critical: dict[str, str] = field(default_factory=dict)  # run -> what was critical in it
+    critical: dict[str, str] = field(default_factory=dict)  # run -> its critical event
 
     def add(self, stream: Iterable[RunRows]) -> None:
-        """Take in all rows of one run, judged by the rules in force for it."""
+        """Add all rows of one run, judged by the rules in force for it."""
         state: bytes | None = None
         tails: dict[str, Doubles] = {}
         for rows in stream:
@@ -72,8 +72,8 @@ class Observed:
 def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
     """Return thresholds of ``margin`` times the largest sigma, rounded up to two digits.
 
-    Numbers in names become ``*`` where the layers so named are alike; the first entry that matches
-    a layer never lies below that layer's own ``margin``.
+    Numbers in names become ``*`` if the layers of the pattern are alike. The first entry that
+    matches a layer is never below ``margin`` times that layer's own sigma.
     """
     groups: dict[str, dict[str, float]] = {}
     for layer, sigma in observed.sigma.items():
@@ -87,8 +87,8 @@ def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
             shared[pattern] = max(layers.values())
         else:
             own |= {literal(layer): sigma for layer, sigma in layers.items()}
-    # A shared pattern matches its own layers only, so it may come first. A name matches its slices
-    # too, so longer names come before shorter ones.
+    # A shared pattern matches only its own layers, so it may come first. A name also matches its
+    # slices, so longer names come before shorter ones.
     entries = [*shared.items(), *sorted(own.items(), key=lambda item: -len(item[0]))]
     return Policy(
         tuple(PolicyEntry(pattern, round_up(margin * sigma), action) for pattern, sigma in entries)
@@ -96,9 +96,9 @@ def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
 
 
 def rules_from(observed: Observed, margin: float) -> RuleSettings:
-    """Return shipped rules, their limits raised to ``margin`` times what the runs came to.
+    """Return the shipped rules with limits raised to ``margin`` times the observed values.
 
-    A limit is raised, never lowered: runs that went well do not show what a bad one looks like.
+    Limits are never lowered: healthy runs do not show the values of a faulty one.
     """
     shipped = RuleSettings()
     raised = {}
@@ -110,17 +110,17 @@ def rules_from(observed: Observed, margin: float) -> RuleSettings:
 
 
 def pattern_of(layer: str) -> str:
-    """Return the name as a glob, its numbers as ``*``: what is one in every block of a model."""
+    """Return the name as a glob with ``*`` for its numbers, so it matches all blocks of a model."""
     return "*".join(literal(part) for part in _NUMBER.split(layer))
 
 
 def literal(name: str) -> str:
-    """Return a glob that matches this name only."""
+    """Return a glob that matches only this name."""
     return _GLOB.sub(r"[\1]", name)
 
 
 def round_up(value: float) -> float:
-    """Return the next number of two digits that is not below ``value`` > 0."""
+    """Return the smallest two-digit number that is not below ``value`` > 0."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(round(value / unit, 6)) * unit:.6g}")
 
@@ -131,7 +131,7 @@ def _covers_others(pattern: str, layers: Iterable[str], every: Iterable[str]) ->
 
 
 def as_toml(settings: RuleSettings, comments: Sequence[str]) -> str:
-    """Return what differs from the shipped rules as TOML, behind comments."""
+    """Return the differences from the shipped rules as TOML, after comments."""
     lines = [f"# {comment}" for comment in comments]
     for name, changed in settings.changes()["rules"].items():
         lines += ["", f"[rules.{name}]", *(f"{key} = {value}" for key, value in changed.items())]

@@ -1,4 +1,4 @@
-"""Replay: rows of a run in step order, judged by several settings at once. Writes nothing."""
+"""Replay: judges the rows of a run in step order by several settings at once. Writes nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from snc_service.wire import RuleSettings
 
 @dataclass
 class Replay:
-    """What one set of rules says of one run.
+    """The result of one set of rules for one run.
 
-    ``fired`` are the steps in which some rule fired, ``last_step`` is the newest step of the run.
+    ``fired`` holds the steps in which some rule fired, ``last_step`` is the newest step of the run.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -24,15 +24,15 @@ class Replay:
 
     @property
     def active(self) -> list[int]:
-        """Return the training rows, counted from 0, with an alarm: step 1 is row 0."""
+        """Return the training rows with an alarm, counted from 0: step 1 is row 0."""
         return sorted(step - 1 for step in self.fired if step > 0)
 
 
 def replay(stream: Iterable[RunRows], settings: Sequence[RuleSettings | None]) -> list[Replay]:
     """Judge all rows of one run, in one pass, by each of ``settings``; None: those of the rows.
 
-    Each starts from an empty state. Memory: one element of ``stream``, a state per settings, and
-    what was found.
+    Each starts from an empty state. Memory: one element of ``stream``, one state per settings, and
+    the results.
     """
     replays = [Replay() for _ in settings]
     for rows in stream:

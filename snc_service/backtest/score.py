@@ -1,10 +1,10 @@
 """The scoring protocol: recall, lead and false alarms of rules over labelled runs.
 
-An alarm is active in every row in which some rule fires. An episode opens at an active row that is
-more than 50 rows after the active row before it, all rules together. It is a false alarm if it
-opens in a healthy run, or before the cause. A faulty run with a symptom is detected if an alarm is
-active anywhere from the cause to 5 rows after the symptom; its lead is the rows from the first such
-row to the symptom. Gradual is a fault whose symptom comes 20 rows after its cause or later.
+An alarm is active in every row in which some rule fires. An episode opens at an active row that
+comes more than 50 rows after the last active row of any rule. It is a false alarm if it opens in a
+healthy run, or before the cause. A faulty run with a symptom is detected if an alarm is active in
+any row from the cause to 5 rows after the symptom; its lead is the number of rows from the first
+such row to the symptom. A fault is gradual if its symptom comes 20 rows after its cause or later.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from snc_service.backtest.labels import Label
 
 QUIET = 50  # rows without alarm that end an episode
 GRACE = 5  # rows after the symptom in which an alarm still counts as detection
-LATE = 150  # from this row on a run is past its beginning
+LATE = 150  # rows from this one on count as late
 
 
 @dataclass
 class Score:
-    """Counts over the runs given to `add`; shares are NaN where there is nothing to divide by."""
+    """Counts over the runs given to `add`; a share is NaN if its denominator is 0."""
 
     healthy_rows: int = 0
     late_healthy_rows: int = 0
@@ -32,14 +32,14 @@ class Score:
     late_false_alarms: int = 0
     symptoms: int = 0
     gradual: int = 0
-    leads: list[int] = field(default_factory=list)  # of the runs that were detected
+    leads: list[int] = field(default_factory=list)  # of the detected runs
     gradual_leads: list[int] = field(default_factory=list)
     noisy: Counter[str] = field(default_factory=Counter)  # false alarms by run
     missed: list[str] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)
 
     def add(self, label: Label, active: Iterable[int], num_rows: int) -> None:
-        """Count one run of ``num_rows`` training rows, ``active`` those with an alarm."""
+        """Count one run of ``num_rows`` training rows, with alarms in the rows ``active``."""
         if label.excluded:
             self.excluded[label.run] = label.excluded
             return
@@ -73,11 +73,11 @@ class Score:
 
     @property
     def gradual_recall(self) -> float:
-        """Return the same of gradual faults."""
+        """Return the recall of gradual faults."""
         return _share(len(self.gradual_leads), self.gradual)
 
     def lead_share(self, least: int) -> float:
-        """Return the share of gradual faults seen ``least`` rows before the symptom or earlier."""
+        """Return the share of gradual faults detected ``least`` rows before the symptom or more."""
         return _share(sum(lead >= least for lead in self.gradual_leads), self.gradual)
 
     @property
@@ -92,11 +92,11 @@ class Score:
 
     @property
     def late_false_rate(self) -> float:
-        """Return the same from row 150 on."""
+        """Return the false rate from row 150 on."""
         return 1e4 * _share(self.late_false_alarms, self.late_healthy_rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts and shares as JSON has them; null for a share of nothing."""
+        """Return the counts and shares for JSON; null for a share without a denominator."""
         shares = {
             "recall": self.recall,
             "gradual_recall": self.gradual_recall,
@@ -120,7 +120,7 @@ class Score:
 
 
 def episodes(active: Sequence[int]) -> list[int]:
-    """Return the rows at which an episode opens; ``active`` grows."""
+    """Return the rows at which an episode opens; ``active`` is increasing."""
     opened: list[int] = []
     before: int | None = None
     for row in active:

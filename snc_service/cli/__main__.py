@@ -1,4 +1,4 @@
-"""``python -m snc_service.cli``: the same as ``snc``."""
+"""The entry point of ``python -m snc_service.cli``, equal to ``snc``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The parts that the commands' arguments have in common: a service to ask, whose, and numbers."""
+"""Common arguments of the commands: service, run or project, and numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_URL = "http://127.0.0.1:8470"
 def reader(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
 ) -> argparse.ArgumentParser:
-    """Add a command that asks a running service."""
+    """Add a command that queries a running service."""
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--url",
@@ -33,14 +33,14 @@ def steps(parser: argparse.ArgumentParser) -> None:
 
 
 def of_run_or_project(parser: argparse.ArgumentParser, what: str = "policy") -> None:
-    """Add RUN, or --project instead of it; ``what`` is what is asked of them."""
+    """Add RUN, or --project instead of it; ``what`` names the queried thing in the help."""
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("run", metavar="RUN", nargs="?")
     whose.add_argument("--project", help=f"the {what} of a project instead of a run's")
 
 
 def later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """Return a command that is imported when it runs: ``snc --help`` must be fast."""
+    """Return a command whose module is imported when it runs, so that ``snc --help`` is fast."""
 
     def command(arguments: argparse.Namespace) -> int:
         from importlib import import_module
@@ -54,7 +54,7 @@ def later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
 
 
 def whole(text: str, least: int, most: int, what: str) -> int:
-    """Return a whole number within bounds; ``what`` says which it must be."""
+    """Return a whole number within bounds; ``what`` names them in the error."""
     if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
         raise argparse.ArgumentTypeError(f"must be {what}, got {text[:40]!r}")
     return int(text)
@@ -66,7 +66,7 @@ def port(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Return how many at most."""
+    """Return a maximum number of items."""
     return whole(text, 1, 1_000_000, "a number from 1 to 1000000")
 
 

@@ -1,5 +1,5 @@
-"""The one way in which a command fails."""
+"""The error that every command uses."""
 
 
 class Failure(Exception):
-    """One sentence for stderr that says what to change; the exit status is 1."""
+    """One sentence for stderr that states what to change; the exit status is 1."""

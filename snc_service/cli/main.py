@@ -1,4 +1,4 @@
-"""Arguments -> one command -> exit status: 0, or 1 with one sentence on stderr."""
+"""The command line: arguments -> one command -> exit status 0, or 1 with one line on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUP = "snc.commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (2: wrong usage, as argparse has it)."""
+    """Run one command and return the exit status (2: wrong usage, from argparse)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         outside = _outside(arguments[0]) if arguments else None
@@ -32,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader went away (`snc runs | head`): that is no fault, and the interpreter must not
-        # stumble over the same pipe when it flushes at its end.
+        # The reader closed the pipe (`snc runs | head`): this is no error, and the interpreter must
+        # not fail on the same pipe when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _outside(name: str) -> EntryPoint | None:
-    """Return the command another package brings, if ``name`` is one."""
+    """Return the command ``name`` of another package, None if there is none."""
     if name.startswith("-") or name in BUILT_IN:
         return None
     return next(iter(entry_points(group=GROUP, name=name)), None)

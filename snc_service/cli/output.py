@@ -1,4 +1,4 @@
-"""What the commands print: tables by rich, JSON by anybody, and a line drawn with blocks."""
+"""The output of the commands: tables by rich, JSON, and sparklines."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from snc_service.cli.failure import Failure
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-BROKEN = "x"  # in place of a value that is not finite
+BROKEN = "x"  # in place of a non-finite value
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    """Print JSON that every terminal can show."""
+    """Print JSON in ASCII, for any terminal."""
     print(json.dumps(value, indent=indent), flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers are right-aligned, and names are text, whatever markup they hold."""
+    """Print a table; numbers are right-aligned, and names are text, never markup."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -39,7 +39,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(text, style=style) for text, _, style in row))
-    # Piped into a file, a table must not be folded at the columns of a terminal that is not there.
+    # Piped into a file, a table must not be wrapped to the width of a terminal.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 
@@ -55,7 +55,7 @@ def _cell(value: Any) -> tuple[str, bool, str]:
 
 
 class Ratio:
-    """sigma / threshold, coloured by how near it is to 1."""
+    """sigma / threshold, coloured by its distance to 1."""
 
     def __init__(self, value: float | None) -> None:
         self.text = "-" if value is None else f"{value:.3f}"
@@ -65,12 +65,12 @@ class Ratio:
 
 
 def clean(text: str) -> str:
-    """Return ``text`` without control characters: a name must not drive the terminal."""
+    """Return ``text`` without control characters, so that a name cannot control the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Return one block per value, scaled from smallest to largest; x where one is not finite."""
+    """Return one block per value, scaled from smallest to largest; x for non-finite values."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return BROKEN * len(values)
@@ -85,7 +85,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def local_time(text: object) -> str:
-    """Return an RFC 3339 time as the reader's clock shows it."""
+    """Return an RFC 3339 time in the local time zone."""
     try:
         at = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Arguments of the commands about rules: what they are set to, what they say, and would say."""
+"""Arguments of the commands about rules: settings, onset, planned changes, backtest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running service, asked over HTTP: every failure becomes one sentence."""
+"""An HTTP client of a running service; every failure becomes one sentence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServiceClient:
 
     @classmethod
     def of(cls, arguments: Namespace) -> ServiceClient:
-        """Open the service that ``--url`` and ``--token`` name."""
+        """Open the service at ``--url`` with ``--token``."""
         return cls(arguments.url, arguments.token)
 
     def __enter__(self) -> ServiceClient:
@@ -65,7 +65,7 @@ class ServiceClient:
         self._answer("DELETE", path, {})
 
     def stream(self, *path: str, **query: object) -> Iterator[bytes]:
-        """Yield the chunks of an answer to a GET. Raises `Failure`, also if it breaks off."""
+        """Yield the chunks of an answer to a GET. Raises `Failure`, also if it is incomplete."""
         url, params = _asked(path, query)
         try:
             with self._http.stream("GET", url, params=params, timeout=120) as response:
@@ -122,7 +122,7 @@ class ServiceClient:
         return value
 
     def _problem(self, response: httpx.Response) -> str:
-        """Return what problem+json says, or the bare status where something else answered."""
+        """Return the text of a problem+json answer, or the bare status of any other answer."""
         try:
             problem = response.json()
             text = problem.get("detail") or problem.get("title")
@@ -134,6 +134,6 @@ class ServiceClient:
 
 
 def _asked(path: tuple[str, ...], query: Json) -> tuple[str, Json]:
-    """Return a URL, in which a name is one segment whatever it holds, and its parameters."""
+    """Return a URL in which every name is one quoted segment, and its parameters."""
     url = "/".join(quote(part, safe="") for part in path)
     return url, {name: value for name, value in query.items() if value is not None}

@@ -20,17 +20,17 @@ from snc_service.wire import ABSENT, RuleSettings, WireError
 from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_LAYERS
 
-# What rules look at.
+# The metrics and scalars that rules read.
 METRICS: Final = ("sigma", "threshold", "scale", "frobenius", "grad_norm", "update_norm", "guard")
 SCALARS: Final = ("loss", "grad_norm", "lr", "guard_vetoes", "guard_rollbacks")
-CELLS_AT_ONCE: Final = 2_000_000  # steps x layers of a window; four bytes each, per metric
+CELLS_AT_ONCE: Final = 2_000_000  # steps x layers of a window; four bytes per cell and metric
 MOST_STEPS: Final = 1_000  # of a window
 MOST_ATTEMPTS: Final = 1_000
 
 
 @dataclass(frozen=True)
 class RuleContext:
-    """What rows carry for the rules beside values."""
+    """The settings and annotations that rows carry for the rules."""
 
     settings: RuleSettings
     annotations: tuple[Annotation, ...]
@@ -68,9 +68,9 @@ def layer_names(service: ServiceClient, run: str) -> list[str]:
 def stored_run(service: ServiceClient, run: str) -> Iterator[RunRows]:
     """Yield the rows of every attempt of a run, the oldest attempt first.
 
-    Rows of several writers at one step are one row. They carry the run's annotations and the rule
-    settings that are in force for it now. Memory: one window of at most `CELLS_AT_ONCE` cells per
-    metric. Raises `Failure`.
+    Rows of several writers at one step are merged. They carry the run's annotations and the rule
+    settings now in force for it. Memory: one window of at most `CELLS_AT_ONCE` cells per metric.
+    Raises `Failure`.
     """
     layers = layer_names(service, run)
     planned = RuleContext(_settings(service, run), _annotations(service, run))
@@ -96,7 +96,7 @@ def stored_run(service: ServiceClient, run: str) -> Iterator[RunRows]:
 def _bounds(
     service: ServiceClient, run: str, attempt: int, metrics: list[str], scalars: list[str]
 ) -> tuple[int, int] | None:
-    """Return the first step of an attempt and one that is not before its last."""
+    """Return the first step of an attempt, and a step at or after its last."""
     answers = [
         service.get("runs", run, "heatmap", metric=name, points=2, layers=1, attempt=attempt)
         for name in metrics
@@ -180,7 +180,7 @@ def _cut(
     is_new: bool,
     planned: RuleContext,
 ) -> Iterator[RunRows]:
-    """Yield the steps of a window at which something was measured."""
+    """Yield the steps of a window with a measured value."""
     columns = [*window.metrics.values(), *window.scalars.values()]
     there = np.zeros(window.high - window.low + 1, np.bool_)
     for column in columns:

@@ -1,1 +1,1 @@
-"""Detection: events out of rows."""
+"""Detection: turns the rows of a run into events."""

@@ -19,9 +19,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class BatchColumn:
-    """Values as they came (float32): one per row and layer, or one per row.
+    """Received values (float32): one per row and layer, or one per row.
 
-    ``whole``: every one of them is a finite number, so that nobody need look again.
+    ``whole``: all of them are finite, so no other check is needed.
     """
 
     values: Floats
@@ -34,7 +34,7 @@ class BatchColumn:
 
     @property
     def measured(self) -> Mask:
-        """Return where there is a value at all."""
+        """Return where a value was measured."""
         return ~absent(self.values)
 
     @property
@@ -44,20 +44,20 @@ class BatchColumn:
 
     @property
     def known(self) -> Floats:
-        """Return the values, NaN where there is no finite one."""
+        """Return the values, with NaN in place of every value that is not finite."""
         return self.values if self.whole else np.where(self.finite, self.values, np.float32(np.nan))
 
 
 @dataclass(frozen=True, eq=False)
 class BatchColumns:
-    """S rows of L layers: metrics are [S, L], scalars [S]; a column that did not come is None."""
+    """S rows of L layers: metrics are [S, L], scalars [S]; a missing column is None."""
 
     rows: RunRows
     _columns: dict[tuple[str, str], BatchColumn | None] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> bool:
-        """Return whether every value of the batch is a finite number: usual, and quick to ask."""
+        """Return whether every value of the batch is finite, the usual case and a cheap test."""
         batch = self.rows.batch
         return bool(np.isfinite(batch.values).all() and np.isfinite(batch.scalar_values).all())
 
@@ -67,11 +67,11 @@ class BatchColumns:
         return self.rows.layers
 
     def metric(self, name: str) -> BatchColumn | None:
-        """Return one number per row and layer."""
+        """Return the [S, L] column of a metric."""
         return self._column("metric", name)
 
     def scalar(self, name: str) -> BatchColumn | None:
-        """Return one number per row."""
+        """Return the [S] column of a scalar."""
         return self._column("scalar", name)
 
     def _column(self, kind: str, name: str) -> BatchColumn | None:

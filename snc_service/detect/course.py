@@ -1,4 +1,4 @@
-"""Rules about the course of a run: its loss, gradient norm and learning rate along the steps."""
+"""Rules about the scalars of a run: loss, gradient norm and learning rate along the steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles
 
-RISING = 0.15  # of its size, above its lowest: from there on growth is no progress
+RISING = 0.15  # rise of the loss, relative to its size, above which growth of sigma is no progress
 
 
 def loss_divergence(seen: Seen) -> RuleFinding | None:
@@ -42,7 +42,7 @@ def _score(seen: Seen, name: str, word: str) -> RuleFinding | None:
 
 
 def lr_jump(seen: Seen) -> RuleFinding | None:
-    """Find learning rates far above the largest one before."""
+    """Find learning rates far above the largest earlier one."""
     ratios = seen.scores.get("lr")
     if ratios is None:
         return None
@@ -76,8 +76,8 @@ def skipped_steps(seen: Seen) -> RuleFinding | None:
 def loss_trend(seen: Seen) -> RuleFinding | None:
     """Find the median over layers of log sigma above its long mean, while the loss rises.
 
-    Growth alone is how networks learn, and a loss may rise for a while: both together, over
-    hundreds of steps, are how values run away where no single step is to blame.
+    Growth of sigma alone is normal in training, and so is a loss that rises for a while. Both
+    together over hundreds of steps show a slow divergence without a single faulty step.
     """
     growth, rise = seen.trends.long_growth, seen.scores.get("rise")
     if growth is None or rise is None or not growth.shape[1]:
@@ -104,9 +104,9 @@ def loss_trend(seen: Seen) -> RuleFinding | None:
 def scores(
     signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask, gaps: Counts
 ) -> dict[str, Doubles]:
-    """Return how unusual loss, gradient norm and learning rate are [S]; ``memory`` learns them.
+    """Return the scores of loss, gradient norm and learning rate [S] and update ``memory``.
 
-    NaN where there is none. ``rise`` is how far the loss is above its lowest.
+    NaN where there is none. ``rise`` is the rise of the loss above its lowest value.
     """
     found = {}
     if (skipped := signals.scalar("skipped_steps")) is not None:

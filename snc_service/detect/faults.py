@@ -1,4 +1,4 @@
-"""Rules about values themselves: not finite, over a threshold, or undone by the guard."""
+"""Rules about single values: not finite, above a threshold, or undone by the guard."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from snc_service.detect.findings import (
     number,
 )
 
-# What must be finite, in the order in which an event looks for the one to name.
+# Values that must be finite, in the order in which an event picks one to name.
 FINITE_METRICS = ("sigma", "grad_norm", "update_norm")
 FINITE_SCALARS = ("loss", "grad_norm")
 
 
 def broken(signals: BatchColumns) -> tuple[dict[str, BatchColumn], dict[str, BatchColumn]]:
-    """Return the metrics and the scalars that must be finite, as far as they came."""
+    """Return the reported metrics and scalars that must be finite."""
     metrics = {n: c for n in FINITE_METRICS if (c := signals.metric(n)) is not None}
     scalars = {n: c for n in FINITE_SCALARS if (c := signals.scalar(n)) is not None}
     return metrics, scalars

@@ -1,4 +1,4 @@
-"""What a rule sees and says: the parts that all of them share, and how numbers are put in words."""
+"""The input and the result of a rule: types that all rules share, and numbers as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snc_service.wire.batch import Floats
 
 @dataclass(frozen=True)
 class Told:
-    """The part of an event that only its rule knows: a sentence, and the worst layer in numbers."""
+    """The part of an event that its rule provides: a message, and the worst layer in numbers."""
 
     message: str
     layer: str | None = None
@@ -29,10 +29,10 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class RuleFinding:
-    """What a rule saw: ``values`` [S] to compare with its limit, in the rows that are ``judged``.
+    """The values of one rule: ``values`` [S] to compare with its limit, in the ``judged`` rows.
 
-    ``tell`` puts one row, which exceeded the limit, into words. Where every layer is compared with
-    the limit by itself, ``columns`` [S, L] holds what of each.
+    ``tell`` renders one row above the limit as text. For a rule that compares each layer with the
+    limit, ``columns`` [S, L] holds the values of the layers.
     """
 
     values: Doubles
@@ -43,13 +43,13 @@ class RuleFinding:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Everything that a rule may look at."""
+    """The input of a rule."""
 
     signals: BatchColumns
     num_broken: Counts  # [S] values that are not finite
     trends: Trends
     gaps: Counts  # [S] steps since the row before
-    # [S] how unusual loss, grad_norm and lr are, and how far the loss has risen: `course.scores`.
+    # [S] deviations of loss and grad_norm, ratio of lr, rise of the loss: see `course.scores`.
     scores: Mapping[str, Doubles]
 
 
@@ -60,7 +60,7 @@ Columns: TypeAlias = npt.NDArray[np.floating[Any]]
 def largest(
     seen: Seen, columns: Floats | None, say: Callable[[float, float], str]
 ) -> RuleFinding | None:
-    """Compare the largest value over layers, and name the layer that has it."""
+    """Return the largest value over layers per row, with the name of its layer."""
     if columns is None or not columns.shape[1]:
         return None
 
@@ -75,22 +75,22 @@ def largest(
 
 
 def everywhere(seen: Seen) -> Mask:
-    """Return that every row is judged."""
+    """Return a mask of all rows."""
     return np.ones(len(seen.gaps), np.bool_)
 
 
 def count(layers: int) -> str:
-    """Return how many layers, where it is more than the one that is named."""
+    """Return the number of layers as text, empty for a single one."""
     return f" ({layers} layers)" if layers > 1 else ""
 
 
 def finite(value: float) -> float | None:
-    """Return what a number can say of ``value``."""
+    """Return ``value``, or None if it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return ``value`` in words."""
+    """Return ``value`` as text, with words for NaN and the infinities."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -99,7 +99,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def apart(value: float, limit: float) -> Sequence[str]:
-    """Return both numbers with as many digits as it takes to tell them apart."""
+    """Return both numbers with as many digits as are needed to distinguish them."""
     for digits in range(3, 10):  # float32 values differ within 9 digits
         texts = number(value, digits), number(limit, digits)
         if texts[0] != texts[1]:
@@ -108,5 +108,5 @@ def apart(value: float, limit: float) -> Sequence[str]:
 
 
 def factor(log_ratio: float) -> str:
-    """Return a difference of logarithms as a factor; one beyond all floats is infinite."""
+    """Return a difference of logarithms as a factor; one beyond the float range is infinite."""
     return number(math.exp(log_ratio) if log_ratio < 700 else math.inf)

@@ -1,8 +1,9 @@
-"""When a layer will reach its threshold, if it goes on as it did lately. Information, no alarm.
+"""Forecast: the step at which a layer reaches its threshold at its recent rate. It never alerts.
 
-The slope of log sigma is a running mean over some 20 rows. Half way to a crossing, predicted over
-true remaining steps had the median 1.04, and 80 % of them lay between 0.33 and 2.05, on recorded
-runs whose sigma grew without end; a healthy layer mostly slows down and never arrives.
+The slope of log sigma is a running mean over about 20 rows. On recorded runs whose sigma grew
+without end, half way to a crossing, the ratio of predicted to true remaining steps had the median
+1.04, and 80 % of the ratios lay between 0.33 and 2.05. A healthy layer mostly slows down and never
+reaches its threshold.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ import numpy.typing as npt
 from snc_service.detect.trends import Doubles
 from snc_service.wire.batch import Floats
 
-ROWS: Final = 100  # that are looked at
-LEAST_ROWS: Final = 20  # before anything is said
-SHARE: Final = 0.05  # of the newest row in the slope
+ROWS: Final = 100  # newest rows that enter the slope
+LEAST_ROWS: Final = 20  # fewest rows for a forecast
+SHARE: Final = 0.05  # weight of the newest row in the slope
 
 
 def from_step(newest: int, gap: int) -> int:
-    """Return the first step to look at, where rows are ``gap`` steps apart."""
+    """Return the first step of the window, where rows are ``gap`` steps apart."""
     return max(0, newest - ROWS * gap)
 
 
 def crossings(
     steps: npt.NDArray[np.int64], sigma: Floats, threshold: Floats
 ) -> tuple[Doubles, Doubles]:
-    """Return the slope of log sigma per step [L], and how many steps are left to ``threshold`` [L].
+    """Return the slope of log sigma per step [L], and the steps left until ``threshold`` [L].
 
-    ``sigma`` is [L, B] at ``steps`` [B]; NaN where it was not measured. Steps are infinite where a
-    layer does not grow, is above already, has too few rows, or was not measured at the end.
+    ``sigma`` is [L, B] at ``steps`` [B], NaN where it was not measured. The steps are infinite for
+    a layer that does not grow, is above already, has too few rows or was not measured last.
     """
     num_layers = len(threshold)
     slope, rows = np.zeros(num_layers), np.zeros(num_layers)

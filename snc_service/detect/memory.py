@@ -1,7 +1,7 @@
-"""What detection remembers of a run between two batches, and its bytes in the store.
+"""The detection state of a run between two batches, and its bytes in the store.
 
-The bytes are one line of JSON (the run) and, after it, the layers' columns in float32: 44 bytes a
-layer, fewer where a signal is not reported, 12 more once layers have left their band.
+The bytes are one line of JSON for the run, then the columns of the layers in float32: 44 bytes a
+layer, fewer where a metric is not reported, 12 more once layers have left their band.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from snc_service.detect.running import Counts, Deviation, Firing, Rise, SkippedS
 from snc_service.wire.batch import Floats
 
 VERSION: Final = 3
-READABLE: Final = (2, 3)  # what version 2 did not know begins with the next row
-MOST_LAYERS: Final = 65_536  # of one run; past that, layers that no longer come are forgotten
+READABLE: Final = (2, 3)  # fields that version 2 lacks start with the next row
+MOST_LAYERS: Final = 65_536  # of one run; beyond it, layers that are no longer reported are dropped
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
 
-# One column per layer, NaN where nothing is known yet.
+# One column per layer, NaN where there is no value yet.
 COLUMNS: Final = (
     "start",  # log sigma at registration
     "newest",  # log sigma of the newest row, after the action
@@ -38,14 +38,14 @@ COLUMNS: Final = (
     "gradient",  # mean of log gradient norm
     "skipped",  # rows since the layer was last measured
     "left_after",  # steps from the onset to where the layer left its band
-    "left_by",  # how many times its limit the layer was at then
-    "left_rule",  # which rule's limit: see `onset`
+    "left_by",  # multiple of its limit at that step
+    "left_rule",  # number of that limit's rule: see `onset`
 )
 
 
 @dataclass
 class Memory:
-    """The state of a run: a pure function of its rows, whatever batches they came in."""
+    """The state of a run: a pure function of its rows, whatever their batches."""
 
     step: int | None = None  # of the newest row
     gap: int | None = None  # steps between the two newest rows
@@ -55,10 +55,10 @@ class Memory:
     gradient: Deviation = field(default_factory=Deviation)
     rise: Rise = field(default_factory=Rise)
     skips: SkippedShare = field(default_factory=SkippedShare)
-    annotated: list[int] = field(default_factory=list)  # annotations that have taken effect
-    begun: int = 0  # training rows before the newest of them did
-    onset: int | None = None  # the step at which a first layer left its band
-    onset_newest: int | None = None  # the newest step in which one was outside
+    annotated: list[int] = field(default_factory=list)  # ids of annotations that have taken effect
+    begun: int = 0  # training rows before the newest restart
+    onset: int | None = None  # the first step at which a layer left its band
+    onset_newest: int | None = None  # the newest step at which a layer was outside
     firing: dict[str, Firing] = field(default_factory=dict)
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
     columns: dict[str, Floats] = field(
@@ -67,7 +67,7 @@ class Memory:
 
     @classmethod
     def load(cls, state: bytes | None) -> Memory:
-        """Read a state. One of another version is not understood: detection starts anew."""
+        """Read a state. For a state of an unknown version, detection starts anew."""
         line, _, data = (state or b"{}").partition(b"\n")
         values: dict[str, Any] = json.loads(line)
         if values.get("version") not in READABLE:
@@ -101,7 +101,7 @@ class Memory:
         )
 
     def dump(self) -> bytes:
-        """Return the bytes; equal memories have equal bytes."""
+        """Return the bytes; equal states have equal bytes."""
         table = np.stack([self.columns[name] for name in COLUMNS]).astype("<f4", copy=False)
         is_known = ~np.isnan(table).all(axis=1)
         known = [name for name, is_one in zip(COLUMNS, is_known.tolist(), strict=True) if is_one]
@@ -130,18 +130,18 @@ class Memory:
         return b"".join((line, self.keys.astype("<u8").tobytes(), table[is_known].tobytes()))
 
     def of_rule(self, rule: str) -> Firing:
-        """Return a rule's hysteresis, to be moved."""
+        """Return the hysteresis of a rule, to be advanced in place."""
         return self.firing.setdefault(rule, Firing())
 
     def forget(self, scalar: str) -> None:
-        """Begin the running statistics of a scalar anew."""
+        """Restart the running statistics of a scalar."""
         if scalar == "loss":
             self.loss, self.rise = Deviation(), Rise()
         elif scalar == "grad_norm":
             self.gradient = Deviation()
 
     def restart(self) -> None:
-        """Begin a new attempt: what layers were at the start stays, all else is forgotten."""
+        """Begin a new attempt: keep the registered values of the layers and drop the rest."""
         fresh = Memory(keys=self.keys, columns=self.columns)
         for name in set(COLUMNS) - {"start", "floor", "norm_floor"}:
             fresh.columns[name].fill(np.nan)
@@ -149,10 +149,10 @@ class Memory:
         self.__dict__.update(fresh.__dict__)
 
     def gaps(self, steps: tuple[int, ...]) -> tuple[Counts, Counts]:
-        """Return how many steps lie before each row, and how far apart rows usually are, [S] >= 1.
+        """Return the steps between each row and the row before, and the usual gap, [S] >= 1.
 
-        Usual is the smaller of the last two gaps, so that one lost batch does not make rows that
-        are a step apart look sparse. Rows of another writer may go back: they say nothing of gaps.
+        The usual gap is the smaller of the last two, so one lost batch does not make dense rows
+        look sparse. Rows of another writer may go back in steps; they do not change the gap.
         """
         found, usual = [], []
         for step in steps:
@@ -164,7 +164,7 @@ class Memory:
         return np.array(found, np.int64), np.array(usual, np.int64)
 
     def places(self, layers: tuple[str, ...]) -> npt.NDArray[np.intp]:
-        """Return where each layer stands in the columns [L]; new layers get a place."""
+        """Return the index of each layer in the columns [L]; new layers are added."""
         keys = _keys(layers)
         if np.array_equal(keys, self.keys):
             return np.arange(len(keys))
@@ -184,15 +184,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Quiet:
-    """How long a run's rules have not fired, in steps."""
+    """The steps since the rules of a run last fired."""
 
     step: int | None  # of the newest row
-    seen: int  # steps that the run's newest attempt has shown so far
-    rules: Mapping[str, int]  # steps since each rule last fired, as far as it was ever judged
+    seen: int  # steps covered by the run's newest attempt so far
+    rules: Mapping[str, int]  # steps since each rule last fired, for rules that were judged
 
 
 def quiet_steps(state: bytes | None) -> Quiet:
-    """Return what a state says of quiet rules, without reading its layers."""
+    """Return the quiet steps from a state, without reading its layers."""
     line, _, _ = (state or b"{}").partition(b"\n")
     values: dict[str, Any] = json.loads(line)
     if values.get("version") not in READABLE:
@@ -203,12 +203,12 @@ def quiet_steps(state: bytes | None) -> Quiet:
 
 
 def row_gap(state: bytes | None) -> int:
-    """Return how many steps lie between the newest rows, 1 before there are two."""
+    """Return the steps between the two newest rows, 1 before there are two."""
     line, _, _ = (state or b"{}").partition(b"\n")
     return int(json.loads(line).get("gap") or 1)
 
 
-@lru_cache(maxsize=8)  # a pure function of the names, which come again with every batch
+@lru_cache(maxsize=8)  # the names repeat with every batch
 def _keys(layers: tuple[str, ...]) -> Keys:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in layers)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Rules about layers that move: jumps, growth, updates and gradients against their own past."""
+"""Rules about changes of layers: jumps, growth, updates and gradients against their own past."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from snc_service.wire.batch import Floats
 def sigma_jump(seen: Seen) -> RuleFinding | None:
     """Find the largest change of log sigma, or of the log Frobenius norm, in one step.
 
-    A new top direction shows in the norm at once, in an estimate of sigma some steps later. Over k
-    steps a random walk goes sqrt k.
+    A new top direction shows in the norm at once, and in an estimate of sigma some steps later.
+    Over k steps a random walk moves by sqrt k.
     """
     jump, norm_jump = seen.trends.jump, seen.trends.norm_jump
     either: Floats | None = norm_jump if jump is None else jump
@@ -74,10 +74,10 @@ def sigma_vs_init(seen: Seen) -> RuleFinding | None:
 
 
 def coherent_growth(seen: Seen) -> RuleFinding | None:
-    """Find the log sigma above its long mean of the layer that grew least: all of them grow.
+    """Find growth of all layers: log sigma above its long mean, of the layer that grew least.
 
-    A decay with the wrong sign, or a learning rate that only ever rises, moves every layer by a
-    little; of a healthy network at least one layer stays.
+    Weight decay with the wrong sign, or a learning rate that only rises, moves every layer by a
+    little. In a healthy network at least one layer does not grow.
     """
     growth = seen.trends.long_growth
     if growth is None or not growth.shape[1]:
@@ -111,10 +111,11 @@ def update_ratio(seen: Seen) -> RuleFinding | None:
 
 
 def grad_vanish(seen: Seen) -> RuleFinding | None:
-    """Find gradients that fell in all layers, or are almost nothing beside the weight in one.
+    """Find gradients that fell in all layers, or are tiny relative to the weight in one layer.
 
-    In natural logarithms for the fall of the layer that fell least; in decimal ones below 1e-7 for
-    gradient norm over Frobenius norm of the layer where that is smallest.
+    The value is the larger of two. One is the natural logarithm of the fall of the layer that fell
+    least. The other is how far the smallest ratio of gradient norm to Frobenius norm lies below
+    1e-7, as a decimal logarithm.
     """
     drop, ratio = seen.trends.gradient_drop, seen.trends.gradient_ratio
     if drop is None:

@@ -1,4 +1,4 @@
-"""Which layer went first: the order in which layers left their healthy band.
+"""The onset: the order in which layers left their healthy band.
 
 A layer is outside while a rule fires that compares each layer with its own limit, and the layer is
 one of those above it. The order is that of the newest incident: once no layer was outside for more
@@ -21,13 +21,13 @@ from snc_service.detect.running import REST_ROWS
 from snc_service.store.types import RunRows
 from snc_service.wire.batch import Floats
 
-# The rules that know of single layers, in the order of their numbers in the state.
+# The rules that compare single layers, in the order of their numbers in the state.
 BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")
 
 
 @dataclass(frozen=True)
 class Left:
-    """A layer that left its band: when, by which rule, and how many times its limit it was at."""
+    """A layer that left its band: the step, the rule, and the value as a multiple of the limit."""
 
     layer: str
     step: int
@@ -37,7 +37,7 @@ class Left:
 
 @dataclass(frozen=True, eq=False)
 class Outside:
-    """One row in which a rule fired: how many times the limit each layer [L] was at."""
+    """One row in which a rule fired: the value of each layer [L] as a multiple of the limit."""
 
     row: int
     rule: int
@@ -45,7 +45,7 @@ class Outside:
 
 
 def outside(rule: str, limit: float, finding: RuleFinding, rows: Sequence[int]) -> list[Outside]:
-    """Return what the ``rows`` in which a rule fired say of layers."""
+    """Return the layers outside in the ``rows`` in which a rule fired."""
     if rule not in BAND_RULES or finding.columns is None:
         return []
     number, least = BAND_RULES.index(rule), max(limit, 1e-9)
@@ -87,7 +87,7 @@ def _remember(
 
 
 def order(state: bytes | None, layers: Sequence[str]) -> list[Left]:
-    """Return the layers that left their band, the first one first; in one step the furthest.
+    """Return the layers that left their band, by step; within a step the largest multiple first.
 
     Cost: reads the whole state, which is at most 56 bytes a layer.
     """

@@ -1,7 +1,8 @@
 """Planned changes: what an annotation of a run does to its rules.
 
-From the annotated step on the past is no measure any more: running means begin anew, rules that
-compare with the past arm themselves again, and they say nothing for as long as was asked.
+From the annotated step on, earlier rows are no reference. Running means restart, and rules that
+compare with the past wait for new rows. These rules are muted for the quiet steps of the
+annotation.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.store.types import RunRows
 
-# What is wrong whatever was planned is still told: values that are not finite, thresholds, the
-# guard, and updates out of all proportion to their weight.
+# The other rules stay active in a planned change: values that are not finite, breaches, the guard,
+# and updates that are large relative to their weight.
 RELATIVE: Final = frozenset(
     (
         "lr_jump",
@@ -35,13 +36,13 @@ RELATIVE: Final = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """Which rows [S] begin anew, and in which relative rules say nothing."""
+    """The rows [S] at which running means restart, and those in which relative rules are muted."""
 
     anew: Mask
     muted: Mask
 
     def settled(self, trained: Counts, memory: Memory) -> Counts:
-        """Return how many training rows [S] came since the past last began anew; -1: muted."""
+        """Return the number of training rows [S] since the last restart; -1: muted."""
         if not self.anew.any() and not self.muted.any():
             return trained - memory.begun
         begun = np.maximum.accumulate(np.where(self.anew, trained, memory.begun))
@@ -50,7 +51,7 @@ class Planned:
 
 
 def planned(rows: RunRows, memory: Memory) -> Planned:
-    """Return what the annotations that rows carry mean for them; each begins anew once."""
+    """Return the effect of the annotations on these rows; each restarts running means once."""
     anew, muted = np.zeros((2, len(rows.batch.steps)), np.bool_)
     if not rows.annotations:
         return Planned(anew, muted)

@@ -1,12 +1,12 @@
-"""The rules: streaming detectors over the rows of a run, and the one place that decides an event.
+"""The rules: streaming detectors over the rows of a run. Only this module creates their events.
 
     advance(state, rows, settings) -> (state, events)
 
-A rule looks at all layers at once and raises one event per incident, not one per layer: at the
-first row that fires, and again only after more than 50 quiet rows. Rows that are several steps
-apart count in steps. Everything here is pure: live ingest, a replay after a crash, a backtest and a
-benchmark call the same `advance`, and whoever also wants to know for how long a rule fired calls
-`judge`.
+A rule evaluates all layers at once and raises one event per incident, not one per layer: at the
+first row that fires, and again only after more than 50 quiet rows. For rows that are several steps
+apart, these counts are in steps. Everything here is pure. Live ingest, a replay after a crash, a
+backtest and a benchmark call the same `advance`; `judge` also returns the steps in which each rule
+fired.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from snc_service.detect.trends import follow
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSetting, RuleSettings
 
-# What each rule looks at, in the order in which rules of one row speak.
+# The function of each rule, in the order of the events of one row.
 LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
     {
         "nonfinite": faults.nonfinite,
@@ -52,11 +52,11 @@ LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `judge` found in some rows: ``firing`` holds the steps in which each rule fired.
+    """The result of `judge`: ``firing`` holds the steps in which each rule fired.
 
-    An event marks where a rule began to fire; a rule that goes on fires without another one.
-    ``findings`` is what each rule that is on compared with its limit, ``trained`` [S] how many
-    training rows came before each row: whoever looks for limits needs both.
+    An event marks the first of them; while the rule goes on firing there is no second event.
+    ``findings`` holds the values that each active rule compared with its limit, ``trained`` [S] the
+    number of training rows before each row. A search for better limits needs both.
     """
 
     state: bytes
@@ -71,17 +71,17 @@ def advance(
 ) -> tuple[bytes, list[Event]]:
     """Return the state after ``rows`` and the events they raise, in row order.
 
-    ``state`` is what the last call on this run returned, None before the first row; ``settings``
-    are those that the rows carry, unless others are given. However the rows of a run are cut into
-    batches, the events are the same. Cost: a few passes over the batch, and a few float32
-    operations of length L per row; the state has at most 56 bytes a layer.
+    ``state`` is the result of the last call for this run, or None before the first row.
+    ``settings`` defaults to those of ``rows``. The events do not depend on how the rows are cut
+    into batches. Cost: a few passes over the batch, and a few float32 operations of length L per
+    row. The state has at most 56 bytes a layer.
     """
     verdict = judge(state, rows, settings)
     return verdict.state, verdict.events
 
 
 def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = None) -> Judgement:
-    """Do what `advance` does, and say as well in which steps each rule fired."""
+    """Advance the state as `advance` does; return as well the steps in which each rule fired."""
     settings = rows.settings if settings is None else settings
     memory = Memory.load(state)
     if rows.new_attempt:
@@ -93,7 +93,7 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
     scores = course.scores(signals, memory, trends.judged, plan.anew, gaps)
-    settled = plan.settled(trends.trained, memory)  # -1: no rule that compares may speak
+    settled = plan.settled(trends.trained, memory)  # -1: rules that compare with the past are muted
     seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []
     outside: list[onset.Outside] = []
@@ -125,9 +125,9 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
 def _above(
     findings: Mapping[str, RuleFinding], settings: RuleSettings, memory: Memory
 ) -> list[str]:
-    """Return the rules above their limits in some row; the others have passed over all of them.
+    """Return the rules above their limits in some row; count quiet rows for the others.
 
-    They are nearly all rules of nearly all batches, so they are told apart in one comparison.
+    Nearly every rule is below its limit in nearly every batch, so one comparison covers them all.
     """
     if not findings:
         return []
@@ -136,7 +136,7 @@ def _above(
     is_above = np.logical_or.reduce(values > limits[:, None], axis=1).tolist()
     above = []
     for name, is_one in zip(findings, is_above, strict=True):
-        firing = memory.of_rule(name)  # also of one above: the state keeps the order of the rules
+        firing = memory.of_rule(name)  # for every rule: fixes their order in the state
         if is_one:
             above.append(name)
         else:

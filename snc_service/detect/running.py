@@ -1,4 +1,4 @@
-"""Running quantities of a whole run: hysteresis of its rules, and statistics of its scalars."""
+"""Running quantities of a run: the hysteresis of its rules and statistics of its scalars."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-REST_ROWS: Final = 50  # quiet rows after which a rule may speak again
-NEVER: Final = 1_000_000_000  # quiet for ever: the rule has not fired yet
-FIRST_ROWS: Final = 20  # of a run, in which a loss sets what counts as low
+REST_ROWS: Final = 50  # quiet rows after which a rule may raise a new event
+NEVER: Final = 1_000_000_000  # quiet rows of a rule that has not fired yet
+FIRST_ROWS: Final = 20  # rows of a run that set the first lowest loss
 SKIPS_KEPT: Final = 0.99  # of the weight of a step, one step later
 
 Counts: TypeAlias = npt.NDArray[np.int64]
@@ -18,33 +18,33 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fired:
-    """The rows in which a rule fires, and those of them at which an event starts."""
+    """The rows in which a rule fires, and those rows at which an event starts."""
 
     rows: list[int] = field(default_factory=list)
     edges: list[int] = field(default_factory=list)
 
     def at(self, rows: npt.NDArray[np.intp]) -> Fired:
-        """Return the same with rows numbered as in ``rows``."""
+        """Return the same rows, numbered by ``rows``."""
         return Fired(*([int(rows[i]) for i in part] for part in (self.rows, self.edges)))
 
 
 @dataclass
 class Firing:
-    """One rule's hysteresis: rows in a row above its limit, and rows since it last fired."""
+    """The hysteresis of one rule: consecutive rows above its limit, and rows since it fired."""
 
     streak: int = 0
     quiet: int = NEVER
 
     def pass_over(self, rows: int) -> None:
-        """Remember so many rows that are not above the limit."""
+        """Count ``rows`` rows that are not above the limit."""
         if rows:
             self.streak, self.quiet = 0, min(NEVER, self.quiet + rows)
 
     def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
-        """Return in which rows of ``above`` [S] the rule fires, and remember the rest.
+        """Return in which rows of ``above`` [S] the rule fires, and update the counts.
 
-        A rule fires from the ``hold``-th row in a row above its limit; it starts an event if more
-        than ``rest`` rows went by in which it did not fire.
+        A rule fires from the ``hold``-th consecutive row above its limit. It starts an event if it
+        has not fired for more than ``rest`` rows.
         """
         fired = Fired()
         for row, is_above in enumerate(above.tolist()):
@@ -61,17 +61,17 @@ class Firing:
 
 @dataclass
 class Deviation:
-    """Running mean and mean absolute deviation of one scalar, robust to what it looks for."""
+    """Running mean and mean absolute deviation of a scalar; an outlier moves both only slightly."""
 
     mean: float = 0.0
     deviation: float = 0.0
     count: int = 0
 
     def score(self, value: float, floor: float) -> float:
-        """Return how many deviations ``value`` lies above the mean, then take it in.
+        """Return how many deviations ``value`` lies above the mean, then update both.
 
-        1.2533 makes a mean absolute deviation a standard one, for a normal distribution. After ten
-        values a single one moves the mean by 5 deviations at most.
+        The factor 1.2533 turns a mean absolute deviation into a standard deviation, for a normal
+        distribution. After ten values a single value moves the mean by 5 deviations at most.
         """
         score = (value - self.mean) / max(1.2533 * self.deviation, floor)
         self.count += 1
@@ -86,17 +86,17 @@ class Deviation:
 
 @dataclass
 class Rise:
-    """How far a loss has risen above the lowest it was, both smoothed over some 20 rows."""
+    """The rise of a loss above its lowest value, both smoothed over about 20 rows."""
 
     smooth: float = 0.0
     lowest: float = 0.0
     count: int = 0
 
     def advance(self, value: float) -> float:
-        """Take in ``value`` and return the rise: 0 at the lowest so far, 0.5 at twice that.
+        """Take in ``value`` and return the rise: 0 at the lowest so far, 0.5 at twice the lowest.
 
-        It is relative to the larger of the two in size, so that losses below zero have one too, and
-        never above 2. In the first rows there is none: they say what is usual.
+        The rise is relative to the larger of the two in absolute value, so it also holds for
+        negative losses. It is never above 2. The first rows set the reference and return 0.
         """
         self.count += 1
         self.smooth += max(0.05, 1.0 / self.count) * (value - self.smooth)

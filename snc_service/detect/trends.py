@@ -1,8 +1,8 @@
-"""How the layers move: each row against the layer's own past, float32 [S, L] columns.
+"""Trends of the layers: each row against the layer's own past, float32 [S, L] columns.
 
-A layer born at zero gets a floor, or every relative measure of it would explode in the first steps.
-What does not depend on the row before is computed for all rows at once; the running means, which
-do, are a few operations of length L per row.
+A layer initialised to zero gets a floor, else its relative changes would be huge in the first
+steps. Values that do not depend on the row before are computed for all rows at once. The running
+means do depend on it; they take a few operations of length L per row.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.wire.batch import Floats
 
-LONGEST_TURN = 50  # rows that a layer may wait for its turn: past that it is gone
-LEAST_SIGMA = 1e-3  # a registered sigma below it counts as this
-BORN_AT_ZERO = 0.02  # of the median registered sigma: below it a layer was initialised to zero
+LONGEST_TURN = 50  # rows that a layer may go unmeasured; after them it counts as gone
+LEAST_SIGMA = 1e-3  # the least registered sigma
+BORN_AT_ZERO = 0.02  # of the median registered sigma; a layer below it was initialised to zero
 FLOOR = 0.5  # of the median, for such layers
-SMALLEST, LARGEST = np.float32(1e-6), np.float32(1e38)  # a logarithm is taken of what lies between
+SMALLEST, LARGEST = np.float32(1e-6), np.float32(1e38)  # the range of arguments of the logarithm
 TINY_NORM = np.float32(1e-9)
 TINY_GRADIENT = np.float32(1e-20)
 NAN = np.float32(np.nan)
-RECENT_ROWS, LONG_ROWS = 50, 200  # that the running means of log sigma look back
+RECENT_ROWS, LONG_ROWS = 50, 200  # windows of the running means of log sigma
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Past: TypeAlias = dict[str, Floats]
@@ -35,12 +35,12 @@ Past: TypeAlias = dict[str, Floats]
 
 @dataclass(frozen=True, eq=False)
 class Trends:
-    """Columns [S, L], NaN where there is nothing to compare; None: not reported in this batch."""
+    """Columns [S, L], NaN where there is nothing to compare. None: not reported in this batch."""
 
-    judged: Mask  # [S] rows of training in which everything measured is finite
+    judged: Mask  # [S] training rows whose measured values are all finite
     trained: Counts  # [S] training rows before this one
     jump: Floats | None = None  # |log sigma - log sigma of the row before|
-    norm_jump: Floats | None = None  # the same of the Frobenius norm
+    norm_jump: Floats | None = None  # the same for the Frobenius norm
     growth: Floats | None = None  # log sigma - its running mean
     long_growth: Floats | None = None  # log sigma - its running mean over 200 rows
     since_start: Floats | None = None  # log sigma - its registered value
@@ -52,11 +52,11 @@ class Trends:
 def follow(
     signals: BatchColumns, memory: Memory, finite: Mask, anew: Mask, *, begins: bool
 ) -> Trends:
-    """Return the trends of S rows and move ``memory`` past them.
+    """Return the trends of S rows and advance ``memory`` over them.
 
-    Rows that are not ``finite`` [S] change nothing, in some rows running means begin ``anew`` [S].
-    Where the run or attempt ``begins``, a first row that only registers sigma, before training
-    starts, is no training row.
+    Rows that are not ``finite`` [S] change nothing. Running means restart in the ``anew`` rows [S].
+    Where the run or attempt ``begins``, a first row with sigma alone registers sigma and does not
+    count as a training row.
     """
     places = memory.places(tuple(signals.layers))
     past = {name: column[places] for name, column in memory.columns.items()}
@@ -65,7 +65,7 @@ def follow(
     trained = memory.trained + np.cumsum(training) - training
     memory.trained += int(training.sum())
     judged = training & finite
-    with np.errstate(over="ignore", invalid="ignore"):  # of what a hostile row may hold
+    with np.errstate(over="ignore", invalid="ignore"):  # hostile rows may overflow
         found = {
             **_of_sigma(signals, past, judged, anew, trained),
             **_of_norm(signals, past, judged),
@@ -77,7 +77,7 @@ def follow(
 
 
 def _only_sigma(signals: BatchColumns) -> bool:
-    """Return whether the first row carries sigma and no sign of a training step."""
+    """Return whether the first row has sigma and no sign of a training step."""
     others = [signals.metric(name) for name in ("grad_norm", "update_norm")]
     scalars = [signals.scalar(name) for name in ("loss", "lr", "grad_norm")]
     return not any(c is not None and c.measured[0].any() for c in (*others, *scalars))
@@ -110,7 +110,7 @@ def _of_sigma(
 
 
 def _log(values: Floats) -> Floats:
-    """Return the logarithm, of the nearest number that has a sensible one."""
+    """Return the logarithm after clipping the values to a range where it is finite."""
     np.maximum(values, SMALLEST, out=values)
     np.minimum(values, LARGEST, out=values)
     logs: Floats = np.log(values, out=values)
@@ -118,10 +118,10 @@ def _log(values: Floats) -> Floats:
 
 
 def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> tuple[Floats, Floats]:
-    """Return how far each layer moved since it was last measured, per row in between; and ``now``.
+    """Return the change of each layer since its last measurement, per row in between; and ``now``.
 
-    There a layer that waits for its turn keeps what it had, or a rule about all layers, or about
-    several rows, would be one about those that happen to be in a row.
+    In the returned ``now`` an unmeasured layer keeps its last value. Otherwise a rule over all
+    layers or several rows would cover only the layers measured in that row.
     """
     newest, skipped = past["newest"], past["skipped"]
     if judged.all() and np.isnan(skipped).all() and not np.isnan(now).any():
@@ -146,8 +146,9 @@ def _against_mean(
 ) -> tuple[Floats, Floats]:
     """Return ``now`` [S, L] above its running mean, and the mean after the last row [L].
 
-    The mean begins with a layer's first value; each value then has ``shares`` [S] in it. A row that
-    is not ``judged`` and a layer that was not measured change nothing; ``anew`` forgets the mean.
+    The mean starts at a layer's first value; each later value enters with the weight ``shares``
+    [S]. A row that is not ``judged`` and a layer that was not measured change nothing. ``anew``
+    restarts the mean.
     """
     weights = shares.astype(np.float32)
     if judged.all() and not anew.any() and not np.isnan(now).any():
@@ -165,7 +166,7 @@ def _against_mean(
 
 
 def _against_whole(now: Floats, mean: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Do the same where nothing is missing, as in nearly all batches."""
+    """Return the same for rows without missing values, as in nearly all batches."""
     apart = np.empty_like(now)
     for row, weight in enumerate(weights):
         np.subtract(now[row], mean, out=apart[row])
@@ -174,13 +175,13 @@ def _against_whole(now: Floats, mean: Floats, weights: Floats) -> tuple[Floats, 
 
 
 def _begun(mean: Floats, now: Floats) -> Floats:
-    """Return ``mean``, begun with ``now`` where there is none yet [L]."""
+    """Return ``mean`` [L], with ``now`` where there is no mean yet."""
     unknown = np.isnan(mean)
     return np.where(unknown, now, mean) if unknown.any() else mean
 
 
 def _register(sigma: Floats, past: Past) -> None:
-    """Register each layer at its first finite sigma, with a floor if it was born at zero."""
+    """Register each layer at its first finite sigma, with a floor if it was initialised to zero."""
     start, floor = past["start"], past["floor"]
     for row, new in _first_rows(sigma, np.isnan(start)):
         size = np.exp(start.astype(np.float64)) - floor  # of the layers registered before
@@ -192,7 +193,7 @@ def _register(sigma: Floats, past: Past) -> None:
 
 
 def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
-    """Return (row, layers) for the ``missing`` layers whose first value is in that row."""
+    """Return (row, layers) pairs: the ``missing`` layers whose first value is in that row."""
     if not missing.any():
         return []
     there = ~np.isnan(values)
@@ -201,7 +202,7 @@ def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
 
 
 def _after_action(signals: BatchColumns, values: Floats, now: Floats, floor: Floats) -> Floats:
-    """Return the logarithms after a rescale: the next row must not take our action for a jump."""
+    """Return the logarithms after a rescale, so that the rescale is not taken for a jump."""
     column = signals.metric("scale")
     if column is None:
         return now
@@ -213,7 +214,7 @@ def _after_action(signals: BatchColumns, values: Floats, now: Floats, floor: Flo
 
 
 def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Floats]:
-    """Return what the Frobenius norm tells: it shows a new top direction at once."""
+    """Return the trends of the Frobenius norm: it shows a new top direction at once."""
     column = signals.metric("frobenius")
     if column is None:
         return {}
@@ -233,7 +234,7 @@ def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Fl
 
 
 def _norm_jumps(now: Floats, signals: BatchColumns, norm: Floats, past: Past) -> Floats:
-    """Return how far each norm moved since the row before; NaN where that one had none."""
+    """Return the change of each norm since the row before; NaN where that row had none."""
     after = _after_action(signals, norm, now, past["norm_floor"])
     jump = np.empty_like(now)
     np.subtract(now[0], past["newest_norm"], out=jump[0])

@@ -1,7 +1,7 @@
-"""The store as Prometheus text: a view without a state of its own but caches.
+"""The store as Prometheus text: a view whose only state is caches.
 
-`Exposition` renders; `families` is the table of all names; `text` knows the format; `layers`
-chooses what the cap lets through. Nobody else imports prometheus_client.
+`Exposition` renders; `families` is the table of all names; `text` implements the format; `layers`
+selects the layers under the cap. Only this package imports prometheus_client.
 """
 
 from snc_service.exposition.exposition import Exposition

@@ -1,4 +1,4 @@
-"""`Exposition`: what ``/metrics``, ``/metrics/runs/{run}`` and ``/prometheus/sd`` answer."""
+"""`Exposition`: the content of ``/metrics``, ``/metrics/runs/{run}`` and ``/prometheus/sd``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
 from snc_service.store import Store
 from snc_service.store.types import END_STATES, Run, RunState, RunUnknown
 
-# How long a run's series outlive its last report (or its end), in seconds.
+# How long a run's series outlast its last report or its end, in seconds.
 CLOSED_SECONDS: Final = 300.0
 SILENT_LAYERS_SECONDS: Final = 900.0
-# A run that dies without a word keeps its own series, or the alert on silence would resolve itself.
+# A run that dies keeps its own series this long, or the alert on silence would resolve itself.
 SILENT_RUN_SECONDS: Final = 86_400.0
 PAGE: Final = 500
 SINGLE_SERIES: Final = 100_000  # of one run's own endpoint
@@ -31,9 +31,9 @@ Text: TypeAlias = tuple[bytes, str]
 class Exposition:
     """A view of ``store`` in Prometheus text, safe to call from any thread.
 
-    At most ``max_series`` per-layer series stand on ``/metrics``, shared fairly among runs; a run
-    that does not fit shows its worst layers and says how many series it left out. Text is cached
-    by ``Run.version``: a scrape of unchanged runs formats nothing. ``clock`` is Unix time.
+    ``/metrics`` has at most ``max_series`` per-layer series, shared fairly among runs. A run that
+    exceeds its share shows its worst layers and the number of omitted series. Text is cached by
+    `Run.version`: a scrape of unchanged runs formats nothing. ``clock`` is Unix time.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Exposition:
         self._single: dict[str, RunText] = {}
 
     def observe_batch(self, outcome: str, values: int, num_bytes: int, seconds: float) -> None:
-        """Count a batch: ``outcome`` is accepted, duplicate or refused, ``values`` were stored."""
+        """Count a batch: ``outcome`` is accepted, duplicate or refused; ``values`` were stored."""
         self._process.observe_batch(outcome, values, num_bytes, seconds)
 
     def observe_request(self, route: str, method: str, status: int) -> None:
-        """Count a request; ``route`` is a template out of the app, never a path."""
+        """Count a request; ``route`` is a template of the app, never a path."""
         self._process.observe_request(route, method, status)
 
     def observe_delivery(self, outcome: str) -> None:
@@ -64,7 +64,7 @@ class Exposition:
         self._process.observe_delivery(outcome)
 
     def observe_lag(self, seconds: float) -> None:
-        """Count one look at by how much the event loop came late."""
+        """Count one measured delay of the event loop."""
         self._process.observe_lag(seconds)
 
     def watch(
@@ -73,13 +73,13 @@ class Exposition:
         inflight_bytes: Callable[[], int],
         streams: Callable[[], int],
     ) -> None:
-        """Ask these at each scrape: batches that wait, bytes of bodies held, open streams."""
+        """Read these at each scrape: waiting batches, bytes of bodies held, open streams."""
         self._process.watch(queue, inflight_bytes, streams)
 
     def metrics(self, collect: Collection[Part] = PARTS, *, openmetrics: bool = False) -> Text:
         """Return the body and content type of ``/metrics``, or of some of its parts.
 
-        Raises what the store raises.
+        Raises the errors of the store.
         """
         body = b""
         if "runs" in collect or "layers" in collect:
@@ -94,7 +94,7 @@ class Exposition:
         with self._lock:
             found = self._store.runs.get(run)
             text = self._single.pop(run, None) or RunText(run)
-            self._single[run] = text  # the newest last: the oldest makes room
+            self._single[run] = text  # the newest last: the oldest is dropped
             if len(self._single) > PAGE:
                 self._single.pop(next(iter(self._single)))
             now = self._clock()
@@ -105,10 +105,10 @@ class Exposition:
         return _finished(body, openmetrics)
 
     def service_discovery(self, host: str) -> list[dict[str, Any]]:
-        """Return Prometheus' HTTP service discovery document: one target per listed run.
+        """Return the document of Prometheus' HTTP service discovery: one target per listed run.
 
-        Targets that differ in their path only would share one ``instance`` and overwrite each
-        other's ``up``, so each names its own.
+        Targets that differ only in their path would share one ``instance`` and overwrite each
+        other's ``up``, so each has its own ``instance``.
         """
         now = self._clock()
         with self._lock:
@@ -135,7 +135,7 @@ class Exposition:
         return _joined(texts.values(), self._counts(), wanted, openmetrics)
 
     def _newest(self, run: Run, now: float) -> NewestOfRun | None:
-        """Return how to read what the run measured last, None when that is no longer shown."""
+        """Return the queries of a run's newest values, None if they are no longer shown."""
         if not _shows_layers(run, now):
             return None
         return NewestOfRun(
@@ -147,7 +147,7 @@ class Exposition:
         """Return the runs that have series, by name."""
         found = {run.run: run for run in self._open()}
         for state in ("silent", "finished", "failed"):
-            # Closed runs pile up: look at the newest, and at those shown before.
+            # Closed runs accumulate: read the newest ones and those shown before.
             page = self._store.runs.page(project=None, state=state, limit=PAGE, after=None)
             found.update((run.run, run) for run in page.items)
         for name in self._shared.keys() - found.keys():
@@ -175,7 +175,7 @@ class Exposition:
 
 
 def fair_shares(needs: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Divide ``budget`` series; who needs less than an equal share leaves the rest to others."""
+    """Divide ``budget`` series; what a run with a small need leaves is shared by the others."""
     shares = {}
     left = budget
     for place, name in enumerate(sorted(needs, key=lambda name: (needs[name], name))):
@@ -199,7 +199,7 @@ def _shows_layers(run: Run, now: float) -> bool:
 def _joined(
     texts: Collection[RunText], counts: Counts, wanted: Iterable[Family], openmetrics: bool
 ) -> bytes:
-    """Return one group per family, each with its head; families without a sample are left out."""
+    """Return one group per family, each with its head; families without samples are left out."""
     parts: list[bytes] = []
     for family in wanted:
         lines = b"".join([text.lines(family, counts) for text in texts])

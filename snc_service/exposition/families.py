@@ -1,7 +1,7 @@
-"""Every Prometheus family of the service: name, type, help, labels. One table; all else reads it.
+"""The table of all Prometheus families of the service: name, type, help, labels.
 
-The step is a gauge, never a label, and no sample carries a timestamp. Part ``layers`` is bounded by
-the cap on series, ``runs`` by how long a run stays listed, ``process`` by this table.
+The step is a gauge, never a label, and no sample has a timestamp. The series cap bounds part
+``layers``, the listing time of runs bounds ``runs``, and this table bounds ``process``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RUN: Final = ("run",)
 LAYER: Final = ("run", "layer")
 
 
-@dataclass(frozen=True, eq=False)  # each stands once in the table: it is equal to itself only
+@dataclass(frozen=True, eq=False)  # each is in the table once and equals only itself
 class Family:
     """One family of series, and the part of ``/metrics`` it belongs to."""
 
@@ -33,7 +33,7 @@ class Family:
 
     @property
     def open_head(self) -> bytes:
-        """Return the same in OpenMetrics, where a counter is named without what its samples add."""
+        """Return the same in OpenMetrics, where the head of a counter has no ``_total``."""
         return _head(self.name.removesuffix("_total"), self.type, self.help)
 
 

@@ -1,4 +1,4 @@
-"""The per-layer series of one run: which layers are shown under the cap, and their lines."""
+"""The per-layer series of one run: the selection of layers under the cap, and their lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from snc_service.store.types import LatestValues
 from snc_service.wire import ABSENT, absent
 
 KEEP_SECONDS = 300.0  # a layer that is shown stays at least this long
-NEWCOMER_LEAD = 1.05  # and goes only for one whose ratio is this much larger
+NEWCOMER_LEAD = 1.05  # and is replaced only by one whose ratio is larger by this factor
 
 _METRICS = {SIGMA: "sigma", SIGMA_UPPER: "sigma_upper", THRESHOLD: "threshold"}
 Numbers = npt.NDArray[np.floating]
@@ -29,9 +29,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 class LayerValues:
-    """The newest values [L] of each per-layer family, and which of them exist.
+    """The newest values [L] of each per-layer family, and a mask of those that exist.
 
-    ``before``, the values of the same run at another time, saves making its names again.
+    ``before``, earlier values of the same run, lets it reuse the names.
     """
 
     def __init__(self, latest: LatestValues, before: LayerValues | None = None) -> None:
@@ -57,7 +57,7 @@ class LayerValues:
 
     @property
     def series(self) -> npt.NDArray[np.int64]:
-        """Return how many series each layer has [L]."""
+        """Return the number of series of each layer [L]."""
         series = np.zeros(len(self.names), np.int64)
         for family in LAYER_FAMILIES:
             series += self.exists[family]
@@ -65,10 +65,10 @@ class LayerValues:
 
 
 class Selection:
-    """Which layers of a run are shown; remembers since when, so that the choice does not flicker.
+    """The shown layers of a run; their start times keep the selection from flickering.
 
-    Layers that are not finite come first, then breaching ones, then those shown for less than
-    5 minutes, then the rest by ratio, where a newcomer needs a lead of 5 %.
+    Non-finite layers come first, then layers in breach, then layers shown for less than 5 minutes,
+    then the rest by ratio, where a new layer needs a lead of 5 %.
     """
 
     def __init__(self) -> None:
@@ -97,8 +97,8 @@ class Selection:
 class LayerText:
     """The lines of a run's per-layer families.
 
-    A template lasts while the same layers are shown, its lines while their values stay: thresholds
-    hardly ever change.
+    A template is reused while the same layers are shown, its lines while their values stay the
+    same: thresholds rarely change.
     """
 
     def __init__(self, run: str) -> None:
@@ -123,7 +123,7 @@ class LayerText:
 
 @dataclass
 class _Filled:
-    """A template, and what it was filled with last."""
+    """A template, and the values of its last fill."""
 
     names: tuple[str, ...]
     mask: bytes

@@ -1,4 +1,4 @@
-"""The service's own health: the one part that prometheus_client counts and renders."""
+"""Metrics of the service itself, the only ones that prometheus_client counts and renders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from snc_service.exposition.families import (
 from snc_service.store.types.incidents import DELIVERY_OUTCOMES
 
 OUTCOMES: Final = ("accepted", "duplicate", "refused")
-# Seconds; the targets (20 ms for an acknowledgement) are bounds themselves.
+# Seconds; the targets, such as 20 ms for an acknowledgement, are bucket bounds.
 BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
@@ -77,11 +77,11 @@ class ProcessMetrics:
         self._requests.labels(route, method, str(status)).inc()
 
     def observe_delivery(self, outcome: str) -> None:
-        """Count one attempt to tell a receiver of an incident."""
+        """Count one attempt to notify a receiver of an incident."""
         self._deliveries.labels(outcome).inc()
 
     def observe_lag(self, seconds: float) -> None:
-        """Count one look at how late the event loop is."""
+        """Count one measured delay of the event loop."""
         self._lag.observe(seconds)
 
     def watch(
@@ -90,13 +90,13 @@ class ProcessMetrics:
         inflight_bytes: Callable[[], int],
         streams: Callable[[], int],
     ) -> None:
-        """Show what these say at each scrape."""
+        """Show the results of these functions at each scrape."""
         shown = {INGEST_QUEUE: queue, INGEST_INFLIGHT: inflight_bytes, STREAM_CLIENTS: streams}
         for family, read in shown.items():
             self._gauges[family].set_function(read)
 
     def render(self, *, openmetrics: bool = False) -> bytes:
-        """Return the text of the whole registry, without OpenMetrics' mark at the end."""
+        """Return the text of the whole registry, without the end marker of OpenMetrics."""
         shown = _WithoutCreated(self.registry)
         if not openmetrics:
             return prometheus_client.generate_latest(shown)
@@ -105,16 +105,16 @@ class ProcessMetrics:
 
 
 class _WithoutCreated:
-    """A view of a registry without the series that hold when each counter was made.
+    """A view of a registry without the ``_created`` series.
 
-    prometheus_client can switch them off, but only for the whole process and all its registries.
+    prometheus_client can switch them off only for the whole process and all its registries.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families of the registry, each with the samples that are shown."""
+        """Yield the families of the registry without their hidden samples."""
         for family in self._registry.collect():
             family.samples = [s for s in family.samples if not s.name.endswith("_created")]
             yield family

@@ -13,39 +13,39 @@ from snc_service.exposition.layers import LayerText, LayerValues, Mask, Selectio
 from snc_service.exposition.text import escaped, line, number
 from snc_service.store.types import END_STATES, LatestValues, Run
 
-# Prometheus refuses a whole scrape for one label above its limit (512 bytes in our configuration).
+# Prometheus rejects a whole scrape for one label above its limit (512 bytes in our configuration).
 LABEL_CHARS = 128
-# A scalar that one writer reports may lie behind what another has reached.
+# A scalar of one writer may be behind the newest step of another writer.
 LAG_STEPS = 1_000
 # run -> (rule, severity, count)
 Counts: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
 
 
 class NewestOfRun(NamedTuple):
-    """How to ask the store for what a run measured last."""
+    """The queries of a run's newest values."""
 
     layers: Callable[[], LatestValues]
     scalars: Callable[[int], Mapping[str, float]]  # at or after a step
 
 
 class RunText:
-    """What one run contributes to each family. Call `read`, then `choose`, then `lines`."""
+    """The lines of one run in each family. Call `read`, then `choose`, then `lines`."""
 
     def __init__(self, run: str) -> None:
         self.run = run
         self._label = f'{{run="{escaped(run)}"}}'
-        self.series = 0  # per-layer series the run would like to show
+        self.series = 0  # per-layer series before the cap
         self._seen: tuple[int, bool] | None = None  # version, and whether its layers were read
         self._values: LayerValues | None = None
         self._selection = Selection()
         self._layer_text = LayerText(run)
         self._lines: dict[Family, bytes] = {}
         self._scalars: dict[str, float] = {}
-        self._scalars_at = (0, 0)  # the attempt and the step that they were read at
-        self._chosen: tuple[int, Mask] | None = None  # for which budget, what
+        self._scalars_at = (0, 0)  # attempt and step of the last read
+        self._chosen: tuple[int, Mask] | None = None  # the budget, and the layers chosen for it
 
     def read(self, run: Run, newest: NewestOfRun | None) -> None:
-        """Take in the run as it stands now; None: what it measured is no longer shown."""
+        """Read the run's current values; ``newest`` None: they are no longer shown."""
         if self._seen == (run.version, newest is not None):
             return
         self._seen = None  # until all of it is read: the store may fail in between
@@ -78,7 +78,7 @@ class RunText:
         )
 
     def choose(self, budget: int, now: float) -> None:
-        """Render the layers that fit into ``budget`` series; nothing to do if nothing changed."""
+        """Render the layers that fit into ``budget`` series, unless nothing changed."""
         if self._values is None or (self._chosen is not None and self._chosen[0] == budget):
             return
         before = None if self._chosen is None else self._chosen[1]
@@ -116,7 +116,7 @@ def _samples(run: Run, values: LayerValues | None) -> dict[Family, str]:
         families.DROPPED: run.dropped_values,
     }
     texts = {family: number(value) for family, value in samples.items() if value is not None}
-    # Seven digits of a Unix time would be steps of a quarter of an hour.
+    # Seven digits of a Unix time would have a resolution of a quarter of an hour.
     texts[families.RUN_LAST_REPORT] = f"{run.updated_at:.3f}"
     assert all(family.labels == RUN and family not in LAYER_FAMILIES for family in texts)
     return texts

@@ -1,9 +1,9 @@
-"""Prometheus text, version 0.0.4: escaped labels, and templates whose numbers are filled in.
+"""Prometheus text, version 0.0.4: escaped labels, and templates to fill with numbers.
 
-Samples look the same in OpenMetrics; only heads and the end differ.
-A template is the lines of one family of one run with their numbers left open. All of a family are
-written by one call and put between the heads of its lines: tens of times faster than the library,
-which builds every label set again at every scrape.
+Samples are the same in OpenMetrics; only heads and the end marker differ. A template holds the
+lines of one family of one run without their numbers. All numbers of a family are formatted in one
+call and placed between the heads of its lines. This is tens of times faster than the library, which
+builds every label set again at every scrape.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _POWERS = 10.0 ** np.arange(20)  # exact in float64
 
 
 def escaped(value: str) -> str:
-    """Return ``value`` as the inside of a label's quotes."""
+    """Return ``value`` escaped for the quotes of a label."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def number(value: float) -> str:
-    """Return a sample's value: whole numbers in full, others with 7 digits (float32 has no more).
+    """Return a sample's value: integers in full, others with 7 digits, the precision of float32.
 
     Counters must be integers: 7 digits would freeze them above ten million.
     """
@@ -49,9 +49,9 @@ def line(family: Family, labels: Mapping[str, str], value: str) -> bytes:
 
 
 def numbers(values: npt.NDArray[np.floating]) -> list[bytes]:
-    """Return what `number` would, for many finite values at once, in half of its time.
+    """Return the results of `number` for many finite values at once, in half of its time.
 
-    Values from 1e-5 to 1e7 have 7 digits, others as many as they need to be read back.
+    Values from 1e-5 to 1e7 get 7 digits, others the shortest text that parses to the same number.
     """
     wide = values.astype(np.float64)
     size = np.abs(wide)
@@ -63,9 +63,9 @@ def numbers(values: npt.NDArray[np.floating]) -> list[bytes]:
 
 
 class Template:
-    """The lines of one per-layer family of one run; built once, filled at every change.
+    """The lines of one per-layer family of one run: built once, filled after every change.
 
-    For one thread at a time.
+    Not safe for concurrent threads.
     """
 
     def __init__(self, family: Family, run: str, layers: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class Template:
         self._parts[0:-1:2] = heads
 
     def fill(self, values: npt.NDArray[np.floating]) -> bytes:
-        """Return the lines with ``values`` [L] in them."""
+        """Return the lines with ``values`` [L] filled in."""
         if not len(values):
             return b""
         if len(values) >= MANY and np.isfinite(values).all():

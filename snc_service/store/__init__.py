@@ -1,4 +1,4 @@
-"""The store: one class, and an engine per database that the URL chooses."""
+"""The store: one class over two engines; the URL selects the engine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
 
 
 def open_store(url: str, bounds: RunBounds | None = None) -> Store:
-    """Open the store that ``url`` names, creating its tables in an empty database.
+    """Open the store at ``url`` and create its tables in an empty database.
 
     ``bounds`` limit what a run may name in batches that are stored through it.
 
     ``sqlite:///snc.db`` is relative to the working directory, ``sqlite:////var/lib/snc.db`` is
-    absolute; ``postgresql://user:password@host:5432/snc`` is what libpq takes. Raises `ValueError`
-    for any other URL and `StoreUnavailable` (one sentence) if the database cannot be opened or
-    written, is no store, or was written by a newer release.
+    absolute. ``postgresql://user:password@host:5432/snc`` has the form of libpq. Raises
+    `ValueError` for any other URL, and `StoreUnavailable` (one sentence) if the database cannot be
+    opened or written, is no store, or was written by a newer release.
     """
     return Store(_database(url), bounds)
 
@@ -32,17 +32,17 @@ def open_store(url: str, bounds: RunBounds | None = None) -> Store:
 def upgrade_store(url: str) -> tuple[int, int]:
     """Open and close a store; return the version of its tables before (0: none) and after.
 
-    Opening a store upgrades it. Raises what `open_store` raises.
+    Opening a store upgrades it. Raises the errors of `open_store`.
     """
     with closing(_database(url)) as database:
         return database.found_version, schema.VERSION
 
 
 def back_up_store(url: str, target: Path) -> None:
-    """Copy an embedded store to a new file while it is used.
+    """Copy an embedded store to a new file while it is in use.
 
-    Raises `ValueError` for a PostgreSQL store, which has tools of its own, and `StoreUnavailable`
-    if the file exists or cannot be written.
+    Raises `ValueError` for a PostgreSQL store, which has its own tools, and `StoreUnavailable` if
+    the file exists or cannot be written.
     """
     if url.startswith(_POSTGRES):
         raise ValueError(
@@ -69,6 +69,6 @@ def _database(url: str) -> Database:
 def _path(url: str) -> Path:
     if url.startswith(_SQLITE) and url != _SQLITE:
         return Path(url.removeprefix(_SQLITE))
-    # The rest of what was given may be a password.
+    # The rest of the URL may contain a password.
     got = url.partition("://")[0][:40]
     raise ValueError(f"store must be sqlite:///PATH or {_POSTGRES}..., got {got!r}")

@@ -1,8 +1,8 @@
-"""Downsampling: values on steps become min, max, mean and counts on buckets of steps.
+"""Downsampling: reduce values at steps to min, max, mean and counts in buckets of steps.
 
-Pure arrays. A `Partial` says of R rows and B groups of steps what is needed to merge it with any
-other and to finish it as a `Buckets`: smallest, largest, sum and number of the finite values, and
-the number of those that are not finite. Who needs fewer of these planes makes and merges fewer.
+Pure arrays. A `Partial` holds mergeable statistics of R rows and B groups of steps: smallest,
+largest, sum and number of the finite values, and the number of those that are not finite. Planes
+that a query does not need are neither computed nor merged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Counts = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.intp]
 PLANES: Final = ("low", "high", "total", "finite", "nonfinite")
 COUNTED: Final = frozenset(("finite", "nonfinite"))  # in every partial
-# Which plane each column of an answer comes from.
+# The plane behind each column of `Buckets`.
 SOURCES: Final = {"min": "low", "max": "high", "mean": "total"}
-# How a group's plane follows from those of its parts, and what it is without any value.
+# How the planes of two groups merge, and the value of a plane without any values.
 _MERGE: Final[Mapping[str, np.ufunc]] = {
     "low": np.minimum,
     "high": np.maximum,
@@ -47,9 +47,9 @@ def planes_for(columns: Collection[str]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Partial:
-    """What is known of R rows in B groups; ``keys`` [B] names the groups and grows strictly.
+    """Statistics of R rows in B groups; ``keys`` [B] names the groups and is strictly increasing.
 
-    ``planes`` are some of `PLANES`, each [R, B], `COUNTED` among them. ``low`` and ``high`` are
+    ``planes`` are some of `PLANES`, each [R, B], always with `COUNTED`. ``low`` and ``high`` are
     +inf and -inf where a group has no finite value.
     """
 
@@ -78,12 +78,12 @@ class Partial:
 
     @property
     def finite(self) -> Counts:
-        """Return how many values are finite."""
+        """Return the numbers of finite values."""
         return self.planes["finite"]
 
     @property
     def nonfinite(self) -> Counts:
-        """Return how many values are not."""
+        """Return the numbers of values that are not finite."""
         return self.planes["nonfinite"]
 
     @classmethod
@@ -99,7 +99,7 @@ class Partial:
 
     @classmethod
     def of_values(cls, keys: Steps, values: Floats, planes: Collection[str] = PLANES) -> Partial:
-        """Return ``values`` [R, N] as they are, one group per column."""
+        """Return ``values`` [R, N] unreduced, one group per column."""
         finite = np.isfinite(values)
         made: dict[str, npt.NDArray[Any]] = {
             name: np.where(finite, values, _HOLLOW[name])
@@ -125,7 +125,7 @@ class Partial:
         return cls(keys[starts], made)
 
     def grouped(self, keys: Steps) -> Partial:
-        """Return the groups merged whose new ``keys`` [B] are equal; they must not decrease."""
+        """Return the groups with equal new ``keys`` [B] merged; keys must not decrease."""
         if len(keys) == 0:
             return self
         starts = _starts(keys)
@@ -134,11 +134,11 @@ class Partial:
         return Partial(keys[starts], _reduced(self.planes, starts))
 
     def rows_merged(self, starts: Rows) -> Partial:
-        """Return groups of adjacent rows merged; ``starts`` are the first rows of the groups."""
+        """Return adjacent rows merged; ``starts`` are the first rows of the groups."""
         return self._each(lambda name, plane: _MERGE[name].reduceat(plane, starts, axis=0))
 
     def with_rows(self, num_rows: int, at: Rows) -> Partial:
-        """Return these rows at the places ``at`` of ``num_rows``; the others have no values."""
+        """Return these rows at the places ``at`` of ``num_rows``; all other rows have no values."""
         if len(at) == num_rows and (at == np.arange(num_rows)).all():
             return self
         wide = Partial.hollow(self.keys, num_rows, self.planes)
@@ -147,7 +147,7 @@ class Partial:
         return wide
 
     def rows_taken(self, rows: Rows) -> Partial:
-        """Return some rows, in the order given; rows beyond the last have no values."""
+        """Return the given rows in this order; rows beyond the last have no values."""
         if len(rows) == self.num_rows and (rows == np.arange(len(rows))).all():
             return self
         known = rows < self.num_rows
@@ -175,8 +175,8 @@ def merged(
 ) -> Partial:
     """Merge partials, each over some of ``num_rows`` rows; groups with the same key become one.
 
-    All have the same ``planes``. Parts over the same groups, as the blocks of a metric usually are,
-    are stacked before anything is looked for.
+    All have the same ``planes``. Parts over the same groups, usual for the blocks of a metric, are
+    stacked first.
     """
     alike: dict[bytes, list[tuple[Rows, Partial]]] = {}
     for rows, part in parts:
@@ -242,7 +242,7 @@ def _reduced(planes: Mapping[str, npt.NDArray[Any]], starts: Rows) -> dict[str, 
 def _halved(
     name: str, plane: npt.NDArray[Any], size: int, edges: tuple[int, int]
 ) -> npt.NDArray[Any]:
-    """Reduce groups of ``size`` columns, a power of two: 20 times as fast as ``reduceat``.
+    """Reduce groups of ``size`` columns, a power of two, 20 times as fast as ``reduceat``.
 
     The first and the last group lack ``edges`` columns.
     """
@@ -257,8 +257,8 @@ def _halved(
 def width(num_steps: int, first: int, last: int, points: int) -> int:
     """Return the bucket width: 1 if ``num_steps`` fit in ``points``, else a power of two.
 
-    It is the smallest for which the aligned buckets from ``first`` to ``last`` are at most
-    ``points``; as it depends on nothing else, growing history moves no old bucket until it doubles.
+    It is the smallest for which there are at most ``points`` aligned buckets from ``first`` to
+    ``last``. It depends on nothing else, so old buckets stay in place until the width doubles.
     """
     if num_steps <= points:
         return 1
@@ -269,9 +269,9 @@ def width(num_steps: int, first: int, last: int, points: int) -> int:
 
 
 def finished(rows: Sequence[str], partial: Partial, bucket_steps: int) -> Buckets:
-    """Return the answer: empty buckets left out, ABSENT and NaN where `Buckets` says so.
+    """Return the `Buckets`: without empty ones, with ABSENT and NaN as `Buckets` defines.
 
-    ``partial`` is keyed by step // bucket_steps. What it has no plane for is NaN throughout.
+    ``partial`` is keyed by step // bucket_steps. A column without a plane is NaN throughout.
     """
     partial = partial.without_empty()
     hollow = partial.finite == 0

@@ -1,4 +1,4 @@
-"""The store: everything that the service keeps, grouped by what it is about."""
+"""The store: all persistent data of the service, in one collection per noun."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from snc_service.store.types import RunBounds
 
 
 class Store:
-    """All collections of one database, which the store closes.
+    """All collections of one database. Closing the store closes the database.
 
     Every method is synchronous and safe to call from any thread. Every write is one durable
-    transaction. Times are Unix seconds (float64). Layers are named; their indexes stay inside.
+    transaction. Times are Unix seconds (float64). Layers go by name; their indexes stay internal.
     """
 
     def __init__(self, database: Database, bounds: RunBounds | None = None) -> None:
@@ -52,10 +52,10 @@ class Store:
         deletion.resume(database)
 
     def fold(self, budget_s: float, *, now: float) -> int:
-        """Compress history that has come in, for about ``budget_s`` seconds; return the values.
+        """Compress recent history for about ``budget_s`` seconds; return the values compressed.
 
-        Returns 0 when nothing is due. No answer changes by it, ingest continues meanwhile, and a
-        crash loses nothing. Call it every second or so from one background thread.
+        Returns 0 when nothing is due. Answers do not change, ingest continues, and a crash loses
+        nothing. One background thread should call it about every second.
         """
         return self._folder.fold(budget_s, now)
 
@@ -66,9 +66,9 @@ class Store:
         self._database.check_writable()
 
     def size_bytes(self) -> int:
-        """Return the bytes at rest."""
+        """Return the size on disk."""
         return self._database.size_bytes()
 
     def close(self) -> None:
-        """Release everything; what was acknowledged stays."""
+        """Close all connections; acknowledged data is already durable."""
         self._database.close()

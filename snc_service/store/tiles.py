@@ -1,7 +1,7 @@
-"""Float32 columns to compressed bytes and back, bit for bit; rollups of them likewise.
+"""Lossless compression of float32 columns and of their rollups.
 
-Every form has a number that is stored beside the bytes and never used for anything else; readers
-keep all of them. New tiles are written with pcodec where it is installed, else with zlib.
+The number of a form is stored beside the bytes and is never reused; readers support all forms. New
+tiles are written with pcodec if it is installed, else with zlib.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ except ImportError:  # no wheel on this platform: the zlib form takes 4 % more b
 RAW: Final = 0
 PCODEC: Final = 1
 ZLIB: Final = 2
-ROLLUP: Final = 4  # planes behind a head, each in a form of its own
+ROLLUP: Final = 4  # planes behind a header, each in its own form
 FORMS: Final = (RAW, PCODEC, ZLIB)
 
 BLOCK_LAYERS = 16  # layers of a tile
 TILE_STEPS = 1_024  # most measured steps of a tile, entries of a rollup tile
-LEAST_JUDGED = 4_096  # values of a tile worth choosing differences for
-FANOUT = 32  # entries of a level that make one of the next; FANOUT ** 2 == TILE_STEPS
+LEAST_JUDGED = 4_096  # smallest tile for which differences are chosen
+FANOUT = 32  # entries of a level per entry of the next; FANOUT ** 2 == TILE_STEPS
 _HEAD = struct.Struct("<5B5I")
 
 
 def encode(values: Floats, form: int | None = None) -> tuple[int, bytes]:
-    """Return (form, bytes) of float32 [rows, n], time the fast axis.
+    """Return (form, bytes) of float32 [rows, n] with time as the fast axis.
 
-    By default the best form at hand, or `RAW` if that is no larger. Cost: 0.1-0.5 ms per 16 x 1024.
+    The default is the best available form, or `RAW` if that is no larger. Cost: 0.1-0.5 ms per
+    16 x 1024 values.
     """
     wanted = (ZLIB if pcodec is None else PCODEC) if form is None else form
     packed = np.ascontiguousarray(values, "<f4")
@@ -79,7 +80,7 @@ def decode_rollup(
 ) -> Partial:
     """Return the entries under ``keys`` [n]; sums are means times counts.
 
-    ``planes`` are those wanted, the counts and at least one other: only they are decoded.
+    Decodes only ``planes``: the counts and at least one other.
     """
     head = _HEAD.unpack_from(data)
     ends = list(accumulate(head[5:], initial=_HEAD.size))
@@ -97,7 +98,7 @@ def decode_rollup(
 
 
 def _to_pcodec(values: Floats) -> bytes:
-    # Level 8 with the mode and the delta given: what the automatic choice costs half the speed for.
+    # Level 8 with mode and delta given; the automatic choice would halve the speed.
     config: Any = pcodec.ChunkConfig(
         compression_level=8,
         mode_spec=pcodec.ModeSpec.classic(),
@@ -107,10 +108,10 @@ def _to_pcodec(values: Floats) -> bytes:
 
 
 def _order(values: Floats) -> int:
-    """Return which differences along time are shortest, judged by a part: of order 0, 1 or 2.
+    """Return the order 0, 1 or 2 of the shortest differences along time, judged by a sample.
 
-    What a smooth schedule moves takes half the bytes in second differences, a constant with a few
-    exceptions in none; a walk and noise want the first, which others must beat clearly.
+    A smooth schedule takes half the bytes in second differences, a constant with a few exceptions
+    in none. A random walk and noise need first differences; the others must be clearly shorter.
     """
     if values.size < LEAST_JUDGED:
         return 1
@@ -125,7 +126,7 @@ def _order(values: Floats) -> int:
 
 
 def _to_zlib(values: Floats) -> bytes:
-    """Differences along time of the bit patterns, sign last, byte planes apart, deflated."""
+    """Return deflated byte planes of differences of the bit patterns along time, sign bit last."""
     words = values.view("<u4").copy()
     words[:, 1:] -= words[:, :-1].copy()
     signed = words.view("<i4")
@@ -142,7 +143,7 @@ def _from_zlib(data: bytes, n: int) -> Floats:
 
 
 def _to_counts(counts: npt.NDArray[np.int32]) -> bytes:
-    """Return one number if all are equal, as they are wherever nothing is missing."""
+    """Return one number if all are equal, the usual case where nothing is missing."""
     packed = np.ascontiguousarray(counts, "<i4")
     if packed.size and (packed == packed.flat[0]).all():
         return packed.ravel()[:1].tobytes()

@@ -1,8 +1,8 @@
 """The page: static ES modules and plotly.js, read and compressed once, then served from memory.
 
-Everything but the page itself lives under a URL that holds a digest of its content, so browsers
-keep it for good and a new release is never mixed with an old one. URLs in the page are relative:
-it works behind a proxy that adds a prefix.
+All files except the page itself have a URL with a digest of their content, so browsers cache them
+for good and never mix two releases. URLs in the page are relative, so it works behind a proxy that
+adds a prefix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
-# The hash is that of the empty inline style element, which plotly.js makes and fills by script.
+# The hash is that of the empty inline style element that plotly.js creates and fills by script.
 # Neither 'unsafe-inline' nor 'unsafe-eval' is needed for lines and heatmaps.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -65,7 +65,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class PageFiles:
-    """The page and all it loads: ``assets`` by path below ``/ui/``."""
+    """The page and its files: ``assets`` by path below ``/ui/``."""
 
     index: Asset
     assets: Mapping[str, Asset]
@@ -73,7 +73,7 @@ class PageFiles:
 
 @cache
 def load_page() -> PageFiles:
-    """Read the static files and plotly.js out of its package; 0.2 s at the first call."""
+    """Read the static files, and plotly.js from its package; 0.2 s at the first call."""
     own = {
         file.relative_to(STATIC).as_posix(): Asset.of(file.read_bytes(), file.suffix)
         for file in STATIC.rglob("*")
@@ -81,12 +81,12 @@ def load_page() -> PageFiles:
     }
     index = own.pop("index.html")
     plotly = Asset.of((files("plotly") / "package_data" / "plotly.min.js").read_bytes(), ".js")
-    # One digest for all modules: they import each other by relative URL.
+    # One digest for all modules, because they import each other by relative URL.
     together = "".join(f"{name} {own[name].digest}\n" for name in sorted(own))
     folder = hashlib.sha256(together.encode()).hexdigest()[:16]
     assets = {f"{folder}/{name}": asset for name, asset in own.items()}
     assets[f"{plotly.digest}/plotly.js"] = plotly
-    # All modules at once: a browser finds imports only after it has read what imports them.
+    # Preload all modules: a browser finds an import only after it has read the importing module.
     modules = sorted(name for name in own if name.endswith(".js"))
     links = "\n  ".join(f'<link rel="modulepreload" href="ui/{{own}}/{name}">' for name in modules)
     text = index.body.decode().replace("{preloads}", links)
@@ -95,9 +95,9 @@ def load_page() -> PageFiles:
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the page at ``/`` and what it loads below ``/ui/``.
+    """Serve the page at ``/`` and its files below ``/ui/``.
 
-    The Content-Security-Policy is set on the page's own answer, which is where browsers read it.
+    The Content-Security-Policy is set on the answer of the page itself, where browsers read it.
     """
     page = load_page()
 
@@ -114,7 +114,7 @@ def mount(app: FastAPI) -> None:
 
 
 def _answer(asset: Asset, request: Request, headers: dict[str, str]) -> Response:
-    """Return the asset as the client can read it, or 304 if it has it."""
+    """Return the asset in an encoding that the client accepts, or 304 if it has the asset."""
     packed = "gzip" in request.headers.get("accept-encoding", "")
     etag = f'"{asset.digest}{"-gzip" if packed else ""}"'
     headers = headers | {"ETag": etag, "Vary": "Accept-Encoding"}

@@ -1,7 +1,7 @@
-"""What travels between a training job and the service; the one module both sides import.
+"""The wire format: the messages between a training job and the service. Both sides import it.
 
-Standard library and numpy only. Every decoder raises `WireError`, and nothing else, for whatever
-bytes it is given.
+It imports the standard library and numpy only. For any malformed input, every decoder raises
+`WireError` and no other exception.
 """
 
 from snc_service.wire.batch import (

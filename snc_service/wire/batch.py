@@ -8,9 +8,9 @@ Binary form, little-endian::
     8+H  4*S*M*L   float32 columns, C order [metric][step][layer]
     then 4*S*K     float32 scalars, C order [scalar][step]
 
-NaN and the infinities are measurements and pass unchanged. "Not measured" is the one bit pattern
-`ABSENT`; the encoder maps every other NaN to the canonical quiet one, so that no real NaN can be
-taken for it.
+NaN and the infinities are measurements and pass unchanged. "Not measured" is the bit pattern
+`ABSENT`. The encoder maps every other NaN to the canonical quiet NaN, so no measured NaN equals
+`ABSENT`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from snc_service.wire.checks import (
 
 MEDIA_TYPE = "application/vnd.snc.batch.v1"
 JSON_MEDIA_TYPE = "application/json"
-# Differs between tries of one batch, so it is not part of the frame.
+# Differs between retries of one batch, so it is a header and not part of the frame.
 POLICY_VERSION_HEADER = "SNC-Policy-Version"
 
 MAGIC = b"SNC1"
@@ -55,11 +55,11 @@ _HASH = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One wire unit, checked when built.
+    """One wire unit, checked at construction.
 
-    ``values`` is float32 [M, S, L], ``scalar_values`` float32 [K, S]; ``seq`` starts at 0 and grows
-    by one per writer. ``skipped`` sequence numbers were given up just before this batch, with
-    ``dropped`` values in them. Raises `WireError` naming the field.
+    ``values`` is float32 [M, S, L], ``scalar_values`` float32 [K, S]. ``seq`` starts at 0 and grows
+    by one per writer. ``skipped`` sequence numbers were dropped just before this batch; they held
+    ``dropped`` values. Raises `WireError` naming the field.
     """
 
     writer: str
@@ -112,7 +112,7 @@ class Batch:
 
     @property
     def num_layers(self) -> int:
-        """Return L. It must equal the layer table's length; a batch without metrics has none."""
+        """Return L. It must equal the layer table's length; it is 0 in a batch without metrics."""
         return int(self.values.shape[2])
 
     @property
@@ -130,7 +130,7 @@ class Batch:
 
 
 def absent(values: Floats) -> npt.NDArray[np.bool_]:
-    """Return where ``values`` carry the "not measured" pattern; take it before any arithmetic."""
+    """Return where ``values`` carry the "not measured" pattern. Arithmetic destroys the pattern."""
     mask: npt.NDArray[np.bool_] = (
         np.ascontiguousarray(values, dtype="<f4").view("<u4") == ABSENT_BITS
     )
@@ -138,7 +138,7 @@ def absent(values: Floats) -> npt.NDArray[np.bool_]:
 
 
 def encode(batch: Batch) -> bytes:
-    """Return the binary form. Cost: one pass over the values to find NaN, one copy."""
+    """Return the binary form. Cost: one pass over the values to find NaN, and one copy."""
     header: dict[str, Any] = {
         "layers": batch.layers,
         "metrics": list(batch.metrics),
@@ -165,9 +165,9 @@ def encode(batch: Batch) -> bytes:
 
 
 def decode(data: bytes) -> Batch:
-    """Read the binary form; anything malformed raises `WireError`, nothing is allocated for it.
+    """Read the binary form. Malformed bytes raise `WireError` and allocate no values.
 
-    The number of layers follows from the length; whoever knows the layer table compares the two.
+    The number of layers follows from the length. The caller compares it with the layer table.
     """
     if len(data) < 8 or data[:4] != MAGIC:
         raise WireError("body", f"must start with {MAGIC!r} and a header length")
@@ -189,7 +189,7 @@ def decode(data: bytes) -> Batch:
     floats = np.frombuffer(data, dtype="<f4", offset=start)
     split = len(metrics) * len(steps) * num_layers
     return Batch(
-        writer=header.get("writer"),  # type: ignore[arg-type] # Batch checks what the peer sent
+        writer=header.get("writer"),  # type: ignore[arg-type] # checked by Batch
         seq=header.get("seq"),  # type: ignore[arg-type] # the same
         layers=header.get("layers"),  # type: ignore[arg-type] # the same
         steps=steps,
@@ -216,7 +216,7 @@ def _packed(values: Floats) -> bytes:
 
 
 def _num_layers(payload: int, num_steps: int, num_metrics: int, num_scalars: int) -> int:
-    """Return the L for which 4*S*(M*L + K) is the payload's length, in Python integers."""
+    """Return the L for which 4*S*(M*L + K) equals ``payload`` in bytes, in Python integers."""
     per_step, rest = divmod(payload, 4 * num_steps)
     columns = per_step - num_scalars
     fits = (
@@ -255,7 +255,7 @@ def _times(value: object) -> tuple[float, ...] | None:
     if not isinstance(value, list):
         raise WireError("times", f"must be a list of Unix seconds, got {shown(value)}")
     for time in value:
-        # Year 2286 bounds it: beyond, dates overflow in half of the tools that read them.
+        # The limit is in the year 2286: later dates overflow in many tools that read them.
         if (
             isinstance(time, bool)
             or not isinstance(time, int | float)

@@ -1,4 +1,4 @@
-"""Checks shared by every wire form: one error type, the limits, and the shape of names."""
+"""Checks that all wire forms share: the error type, the limits and the form of names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class WireError(ValueError):
-    """What arrived does not say what it must: ``field`` names where, ``message`` what to change."""
+    """An invalid wire value: ``field`` locates it, ``message`` states what to change."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
@@ -30,7 +30,7 @@ class WireError(ValueError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """Return ``repr(value)``, shortened: hostile input must not fill a log or an answer."""
+    """Return ``repr(value)``, shortened so that hostile input cannot fill a log or a response."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -40,7 +40,7 @@ def _refuse_constant(text: str) -> object:
 
 
 def json_object(data: bytes, field: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing NaN and Infinity literals, bottomless nesting and bad UTF-8."""
+    """Parse a JSON object; refuse NaN and Infinity literals, unbounded nesting and bad UTF-8."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

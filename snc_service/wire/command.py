@@ -1,4 +1,4 @@
-"""A command: what somebody asks of a running job, as it rides in an acknowledgement."""
+"""A command to a running job, carried by the acknowledgement of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snc_service.wire.checks import MAX_STEP, WireError, printable, shown
 CommandAction: TypeAlias = Literal["checkpoint", "pause", "resume", "stop"]
 COMMAND_ACTIONS: Final[tuple[str, ...]] = get_args(CommandAction)
 MAX_COMMANDS = 64  # in one acknowledgement
-COMMANDS_SEEN_HEADER = "SNC-Commands-Seen"  # the newest command that the job has
+COMMANDS_SEEN_HEADER = "SNC-Commands-Seen"  # the newest command id that the job has received
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Command:
 
     @classmethod
     def parse_all(cls, value: object) -> tuple[Command, ...]:
-        """Read what an acknowledgement holds under ``commands``. Raises `WireError`."""
+        """Read the ``commands`` list of an acknowledgement. Raises `WireError`."""
         if not isinstance(value, list) or len(value) > MAX_COMMANDS:
             raise WireError("commands", f"must be up to {MAX_COMMANDS} objects, got {shown(value)}")
         return tuple(cls.parse(each) for each in value)

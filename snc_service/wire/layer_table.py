@@ -1,4 +1,4 @@
-"""The layer table: a run's ordered layer names, sent once and referred to by its hash."""
+"""The layer table: the ordered layer names of a run, sent once and referenced by hash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from snc_service.wire.checks import (
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One measured weight: its state-dict key (or a slice of it), its kind and its shape."""
+    """One measured weight: its state-dict key (or a slice of it), kind and shape."""
 
     name: str
     kind: str = "matrix"
@@ -34,7 +34,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Layers in model order. Immutable; two tables with the same hash are the same table."""
+    """Layers in model order. Immutable; equal hashes mean equal tables."""
 
     layers: tuple[LayerSpec, ...]
 
@@ -46,7 +46,7 @@ class LayerTable:
 
     @classmethod
     def of_names(cls, names: Iterable[str]) -> LayerTable:
-        """Build the table of a batch that names its layers inline, as the JSON form does."""
+        """Build the table of a batch that lists its layer names inline, as the JSON form does."""
         return cls(tuple(LayerSpec(name) for name in names))
 
     @cached_property

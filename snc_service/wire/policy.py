@@ -1,4 +1,4 @@
-"""The policy: which layers are held under which threshold, and what is done at a breach."""
+"""The policy: a threshold and an action for each layer pattern."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Threshold:
     """An upper limit for sigma: ``factor`` times a unit.
 
     Units: ``absolute`` (1), ``init`` (the layer's sigma at its first measurement) and ``rms``
-    (sqrt(fan_out / fan_in): the norm that keeps the root mean square of activations).
+    (sqrt(fan_out / fan_in), the norm that preserves the root mean square of activations).
     """
 
     factor: float
@@ -43,14 +43,14 @@ class Threshold:
                 factor, unit = math.inf, "absolute"
         else:
             factor, unit = math.nan, ""
-        # float32 is what the device compares with.
+        # The device compares in float32.
         if not 1e-30 <= factor <= 1e30:
             raise WireError(
                 field,
                 'must be a number > 0 (1e-30 to 1e30), "<number>x init" or "<number>x rms", '
                 f"got {shown(value)}",
             )
-        return cls(factor, unit)  # type: ignore[arg-type] # one of the three by construction
+        return cls(factor, unit)  # type: ignore[arg-type] # the pattern admits only these units
 
     def __str__(self) -> str:
         return f"{self.factor:g}" if self.unit == "absolute" else f"{self.factor:g}x {self.unit}"
@@ -58,7 +58,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """Layers whose name matches ``pattern`` (a glob) get this threshold and action."""
+    """One policy entry: a threshold and an action for layers whose name matches a glob."""
 
     pattern: str
     threshold: float | str | None
@@ -80,10 +80,10 @@ class PolicyEntry:
         return None if self.threshold is None else Threshold.parse(self.threshold)
 
     def matches(self, layer: str) -> bool:
-        """Return whether the entry speaks of ``layer``.
+        """Return whether the pattern matches ``layer``.
 
-        A slice such as ``attn.in_proj_weight[q]`` is matched by its own name and by that of the
-        weight it is part of. Brackets in a *pattern* are glob sets: write ``[[]q]`` for ``[q]``.
+        A slice such as ``attn.in_proj_weight[q]`` matches by its own name or by the name of the
+        whole weight. Brackets in a *pattern* are glob sets: write ``[[]q]`` for ``[q]``.
         """
         whole_weight = layer.split("[", 1)[0]
         return fnmatchcase(layer, self.pattern) or fnmatchcase(whole_weight, self.pattern)
@@ -91,7 +91,7 @@ class PolicyEntry:
 
 @dataclass(frozen=True)
 class Policy:
-    """Ordered entries; the first that matches a layer wins, and a layer without one is observed."""
+    """Ordered entries; the first match decides, and a layer without a match is only observed."""
 
     entries: tuple[PolicyEntry, ...] = ()
 

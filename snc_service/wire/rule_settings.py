@@ -1,6 +1,6 @@
-"""Rule settings: what each detection rule takes for too much, and how it says so.
+"""Rule settings: limit, row counts, severity and on/off switch of each detection rule.
 
-The form is a table of rules, in TOML or JSON; what it leaves out is as shipped::
+The form is a table of rules in TOML or JSON. Omitted keys keep their shipped values::
 
     [rules.sigma_growth]
     limit = 0.5
@@ -10,8 +10,8 @@ The form is a table of rules, in TOML or JSON; what it leaves out is as shipped:
     [rules.lr_jump]
     on = false
 
-`RuleSettings.parse` reads it, `advance(state, rows, settings)` of `snc_service.detect.rules` obeys
-it: live ingest, a replay and a backtest alike.
+`RuleSettings.parse` reads the form. `advance(state, rows, settings)` of `snc_service.detect.rules`
+applies it in live ingest, replay and backtest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAX_LIMIT = 1e9
 
 @dataclass(frozen=True)
 class RuleSetting:
-    """One rule fires in rows whose value is above ``limit``, after ``for_rows`` of them in a row.
+    """The setting of one rule: it fires after ``for_rows`` consecutive rows above ``limit``.
 
-    Rules that compare with the past are ``armed`` at that training row. Both counts are meant for
-    rows that are one step apart. A rule that is not ``on`` looks at nothing and says nothing.
+    Rules that compare with the past become active at training row ``armed``. Both counts assume
+    rows that are one step apart. A rule that is not ``on`` is not evaluated.
     """
 
     limit: float
@@ -46,7 +46,7 @@ class RuleSetting:
     on: bool = True
 
 
-# The defaults and their reasons: docs/rules.md. Units of a limit are those of the rule's value.
+# Defaults and their reasons: docs/rules.md. Each limit has the unit of its rule's value.
 SHIPPED: Final[Mapping[str, RuleSetting]] = MappingProxyType(
     {
         "nonfinite": RuleSetting(limit=0.0, severity="critical"),
@@ -71,7 +71,7 @@ _KEYS: Final = tuple(each.name for each in fields(RuleSetting))
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """The settings of all rules, by name, complete; as shipped unless told otherwise."""
+    """The complete settings of all rules by name, with shipped values as the default."""
 
     rules: Mapping[str, RuleSetting] = field(default_factory=lambda: SHIPPED)
 
@@ -79,9 +79,9 @@ class RuleSettings:
     def parse(cls, value: object) -> RuleSettings:
         """Read ``{"rules": {name: {"limit"?, "for_rows"?, "armed"?, "severity"?, "on"?}}}``.
 
-        What is not named is as shipped. Raises `WireError` whose ``field`` is the key that is
-        wrong, such as ``rules.sigma_jump.limit``: unknown keys and rules, numbers out of bounds,
-        and values of another type.
+        Omitted keys keep their shipped values. Raises `WireError` for an unknown key or rule, a
+        number out of bounds or a value of another type; its ``field`` is the key, such as
+        ``rules.sigma_jump.limit``.
         """
         document = _table(value, "rules document")
         _known(document, "", ("rules",))
@@ -95,7 +95,7 @@ class RuleSettings:
         return {"rules": {name: asdict(setting) for name, setting in self.rules.items()}}
 
     def changes(self) -> dict[str, Any]:
-        """Return the JSON form of what differs from the shipped settings."""
+        """Return the JSON form of the settings that differ from the shipped ones."""
         changed = {}
         for name, setting in self.rules.items():
             before = asdict(SHIPPED[name])
@@ -123,7 +123,7 @@ def _table(value: object, where: str) -> Mapping[str, Any]:
 
 
 def _known(given: Mapping[str, Any], where: str, known: Collection[str]) -> None:
-    """Refuse a key that means nothing: a typo must not be ignored."""
+    """Refuse an unknown key, so that a typo is not ignored."""
     for key in given:
         if key not in known:
             raise WireError(f"{where}{key}"[:120], f"is not known here: use {', '.join(known)}")

@@ -47,7 +47,7 @@ class IncidentEvent(BaseModel):
 
 
 class IncidentItem(BaseModel):
-    """What went wrong together; ``rule``, ``layer`` and ``step`` are those of the first event."""
+    """Related events of a run; ``rule``, ``layer`` and ``step`` are those of the first event."""
 
     incident: int
     run: str
@@ -74,7 +74,7 @@ class IncidentPage(BaseModel):
 
 
 class IncidentsQuery(ListQuery):
-    """Which incidents."""
+    """Filters of incidents."""
 
     run: Identifier | None = None
     project: Identifier | None = None
@@ -86,7 +86,7 @@ class IncidentsQuery(ListQuery):
 
 
 class Acknowledgement(BaseModel):
-    """Who acknowledges is known by the token; the comment is for the audit log."""
+    """The acknowledgement of an incident: the token gives the author, the comment is for audit."""
 
     model_config = ConfigDict(extra="forbid")
     comment: Comment = ""
@@ -148,14 +148,14 @@ def as_item(incident: Incident) -> dict[str, Any]:
 
 
 def _reached(service: InService, access: InAccess, incident: Number) -> Incident:
-    """Return an incident that the token reaches; others do not exist for it."""
+    """Return an incident that the token reaches; any other is reported as missing."""
     found = service.store.incidents.get(incident)
     if found is None or not access.reaches(found.project):
         raise _unknown(incident)
     return found
 
 
-# Found before a body is read.
+# Resolved before a body is read.
 Reached = Annotated[Incident, Depends(_reached)]
 
 
@@ -213,14 +213,14 @@ def acknowledge_incident(
     found: Reached,
     said: Annotated[Acknowledgement, Depends(JsonBody(Acknowledgement, ACKNOWLEDGEMENT_EXAMPLE))],
 ) -> Response:
-    """Say that you look after an incident: nobody is told of it again unless it becomes worse.
+    """Acknowledge an incident: its receivers get no further message unless it becomes worse.
 
-    Acknowledging what is acknowledged, or over, changes nothing.
+    Acknowledging an acknowledged or resolved incident changes nothing.
     """
     known = service.store.incidents.acknowledge(
         found.id, author=access.name, now=service.clock(), comment=said.comment
     )
-    if known is None:  # deleted with its run, just now
+    if known is None:  # deleted with its run in between
         raise _unknown(found.id)
     return answer(request, as_item(known))
 

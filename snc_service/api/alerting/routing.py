@@ -1,4 +1,4 @@
-"""The routing of alerts: who is told of what, how each receiver does, and a test of one."""
+"""Routes for the routing of alerts: read, change, state of each receiver, test message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from snc_service.wire import SEVERITIES, WireError
 
 router = APIRouter(prefix="/api/v1", tags=["alerts"])
 
-# Checked by `Alerting.parse`, which names the key that is wrong; docs/alerts.md lists them all.
+# Checked by `Alerting.parse`, which names the wrong key; docs/alerts.md lists all keys.
 ReceiverBody = Annotated[
     Any,
     WithJsonSchema(
@@ -61,7 +61,7 @@ class AlertingBody(BaseModel):
 
 
 class AlertingAnswer(BaseModel):
-    """The document in force, its secrets masked; version 0 is the empty one that nobody set."""
+    """The document in force with masked secrets; version 0 is the empty default."""
 
     alerting: AlertingBody
     alerting_version: int
@@ -77,7 +77,7 @@ class AlertingVersions(BaseModel):
 
 
 class ReceiverItem(BaseModel):
-    """How a receiver does: what waits for it, failures in a row, and the newest of them."""
+    """The state of a receiver: waiting deliveries, consecutive failures and the newest error."""
 
     receiver: str
     type: str
@@ -96,14 +96,14 @@ class ReceiverList(BaseModel):
 
 
 class ReceiverTest(BaseModel):
-    """Which receiver to send a test message to."""
+    """The receiver of a test message."""
 
     model_config = ConfigDict(extra="forbid")
     receiver: str = Field(max_length=64)
 
 
 class ReceiverTested(BaseModel):
-    """What became of a test message."""
+    """The result of a test message."""
 
     receiver: str
     outcome: Literal["delivered", "failed", "refused"]
@@ -161,7 +161,7 @@ def _told(*kinds: str, example: Any) -> Responses:
 
 @router.get("/alerting", response_model=AlertingAnswer, responses=_told(example=ANSWER_EXAMPLE))
 def get_alerting(request: Request, service: InService) -> Response:
-    """Return the routing of alerts. What was read can be changed and put again, masks and all."""
+    """Return the routing of alerts. Secrets are masked; the document can be changed and put."""
     return _answer(request, service.store.alert_routing.current())
 
 
@@ -177,9 +177,9 @@ def put_alerting(
     body: Annotated[AlertingBody, Depends(JsonBody(AlertingBody, BODY_EXAMPLE))],
     if_match: IfMatch = None,
 ) -> Response:
-    """Set the routing of alerts. It holds for incidents that are open, too.
+    """Set the routing of alerts. It also applies to open incidents.
 
-    A masked secret stays what it is, as long as the receiver's address does.
+    A masked secret keeps its value while the receiver's address stays the same.
     """
     before = service.store.alert_routing.current()
     version = seen(if_match)
@@ -191,7 +191,7 @@ def put_alerting(
         alerting.as_dict(),
         author=access.name,
         now=service.clock(),
-        # Masks were filled in from this version: no other may come in between.
+        # Masked secrets come from this version: there must be no other in between.
         if_version=before.version if version is None else version,
     )
     return _answer(request, stored)
@@ -214,7 +214,7 @@ def list_alerting_versions(request: Request, service: InService) -> Response:
     responses=_told(example={"items": [RECEIVER_EXAMPLE], "next": None}),
 )
 def list_receivers(request: Request, service: InService) -> Response:
-    """List the receivers, and how each does."""
+    """List the receivers with their state."""
     known = {each.receiver: each for each in service.store.deliveries.health()}
     items = []
     for name, receiver in Alerting.parse(
@@ -246,7 +246,7 @@ def test_receiver(
     service: InService,
     wanted: Annotated[ReceiverTest, Depends(JsonBody(ReceiverTest, TEST_EXAMPLE))],
 ) -> Response:
-    """Send one receiver a message that says it is a test, and return what became of it."""
+    """Send a marked test message to one receiver and return the result."""
     content = {"receiver": wanted.receiver, "outcome": "delivered", "detail": ""}
     try:
         service.alerts.test(wanted.receiver)

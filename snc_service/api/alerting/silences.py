@@ -31,7 +31,7 @@ Glob = Annotated[str, AfterValidator(_glob)]
 
 
 class SilenceRequest(BaseModel):
-    """Events that match all four globs tell nobody until then. Project: any, or the token's."""
+    """A silence of events that match all four globs. Project: any, or the token's."""
 
     model_config = ConfigDict(extra="forbid")
     project: Glob | None = None
@@ -114,9 +114,9 @@ def add_silence(
     access: InAccess,
     wanted: Annotated[SilenceRequest, Depends(JsonBody(SilenceRequest, SILENCE_REQUEST_EXAMPLE))],
 ) -> Response:
-    """Keep events that match from telling anybody; incidents still open afterwards are told then.
+    """Silence matching events; incidents still open afterwards notify their receivers then.
 
-    A token for one project can only silence that.
+    A token for one project can silence only that project.
     """
     project = wanted.project or access.project or "*"
     check_project(access, project)
@@ -142,7 +142,7 @@ def add_silence(
     responses=responses("silence-unknown", "invalid", "store-unavailable"),
 )
 def delete_silence(service: InService, access: InAccess, silence: Number) -> Response:
-    """End a silence now: what it held back is told if it still stands."""
+    """End a silence now; incidents that it held back and that are still open notify receivers."""
     now = service.clock()
     mine = {
         each.id

@@ -1,1 +1,1 @@
-"""What all routes share: answers, cursors, parameters, versions."""
+"""The parts that all routes share: answers, cursors, parameters, versions."""

@@ -1,4 +1,4 @@
-"""Cursors: where a list goes on, opaque to the client, checked when it comes back."""
+"""Cursors: the position in a list, opaque to the client and checked on return."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def dump(key: Sequence[Any] | None) -> str | None:
 
 
 def load(cursor: str | None, *types: type) -> tuple[Any, ...] | None:
-    """Return the key of a cursor that this list has made. Raises `Problem` (422) for any other.
+    """Return the key in a cursor of this list. Raises `Problem` (422) for any other text.
 
-    ``types`` are the key's: a forged key must not reach a statement with other types than its own.
+    ``types`` are those of the key: a forged key must not reach a statement with other types.
     """
     if cursor is None:
         return None

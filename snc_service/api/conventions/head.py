@@ -1,4 +1,4 @@
-"""HEAD wherever there is GET: the same answer without its body, for probes and caches."""
+"""HEAD for every GET route: the same answer without its body, for probes and caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadRequests:
-    """Pure ASGI middleware: asks for GET, passes on how its answer starts, and lets the rest be."""
+    """Pure ASGI middleware: calls the GET route, sends its headers and cancels the rest."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -18,7 +18,7 @@ class HeadRequests:
             await self.app(scope, receive, send)
             return
         asked = {**scope, "method": "GET"}
-        # A stream has no end: it is left as soon as it has begun.
+        # A stream has no end: it is cancelled once its headers are sent.
         with anyio.CancelScope() as answered:
 
             async def send_start(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The parts that questions have in common: which run, which steps, how many items."""
+"""Common parameters of routes: run, range of steps, number of items."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ProjectName = Annotated[
         examples=["default"],
     ),
 ]
-# Byte-exact limits and control characters are the wire's business; this bounds what is looked up.
+# The wire checks exact byte limits and control characters; this bounds the lookup.
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
@@ -39,7 +39,7 @@ Cursor = Annotated[str | None, Field(max_length=1024, description="`next` of the
 
 
 class Query(BaseModel):
-    """Query parameters: one that is not known is an error, so that a typo is never ignored."""
+    """Query parameters: an unknown one is an error, so that a typo is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +52,7 @@ class ListQuery(Query):
 
 
 class WindowQuery(Query):
-    """Which part of history."""
+    """A range of history."""
 
     from_step: Step = 0
     to_step: Step | None = None
@@ -69,5 +69,5 @@ class WindowQuery(Query):
         return to_step
 
     def window(self, points: int) -> Window:
-        """Return the store's form."""
+        """Return the `Window` of the store."""
         return Window(self.from_step, self.to_step, points, self.attempt)

@@ -1,4 +1,4 @@
-"""What is changed version by version, a policy, rules or routing: the parts their routes share."""
+"""Versioned documents (policy, rule settings, routing): the common parts of their routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snc_service.api.conventions.answers import answer, is_unchanged, rfc3339, u
 from snc_service.problems import Problem
 from snc_service.store.types import VersionedDocument
 
-# What a change may be answered with beside what reading may.
+# Problems of a change, beyond those of a read.
 CHANGING: Final = (
     "body-malformed",
     "body-slow",
@@ -27,7 +27,7 @@ IfMatch = Annotated[
 
 
 def origin(stored: VersionedDocument[Any]) -> dict[str, Any]:
-    """Return where a version of a run or a project came from; 0 is what nobody set."""
+    """Return the origin of a version: scope, author and time; version 0 has no time."""
     at = rfc3339(stored.at) if stored.version else None
     return {"scope": stored.scope, "author": stored.author, "at": at}
 
@@ -41,7 +41,7 @@ def versioned(request: Request, version: int, content: dict[str, Any]) -> Respon
 
 
 def seen(if_match: str | None) -> int | None:
-    """Return the version that If-Match names, None if any will do."""
+    """Return the version in If-Match, None if any version is accepted."""
     if if_match is None or if_match.strip() == "*":
         return None
     match = re.fullmatch(r'\s*"([0-9]{1,15})"\s*', if_match)

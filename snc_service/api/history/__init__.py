@@ -1,1 +1,1 @@
-"""Routes that answer queries about the stored values of a run."""
+"""Routes for queries of the stored values of a run."""

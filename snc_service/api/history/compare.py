@@ -1,4 +1,4 @@
-"""Runs side by side: one metric of one layer in each of them, the layer found by its name."""
+"""Routes that compare runs: one metric of one layer in each run, with the layer found by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/v1", tags=["history"])
 
 
 class CompareQuery(WindowQuery):
-    """Which runs (`run` repeated), and what of them."""
+    """The runs (`run` repeated), the layer and the metric."""
 
     run: list[Identifier] = Field(min_length=1, max_length=20)
     layer: Name
@@ -27,7 +27,7 @@ class CompareQuery(WindowQuery):
 
 
 class RunColumns(Columns):
-    """One run's part: its buckets are its own, for runs may differ in length."""
+    """The history of one run; its buckets are its own, because runs differ in length."""
 
     run: str
     bucket_steps: int
@@ -35,7 +35,7 @@ class RunColumns(Columns):
 
 
 class Comparison(BaseModel):
-    """One layer in several runs, in the order asked for; ``without`` names runs that lack it."""
+    """One layer in several runs, in the requested order; ``without`` lists runs that lack it."""
 
     layer: str
     metric: str
@@ -71,9 +71,9 @@ EXAMPLE: dict[str, Any] = {
 def compare_runs(
     request: Request, service: InService, access: InAccess, query: Annotated[CompareQuery, Query()]
 ) -> Response:
-    """Return one metric of one layer in several runs (`run` repeated), the layer found by name.
+    """Return one metric of one layer, found by name, in several runs (`run` repeated).
 
-    A run that has no layer of that name is listed in `without`; if none has it, that is 404.
+    Runs without a layer of that name are listed in `without`; if no run has it, the answer is 404.
     """
     found = [service.store.runs.get(run) for run in dict.fromkeys(query.run)]
     for run in found:
@@ -99,5 +99,5 @@ def compare_runs(
 
 
 def _tag(runs: list[Run], request: Request) -> str:
-    """Return a tag that changes with every one of the runs."""
+    """Return an ETag that changes with each of the runs."""
     return 'W/"' + "-".join(etag(run, request)[3:-1] for run in runs) + '"'

@@ -1,4 +1,4 @@
-"""Export: everything that was measured in a run, streamed as CSV or Parquet."""
+"""Export: all measured values of a run, streamed as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from snc_service.auth import Access
 from snc_service.problems import Problem
 from snc_service.store.types import Extent, Piece
 
-MOST_EXPORTS: Final = 4  # at once: a stalled one keeps a row group, about 20 MB
+MOST_EXPORTS: Final = 4  # at once: a stalled one holds a row group, about 20 MB
 MOST_OF_ONE_TOKEN: Final = 2
 CHUNK_BYTES: Final = 256 * 1024
 
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api/v1", tags=["history"])
 
 
 class ExportQuery(WindowQuery):
-    """Which part of a run, in which form; what is not given is not limited."""
+    """The part of a run and the format; an omitted filter selects everything."""
 
     format: Literal["csv", "parquet"] = "csv"
     metric: list[MetricName] = Field(
@@ -42,7 +42,7 @@ class ExportQuery(WindowQuery):
     )
 
     def extent(self) -> Extent:
-        """Return the store's form."""
+        """Return the `Extent` of the store."""
         return Extent(
             metrics=tuple(self.metric) or None,
             layers=tuple(dict.fromkeys(self.layer)) or None,
@@ -53,7 +53,7 @@ class ExportQuery(WindowQuery):
 
 
 class Interrupted(Exception):
-    """A stream that must not look complete: its connection is cut."""
+    """A stream that must not look complete: its connection is closed with an error."""
 
 
 CSV_EXAMPLE = (
@@ -138,7 +138,7 @@ def _written(
 
 
 def _cut(chunks: Iterator[bytes]) -> Generator[bytes]:
-    """Yield the same bytes in chunks that a slow connection does not hold much of."""
+    """Yield the same bytes in chunks small enough for slow connections."""
     for chunk in chunks:
         for start in range(0, len(chunk), CHUNK_BYTES):
             yield chunk[start : start + CHUNK_BYTES]
@@ -155,7 +155,7 @@ def _packed(chunks: Iterator[bytes]) -> Generator[bytes]:
 async def _streamed(
     service: Service, access: Access, chunks: Generator[bytes]
 ) -> AsyncIterator[bytes]:
-    """Yield chunks as they are made, one export at a time; whoever hangs up ends the work."""
+    """Yield chunks as they are made, one export at a time; a client that disconnects ends it."""
     share = service.shares.of(access)
     service.exports += 1
     if share is not None:

@@ -1,4 +1,4 @@
-"""Pieces of history as CSV: a line per value, numbers that mean the same float32 when read back.
+"""Export as CSV: a line per value, with numbers that parse to the same float32.
 
 A text cell is quoted. What a spreadsheet would take for a formula gets an apostrophe in front, at
 the beginning of a cell and behind every separator in it: who opens the file with semicolons between
@@ -42,7 +42,7 @@ def csv_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
             for start in range(0, len(there), LINES_AT_ONCE):
                 at = there[start : start + LINES_AT_ONCE]
                 some = piece.values[row, at]
-                some[np.isnan(some)] = np.nan  # a signalling one cannot be converted in silence
+                some[np.isnan(some)] = np.nan  # converting a signalling NaN would warn
                 numbers = map(repr, shortest(some))
                 steps = map(str, piece.steps[at].tolist())
                 lines = map(",".join, zip(steps, numbers, strict=True))
@@ -50,5 +50,5 @@ def csv_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
 
 
 def cell(text: str) -> str:
-    """Return a text cell: quoted, and no formula."""
+    """Return a quoted text cell that no spreadsheet reads as a formula."""
     return '"' + _FORMULA.sub(r"\1'", text).replace('"', '""') + '"'

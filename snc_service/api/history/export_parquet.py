@@ -1,8 +1,8 @@
-"""Writes pieces of history as Parquet with pyarrow, which the extra ``parquet`` installs.
+"""Export as Parquet with pyarrow, which the extra ``parquet`` installs.
 
-Columns as in the CSV form, names as they are: run, attempt, metric, layer (null: a scalar), step,
-value. Values keep every bit, the payload of a NaN too. zstd behind encodings that suit it takes
-a third less than the defaults.
+Columns as in CSV: run, attempt, metric, layer (null: a scalar), step, value. Names are unchanged.
+Values keep every bit, including the payload of a NaN. zstd with chosen encodings takes a third less
+space than the defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEDIA_TYPE = "application/vnd.apache.parquet"
-GROUP_ROWS = 2**18  # of a row group: 80 bytes each while it is made
+GROUP_ROWS = 2**18  # per row group: 80 bytes each while it is written
 NAMES = ("run", "metric", "layer")
 ENCODINGS = {
     "attempt": "DELTA_BINARY_PACKED",
@@ -35,7 +35,7 @@ def can_write() -> bool:
 
 
 def parquet_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """Yield the file, a row group at a time. Needs pyarrow: 60 MB of memory with its first use."""
+    """Yield the file, one row group at a time. The first use of pyarrow takes 60 MB of memory."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -62,7 +62,7 @@ def parquet_chunks(run: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
         yield sink.taken()
     finally:
         waiting.clear()
-        pa.default_memory_pool().release_unused()  # a service exports rarely
+        pa.default_memory_pool().release_unused()  # exports are rare
 
 
 def _written(
@@ -71,7 +71,7 @@ def _written(
     import pyarrow as pa
 
     if waiting:
-        # One dictionary for the row group: with another in each chunk, names would be spelt out.
+        # One dictionary per row group; with one per chunk, names would be written in full.
         writer.write_table(
             pa.concat_tables(waiting).unify_dictionaries(), row_group_size=GROUP_ROWS
         )
@@ -95,7 +95,7 @@ def _schema() -> pa.Schema:
 
 
 def _tables(run: str, piece: Piece) -> Iterator[pa.Table]:
-    """Yield the measured values of a piece, layer by layer, at most `GROUP_ROWS` in one table."""
+    """Yield the measured values of a piece, layer by layer, at most `GROUP_ROWS` per table."""
     import pyarrow as pa
 
     rows, columns = np.nonzero(~absent(piece.values))
@@ -120,7 +120,7 @@ def _tables(run: str, piece: Piece) -> Iterator[pa.Table]:
 
 
 class _Sink:
-    """A file to write to, emptied as it fills."""
+    """A file object that collects written bytes until they are taken."""
 
     closed = False
 
@@ -128,7 +128,7 @@ class _Sink:
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> int:
-        """Keep bytes."""
+        """Keep ``data``."""
         self._parts.append(bytes(data))
         return len(data)
 
@@ -136,9 +136,9 @@ class _Sink:
         """Do nothing."""
 
     def close(self) -> None:
-        """Do nothing: what is left is taken afterwards."""
+        """Do nothing: remaining bytes are taken later."""
 
     def taken(self) -> bytes:
-        """Return what was written since the last call."""
+        """Return the bytes written since the last call."""
         parts, self._parts = self._parts, []
         return b"".join(parts)

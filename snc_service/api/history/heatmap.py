@@ -17,13 +17,13 @@ from snc_service.store import Store
 from snc_service.store.types import Buckets, Floats, Window
 from snc_service.wire import absent
 
-MAX_CELLS: Final = 2_000_000  # of a ratio: 32 bytes each while it is made
+MAX_CELLS: Final = 2_000_000  # of a ratio: 32 bytes each during its computation
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
 
 class HeatmapQuery(WindowQuery):
-    """Which metric (or `ratio`, sigma / threshold, or `ratio_after`), and how finely."""
+    """The metric (or `ratio`, sigma / threshold, or `ratio_after`) and the resolution."""
 
     metric: MetricName = "sigma"
     points: int = Field(500, ge=1, le=1_000, description="The most columns.")
@@ -31,9 +31,9 @@ class HeatmapQuery(WindowQuery):
 
 
 class Heatmap(BaseModel):
-    """Rows in model order. null: nothing measured, or not finite where ``nonfinite`` counts it.
+    """Rows in model order. null: not measured, or not finite where ``nonfinite`` counts it.
 
-    ``nonfinite`` is empty if everything is finite.
+    ``nonfinite`` is empty if all values are finite.
     """
 
     run: str
@@ -66,9 +66,9 @@ def get_heatmap(
 ) -> Response:
     """Return the largest value of each layer and bucket of steps, to 7 digits.
 
-    `metric=ratio` divides the largest sigma of a bucket by the smallest threshold in it: exact
-    where the threshold stands, never too small where it moves. `metric=ratio_after` is what a
-    rescale left of it: exact for single steps; in a longer bucket, 1 at most if it was rescaled.
+    `metric=ratio` divides the largest sigma of a bucket by its smallest threshold: exact while the
+    threshold is constant, else an upper bound. `metric=ratio_after` is the ratio after rescales:
+    exact for single steps; a longer bucket with a rescale shows at most 1.
     """
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
@@ -98,10 +98,10 @@ def ratio_heatmap(
 ) -> Buckets:
     """Return sigma / threshold of every layer; layers that share a row show their largest.
 
-    ``after`` the action of each step, else before it, as it was measured.
+    ``after``: after the action of each step, else before it, as measured.
 
-    Rows cannot be shared before dividing: the largest sigma and the smallest threshold of a row may
-    belong to different layers. A model of very many layers gets fewer buckets instead.
+    Rows are divided before they are merged: the largest sigma and the smallest threshold of a
+    merged row may belong to different layers. A very large model gets fewer buckets instead.
     """
     latest = store.histories.latest(run)
     sigmas = latest.metric("sigma")
@@ -135,7 +135,8 @@ def ratio_heatmap(
 def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:
     """Return the ratio per layer and bucket of sigma, NaN where there is none.
 
-    Both may have empty buckets of their own, so each sigma meets the last threshold before it.
+    Sigma and threshold may have different empty buckets, so each sigma uses the last threshold
+    before it.
     """
     before = np.searchsorted(threshold.steps, sigma.steps, side="right") - 1
     limit = np.full(sigma.max.shape, np.nan, np.float32)
@@ -147,16 +148,16 @@ def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:
 
 
 def _rescaled(ratio: Floats, sigma: Buckets, scale: Buckets) -> Floats:
-    """Return the ratios that the rescales of their steps left; no scale means untouched.
+    """Return the ratios after the rescales of their steps; no scale means untouched.
 
-    A bucket knows its largest sigma and its smallest scale, not whether they were of one step. But
-    a rescale leaves 1 at most, and steps beside it that needed none had no more.
+    A bucket has its largest sigma and its smallest scale, which may be of different steps. A
+    rescale leaves a ratio of at most 1, and steps without one had at most 1 before.
     """
     low, high = np.ones_like(ratio), np.ones_like(ratio)
     _, mine, theirs = np.intersect1d(sigma.steps, scale.steps, return_indices=True)
     low[:, mine], high[:, mine] = scale.min[:, theirs], scale.max[:, theirs]
     left = ratio * high
-    # A threshold that was met is not missed by the rounding of two float32 quotients.
+    # The rounding of two float32 quotients must not turn a met threshold into a breach.
     met = (left < 1 + 1e-6) | (sigma.bucket_steps > 1)
     left = np.where(met, np.minimum(left, 1), left)
     return np.where(low < 1, left, ratio).astype(np.float32)

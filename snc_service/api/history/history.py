@@ -1,4 +1,4 @@
-"""History along the steps: of one layer, of several, of a scalar; and the heatmap of all layers."""
+"""Histories along the steps: of one layer, of several layers, or of a scalar."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ScalarQuery(WindowQuery):
 
 
 class Columns(BaseModel):
-    """One number per bucket. null: nothing was measured, or, if ``nonfinite`` > 0, not finite."""
+    """One number per bucket. null: not measured, or not finite where ``nonfinite`` > 0."""
 
     mean: list[float | None]
     min: list[float | None]
@@ -74,13 +74,13 @@ class ScalarHistory(Along, Columns):
 
 
 class NamedColumns(Columns):
-    """One layer's part of a shared answer."""
+    """The history of one layer in a common answer."""
 
     layer: str
 
 
 class LayersHistory(Along):
-    """One metric of several layers, in the order asked for, along the same steps."""
+    """One metric of several layers, in the requested order, along the same steps."""
 
     metric: str
     layers: list[NamedColumns]
@@ -110,7 +110,7 @@ def get_layer_history(
     layer: Annotated[str, Path(min_length=1, max_length=256, examples=["fc1.weight"])],
     query: Annotated[HistoryQuery, Query()],
 ) -> Response:
-    """Return one metric of one layer: exact values while they fit in `points`, else buckets."""
+    """Return one metric of one layer: exact values if they fit in `points`, else buckets."""
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
@@ -164,7 +164,7 @@ def get_scalar_history(
     scalar: Annotated[str, Path(pattern=METRIC_PATTERN, examples=["loss"])],
     query: Annotated[ScalarQuery, Query()],
 ) -> Response:
-    """Return a scalar such as the loss. One that the run never reported is empty."""
+    """Return a scalar such as the loss; empty if the run never reported it."""
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
@@ -174,12 +174,12 @@ def get_scalar_history(
 
 
 def along(buckets: Buckets) -> dict[str, Any]:
-    """Return what all rows share."""
+    """Return the fields that all rows share."""
     return {"bucket_steps": buckets.bucket_steps, "steps": buckets.steps.tolist()}
 
 
 def columns(buckets: Buckets) -> list[dict[str, Any]]:
-    """Return each row's numbers, non-finite ones left for the writer to make null."""
+    """Return each row's numbers; the JSON writer turns non-finite ones into null."""
     parts = zip(
         shortest(buckets.mean),
         shortest(buckets.min),

@@ -1,4 +1,4 @@
-"""The newest values of a run's layers, worst first or in any other order."""
+"""The newest values of a run's layers, sorted by ratio or another column."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ router = APIRouter(prefix="/api/v1", tags=["layers"])
 
 
 class LayersQuery(ListQuery):
-    """Which layers first: ``-`` is largest first, and what is not finite comes before all."""
+    """The order of the layers: ``-`` is largest first; non-finite values come first of all."""
 
     sort: Sort = Field("-ratio", description="`model` is the model's own order.")
 
 
 class LayerItem(BaseModel):
-    """A layer's newest values. ``nonfinite`` names those that are null for not being finite."""
+    """A layer's newest values. ``nonfinite`` names the values that are null as not finite."""
 
     layer: str
     kind: str
@@ -68,7 +68,7 @@ class LayerItem(BaseModel):
 
 
 class LayerPage(BaseModel):
-    """A page of layers; ``total`` is how many the run has."""
+    """A page of layers; ``total`` is the number of layers of the run."""
 
     items: list[LayerItem]
     next: str | None
@@ -137,7 +137,7 @@ def ratios(latest: LatestValues) -> Doubles:
 
 
 def worst_first(latest: LatestValues) -> npt.NDArray[np.int64]:
-    """Return the layers' indexes: not finite first, then by ratio, then those without a ratio."""
+    """Return the layers' indexes: non-finite first, then by ratio, then those without a ratio."""
     group, key = _keys(latest, "-ratio")
     return np.lexsort((np.arange(len(key)), key, group)).astype(np.int64)
 
@@ -176,7 +176,7 @@ def _column(latest: LatestValues, metric: str) -> Doubles:
 
 
 def _keys(latest: LatestValues, sort: Sort) -> tuple[npt.NDArray[np.int64], Doubles]:
-    """Return what layers are ordered by, ascending: a group [L], then a finite key [L]."""
+    """Return the sort keys of the layers, ascending: a group [L], then a finite key [L]."""
     if sort == "model":
         zeros = np.zeros(len(latest.layers))
         return zeros.astype(np.int64), zeros
@@ -187,7 +187,7 @@ def _keys(latest: LatestValues, sort: Sort) -> tuple[npt.NDArray[np.int64], Doub
         broken = ~np.isfinite(sigma) & ~absent(sigma)
     known = np.isfinite(value)
     if sort.startswith("-"):
-        # A layer that is not finite is the worst of all, whatever its ratio cannot say.
+        # A non-finite layer is the worst, also where it has no ratio.
         return np.where(broken, 0, np.where(known, 1, 2)), np.where(known, -value, 0.0)
     return np.where(broken, 1, np.where(known, 0, 2)), np.where(known & ~broken, value, 0.0)
 
@@ -198,7 +198,7 @@ def _behind(
     key: Doubles,
     after: tuple[Any, ...],
 ) -> npt.NDArray[np.bool_]:
-    """Return which of ``order`` come after a key: values may have changed since it was made."""
+    """Return which of ``order`` come after a key; values may have changed since the last page."""
     at_group, at_key, at_index = after
     g, k = group[order], key[order]
     behind: npt.NDArray[np.bool_] = (

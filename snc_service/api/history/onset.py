@@ -1,4 +1,4 @@
-"""Which layer went first, and which will reach its threshold next."""
+"""Routes for the onset and the forecast: layers that left their band, and crossings to come."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from snc_service.store.types import Window
 
 router = APIRouter(prefix="/api/v1", tags=["layers"])
 
-MOST_LAYERS = 500  # of a forecast: those nearest to their threshold
-HORIZON_ROWS = 10 * ROWS  # as far as a forecast looks, ten times as far as it looks back
+MOST_LAYERS = 500  # of a forecast: those with the largest ratio
+HORIZON_ROWS = 10 * ROWS  # the range of a forecast, ten times the window behind it
 
 
 class OnsetQuery(Question):
-    """How many layers."""
+    """The number of layers."""
 
     limit: int = Field(100, ge=1, le=500)
 
 
 class OnsetItem(BaseModel):
-    """A layer that left its healthy band: when, by which rule's limit, and how far beyond it."""
+    """A layer that left its healthy band: step, rule, and value as a multiple of the limit."""
 
     layer: str
     step: int
@@ -41,10 +41,10 @@ class OnsetItem(BaseModel):
 
 
 class OnsetAnswer(BaseModel):
-    """The layers that left their band in the newest incident, the first one first.
+    """The layers that left their band in the newest incident, by step.
 
-    ``total`` is how many did; ``step`` when the first one did, null if none ever has. Layers of one
-    step come in the order of ``times_limit``, the furthest first.
+    ``total`` is their number; ``step`` is that of the first, null if no layer ever left. Layers of
+    one step are sorted by ``times_limit``, the largest first.
     """
 
     run: str
@@ -57,9 +57,9 @@ class OnsetAnswer(BaseModel):
 class ForecastItem(BaseModel):
     """A layer on its way to its threshold.
 
-    ``steps`` from its newest measurement, if log sigma goes on as it did lately; half way there
-    nine of ten such forecasts lay between a third and twice what it then took: ``earliest_step``
-    and ``latest_step``.
+    ``steps`` counts from its newest measurement, at the recent slope of log sigma. Half way to the
+    crossing, nine of ten such forecasts lay between a third and twice the true number of steps:
+    ``earliest_step`` and ``latest_step``.
     """
 
     layer: str
@@ -75,7 +75,7 @@ class ForecastItem(BaseModel):
 
 
 class ForecastAnswer(BaseModel):
-    """The layers that reach their threshold within ten times the steps looked at, soonest first."""
+    """Layers that reach their threshold within ten times the steps looked at, the soonest first."""
 
     run: str
     items: list[ForecastItem]
@@ -158,9 +158,9 @@ def get_onset(
 def get_forecast(
     request: Request, service: InService, run: RunName, query: Annotated[OnsetQuery, Query()]
 ) -> Response:
-    """Return when layers will reach their thresholds: information, never an alarm.
+    """Return when layers will reach their thresholds: information, never an alert.
 
-    Of the 500 layers nearest to theirs. Healthy layers drift too, and most slow down.
+    Covers the 500 layers nearest to their thresholds. Healthy layers drift too, and most slow down.
     """
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):

@@ -1,4 +1,4 @@
-"""The worst layers of a range of steps: exact, unlike what a heatmap's buckets can say."""
+"""The worst layers of a range of steps, by exact values instead of the buckets of a heatmap."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ router = APIRouter(prefix="/api/v1", tags=["layers"])
 
 
 class WorstQuery(WindowQuery):
-    """Which metric (or `ratio`, sigma / threshold of one step), and how many layers."""
+    """The metric (or `ratio`, sigma / threshold of one step) and the number of layers."""
 
     metric: MetricName = "ratio"
     k: int = Field(10, ge=1, le=1_000, description="The most layers.")
 
 
 class WorstItem(BaseModel):
-    """A layer, its largest value and a step at which it had it; null if none was finite."""
+    """A layer, its largest value and a step with that value; null if no value was finite."""
 
     layer: str
     value: float | None
@@ -34,7 +34,7 @@ class WorstItem(BaseModel):
 
 
 class WorstLayers(BaseModel):
-    """Layers, the worst first; those with values that are not finite before all others."""
+    """Layers, the worst first; those with non-finite values come before all others."""
 
     run: str
     metric: str
@@ -63,9 +63,9 @@ def list_worst(
 ) -> Response:
     """Return the layers with the largest single values of a metric in a range of steps.
 
-    `metric=ratio` compares sigma / threshold, both of the same step: what it names did happen,
-    however long ago, and a threshold that moved does not blur it. `nonfinite` counts the values (of
-    sigma, for the ratio) that were not finite.
+    `metric=ratio` is sigma / threshold of the same step, so each result is a ratio that occurred,
+    even if the threshold changed within the range. `nonfinite` counts the values (of sigma, for the
+    ratio) that were not finite.
     """
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
@@ -83,7 +83,7 @@ def list_worst(
 
 
 def as_items(found: list[Worst]) -> list[dict[str, Any]]:
-    """Return the JSON form, values to the digits that float32 has."""
+    """Return the JSON form, with values to the precision of float32."""
     values = np.array([np.nan if each.value is None else each.value for each in found])
     return [
         {"layer": each.layer, "value": value, "step": each.step, "nonfinite": each.nonfinite}

@@ -1,1 +1,1 @@
-"""Receive batches: binary and JSON."""
+"""Ingest of batches in binary and JSON form."""

@@ -1,4 +1,4 @@
-"""Ingest: layer tables, and batches in both forms. 200 means that it is on the disk."""
+"""Ingest: layer tables, and batches in both forms. Status 200 means that the data is on disk."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ _BATCH_BODY = {
 
 
 class Ack(BaseModel):
-    """What became of a batch.
+    """The result of a batch.
 
-    ``policy`` is there if the client's version is older, ``commands`` if any wait, the oldest
-    first; they come again until SNC-Commands-Seen names the last of them.
+    ``policy`` is present if the client's version is older, ``commands`` if any wait, the oldest
+    first; they are repeated until SNC-Commands-Seen names the last of them.
     """
 
     accepted: int
@@ -113,9 +113,9 @@ async def put_layer_table(
     run: RunName,
     table_hash: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0" * 32])],
 ) -> Response:
-    """Register the layers that batches will speak of. Immutable; the same again changes nothing.
+    """Register the layer table of batches. Immutable; registering it again changes nothing.
 
-    The hash is that of the table's canonical JSON, as the wire defines it.
+    The hash is that of the table's canonical JSON, as defined by the wire format.
     """
     media_type(request, JSON_MEDIA_TYPE)
     async with read_body(request, service, service.limits.body_bytes) as body:
@@ -156,9 +156,9 @@ async def post_batch(
         int, Header(ge=0, le=MAX_STEP, description="The newest command that the client has.")
     ] = 0,
 ) -> Response:
-    """Store a batch, once: the same (run, writer, seq) again is acknowledged and stored once.
+    """Store a batch once: a repeated (run, writer, seq) is acknowledged but not stored again.
 
-    Answers only when the batch is durable.
+    The answer is sent only when the batch is durable.
     """
     kind = media_type(request, MEDIA_TYPE, JSON_MEDIA_TYPE)
     return await acknowledged(
@@ -171,7 +171,7 @@ async def post_batch(
 
 
 class ClientState(NamedTuple):
-    """What a client says with a batch: the policy version it obeys, the newest command it has."""
+    """The state that a client sends with a batch: its policy version and newest command."""
 
     policy_version: int = 0
     commands_seen: int = 0
@@ -180,7 +180,7 @@ class ClientState(NamedTuple):
 async def acknowledged(
     request: Request, service: Service, run: str, told: ClientState, is_json: bool
 ) -> Response:
-    """Store the batch that a request brings and return its acknowledgement. Raises refusals."""
+    """Store the batch in a request and return its acknowledgement. Raises refusals."""
     if service.draining:
         raise Problem("draining", "the service is stopping: send the batch again later")
     limit = service.limits.json_bytes if is_json else service.limits.body_bytes
@@ -206,7 +206,7 @@ async def acknowledged(
 
 @asynccontextmanager
 async def _observed(service: Service) -> AsyncIterator[dict[str, Any]]:
-    """Count a batch whatever becomes of it."""
+    """Count a batch with its outcome, whatever that is."""
     seen: dict[str, Any] = {"outcome": "refused", "values": 0, "num_bytes": 0}
     start = time.perf_counter()
     try:
@@ -231,9 +231,9 @@ def _decode(body: bytes, is_json: bool) -> tuple[Batch, LayerTable | None, int]:
 
 
 def fingerprint(batch: Batch) -> int:
-    """Return the CRC-32 of what a batch says, whichever form it came in.
+    """Return the CRC-32 of the content of a batch, equal for both forms.
 
-    What may differ between two tries of one batch (`skipped`, `dropped`) is left out.
+    Fields that may differ between retries (`skipped`, `dropped`) are left out.
     """
     head = [batch.layers, batch.steps, batch.metrics, batch.scalars, batch.times, batch.attempt]
     crc = zlib.crc32(json.dumps(head).encode())
@@ -245,9 +245,9 @@ def fingerprint(batch: Batch) -> int:
 async def _commit(
     service: Service, submission: Submission, table: LayerTable | None, num_bytes: int
 ) -> Outcome:
-    """Return a stored submission's outcome; a refusal is raised.
+    """Return the outcome of a stored submission, or raise its refusal.
 
-    Inline names make a table that is registered at its first use only: a batch needs one write.
+    A table of inline names is registered only when it is missing, so most batches need one write.
     """
     try:
         outcome = await service.commits.submit(submission, num_bytes)

@@ -1,7 +1,7 @@
-"""Reading a request's body: limits on what is declared, streamed and inflated, and on its time.
+"""Request bodies: limits on the declared, streamed and inflated size, and on the time.
 
-Nothing else reads a body. FastAPI's own JSON reader accepts bare NaN, has no deadline, and knows no
-gzip.
+All bodies are read here. The JSON reader of FastAPI accepts bare NaN, has no deadline and does not
+support gzip.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from snc_service.api.state import Budget, InService, Service, access_of
 from snc_service.problems import Problem, from_validation
 from snc_service.wire import JSON_MEDIA_TYPE
 
-PIECE_BYTES = 64 * 1024  # of what is inflated at a time
-OFF_LOOP_BYTES = 64 * 1024  # decoding more than this would hold up other requests
+PIECE_BYTES = 64 * 1024  # inflated at a time
+OFF_LOOP_BYTES = 64 * 1024  # decoding more would block other requests
 # What a route that reads a body may be refused with, whatever it does with the body.
 BODY_PROBLEMS: Final = ("body-malformed", "body-slow", "body-too-large", "media-type", "overloaded")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -35,7 +35,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def media_type(request: Request, *accepted: str) -> str:
-    """Return the body's media type. Raises `Problem` (415) listing those that are accepted."""
+    """Return the body's media type. Raises `Problem` (415) listing the accepted ones."""
     text = request.headers.get("content-type", "")
     found = text.partition(";")[0].strip().lower()
     if found not in accepted:
@@ -51,17 +51,17 @@ def media_type(request: Request, *accepted: str) -> str:
 
 @asynccontextmanager
 async def read_body(request: Request, service: Service, limit: int) -> AsyncIterator[bytes]:
-    """Lend the body, inflated, at most ``limit`` bytes before and after inflating.
+    """Lend the inflated body, at most ``limit`` bytes before and after inflating.
 
-    Its bytes count against the budget of the whole service, and the token's share of it, until the
-    context ends. Raises `Problem` 400 (broken gzip), 408, 413, 415, 429, 503.
+    Until the context ends, its bytes count against the budget of the service and the token's share
+    of it. Raises `Problem` 400 (broken gzip), 408, 413, 415, 429, 503.
     """
     packed = _is_gzip(request)
     loan = _Loan(service.budget, service.shares.of(access_of(request)))
     try:
         body = await _received(request, loan, limit, service.limits.body_deadline_seconds)
         if packed:
-            # Reserved before inflating: the bytes may turn out to be that many.
+            # Reserved before inflating: the content may be as large as the limit.
             loan.take(limit)
             body = await to_thread.run_sync(inflate, body, limit, limiter=service.inflating)
         yield body
@@ -106,7 +106,7 @@ async def _received(request: Request, loan: _Loan, limit: int, deadline_seconds:
                 if loan.taken > limit:
                     raise _too_large(limit, "is longer")
                 chunks.append(chunk)
-    except ClientDisconnect:  # nobody reads the answer, but it is no defect of ours either
+    except ClientDisconnect:  # no client reads the answer, but this is no defect of the service
         raise Problem("body-malformed", "the body must not end early", field="body") from None
     except TimeoutError:
         raise Problem(
@@ -117,9 +117,9 @@ async def _received(request: Request, loan: _Loan, limit: int, deadline_seconds:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` where the task still waits after so long.
+    """Raise `TimeoutError` if the task still waits after ``seconds``.
 
-    One timer, for every request pays for it: what libraries offer costs as much as decoding.
+    It uses one timer, because every request pays for it: library timeouts cost as much as decoding.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -144,9 +144,9 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Return one gzip member's content, never allocating more than ``limit`` bytes for it."""
+    """Return one gzip member's content; allocate at most ``limit`` bytes for it."""
     inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    # In small pieces: zlib would hold all it makes twice, and copy all it has not read each time.
+    # In small pieces: zlib would hold its whole output twice, and copy its unread input each time.
     content = bytearray()
     try:
         for start in range(0, len(data), PIECE_BYTES):
@@ -173,9 +173,9 @@ def _not_one_member(how: str) -> Problem:
 
 
 class JsonBody(Generic[Model]):
-    """A dependency that reads a JSON body as ``model``, strictly; OpenAPI shows the example.
+    """A dependency that parses a JSON body as ``model``, strictly; OpenAPI shows the example.
 
-    ``max_bytes``: less than the service's own limit, for who has not said yet who it is.
+    ``max_bytes`` is a lower limit than that of the service, for unauthenticated clients.
     """
 
     def __init__(self, model: type[Model], example: Any, *, max_bytes: int | None = None) -> None:
@@ -201,7 +201,7 @@ def parse_json(model: type[Model], body: bytes) -> Model:
 
 
 async def off_loop(num_bytes: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run ``work`` here if it has little to do, else in a thread."""
+    """Run ``work`` here if the input is small, else in a thread."""
     if num_bytes > OFF_LOOP_BYTES:
         return await run_in_threadpool(work, *arguments)
     return work(*arguments)

@@ -1,8 +1,8 @@
-"""The short cut for binary batches: past the framework, not past any check.
+"""The fast path for binary batches: it bypasses the framework, but no check.
 
-A plain batch is most of what a service is asked, and finding its route and filling in its
-parameters cost the framework several times what decoding it costs us. Whatever is unusual about a
-request, even if only in how a header is spelt, goes the long way and gets the framework's answer.
+Most requests are plain batches. Their routing and parameter parsing in the framework cost several
+times as much as decoding them. Any unusual request, even with an unusual spelling of a header,
+takes the normal path and gets the framework's answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOLD: Final = {b"snc-policy-version": "policy_version", b"snc-commands-seen": "
 
 
 class ShortCut:
-    """Pure ASGI middleware, the innermost: who asks is known, nothing of the body is read."""
+    """Pure ASGI middleware, the innermost: the request is authenticated, its body unread."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class ShortCut:
 
 
 def _plain(scope: Scope) -> tuple[str, ClientState] | None:
-    """Return the run of a binary batch and what the headers say beside it; None: not plain."""
+    """Return the run of a plain binary batch and the state in its headers, else None."""
     path = _PATH.fullmatch(scope["path"])
     if path is None or scope["query_string"] or scope.get("root_path"):
         return None

@@ -1,7 +1,7 @@
-"""The JSON form of a batch, for people, curl and other languages: the same batch as the binary one.
+"""The JSON form of a batch, for users, curl and other languages; equivalent to the binary form.
 
 A cell is a number, null (not measured), or one of the strings ``"NaN"``, ``"Infinity"``,
-``"-Infinity"``. Whatever JSON readers let pass by accident (true, "1.5", bare NaN, 1e999) is
+``"-Infinity"``. Other forms that lenient JSON readers accept (true, "1.5", bare NaN, 1e999) are
 refused.
 """
 
@@ -23,7 +23,7 @@ FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _PLAIN: Final = {float, int}
 _ALL: Final = {float, int, str, type(None)}
 
-# Read as it comes and checked row by row: a union checked cell by cell costs ten times as much.
+# Read untyped and checked row by row: a union checked per cell costs ten times as much.
 Cell = Annotated[
     Any,
     WithJsonSchema(
@@ -60,7 +60,7 @@ JSON_EXAMPLE = {
 
 
 def decode_json(body: bytes) -> tuple[Batch, LayerTable]:
-    """Return the batch and the layer table that its inline names make.
+    """Return the batch and the layer table of its inline names.
 
     Raises `Problem` (400, 422) or `WireError`.
     """
@@ -137,7 +137,7 @@ def _numbers(row: list[float], field: str) -> npt.NDArray[np.float32]:
         wide = np.array(row, np.float64)
     except OverflowError:
         wide = np.full(len(row), np.inf)
-    # A number between the largest float32 and half a unit beyond it would round down: let it.
+    # A number less than half a unit above the largest float32 rounds down to it and is accepted.
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
     if not np.isfinite(narrow).all():

@@ -1,4 +1,4 @@
-"""Annotations: planned changes of a run, for which its rules make room."""
+"""Annotations: planned changes of a run, for which relative rules are muted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_QUIET_STEPS = 1_000_000
 
 
 class AnnotationRequest(BaseModel):
-    """What changes at ``step``, and for how many steps rules that compare with the past rest."""
+    """A planned change at ``step``, after which relative rules are muted for ``quiet_steps``."""
 
     model_config = ConfigDict(extra="forbid")
     step: Step
@@ -30,7 +30,7 @@ class AnnotationRequest(BaseModel):
 
 
 class AnnotationItem(BaseModel):
-    """A planned change of a run; ``id`` grows by one."""
+    """A planned change of a run; ids grow by one."""
 
     id: int
     step: int
@@ -83,8 +83,8 @@ def add_annotation(
 ) -> Response:
     """Mark a planned change.
 
-    From that step on running means begin anew, and rules that compare with the past say nothing for
-    ``quiet_steps`` steps. A step that has passed counts from the next batch on.
+    From that step on running means restart, and rules that compare with the past are muted for
+    ``quiet_steps`` steps. A step in the past takes effect from the next batch on.
     """
     made = service.store.annotations.add(
         run,

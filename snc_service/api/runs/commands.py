@@ -1,7 +1,7 @@
-"""Commands to a running job. They ride in the next acknowledgement, until the job says it has them.
+"""Commands to a running job, sent with each acknowledgement until the job has received them.
 
-The job's user decides what obeying means: the client calls what was set for the action, at a step
-boundary, and nothing if nothing was set.
+The job's user decides the effect: the client calls the handler that was set for the action, at a
+step boundary. Without a handler it does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _reason(value: str) -> str:
 
 
 class AckCommand(BaseModel):
-    """What somebody asks of the job."""
+    """A command for the job."""
 
     id: int
     action: CommandAction
@@ -36,7 +36,7 @@ class AckCommand(BaseModel):
 
 
 class CommandRequest(BaseModel):
-    """What the job is asked to do, and why."""
+    """The action for the job, and its reason."""
 
     model_config = ConfigDict(extra="forbid")
     action: CommandAction
@@ -44,7 +44,7 @@ class CommandRequest(BaseModel):
 
 
 class CommandItem(BaseModel):
-    """A command; ``seen_at`` is null until the job has it."""
+    """A command; ``seen_at`` is null until the job has received it."""
 
     id: int
     action: CommandAction
@@ -72,7 +72,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
 
 
 def as_ack(command: StoredCommand) -> dict[str, Any]:
-    """Return a command as its job gets it."""
+    """Return a command in the form for its job."""
     return {"id": command.id, "action": command.action, "reason": command.reason}
 
 
@@ -114,7 +114,7 @@ def send_command(
     run: RunName,
     wanted: Annotated[CommandRequest, Depends(JsonBody(CommandRequest, REQUEST_EXAMPLE))],
 ) -> Response:
-    """Leave a command for a run's job. What the run has not taken when it ends is void."""
+    """Store a command for a run's job. A command not received by the end of the run is void."""
     command = service.store.commands.add(
         run, wanted.action, wanted.reason, author=access.name, now=service.clock()
     )
@@ -132,6 +132,6 @@ def send_command(
     ),
 )
 def list_commands(request: Request, service: InService, run: RunName) -> Response:
-    """List a run's commands, and whether its job has them."""
+    """List a run's commands, and whether its job has received them."""
     items = [as_item(command) for command in service.store.commands.of_run(run)]
     return answer(request, {"items": items, "next": None})

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/v1", tags=["events"])
 
 
 class EventsQuery(ListQuery):
-    """Which events."""
+    """Filters of events."""
 
     rule: MetricName | None = None
     severity: Severity | None = None
@@ -30,7 +30,7 @@ class EventsQuery(ListQuery):
 class EventItem(BaseModel):
     """Something that happened once; ``layer`` is the worst of ``layers`` (a count).
 
-    ``rules_version`` is that of the settings which a rule obeyed, null where no rule spoke.
+    ``rules_version`` is the version of the rule's settings, null if the event is not from a rule.
     """
 
     run: str
@@ -113,7 +113,7 @@ def list_events(
     access: InAccess,
     query: Annotated[EventsQuery, Query()],
 ) -> Response:
-    """List the events of all runs; a token for one project sees that one's."""
+    """List the events of all runs; a token for one project lists only that project."""
     after = cursors.load(query.cursor, float, int, int)
     return _list(request, service, query, after, project=access.project)
 

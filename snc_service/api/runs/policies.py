@@ -1,4 +1,4 @@
-"""The policy in force, of a run or of a project: read, changed, and who changed it when."""
+"""Routes for the policy in force of a run or a project: read, change, list versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snc_service.store.types.documents import DocumentScope
 from snc_service.wire import Action, Policy
 from snc_service.wire.policy import MAX_ENTRIES
 
-# Checked by the wire, which knows what it may be and says so in one sentence.
+# Checked by the wire, whose error states the allowed forms in one sentence.
 Limit = Annotated[
     Any,
     WithJsonSchema(
@@ -40,7 +40,7 @@ class PolicyBody(BaseModel):
 
 
 class PolicyAnswer(BaseModel):
-    """A policy and where it came from; version 0 is the empty one that nobody set."""
+    """A policy and its origin; version 0 is the empty default."""
 
     policy: PolicyBody
     policy_version: int

@@ -1,4 +1,4 @@
-"""Rule settings in force, of a run or of a project: read, changed, and who changed them when."""
+"""Routes for the rule settings in force of a run or a project: read, change, list versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snc_service.store.types.documents import DocumentScope
 from snc_service.wire import SEVERITIES, RuleSettings, Severity
 from snc_service.wire.rule_settings import MAX_ARMED, MAX_FOR_ROWS, MAX_LIMIT
 
-# Checked by `RuleSettings.parse`, which names the key that is wrong.
+# Checked by `RuleSettings.parse`, which names the wrong key.
 RuleBody = Annotated[
     Any,
     WithJsonSchema(
@@ -31,7 +31,7 @@ RuleBody = Annotated[
 
 
 class RulesBody(BaseModel):
-    """Settings by rule; a rule, or a key of one, that is left out is as shipped."""
+    """Settings by rule; an omitted rule or key keeps its shipped value."""
 
     model_config = ConfigDict(extra="forbid")
     rules: dict[str, RuleBody] = Field(default_factory=dict)
@@ -48,7 +48,7 @@ class RuleItem(BaseModel):
 
 
 class RulesAnswer(BaseModel):
-    """Every rule as it is in force, and where that came from; version 0 is as shipped."""
+    """Every rule in force, and the origin of the settings; version 0 is as shipped."""
 
     rules: dict[str, RuleItem]
     rules_version: int

@@ -24,7 +24,7 @@ from snc_service.store.types import RunUnknown
 from snc_service.wire.checks import printable
 
 MAX_CONFIG_BYTES = 256 * 1024
-CLIENT = "client"  # the author of a first policy while the service asks nobody for a token
+CLIENT = "client"  # the author of a first policy if the service requires no token
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
@@ -34,7 +34,7 @@ def _label(value: str) -> str:
 
 
 def _storable(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what JSON cannot hold: numbers that are not finite, however they were written."""
+    """Refuse values that JSON cannot hold: non-finite numbers in any spelling."""
     try:
         size = len(json.dumps(config, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
@@ -60,7 +60,7 @@ class RunRequest(BaseModel):
 
 
 class RunCreated(BaseModel):
-    """What a client needs to start or to go on; ``commands`` wait for it, the oldest first."""
+    """The data for the start or resumption of a job; ``commands`` wait, the oldest first."""
 
     run: str
     policy: PolicyBody
@@ -111,9 +111,9 @@ def create_run(
     access: InAccess,
     wanted: Annotated[RunRequest, Depends(JsonBody(RunRequest, REQUEST_EXAMPLE))],
 ) -> Response:
-    """Create a run, or resume the one of that id. Safe to repeat when an id is given.
+    """Create a run, or resume the run with that id. Safe to repeat when an id is given.
 
-    Without a project it belongs to that of the token, else to `default`.
+    Without a project the run belongs to the project of the token, else to `default`.
     """
     name = wanted.run or secrets.token_hex(6)
     project = wanted.project or access.project or "default"
@@ -150,9 +150,9 @@ def _waiting(service: Service, run: str) -> list[dict[str, Any]]:
 
 
 def _check_reach(service: Service, access: Access, run: str, project: str) -> None:
-    """Raise `Problem` (403) for another project than the token's, also that of an existing run.
+    """Raise `Problem` (403) for a project other than the token's, also for an existing run.
 
-    Ids are one name space, so this is the one answer that tells a token of a foreign run.
+    Ids are one name space, so this is the only answer that reveals a run of another project.
     """
     check_project(access, project)
     try:

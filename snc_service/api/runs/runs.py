@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api/v1", tags=["runs"])
 
 
 class RunItem(BaseModel):
-    """A run as lists show it. ``worst_ratio`` is over the newest finite values."""
+    """A run in lists. ``worst_ratio`` is over the newest finite values."""
 
     run: str
     name: str
@@ -51,7 +51,7 @@ class RunPage(BaseModel):
 
 
 class RunDetail(RunItem):
-    """One run, with its config and the names of what it has reported."""
+    """One run, with its config and the names of its reported metrics and scalars."""
 
     config: dict[str, Any]
     metrics: list[str]
@@ -66,7 +66,7 @@ class RunEnd(BaseModel):
 
 
 class RunQuery(ListQuery):
-    """Which runs."""
+    """Filters of runs."""
 
     project: Identifier | None = None
     state: RunState | None = None
@@ -104,7 +104,7 @@ def as_item(run: Run) -> dict[str, Any]:
     """Return the JSON form of a run in a list."""
     item = {name: getattr(run, name) for name in RunItem.model_fields if name != "tags"}
     if run.worst_ratio is not None:
-        item["worst_ratio"] = float(f"{run.worst_ratio:.7g}")  # float32 has no more digits
+        item["worst_ratio"] = float(f"{run.worst_ratio:.7g}")  # the precision of float32
     times = {"created_at": rfc3339(run.created_at), "updated_at": rfc3339(run.updated_at)}
     return item | times | {"tags": list(run.tags)}
 
@@ -122,7 +122,7 @@ def list_runs(
     access: InAccess,
     query: Annotated[RunQuery, Query()],
 ) -> Response:
-    """List runs, the newest first; a token for one project sees that one's."""
+    """List runs, the newest first; a token for one project lists only that project."""
     if query.project is not None:
         check_project(access, query.project)
     page = service.store.runs.page(
@@ -186,5 +186,5 @@ def finish_run(
     responses=responses("run-unknown", "invalid", "store-unavailable"),
 )
 def delete_run(service: InService, access: InAccess, run: RunName) -> None:
-    """Delete everything of a run. There is no way back."""
+    """Delete everything of a run. It cannot be undone."""
     service.store.runs.delete(run, author=access.name, now=service.clock())

@@ -1,8 +1,8 @@
-"""Server-Sent Events: a run's newest values and events as they land.
+"""Server-Sent Events: a run's newest values and events, sent when they are stored.
 
-Nothing is queued: each message is read from the store when its client is ready for it, so a slow
-reader gets fewer of them, never old ones, and holds no memory. It works the same when another
-process has written.
+Nothing is queued: each message is read from the store when its client is ready. So a slow reader
+gets fewer messages but no old ones, and holds no memory. Writes of other processes are seen in the
+same way.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from snc_service.auth import Access
 from snc_service.problems import Problem
 from snc_service.store.types import EventQuery, Run, RunUnknown, StoreError
 
-PAUSE_SECONDS: Final = 0.5  # between two looks: at most 2 messages a second
+PAUSE_SECONDS: Final = 0.5  # between two reads: at most 2 messages a second
 PING_SECONDS: Final = 15.0
 MAX_STREAMS: Final = 200
 WORST_LAYERS: Final = 50
-MAX_EVENTS: Final = 100  # in one message; the list of events has them all
+MAX_EVENTS: Final = 100  # in one message; the list of events is complete
 HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 router = APIRouter(prefix="/api/v1", tags=["stream"])
@@ -65,11 +65,11 @@ async def _existing(service: InService, run: RunName) -> Run:
 async def stream_run(
     service: InService, access: InAccess, found: Annotated[Run, Depends(_existing)]
 ) -> StreamingResponse:
-    """Follow a run: one `update` now, and one whenever it has changed, its `id` the run's version.
+    """Follow a run: one `update` now and one after every change; its `id` is the run's version.
 
-    An update has the run, its worst layers and the events since the update before. After a gap in
-    the connection fetch what was missed: nothing is replayed. The stream ends with the run's
-    deletion, with the service, and when the token does not count any more.
+    An update holds the run, its worst layers and the events since the last update. Nothing is
+    replayed: after a broken connection, read the missed events from their list. The stream ends
+    when the run is deleted, the service stops, or the token is no longer valid.
     """
     return StreamingResponse(
         _updates(service, access, found.run), media_type="text/event-stream", headers=HEADERS
@@ -99,18 +99,18 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
     except RunUnknown:
         yield format_sse_event(data_str="{}", event="deleted")
     except StoreError:
-        return  # the client connects again and is told why
+        return  # the client reconnects and gets the reason
     finally:
         service.streams -= 1
 
 
 def _update(service: Service, run: Run, last_event: int | None) -> dict[str, Any]:
-    """Return the message, and as ``seen`` the id of the newest event in the store."""
+    """Return the message; ``seen`` in it is the id of the newest event in the store."""
     latest = service.store.histories.latest(run.run)
     worst = layers.worst_first(latest)[:WORST_LAYERS]
     page = service.store.events.page(EventQuery(run=run.run, limit=MAX_EVENTS))
     newest = max((stored.id for stored in page.items), default=0)
-    # The first message tells where things stand; what happened before is in the list of events.
+    # The first message is the current state; earlier events are in the list of events.
     since = newest if last_event is None else last_event
     return {
         "run": runs.as_item(run),

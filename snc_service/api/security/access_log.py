@@ -1,7 +1,7 @@
-"""One line per request, and one count: who asked what, and what became of it. No header's text.
+"""The access log: one line and one count per request, without the text of any header.
 
-Each request has an id: the client's own ``X-Request-ID`` where it is harmless, else a new one. It
-is in the answer and in every line that is logged on the request's behalf.
+Each request has an id: the client's own ``X-Request-ID`` if it is harmless, else a new one. The id
+is in the answer and in every log line of the request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from snc_service.auth import Access
 from snc_service.problems import KINDS, Problem
 
 HEADER: Final = "X-Request-ID"
-UNMATCHED: Final = "unmatched"  # the route of a URL that leads nowhere: paths are no labels
+UNMATCHED: Final = "unmatched"  # the route of an unknown URL: a path must not become a label
 METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"))
 MAX_PATH: Final = 512
 REQUEST_ID: ContextVar[str | None] = ContextVar("snc_request_id", default=None)
@@ -35,18 +35,18 @@ log = logging.getLogger("snc.access")
 
 
 class AccessLog:
-    """Pure ASGI middleware, the outermost. Logs at INFO; the facts are ``record.request``."""
+    """Pure ASGI middleware, the outermost. Logs at INFO; the fields are in ``record.request``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, and tell of it when its answer is out."""
+        """Pass one request on, and log it after its answer was sent."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope["headers"])
-        told = {"status": 500, "bytes": 0}  # 500: it ended without an answer of its own
+        told = {"status": 500, "bytes": 0}  # 500: the request ended without an answer
         started = False
 
         async def send_named(message: Message) -> None:
@@ -63,7 +63,7 @@ class AccessLog:
         start = time.perf_counter()
         try:
             await self.app(scope, receive, send_named)
-        except Exception:  # a defect: whoever reports it can name its id
+        except Exception:  # a defect: a report of it can name the request id
             if not started:
                 await _defect(request_id)(scope, receive, send_named)
             raise  # the server logs it
@@ -108,4 +108,4 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == _HEADER and _ID.fullmatch(value):
             return value.decode()
-    return f"{_RANDOM.getrandbits(64):016x}"  # told apart by it, not kept secret by it
+    return f"{_RANDOM.getrandbits(64):016x}"  # unique, not secret

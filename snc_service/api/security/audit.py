@@ -1,4 +1,4 @@
-"""Who changed what: policies, tokens, commands, deletions."""
+"""Routes for the audit log: changes of policies, tokens, commands and runs, with their authors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/v1", tags=["audit"])
 
 
 class AuditQuery(ListQuery):
-    """Which entries."""
+    """Filters of audit entries."""
 
     author: Identifier | None = None
     action: AuditAction | None = None
@@ -61,7 +61,7 @@ EXAMPLE: dict[str, Any] = {
 def list_audit(
     request: Request, service: InService, query: Annotated[AuditQuery, Query()]
 ) -> Response:
-    """List what was changed by whom, the newest first."""
+    """List changes with their authors, the newest first."""
     after = cursors.load(query.cursor, int)
     entries, following = service.store.audit.page(
         author=query.author,

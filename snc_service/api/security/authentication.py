@@ -1,8 +1,9 @@
-"""The door: who asks, and from where. Nothing behind it runs or reads a body before that is known.
+"""Authentication: identifies the client before any route runs or any body is read.
 
-Without any token in the store the service is open, and a browser is the danger: a page of another
-site can make it connect to a loopback address under its own host name pointed here (refused by
-name), or openly (its changes are refused by origin). With a token, everybody needs one.
+Without any token in the store the service is open, and the danger is a browser. A page of another
+site can make it connect to a loopback address, either under the site's own host name (refused by
+name) or directly (its changes are refused by origin). Once there is a token, every client needs
+one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 COOKIE = "snc_session"
 _OUR_COOKIE = re.compile(rf'{COOKIE}="?({SECRET.pattern})(?![^"; ])')
 CHALLENGE = 'Bearer realm="snc"'
-NOBODY = Access("anonymous", frozenset())  # at an open door while others need a token
+NOBODY = Access("anonymous", frozenset())  # on an open path while others need a token
 MAX_PARAMETERS = 1_024  # in a URL; a history asks for 500 layers at most
 
 
@@ -62,12 +63,12 @@ class AuthenticationMiddleware:
             await app(scope, receive, send_safe)
 
     async def _admitted(self, scope: Scope, service: Service) -> Access:
-        """Return who asks. Raises `Problem`."""
+        """Return the access of a request. Raises `Problem`."""
         _bound_query(scope)
         _without_other_cookies(scope)
         headers = Headers(scope=scope)
         path_is_open = is_open(scope["path"])
-        if not path_is_open or scope["path"] == SESSION_PATH:  # a probe touches no disk
+        if not path_is_open or scope["path"] == SESSION_PATH:  # a probe does not touch the disk
             await service.tokens.refresh()
         if not service.tokens.required:
             self._check_host(headers.get("host", ""))
@@ -103,9 +104,9 @@ class AuthenticationMiddleware:
 
 
 def identified(headers: Headers, service: Service) -> Access:
-    """Return who a request is from. Raises `Problem` (401) with the challenge.
+    """Return the access of a request's token. Raises `Problem` (401) with the challenge.
 
-    The header wins over the cookie, which is for the page alone. Nothing in a URL counts.
+    The header takes precedence over the cookie, which is only for the page. URLs carry no tokens.
     """
     given = headers.getlist("authorization")
     if given:
@@ -123,7 +124,7 @@ def identified(headers: Headers, service: Service) -> Access:
 
 
 def unauthorised(kind: str, detail: str) -> Problem:
-    """Return a 401 that says how to authenticate."""
+    """Return a 401 that states how to authenticate."""
     more = ', error="invalid_token"' if kind == "token-invalid" else ""
     return Problem(kind, detail, headers={"WWW-Authenticate": CHALLENGE + more})
 
@@ -167,6 +168,6 @@ def _is_own(origin: str, host: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """Return the name in a Host header, without port, in lower case."""
+    """Return the name in a Host header, without the port and in lower case."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") and ":" in host else host
     return name.strip("[]").lower()

@@ -1,6 +1,6 @@
-"""Who may do what: one table over all routes. A route that is not in it does not start.
+"""Authorization: one table with the needs of all routes. A route outside it fails at startup.
 
-Whatever is below a run or a project checks, before a body is read, that the token reaches it.
+Every route below a run or a project checks, before a body is read, that the token reaches it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from snc_service.problems import Problem
 from snc_service.store.types import RunUnknown
 from snc_service.store.types.records import Scope
 
-# Where a project matters: in the run or the project that the path names, nowhere, in the route
-# itself (a list shows the token's project only), or `all`: the answer is about every project, so a
-# token for one gets none.
+# Where the project is checked: in the run or project of the path; nowhere; in the route itself (a
+# list shows only the token's project); or `all`, where the answer covers every project and is
+# refused to a token for one.
 Bound: TypeAlias = Literal["path", "route", "all", "none"]
 
 
 class Need(NamedTuple):
-    """What a route asks of a token. ``scope`` None: any token; `OPEN` asks for none at all."""
+    """The needs of a route. ``scope`` None: any token; `OPEN`: no token."""
 
     scope: Scope | None
     bound: Bound = "path"
@@ -33,13 +33,13 @@ class Need(NamedTuple):
 
 OPEN: Final = Need(None, "none")
 NEEDS: Final[Mapping[str, Need]] = {
-    # ingest: what a training job does
+    # ingest: routes for training jobs
     "create_run": Need("ingest", "route"),
     "put_layer_table": Need("ingest"),
     "post_batch": Need("ingest"),
     "finish_run": Need("ingest"),
     "add_annotation": Need("ingest"),
-    # read: what people and Prometheus look at
+    # read: routes for users and Prometheus
     "list_runs": Need("read", "route"),
     "get_run": Need("read"),
     "list_layers": Need("read"),
@@ -71,7 +71,7 @@ NEEDS: Final[Mapping[str, Need]] = {
     "get_metrics": Need("read", "all"),
     "get_run_metrics": Need("read"),
     "get_service_discovery": Need("read", "all"),
-    # admin: what changes how others train
+    # admin: changes that affect the training of others
     "put_policy": Need("admin"),
     "put_project_policy": Need("admin"),
     "put_rules": Need("admin"),
@@ -93,7 +93,7 @@ NEEDS: Final[Mapping[str, Need]] = {
     # any token
     "get_about": Need(None, "none"),
     "get_docs": Need(None, "none"),
-    # nobody is asked: see `is_open`
+    # no token: see `is_open`
     "get_health": OPEN,
     "get_readiness": OPEN,
     "get_problem": OPEN,
@@ -107,12 +107,12 @@ OPEN_BELOW: Final = ("/ui/", "/problems/")
 
 
 def is_open(path: str) -> bool:
-    """Return whether ``path`` is served to everybody: probes, the page's files, the login."""
+    """Return whether ``path`` is public: probes, the page's files, the login."""
     return path in OPEN_PATHS or path.startswith(OPEN_BELOW)
 
 
 def refusals(name: str) -> tuple[str, ...]:
-    """Return the kinds of problem that a route may answer with before it is reached."""
+    """Return the kinds of problem that may be answered before the route is reached."""
     need = NEEDS[name]
     if need is OPEN:
         return ("host-refused",)
@@ -125,7 +125,7 @@ def refusals(name: str) -> tuple[str, ...]:
 
 
 def check_complete(routers: Iterable[APIRouter]) -> None:
-    """Raise `LookupError` for a route that nobody decided about."""
+    """Raise `LookupError` for a route without an entry in `NEEDS`."""
     names = {getattr(route, "name", "") for router in routers for route in router.routes}
     if names != set(NEEDS):
         raise LookupError(f"NEEDS must name every route once, differs in {names ^ set(NEEDS)}")
@@ -160,7 +160,7 @@ async def _check_project(request: Request, service: Service, bound: Bound, acces
     if project is not None:
         check_project(access, project)
     if run is not None and not access.reaches(await run_in_threadpool(_project_of, service, run)):
-        # The same words as for a run that there is not: a token cannot ask what others have.
+        # Same text as for a missing run: a token must not reveal runs of other projects.
         raise RunUnknown(f"there is no run {run!r}")
 
 
@@ -169,7 +169,7 @@ def _project_of(service: Service, run: str) -> str:
 
 
 def check_project(access: Access, project: str) -> None:
-    """Raise `Problem` (403) where a request names a project that is not the token's."""
+    """Raise `Problem` (403) if a request names a project other than the token's."""
     if not access.reaches(project):
         raise Problem(
             "project-refused",

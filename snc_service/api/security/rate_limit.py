@@ -1,4 +1,4 @@
-"""What each token may take of the service: requests per second and at once, bytes at once."""
+"""Limits per token: requests per second, concurrent requests, and bytes held."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Share:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Count a request while it lasts. Raises `Problem` (429) if there are too many already."""
+        """Count a request while it lasts. Raises `Problem` (429) if there are too many."""
         if self.under_way >= self._most:
             raise Problem(
                 "rate-limited",
@@ -50,7 +50,7 @@ class Share:
             self.under_way -= 1
 
     def ask(self) -> None:
-        """Count a request. Raises `Problem` (429) saying when the next one will be answered."""
+        """Count a request. Raises `Problem` (429) with the time until the next one is allowed."""
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
@@ -64,7 +64,7 @@ class Share:
         self._left -= 1
 
     def take(self, num_bytes: int) -> None:
-        """Charge bytes. Raises `Problem` (429) instead of holding more than the limit."""
+        """Charge bytes. Raises `Problem` (429) if the limit would be exceeded."""
         if self.held + num_bytes > self._limit:
             raise Problem(
                 "rate-limited",
@@ -73,12 +73,12 @@ class Share:
         self.held += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """Release bytes taken before."""
+        """Release charged bytes."""
         self.held -= num_bytes
 
 
 class Shares:
-    """The shares of all tokens, made at their first use. For the event loop's thread."""
+    """The shares of all tokens, created at first use. For the event loop's thread."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Shares:
         self._of: dict[str, Share] = {}
 
     def of(self, access: Access) -> Share | None:
-        """Return the share of whoever asks; None where no token is asked for: nobody to limit."""
+        """Return the share of a client; None without a token, when there is no limit."""
         if access.token is None:
             return None
         if access.token.id not in self._of:

@@ -1,6 +1,7 @@
-"""The page's login: a token in, a cookie out that no script can read. EventSource sends no headers.
+"""The page's login: exchanges a token for a cookie that scripts cannot read.
 
-The cookie holds the token, so any replica knows it, and revoking the token ends the session.
+The page needs a cookie because EventSource sends no headers. The cookie holds the token, so every
+replica accepts it, and revoking the token ends the session.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from snc_service.api.state import InAccess, InService, Service
 from snc_service.api.system.openapi import responses
 from snc_service.auth import ANYBODY, Access, TokenRefused, access_of
 
-MAX_SECONDS = 7 * 86_400  # then the page asks again
+MAX_SECONDS = 7 * 86_400  # after which the page asks for the token again
 MAX_BYTES = 4_096
 
 router = APIRouter(prefix="/api/v1", tags=["session"])
 
 
 class SessionRequest(BaseModel):
-    """A token to look with."""
+    """The token for a session."""
 
     model_config = ConfigDict(extra="forbid")
     token: Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SessionAnswer(BaseModel):
-    """Who is asking. Without any token in the service, everybody is ``anonymous`` and may all."""
+    """The name and scopes of the client; ``anonymous`` with all scopes if no token is required."""
 
     name: str
     scopes: list[str]
@@ -56,7 +57,7 @@ REQUEST_EXAMPLE = {"token": "snc_5f0c41d9a2b7_" + 48 * "0"}
     responses=responses("token-missing", "token-invalid", example=EXAMPLE),
 )
 async def get_session(request: Request, service: InService, access: InAccess) -> Response:
-    """Say who is asking, by header or cookie; 401 where a token is needed and there is none."""
+    """Return the client by header or cookie; 401 if a required token is missing."""
     if service.tokens.required:
         access = identified(request.headers, service)
     return answer(request, _as_answer(access, service))
@@ -109,7 +110,7 @@ async def open_session(
 
 @router.delete("/session", status_code=204, responses=responses("cross-origin"))
 async def close_session(request: Request) -> Response:
-    """Forget the cookie. The token stays in force: revoke it to end it everywhere."""
+    """Delete the cookie. The token stays valid; revoke it to end all its sessions."""
     told = Response(status_code=204)
     told.delete_cookie(
         COOKIE, path="/", secure=request.url.scheme == "https", httponly=True, samesite="strict"

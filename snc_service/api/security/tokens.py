@@ -1,4 +1,4 @@
-"""Tokens over REST: made, listed, revoked. Their secrets are shown once, to whoever makes them."""
+"""Routes for tokens: create, list, revoke. A secret is shown once, at its creation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ router = APIRouter(prefix="/api/v1", tags=["tokens"])
 TokenName = Annotated[
     str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["grafana"])
 ]
-LAST_SECOND = 253_402_300_800  # the year 10000: later, no RFC 3339 time can be written
+LAST_SECOND = 253_402_300_800  # the year 10000, beyond the range of RFC 3339
 
 
 class TokenRequest(BaseModel):
-    """A token to make. ``expires_at`` is RFC 3339, null for ever; ``project`` null is all."""
+    """A token to create. ``expires_at`` is RFC 3339, null for never; ``project`` null means all."""
 
     model_config = ConfigDict(extra="forbid")
     name: Identifier
@@ -36,7 +36,7 @@ class TokenRequest(BaseModel):
 
 
 class TokenItem(BaseModel):
-    """A token as it is listed: never its secret."""
+    """A token in a list, without its secret."""
 
     name: str
     id: str
@@ -49,7 +49,7 @@ class TokenItem(BaseModel):
 
 
 class TokenCreated(TokenItem):
-    """A new token, with its secret: keep it, nobody can show it again."""
+    """A new token with its secret: keep the secret, it cannot be shown again."""
 
     token: str
 
@@ -120,9 +120,9 @@ async def create_token(
     access: InAccess,
     wanted: Annotated[TokenRequest, Depends(JsonBody(TokenRequest, REQUEST_EXAMPLE))],
 ) -> Response:
-    """Make a token; its secret is in this answer and nowhere else.
+    """Create a token; its secret is only in this answer.
 
-    The first token closes the service to everybody without one, so it must have the scope admin.
+    The first token closes the service to clients without one, so it must have the scope admin.
     """
     if wanted.name in RESERVED:
         raise Problem("invalid", f"name must not be {wanted.name!r}: it is taken", field="name")
@@ -155,7 +155,7 @@ async def create_token(
     responses=responses("store-unavailable", example={"items": [ITEM_EXAMPLE], "next": None}),
 )
 def list_tokens(request: Request, service: InService) -> Response:
-    """List every token there ever was, expired and revoked ones too."""
+    """List all tokens, including expired and revoked ones."""
     items = [as_item(token) for token in service.store.tokens.all()]
     return answer(request, {"items": items, "next": None})
 
@@ -166,7 +166,7 @@ def list_tokens(request: Request, service: InService) -> Response:
     responses=responses("token-unknown", "invalid", "store-unavailable"),
 )
 async def revoke_token(service: InService, access: InAccess, name: TokenName) -> Response:
-    """Revoke a token: here at once, on other replicas within a second. Its name stays taken."""
+    """Revoke a token: at once here, within a second on other replicas. Its name stays taken."""
     await run_in_threadpool(
         lambda: service.store.tokens.revoke(name, author=access.name, now=service.clock())
     )
@@ -175,7 +175,7 @@ async def revoke_token(service: InService, access: InAccess, name: TokenName) ->
 
 
 def _expiry(text: str | None, now: float) -> float | None:
-    """Return Unix seconds. Raises `Problem` (422) for what is no time, or is over."""
+    """Return Unix seconds. Raises `Problem` (422) for text that is no time, or for a past time."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The reference at ``/docs``: a plain page out of the schema, no script, no foreign URL."""
+"""The API reference at ``/docs``: a plain page from the schema, without scripts or foreign URLs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def get_docs(request: Request) -> Response:
     ),
 )
 async def get_problem(kind: str) -> dict[str, Any]:
-    """Explain a type of problem: its URI leads here."""
+    """Explain a type of problem; the type's URI is this route."""
     if kind not in KINDS:
         raise Problem("not-found", f"there is no type of problem {kind[:80]!r}")
     status, title, meaning = KINDS[kind]

@@ -1,4 +1,4 @@
-"""Is it alive, can it serve, and what does it speak."""
+"""Routes for liveness, readiness and capabilities of the service."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ router = APIRouter(tags=["service"])
 
 
 class Health(BaseModel):
-    """Fine."""
+    """The healthy state."""
 
     status: Literal["ok"]
 
 
 class About(BaseModel):
-    """What the service understands, and how much of it at once."""
+    """The formats and limits of the service."""
 
     version: str
     media_types: list[str]
@@ -37,7 +37,7 @@ class About(BaseModel):
 
 @router.get("/healthz", response_model=Health, responses=responses(example={"status": "ok"}))
 async def get_health() -> dict[str, str]:
-    """Say that the process answers. Touches nothing."""
+    """Return that the process answers. Touches nothing."""
     return {"status": "ok"}
 
 
@@ -65,7 +65,7 @@ _ABOUT_EXAMPLE: dict[str, Any] = {
 
 @router.get("/api/v1", response_model=About, responses=responses(example=_ABOUT_EXAMPLE))
 def get_about(request: Request, service: InService) -> Response:
-    """Return the media types, limits and types of problem of this service."""
+    """Return the media types, limits and problem types of this service."""
     limits = {
         **dataclasses.asdict(service.limits),
         **{

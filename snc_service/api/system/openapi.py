@@ -1,4 +1,4 @@
-"""The OpenAPI schema: every route with its example, every error that it can answer with."""
+"""The OpenAPI schema: every route with its example, and every error that it may return."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snc_service.api.security import authorization
 from snc_service.problems import KINDS, PROBLEM_MEDIA_TYPE, TYPE_PREFIX
 
 _SCHEMAS = "#/components/schemas/"
-# An empty alternative: a service without any token asks nobody.
+# The empty alternative: a service without any token requires none.
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`snc token create` makes one."},
     "session": {
@@ -46,16 +46,16 @@ def responses(
     media_type: str = "application/json",
     others: Mapping[str, Any] | None = None,
 ) -> Responses:
-    """Return what a route answers: an example of success, and the kinds of problem it knows.
+    """Return the answers of a route: an example of success, and its kinds of problem.
 
-    ``others`` describes the media types that success may have besides ``media_type``.
+    ``others`` describes media types of success besides ``media_type``.
     """
     told: Responses = {}
     if example is not None:
         told[status] = {"content": {media_type: {"example": example}, **(others or {})}}
     for kind in kinds:
         _add(told, KINDS[kind].status, kind)
-        if kind == "store-unavailable":  # a full disk is one way of it, with a type of its own
+        if kind == "store-unavailable":  # includes a full disk, which has its own type
             _add(told, KINDS["storage-full"].status, "storage-full")
     return told
 
@@ -106,7 +106,7 @@ def _shown(routers: Sequence[APIRouter]) -> Iterator[APIRoute]:
 
 
 def _say_who_may(operation: dict[str, Any], route: APIRoute) -> None:
-    """Describe what `authorization.NEEDS` says of a route, and how it refuses."""
+    """Describe the needs of a route in `authorization.NEEDS`, and its refusals."""
     for kind in authorization.refusals(route.name):
         _add(operation["responses"], str(KINDS[kind].status), kind)
     need = authorization.NEEDS[route.name]
@@ -119,7 +119,7 @@ def _say_who_may(operation: dict[str, Any], route: APIRoute) -> None:
 
 
 def _say_how_long(operation: dict[str, Any]) -> None:
-    """Describe what becomes of a query that is too long: see cli/connection.py."""
+    """Describe the answer to an overlong query: see cli/server/bounded_connection.py."""
     if any(each["schema"].get("type") == "array" for each in operation.get("parameters", ())):
         operation["responses"]["431"] = {
             "description": "The URL and the headers are longer than 64 KiB together; no body."
@@ -127,7 +127,7 @@ def _say_how_long(operation: dict[str, Any]) -> None:
 
 
 def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
-    """Put the examples back: on its way through FastAPI a schema loses every null."""
+    """Restore the examples: FastAPI drops every null from a schema."""
     for status, told in route.responses.items():
         for media_type, content in told.get("content", {}).items():
             if "example" in content:

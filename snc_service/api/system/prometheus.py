@@ -1,4 +1,4 @@
-"""What Prometheus asks for: metrics of everything, of one run, and where to find those."""
+"""Routes for Prometheus: metrics of all runs, of one run, and service discovery."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _text_responses(*kinds: str) -> Responses:
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Return whether an Accept header names OpenMetrics, and no other text before it."""
+    """Return whether an Accept header names OpenMetrics and no other text format before it."""
     best = {OPENMETRICS: 0.0, TEXT: 0.0}
     for part in accept.split(","):
         name, *parameters = (word.strip().lower() for word in part.split(";"))
@@ -54,7 +54,7 @@ def _weight(text: str) -> float:
 
 
 class MetricsQuery(parameters.Query):
-    """Which parts, all of them by default."""
+    """The parts of the metrics, all of them by default."""
 
     collect: list[Part] = Field(default_factory=list, max_length=3)
 
@@ -67,7 +67,7 @@ class MetricsQuery(parameters.Query):
 def get_metrics(
     request: Request, service: InService, query: Annotated[MetricsQuery, Query()]
 ) -> Response:
-    """Return all metrics, per-layer series up to a bound; in OpenMetrics where preferred."""
+    """Return all metrics, with per-layer series up to a limit; as OpenMetrics if preferred."""
     wanted = query.collect or ["process", "runs", "layers"]
     openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
     return text_answer(request, *service.exposition.metrics(wanted, openmetrics=openmetrics))

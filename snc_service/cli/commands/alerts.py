@@ -1,4 +1,4 @@
-"""``snc alerts``: who is told of what, what is going on, and what people say about it."""
+"""``snc alerts``: routing, incidents, acknowledgements and silences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def get(arguments: Namespace) -> int:
 
 
 def put(arguments: Namespace) -> int:
-    """Set the routing from a JSON or TOML file, and show what is then in force."""
+    """Set the routing from a JSON or TOML file, and show the routing then in force."""
     document = read_document(arguments.file)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
@@ -42,7 +42,7 @@ def put(arguments: Namespace) -> int:
 
 
 def test(arguments: Namespace) -> int:
-    """Send receivers a test message; the exit status is 1 if one of them did not take it."""
+    """Send receivers a test message; the exit status is 1 if one of them failed."""
     with ServiceClient.of(arguments) as service:
         names = arguments.receivers or list(service.get("alerting")["alerting"]["receivers"])
         if not names:
@@ -72,7 +72,7 @@ def incidents(arguments: Namespace) -> int:
 
 
 def acknowledge(arguments: Namespace) -> int:
-    """Say that somebody looks after an incident."""
+    """Acknowledge an incident."""
     with ServiceClient.of(arguments) as service:
         body = {"comment": arguments.comment}
         known = service.post("incidents", str(arguments.incident), "acknowledge", body=body)
@@ -86,7 +86,7 @@ def acknowledge(arguments: Namespace) -> int:
 
 
 def silence(arguments: Namespace) -> int:
-    """Keep what matches from telling anybody for a while."""
+    """Silence matching events for a while."""
     body: dict[str, Any] = {"seconds": duration(arguments.duration), "comment": arguments.comment}
     globs = {name: getattr(arguments, name) for name in ("project", "run", "rule", "layer")}
     body.update({name: glob for name, glob in globs.items() if glob is not None})
@@ -122,7 +122,7 @@ def unsilence(arguments: Namespace) -> int:
 
 
 def read_document(path: str) -> dict[str, Any]:
-    """Return the document of a file: TOML if it is named so, else JSON. Raises `Failure`."""
+    """Return the document in a file: TOML by its suffix, else JSON. Raises `Failure`."""
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:

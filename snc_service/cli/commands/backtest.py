@@ -1,4 +1,4 @@
-"""``snc backtest``: what other rules would have said of runs, and what that would be worth."""
+"""``snc backtest``: the events that other rules would raise in runs, and their score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_LABEL_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Judged:
-    """One run by both settings; without others than those in force, ``after`` is ``before``."""
+    """One run judged by both settings; without other settings ``after`` is ``before``."""
 
     run: str
     before: Replay
@@ -99,7 +99,7 @@ def _labels(path: str | None) -> Mapping[str, Label]:
 
 
 def _sources(given: list[str]) -> Iterator[Path | str]:
-    """Yield files, those of folders too, and what else must be the id of a run."""
+    """Yield files, those in folders too; any other source is the id of a run."""
     for source in given:
         path = Path(source)
         if path.is_dir():
@@ -133,7 +133,7 @@ def _file(path: Path) -> Iterator[RunRows]:
 
 
 def lead(event: Event | None, label: Label | None) -> int | None:
-    """Return how many steps before the symptom an event came, None where there is no saying."""
+    """Return how many steps before the symptom an event came, None if that is undefined."""
     if event is None or label is None or label.symptom is None or event.step - 1 < label.cause:
         return None
     return label.symptom + 1 - event.step

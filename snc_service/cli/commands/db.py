@@ -1,4 +1,4 @@
-"""``snc db upgrade`` and ``snc db backup``: on the store itself, whether or not it is served."""
+"""``snc db upgrade`` and ``snc db backup``: on the store itself, in use by a service or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snc_service.store.types import StoreError
 
 
 def upgrade(arguments: Namespace) -> int:
-    """Lead a store of an earlier release to the tables of this one, all of it or nothing."""
+    """Upgrade a store of an earlier release to this one, completely or not at all."""
     with _one_sentence():
         before, now = upgrade_store(_url(arguments))
     if arguments.json:
@@ -31,7 +31,7 @@ def upgrade(arguments: Namespace) -> int:
 
 
 def backup(arguments: Namespace) -> int:
-    """Copy an embedded store to a new file; for PostgreSQL, say what does it."""
+    """Copy an embedded store to a new file; for PostgreSQL, name the tool for it."""
     target = Path(arguments.file)
     with _one_sentence():
         back_up_store(_url(arguments), target)

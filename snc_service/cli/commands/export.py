@@ -1,4 +1,4 @@
-"""``snc export``: a run's values into a file that appears when it is complete."""
+"""``snc export``: the values of a run, in a file that appears only when complete."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FORMATS = ("csv", "parquet")
 
 
 class ExportProgress(Protocol):
-    """Told of every chunk."""
+    """A callback for each received chunk."""
 
     def __call__(self, num_bytes: int) -> None:
-        """Count bytes that have arrived."""
+        """Count received bytes."""
 
 
 def export(arguments: Namespace) -> int:
-    """Write everything that a run has reported, or the part that is asked for."""
+    """Write all values of a run, or the selected part."""
     form = arguments.format or _form_of(arguments.output)
     target = (
         None if arguments.output == "-" else Path(arguments.output or f"{arguments.run}.{form}")
@@ -58,7 +58,7 @@ def _form_of(output: str | None) -> str:
 
 @contextmanager
 def _opened(target: Path | None) -> Iterator[IO[bytes]]:
-    """Open standard output, or a file that takes its name when the block has succeeded."""
+    """Open standard output, or a file that gets its name when the block has succeeded."""
     if target is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -75,7 +75,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _progress(target: Path | None) -> AbstractContextManager[ExportProgress]:
-    """Show on a terminal how much has come; nobody knows beforehand how much there is."""
+    """Show the received bytes on a terminal; the total is unknown."""
     if target is None or not sys.stderr.isatty():
         return nullcontext(lambda num_bytes: None)
     return _bar(target.name)

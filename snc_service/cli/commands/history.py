@@ -1,4 +1,4 @@
-"""``snc runs``, ``layers``, ``history``, ``events``: what a running service knows, as tables."""
+"""``snc runs``, ``layers``, ``history``, ``events``: data of a running service as tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def runs(arguments: Namespace) -> int:
 
 
 def layers(arguments: Namespace) -> int:
-    """List the layers of a run, and when each will reach its threshold if it goes on so."""
+    """List the layers of a run, with the forecast of when each reaches its threshold."""
     with ServiceClient.of(arguments) as service:
         soon = service.get("runs", arguments.run, "forecast", limit=500)["items"]
         items = list(
@@ -42,7 +42,7 @@ def layers(arguments: Namespace) -> int:
 
 
 def history(arguments: Namespace) -> int:
-    """Show one layer's history: a line of blocks, and a row per bucket of steps."""
+    """Show the history of one layer: a sparkline, and a row per bucket of steps."""
     with ServiceClient.of(arguments) as service:
         answer = service.get(
             *("runs", arguments.run, "layers", arguments.layer, "history"),
@@ -67,7 +67,7 @@ def history(arguments: Namespace) -> int:
 
 
 def worst(arguments: Namespace) -> int:
-    """List the layers that had the largest single values."""
+    """List the layers with the largest single values."""
     with ServiceClient.of(arguments) as service:
         answer = service.get(
             *("runs", arguments.run, "worst"),
@@ -82,7 +82,7 @@ def worst(arguments: Namespace) -> int:
 
 
 def compare(arguments: Namespace) -> int:
-    """Show one layer in several runs: a line of blocks and the extremes of each."""
+    """Show one layer in several runs: a sparkline and the extremes of each."""
     with ServiceClient.of(arguments) as service:
         answer = service.get(
             "compare",
@@ -113,7 +113,7 @@ def _summary(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def events(arguments: Namespace) -> int:
-    """List the events of a run, oldest first; with ``--follow`` until it closes."""
+    """List the events of a run, oldest first; with ``--follow`` until the run closes."""
     with ServiceClient.of(arguments) as service:
         path = ("runs", arguments.run, "events")
         query = {"rule": arguments.rule, "severity": arguments.severity}
@@ -123,7 +123,7 @@ def events(arguments: Namespace) -> int:
             return _list(arguments, f"Events of {arguments.run}", columns, found)
         seen = -1
         while True:
-            # The state is read first: what a closing run still raised is in the list after it.
+            # The state is read first, so the list after it has the last events of a closing run.
             is_open = service.get("runs", arguments.run)["state"] in ("active", "silent")
             for event in _newer(service, path, query, seen, found):
                 _print_event(arguments, event)
@@ -141,7 +141,7 @@ def _newer(
     seen: int,
     found: list[Any],
 ) -> list[Any]:
-    """Return the events after ``seen``, oldest first, those ``found`` already among them."""
+    """Return the events after ``seen``, oldest first, including those in ``found``."""
     seen = max([seen, *(event["id"] for event in found)])
     fresh = []
     for event in service.items(*path, limit=10_000, **query):  # newest first

@@ -1,4 +1,4 @@
-"""``snc policy get`` and ``set``: the thresholds in force, and how to change them."""
+"""``snc policy get`` and ``set``: show and change the thresholds in force."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def get(arguments: Namespace) -> int:
 
 
 def put(arguments: Namespace) -> int:
-    """Set the policy from ``--entry`` options or a file, and show what is then in force."""
+    """Set the policy from ``--entry`` options or a file, and show the policy then in force."""
     policy = _given(arguments)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
@@ -55,7 +55,7 @@ def _read(path: str) -> bytes:
 
 
 def _entry(text: str) -> dict[str, Any]:
-    """Read ``PATTERN=THRESHOLD[:ACTION]``; the last = counts, a pattern may hold others."""
+    """Read ``PATTERN=THRESHOLD[:ACTION]``; the last = separates; a pattern may contain others."""
     pattern, equals, rest = text.rpartition("=")
     if not equals:
         raise Failure(f"an entry must be PATTERN=THRESHOLD[:ACTION], got {text!r}")
@@ -70,7 +70,7 @@ def _threshold(text: str) -> float | str | None:
     try:
         return float(text)
     except ValueError:
-        return text  # "3x init"; what it must look like is the wire's business
+        return text  # "3x init"; the wire checks its form
 
 
 def _show(arguments: Namespace, answer: dict[str, Any]) -> int:

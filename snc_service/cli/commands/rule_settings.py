@@ -1,4 +1,4 @@
-"""``snc rules``, ``onset``, ``annotate``: what rules are set to, and which layer went first."""
+"""``snc rules``, ``onset``, ``annotate``: rule settings, the onset, and planned changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def get(arguments: Namespace) -> int:
 
 
 def put(arguments: Namespace) -> int:
-    """Set the rules from a TOML or JSON file, and show what is then in force."""
+    """Set the rules from a TOML or JSON file, and show the settings then in force."""
     settings = _given(arguments.file)
     version = arguments.if_version
     headers = {} if version is None else {"If-Match": f'"{version}"'}
@@ -32,7 +32,7 @@ def put(arguments: Namespace) -> int:
 
 
 def check(arguments: Namespace) -> int:
-    """Say what a file changes of the shipped rules, or which key of it is wrong."""
+    """Show the differences of a file from the shipped rules, or its first wrong key."""
     changes = _given(arguments.file).changes()
     if arguments.json:
         print_json(changes)
@@ -48,7 +48,7 @@ def check(arguments: Namespace) -> int:
 
 
 def onset(arguments: Namespace) -> int:
-    """List the layers that left their healthy band, the first one first."""
+    """List the layers that left their healthy band, in the order in which they left it."""
     with ServiceClient.of(arguments) as service:
         answer = service.get("runs", arguments.run, "onset", limit=min(arguments.limit, 500))
     if arguments.json:
@@ -90,7 +90,7 @@ def _path(arguments: Namespace) -> tuple[str, str, str]:
 
 
 def _given(path: str) -> RuleSettings:
-    """Return the settings of a file, which may be what ``get --json`` printed."""
+    """Return the settings in a file, which may be the output of ``get --json``."""
     document = read_document(path)
     if "rules_version" in document:
         document = {"rules": document.get("rules")}
@@ -116,7 +116,7 @@ def _show(arguments: Namespace, answer: dict[str, Any]) -> int:
 
 
 def _changed(name: str, rule: dict[str, Any]) -> str:
-    """Return which keys differ from the shipped ones of this release."""
+    """Return the keys that differ from the shipped ones of this release."""
     shipped = SHIPPED.get(name)
     if shipped is None:
         return ""

@@ -16,14 +16,14 @@ from snc_service.cli.failure import Failure
 if TYPE_CHECKING:
     from snc_service.settings import Settings
 
-DRAIN_SECONDS = 5  # an open event stream would keep the process alive for ever
+DRAIN_SECONDS = 5  # an open event stream would keep the process alive forever
 FAILED_TO_START = 1
 MAX_CONNECTIONS = 1_000  # then the idle give way: each costs a descriptor, systems allow 1,024
 UNSENT_BYTES = 128 * 1024  # of an answer that the system may hold before they are sent
 
 
 def serve(arguments: Namespace) -> int:
-    """Serve until a signal. Raises `Failure` if it cannot start, before anything is served."""
+    """Serve until a signal. Raises `Failure` before anything is served if it cannot start."""
     try:
         import uvicorn
 
@@ -56,7 +56,7 @@ def serve(arguments: Namespace) -> int:
         stop = server.handle_exit
 
         def drain_and_stop(sig: int, frame: FrameType | None) -> None:
-            drain(app)  # streams end by themselves: the server waits for them before it stops
+            drain(app)  # ends the streams: the server waits for them before it stops
             stop(sig, frame)
 
         server.handle_exit = drain_and_stop  # type: ignore[method-assign]
@@ -66,7 +66,7 @@ def serve(arguments: Namespace) -> int:
 
 
 def _check(settings: Settings) -> int:
-    """Say of each thing that a start needs whether it is there; raise `Failure` at the first."""
+    """Report each requirement of a start; raise `Failure` at the first that is not met."""
     print(f"settings: understood; the service would listen on {settings.host}:{settings.port}")
     num_tokens = _check_store(settings)
     asked = (
@@ -94,7 +94,7 @@ def _settings(arguments: Namespace) -> Settings:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return a bound socket: a taken port is found before the store is opened, and only once."""
+    """Return a bound socket, so that a taken port is an error before the store is opened."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -103,7 +103,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise Failure(f"cannot listen on {host}: {error.strerror or error}") from None
     try:
-        if sys.platform != "win32":  # there it would allow two services on one port
+        if sys.platform != "win32":  # on Windows it would allow two services on one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # Connections inherit it: what a client has not taken waits here, where it is counted.
@@ -120,9 +120,9 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _check_store(settings: Settings) -> int:
-    """Open the store, close it, and return how many tokens it holds.
+    """Open the store, close it, and return the number of its tokens.
 
-    A wrong one is one sentence here, a traceback inside the server.
+    An invalid store gives one sentence here, but a traceback inside the server.
     """
     from snc_service.settings import SettingsError
     from snc_service.store import open_store

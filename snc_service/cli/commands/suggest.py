@@ -1,4 +1,4 @@
-"""``snc suggest``: thresholds and rule limits from runs that went well, with their margin."""
+"""``snc suggest``: thresholds and rule limits from healthy runs, with a margin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snc_service.wire import Policy, RuleSettings, WireError
 
 
 def suggest(arguments: Namespace) -> int:
-    """Print what the runs suggest, or write it to files."""
+    """Print the suggested policy and rules, or write them to files."""
     margin = arguments.margin
     if not (math.isfinite(margin) and 1 <= margin <= 1_000):
         raise Failure(f"--margin must be a number from 1 to 1000, got {margin:g}")

@@ -1,6 +1,6 @@
 """``snc token create``, ``list``, ``revoke``: on the store itself, or over REST as an admin.
 
-On the store they work before there is a service, and when the last admin token is lost.
+On the store itself they need no running service, and no admin token if the last one is lost.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from snc_service.cli.service import ServiceClient
 if TYPE_CHECKING:
     from snc_service.store import Store
 
-OPERATOR = "operator"  # the author of what is done on the store itself
+OPERATOR = "operator"  # the author of changes made on the store itself
 COLUMNS = ("name", "scopes", "project", "author", "created_at", "expires_at", "revoked_at")
 _SECONDS = {"h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
 
 def create(arguments: Namespace) -> int:
-    """Make a token and print its secret, alone on stdout: nobody can show it again."""
+    """Create a token and print its secret, alone on stdout; it cannot be shown again."""
     if arguments.store is not None:
         made = _create_in_store(arguments)
     else:
@@ -42,7 +42,7 @@ def create(arguments: Namespace) -> int:
 
 
 def list_tokens(arguments: Namespace) -> int:
-    """List all tokens, revoked and expired ones too."""
+    """List all tokens, including revoked and expired ones."""
     if arguments.store is not None:
         from snc_service.api.security.tokens import as_item
 
@@ -71,7 +71,7 @@ def revoke(arguments: Namespace) -> int:
 
 
 def expiry(text: str, now: float) -> float:
-    """Return Unix seconds of a length of time such as ``90d``. Raises `Failure`."""
+    """Return Unix seconds after a duration such as ``90d``. Raises `Failure`."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})([hdw])", text)
     if match is None:
         raise Failure(f"--expires must be hours, days or weeks such as 12h, 90d, 4w, got {text!r}")
@@ -120,7 +120,7 @@ def _create_in_store(arguments: Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _store(url: str) -> Iterator[Store]:
-    """Lend the store that ``url`` names; what it refuses becomes one sentence."""
+    """Lend the store at ``url``; its errors become one sentence."""
     try:
         from snc_service.store import open_store
         from snc_service.store.types import StoreError

@@ -1,4 +1,4 @@
-"""One HTTP connection whose head cannot grow or take for ever: uvicorn bounds neither.
+"""An HTTP connection with limits on the size and time of a request's head; uvicorn has none.
 
 Bodies are bounded where they are read. What is left here is everything around them: the request
 line, headers, trailers, what a client still sends after it has been answered, and what it does not
@@ -18,7 +18,7 @@ HEAD_BYTES: Final = 64 * 1024  # of a request line with its headers, and of trai
 HEADERS: Final = 128  # with trailers: each costs as much as a hundred bytes of one
 PATH_BYTES: Final = 8 * 1024  # before the question mark: a path is unquoted whoever sends it
 PIPELINED: Final = 8  # requests sent ahead of the answers to those before them
-HEAD_SECONDS: Final = 10.0  # for a head to arrive, and for a body that is not read any more to end
+HEAD_SECONDS: Final = 10.0  # for a head to arrive, and for an unread body to end
 ANSWER_SECONDS: Final = 30.0  # in which a client must take something of an answer that waits for it
 _REFUSALS: Final = {
     408: b"Request Timeout",
@@ -36,7 +36,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: a head is awaited. Others give way if there are too many."""
         super().connection_made(transport)
-        self._unread = 0  # bytes since the parser last got something done
+        self._unread = 0  # bytes since the parser last made progress
         self._progress = False
         self._in_head = True
         self._head_bytes = 0
@@ -57,7 +57,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse bytes, unless too many of them have come to nothing."""
+        """Parse bytes, unless too many of them made no progress."""
         if self._in_head and self._clock is None:
             self._start_clock()
         self._progress = False
@@ -67,7 +67,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(431)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; a URL that the parser cannot hold is only too long."""
+        """Refuse invalid HTTP; a URL that the parser cannot hold is reported as too long."""
         if len(self.url or b"") < HEAD_BYTES and not self._too_large:
             super().send_400_response(msg)
             return
@@ -89,7 +89,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_chunk_header(self) -> None:
-        """Note that a chunk, or the trailers, begin."""
+        """Record the start of a chunk or of the trailers."""
         self._progress = True
 
     def on_body(self, body: bytes) -> None:
@@ -108,14 +108,14 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End a request's body; the next thing to come is a head."""
+        """End a request's body; the next bytes are a head."""
         self._progress = True
         self._in_head = True
         self._stop_clock()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """End an answer; a body that nobody reads must end soon too."""
+        """End an answer; an unread body must end soon too."""
         super().on_response_complete()
         self._waits_since = self.loop.time()
         if not self._in_head and self._clock is None:
@@ -181,12 +181,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_answer_clock()
 
     def _refuse(self, status: int) -> None:
-        """Say why, if nothing was answered yet, and hang up."""
+        """Send the reason, if nothing was answered yet, and close the connection."""
         self._stop_clock()
         if self.transport.is_closing():
             return
         answered = self.cycle is None or self.cycle.response_complete
-        if self._in_head and self._unread and answered:  # a socket that stayed mute asked nothing
+        if self._in_head and self._unread and answered:  # a silent socket has sent no request
             self._answer(status)
         self.transport.close()
 

@@ -1,4 +1,4 @@
-"""The log of ``snc serve``: a line of JSON each on stderr, whatever a name in it holds."""
+"""The log of ``snc serve``: one line of JSON per record on stderr, with any names in it escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snc_service.auth import hide_secrets
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: ASCII, no line end inside, and no secret."""
+    """A record as one JSON object: in ASCII, without line breaks, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -34,7 +34,7 @@ class JsonLines(logging.Formatter):
 
 
 def start(*, access_log: bool) -> None:
-    """Let everything that is logged at WARNING, and requests if asked for, go to stderr."""
+    """Send records of level WARNING or above, and requests if wanted, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

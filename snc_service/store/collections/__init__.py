@@ -1,1 +1,1 @@
-"""The collections of a store: runs, batches, events and so on; each method one transaction."""
+"""The collections of a store: runs, batches, events and so on; each method is one transaction."""

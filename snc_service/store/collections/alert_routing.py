@@ -21,8 +21,7 @@ _ROUTING = "select body, version, author, at from alerting order by version desc
 
 
 class AlertRouting:
-    """The document that says which receivers hear of which incidents. Each method is one
-    transaction."""
+    """The routing document: which receivers get which incidents. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -14,7 +14,7 @@ from snc_service.store.types.annotations import MAX_ANNOTATIONS, Annotation
 
 
 class Annotations:
-    """What people say of a run's steps. Each method is one transaction."""
+    """Annotations by run. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -24,7 +24,7 @@ class Annotations:
     ) -> Annotation:
         """Mark a planned change (event ``annotation``). Raises `RunUnknown`, `TooManyAnnotations`.
 
-        A step that has passed already counts from the next batch on.
+        For a step in the past it takes effect from the next batch on.
         """
         with self._database.write() as connection:
             run_id = runs.lock(connection, run)

@@ -10,7 +10,7 @@ from snc_service.store.types.records import AuditAction, AuditEntry
 
 
 class AuditLog:
-    """Who changed what, written with the change. Each method is one transaction."""
+    """Audit entries: the author of each change, written with it. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

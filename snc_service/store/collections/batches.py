@@ -21,7 +21,7 @@ from snc_service.wire import LayerTable
 
 
 class Batches:
-    """What jobs send. Each method is one transaction."""
+    """Batches from jobs, and the layer tables they refer to. Each method is one transaction."""
 
     def __init__(self, database: Database, book: LayerBook) -> None:
         self._database = database
@@ -38,7 +38,7 @@ class Batches:
             self._memory.know_table(run, version)
 
     def layer_table(self, run: str, table_hash: str) -> LayerTable | None:
-        """Return a registered table."""
+        """Return a registered table, None if the run has none with this hash."""
         with self._database.read() as connection:
             try:
                 return self._book.table(connection, runs.number(connection, run), table_hash).table
@@ -48,8 +48,8 @@ class Batches:
     def ingest(self, items: Sequence[Submission], advance: Advance) -> list[Outcome]:
         """Store submissions in one durable transaction; one bad item does not fail the others.
 
-        Idempotent on (run, writer, seq). Events of detection, of rewound steps (``rewound``) and of
-        ``dropped`` values are stored with the batch, and so is detection's state.
+        Idempotent on (run, writer, seq). Each batch is stored with its events and the new detection
+        state. Events come from detection, rewound steps (``rewound``) and ``dropped`` values.
         """
         while True:
             try:
@@ -57,13 +57,13 @@ class Batches:
                     outcomes, works, mark = ingest(
                         connection, self._book, self._memory, items, advance
                     )
-            except RunGone:  # again, with nothing remembered
+            except RunGone:  # again, with an empty memory
                 continue
             self._memory.keep(works, mark)
             return outcomes
 
     def rule_state(self, run: str) -> bytes | None:
-        """Return detection's state after the run's newest batch. Raises `RunUnknown`."""
+        """Return the detection state after the run's newest batch. Raises `RunUnknown`."""
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
             row = connection.execute(

@@ -1,4 +1,4 @@
-"""Commands of a store: what people ask of running jobs."""
+"""Commands of a store, for running jobs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CommandQueue:
     def add(
         self, run: str, action: CommandAction, reason: str, *, author: str, now: float
     ) -> StoredCommand:
-        """Leave a command for a run's job (event ``command``, audit ``command_sent``).
+        """Store a command for a run's job (event ``command``, audit ``command_sent``).
 
-        Raises `RunUnknown`, `RunClosed`, and `CommandsWaiting` past `MAX_WAITING_COMMANDS`.
+        Raises `RunUnknown`, `RunClosed`, and `CommandsWaiting` above `MAX_WAITING_COMMANDS`.
         """
         with self._database.write() as connection:
             return commands.add(connection, run, action, reason, author=author, now=now)

@@ -1,4 +1,4 @@
-"""Deliveries of a store: what each receiver was sent of an incident, and what is due."""
+"""Deliveries of a store: the messages sent to each receiver, and the ones due."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class Deliveries:
             return incidents.due(connection, receiver, run, now)
 
     def claim(self, delivery: AlertDelivery, *, now: float, until: float) -> bool:
-        """Keep others off a delivery until it is saved, or until then; False: it is not as read."""
+        """Reserve a delivery until it is saved or ``until``; False if it changed since the read."""
         with self._database.write() as connection:
             return incidents.claim(connection, delivery, now, until)
 
     def save(
         self, delivery: AlertDelivery, *, revision: int, now: float, hold_until: float | None = None
     ) -> None:
-        """Store what became of a claimed delivery.
+        """Store the result of a claimed delivery.
 
-        It is due at once if its incident is no longer at ``revision``. ``hold_until`` puts off
-        everything else that is due to this receiver.
+        It is due at once if its incident is no longer at ``revision``. ``hold_until`` postpones all
+        other due deliveries of this receiver.
         """
         with self._database.write() as connection:
             incidents.save_delivery(connection, delivery, revision, now, hold_until)
 
     def wake(self, now: float) -> None:
-        """Let everything that waits for its time be looked at now, what silences hold excepted.
+        """Make every waiting delivery due now, except those that silences hold.
 
-        For a clock that went back: times that were set by it lie too far ahead.
+        Needed after the clock went back: times set before lie too far ahead.
         """
         with self._database.write() as connection:
             incidents.lock(connection)
@@ -60,6 +60,6 @@ class Deliveries:
             )
 
     def health(self) -> list[ReceiverHealth]:
-        """Return how each receiver does that was ever to be told something."""
+        """Return the delivery health of each receiver that ever had a delivery."""
         with self._database.read() as connection:
             return incidents.health(connection)

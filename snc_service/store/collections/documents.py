@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Documents(Generic[T]):
-    """Documents of one kind. A run's own comes before its project's, and that before the default.
+    """Documents of one kind. A run's own takes precedence, then its project's, then the default.
 
     Every change writes an audit entry and, for a run, an event. Versions are kept forever. Each
     method is one transaction. An unknown run raises `RunUnknown`.

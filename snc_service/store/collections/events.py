@@ -14,18 +14,18 @@ from snc_service.wire import Severity
 
 
 class Events:
-    """Things that happened once. Each method is one transaction."""
+    """Events by run and id. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def page(self, query: EventQuery) -> Page:
-        """Return `StoredEvent`s."""
+        """Return one page of `StoredEvent`s."""
         with self._database.read() as connection:
             run_id = None if query.run is None else runs.number(connection, query.run)
             return events.page(connection, query, run_id)
 
     def counts(self) -> Mapping[tuple[str, str, Severity], int]:
-        """Return how many events each (run, rule, severity) has."""
+        """Return the number of events of each (run, rule, severity)."""
         with self._database.read() as connection:
             return events.counts(connection)

@@ -1,4 +1,4 @@
-"""Histories of a store: the values that were measured, read back."""
+"""Histories of a store: queries for measured values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from snc_service.store.types.histories import COLUMNS
 
 
 class Histories:
-    """Values by run, metric and layer. Each method reads one snapshot, but for `scan`."""
+    """Values by run, metric and layer. Each method except `scan` reads one snapshot."""
 
     def __init__(self, database: Database, book: LayerBook) -> None:
         self._database = database
@@ -51,11 +51,11 @@ class Histories:
             )
 
     def latest_scalars(self, run: str, from_step: int, most: int) -> Mapping[str, float]:
-        """Return the newest value of each scalar, where one was reported at or after ``from_step``.
+        """Return the newest value of each scalar reported at or after ``from_step``.
 
-        Of the first ``most`` scalars in the order in which the run reported them first. Values that
-        are not finite count. Cost: one look at what came last, and a search per scalar that is not
-        there. Raises `RunUnknown`.
+        Covers the first ``most`` scalars, in the order of their first report, and includes values
+        that are not finite. Cost: one read of the newest batches, and a search per scalar that is
+        not in them. Raises `RunUnknown`.
         """
         with self._database.read() as connection:
             run_id = runs.number(connection, run)
@@ -72,7 +72,7 @@ class Histories:
     ) -> Buckets:
         """Return one metric of some layers. Raises `RunUnknown`, `LayerUnknown`.
 
-        ``columns`` that are not asked for are NaN throughout, and cost nothing.
+        Columns outside ``columns`` are NaN and cost nothing.
         """
         planes = planes_for(columns)
         with self._database.read() as connection:
@@ -94,9 +94,9 @@ class Histories:
         *,
         columns: Collection[str] = COLUMNS,
     ) -> Buckets:
-        """Return up to ``layers`` rows in model order; more layers than that share rows (max).
+        """Return up to ``layers`` rows in model order; with more layers several share a row (max).
 
-        ``columns`` as in `history`.
+        ``columns`` as in `of_layers`.
         """
         planes = planes_for(columns)
         with self._database.read() as connection:
@@ -110,10 +110,10 @@ class Histories:
     ) -> list[Worst]:
         """Return the ``most`` layers with the largest single values, the largest first.
 
-        With ``below`` a value is ``metric`` divided by ``below`` of the same step, in float64; the
+        With ``below`` a value is ``metric`` divided by ``below`` of the same step, in float64;
         steps without both do not count. Layers with values that are not finite come before all
-        others. Exact: rollups only say where to look. ``window.points`` does not matter. Cost:
-        rollups of the window and a few tiles, or all of it where ``below`` moves wildly.
+        others. The result is exact: rollups only narrow the search. ``window.points`` is ignored.
+        Cost: the rollups of the window and a few tiles, or all tiles if ``below`` varies strongly.
         Raises `RunUnknown`, and `HistoryThinned` where the window's tiles were dropped.
         """
         with self._database.read() as connection:
@@ -121,15 +121,15 @@ class Histories:
             return worst(connection, self._book, run_id, metric, window, most, below=below)
 
     def scan(self, run: str, extent: Extent) -> Iterator[Piece]:
-        """Return an iterator over values as they were sent, in pieces of bounded size.
+        """Return an iterator over the values as sent, in pieces of bounded size.
 
-        By attempt, metric and layers, then in the order of steps. Every value that was stored
-        before the call comes exactly once, whatever is ingested or folded meanwhile; what is stored
-        later, at steps that attempts had reached before, may come or not, but never twice. A value
-        that was sent again comes as it was sent last. Each piece is read in a transaction of its
-        own: a slow reader holds nothing. What thinning drops meanwhile may be missing.
+        Sorted by attempt, metric and layers, then by step. Every value stored before the call comes
+        exactly once, even if batches are ingested or folded during the scan. Values stored later,
+        at steps that attempts had already reached, come at most once. Of a value that was sent
+        again the last version comes. Each piece is read in its own transaction, so a slow reader
+        blocks nothing. Values that thinning drops during the scan may be missing.
 
         Raises `RunUnknown`, `LayerUnknown` and `HistoryThinned` at once, and `RunUnknown` from the
-        iterator as soon as the run is deleted.
+        iterator once the run is deleted.
         """
         return scan(self._database, self._book, run, extent)

@@ -1,4 +1,4 @@
-"""Incidents of a store: events that belong together."""
+"""Incidents of a store: groups of related events."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from snc_service.wire import Severity
 
 
 class Incidents:
-    """Gathered from events by `snc_service.alerts`. Each method is one transaction."""
+    """Incidents that `snc_service.alerts` gathers from events. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def work(self, now: float) -> Work:
-        """Return what there is to do, in one cheap read."""
+        """Return the pending work, in one cheap read."""
         with self._database.read() as connection:
             return incidents.work(connection, now)
 
     def gather(self, gather: Gather, *, now: float, limit: int) -> int:
-        """Turn up to ``limit`` events out of the outbox into incidents, in one transaction.
+        """Turn up to ``limit`` events from the outbox into incidents, in one transaction.
 
-        Every stored event passes here exactly once, in the order of its run. Returns how many.
+        Every stored event passes here exactly once, in the order of its run. Returns the number.
         """
         with self._database.write() as connection:
             return incidents.gather(connection, gather, now, limit)
@@ -45,17 +45,17 @@ class Incidents:
             return incidents.opened(connection)
 
     def change(self, changes: Sequence[IncidentChange], *, now: float) -> int:
-        """Store incidents that were read before, in one transaction; return how many.
+        """Store changed incidents in one transaction; return the number stored.
 
-        Those that changed since are left out. ``revision`` must be one above the one read, or the
-        same to add receivers only.
+        Skips incidents that another process changed since they were read. ``revision`` must be one
+        above the one read, or equal to it to add receivers only.
         """
         with self._database.write() as connection:
             incidents.lock(connection)
             return sum([incidents.change(connection, each, now) for each in changes])
 
     def get(self, id_: int) -> Incident | None:
-        """Return one incident, None if there is no such one."""
+        """Return one incident, None if it does not exist."""
         with self._database.read() as connection:
             return incidents.load(connection, id_)
 
@@ -89,6 +89,6 @@ class Incidents:
     def acknowledge(
         self, id_: int, *, author: str, now: float, comment: str = ""
     ) -> Incident | None:
-        """Note that somebody looks after an incident (audit ``incident_acknowledged``), once."""
+        """Record an acknowledgement (audit ``incident_acknowledged``); only the first counts."""
         with self._database.write() as connection:
             return incidents.acknowledge(connection, id_, author, now, comment)

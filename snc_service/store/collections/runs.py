@@ -26,7 +26,7 @@ from snc_service.wire import Policy
 
 
 class Runs:
-    """One training job each, named by its id. Each method is one transaction."""
+    """Training jobs by run id. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -44,9 +44,9 @@ class Runs:
         author: str = "client",
         quota: int | None = None,
     ) -> tuple[Run, bool]:
-        """Create a run (event ``run_started``), or return the one that exists; True if new.
+        """Create a run (event ``run_started``), or return the existing one; True if new.
 
-        An existing run that was finished, failed or silent becomes active again. ``policy`` becomes
+        An existing run that is finished, failed or silent becomes active again. ``policy`` becomes
         version 1 of the run's own policy if neither the run nor its project has one. Raises
         `QuotaExceeded` if ``author`` has created ``quota`` runs that still exist.
         """
@@ -89,7 +89,7 @@ class Runs:
             return runs.finish(connection, run, state, now)
 
     def mark_silent(self, before: float, now: float) -> list[StoredEvent]:
-        """Turn active runs last heard of before ``before`` silent (event ``run_silent``, once)."""
+        """Turn active runs last updated before ``before`` silent (event ``run_silent``, once)."""
         with self._database.write() as connection:
             return runs.mark_silent(connection, before, now)
 
@@ -99,23 +99,24 @@ class Runs:
         deletion.delete(self._database, run, author=author, now=now)
 
     def prune(self, before: float) -> list[str]:
-        """Delete every run that is not active and was last heard of before ``before``.
+        """Delete every run that is not active and was last updated before ``before``.
 
-        Returns their ids. Keeps no more than one slice of rows locked at a time.
+        Returns the deleted ids. Locks at most one slice of rows at a time.
         """
         return deletion.prune(self._database, before)
 
     def shrink(self, most_bytes: int) -> list[str]:
-        """Delete runs that are not active, oldest first, until history has so many bytes at most.
+        """Delete inactive runs, oldest first, until history has at most ``most_bytes`` bytes.
 
-        Returns their ids. Active runs may leave it larger. Looks at the length of every tile.
+        Returns the deleted ids. Active runs alone may exceed the limit. Reads the length of every
+        tile.
         """
         return deletion.shrink(self._database, most_bytes)
 
     def thin(self, before: float, now: float) -> list[str]:
-        """Drop exact values of runs not active and last heard of before ``before``; keep rollups.
+        """Drop exact values of inactive runs last updated before ``before``; keep their rollups.
 
-        Their history has min, max and mean of every 32 measured steps from then on. Returns the ids
-        of runs that lost something (audit ``run_thinned``).
+        Their history then has min, max and mean of every 32 measured steps. Returns the ids of the
+        thinned runs (audit ``run_thinned``).
         """
         return thin(self._database, before, now)

@@ -1,4 +1,4 @@
-"""Silences of a store: events that notify nobody for a while."""
+"""Silences of a store: events that notify no receiver for a while."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Silences:
             return replace(silence, id=int(id_))
 
     def delete(self, id_: int, *, author: str, now: float) -> bool:
-        """End a silence now (audit ``silence_deleted``); False if there is no such one."""
+        """End a silence now (audit ``silence_deleted``); False if it does not exist."""
         with self._database.write() as connection:
             incidents.lock(connection)
             deleted = connection.execute("delete from silence where id = ?", (id_,)).rowcount
             if deleted:
-                # Whatever was held back may be told now; what another silence covers waits again.
+                # Held deliveries become due; those that another silence covers are held again.
                 connection.execute(
                     "update delivery set next_at = ?, silenced = 0 where silenced = 1", (now,)
                 )

@@ -10,18 +10,18 @@ from snc_service.store.types.records import Token
 
 
 class Tokens:
-    """Of a secret only its SHA-256 is kept. Each method is one transaction."""
+    """Tokens by name; of a secret only the SHA-256 is stored. Each method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, token: Token) -> None:
-        """Keep a new token (audit ``token_created``). Raises `TokenExists`."""
+        """Store a new token (audit ``token_created``). Raises `TokenExists`."""
         with self._database.write() as connection:
             tokens.add(connection, token)
 
     def all(self) -> list[Token]:
-        """Return every token there ever was, the oldest first."""
+        """Return every token, including revoked ones, the oldest first."""
         with self._database.read() as connection:
             return tokens.every(connection)
 

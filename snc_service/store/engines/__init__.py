@@ -1,1 +1,1 @@
-"""Connect to a database: SQLite or PostgreSQL."""
+"""The engines: connections to SQLite and PostgreSQL."""

@@ -1,4 +1,4 @@
-"""A bounded lane of connections: lent to one thread at a time, replaced when they break."""
+"""A bounded pool of connections: each is lent to one thread and replaced when it breaks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import psycopg
 from snc_service.store.sql.database.dialect import Row
 from snc_service.store.types import StoreUnavailable
 
-WAIT_SECONDS = 15.0  # for a connection that others use
+WAIT_SECONDS = 15.0  # for a free connection
 
 
 class Lane:
-    """At most ``most`` connections, each made when all others are in use."""
+    """At most ``most`` connections; a new one is opened when all others are in use."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]], most: int) -> None:
         self._connect = connect
@@ -26,9 +26,9 @@ class Lane:
 
     @contextmanager
     def lent(self, begin: str) -> Iterator[psycopg.Connection[Row]]:
-        """Lend a connection on which the statement ``begin`` has worked.
+        """Lend a connection on which the statement ``begin`` has succeeded.
 
-        Raises `StoreUnavailable` after `WAIT_SECONDS` without one, and what connecting raises.
+        Raises `StoreUnavailable` after `WAIT_SECONDS` without a free one, and connection errors.
         """
         if not self._free.acquire(timeout=WAIT_SECONDS):
             raise StoreUnavailable(f"all connections were in use for {WAIT_SECONDS:.0f} seconds")
@@ -42,13 +42,13 @@ class Lane:
             self._free.release()
 
     def close(self) -> None:
-        """Close what is idle, and from now on whatever comes back."""
+        """Close idle connections, and from now on every connection that is returned."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
 
     def _begun(self, begin: str) -> psycopg.Connection[Row]:
-        """Begin on the connection used last. A server that was away has left all of them dead."""
+        """Begin on the connection used last. After a server restart all idle ones are dead."""
         while True:
             try:
                 session = self._idle.pop()

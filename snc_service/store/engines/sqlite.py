@@ -20,20 +20,20 @@ from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Mark, Row
 from snc_service.store.types import StoreFull, StoreUnavailable
 
-APPLICATION_ID: Final = 0x534E4331  # "SNC1": tells our files from other SQLite files
-BUSY_SECONDS = 10.0  # another process (a backup, a shell) may hold the write lock that long
+APPLICATION_ID: Final = 0x534E4331  # "SNC1": distinguishes stores from other SQLite files
+BUSY_SECONDS = 10.0  # the longest another process (a backup, a shell) may hold the write lock
 IDLE_READERS = 8
-PAGE_BYTES = 2_048  # of new files: half of a page per row is lost, and larger ones lose 5 % more
+PAGE_BYTES = 2_048  # of new files: rows waste half a page each, and larger pages waste 5 % more
 RECLAIM_BYTES = 16 * 2**20  # per call
-LEAST_RECLAIM_BYTES = 2 * 2**20  # new batches will soon fill less
-MOST_LOG_BYTES = 64 * 2**20  # before a commit writes it back itself, and of what is left of it
-MOST_ROWS = 64  # of one statement
-STATEMENTS = 256  # prepared ones that a connection keeps
+LEAST_RECLAIM_BYTES = 2 * 2**20  # smaller free space will soon be reused by new batches
+MOST_LOG_BYTES = 64 * 2**20  # log size at which a commit checkpoints, and kept after it
+MOST_ROWS = 64  # per statement
+STATEMENTS = 256  # prepared statements kept per connection
 CHECKPOINT_BYTES = 4 * 2**20
-LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow, an "I/O error" to SQLite
-BACKUP_PAGES = 8_192  # at once: 16 MB (64 of older files), between which Ctrl-C is heard
+LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow: SQLite says "I/O error"
+BACKUP_PAGES = 8_192  # per step: 16 MB (64 in older files), between which Ctrl-C takes effect
 WORDS: Final = {
-    "serial": "integer primary key autoincrement",  # never hands out a number twice
+    "serial": "integer primary key autoincrement",  # never reuses a number
     "text": "text",
     "blob": "blob",
     "real": "real",
@@ -41,29 +41,29 @@ WORDS: Final = {
 }
 _INSERT: Final = re.compile(r"(insert into .* values )(\([?, ]+\))( on conflict .*)?")
 _UPDATE: Final = re.compile(r"update (\w+) set (.*) where (.*)")
-# Programming mistakes stay what they are; only what the disk and other processes do is mapped.
+# Programming errors propagate; only errors of the disk and of other processes are mapped.
 _BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
 
 
 class SqliteConnection(sqlite3.Connection):
-    """There is one writer, so that no row needs a lock."""
+    """A connection; there is one writer, so rows need no locks."""
 
     for_update = ""
     skip_locked = ""
     writes = 0
 
-    def executemany(  # type: ignore[override] # sqlite3 takes mappings too, nobody here has any
+    def executemany(  # type: ignore[override] # sqlite3 also accepts mappings; no caller passes any
         self, sql: str, parameters: Iterable[Sequence[Any]], /
     ) -> sqlite3.Cursor:
-        """Run one statement for many rows, up to 64 of them at a time where it allows that.
+        """Run one statement for many rows, up to 64 at a time where the statement allows it.
 
-        Whoever steps a statement lets another thread have the interpreter, and may wait for it to
-        come back: with one step per row, a busy service waits most of the time.
+        Each step of a statement releases the interpreter lock and may wait to get it back. With one
+        step per row, a busy service would wait most of the time.
         """
         rows, cursor = list(parameters), self.cursor()
         start = 0
         while start < len(rows):
-            # Powers of two: few statements, each of them prepared once.
+            # Powers of two: few distinct statements, each prepared once.
             size = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
             together = for_many(sql, size)
             if together is None:
@@ -74,7 +74,7 @@ class SqliteConnection(sqlite3.Connection):
         return cursor
 
     def mark(self) -> Mark:
-        """Return where the file stands."""
+        """Return the current state of the file: own writes and those of others."""
         (others,) = self.execute("pragma data_version").fetchone()
         return Mark(self.writes, others)
 
@@ -83,13 +83,13 @@ class SqliteConnection(sqlite3.Connection):
         return [self.execute(sql, each).fetchall() for each in parameters]
 
     def together(self) -> AbstractContextManager[None]:
-        """Do nothing: there is nobody to wait for."""
+        """Do nothing: there is no server to wait for."""
         return nullcontext()
 
 
 @lru_cache(maxsize=1_024)
 def for_many(sql: str, num_rows: int) -> str | None:
-    """Return a statement that does for many rows what ``sql`` does for one, None for some kinds."""
+    """Return the many-row form of ``sql``, None for statements without one."""
     if insert := _INSERT.fullmatch(sql):
         before, row, after = insert.groups()
         return f"{before}{', '.join([row] * num_rows)}{after or ''}"
@@ -107,10 +107,10 @@ def for_many(sql: str, num_rows: int) -> str | None:
 
 
 def back_up(source: Path, target: Path) -> None:
-    """Copy a store as it is at this moment to the new file ``target``, and sync it.
+    """Copy the current state of a store to the new file ``target``, and sync it.
 
-    Ingest goes on meanwhile, and nothing of it is in the copy; the log of ``source`` grows until
-    the copy is complete. ``target`` appears when it is. Raises `StoreUnavailable`.
+    Ingest continues but does not enter the copy; the log of ``source`` grows until the copy is
+    complete. Only then ``target`` appears. Raises `StoreUnavailable`.
     """
     if target.exists():
         raise StoreUnavailable(f"{target} exists already: back up to a new file")
@@ -122,7 +122,7 @@ def back_up(source: Path, target: Path) -> None:
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as store,
             closing(sqlite3.connect(part)) as copy,
         ):
-            store.execute("begin")  # within it, what others commit does not restart the copy
+            store.execute("begin")  # within it, commits of others do not restart the copy
             if store.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
                 raise StoreUnavailable(f"{source} is not a store of snc")
             store.execute("select count(*) from sqlite_master").fetchone()
@@ -153,8 +153,8 @@ class SqliteDatabase:
     It is readable by its owner alone from then on. Once it is gone, another one, or read-only,
     nothing more is written.
 
-    Raises `StoreUnavailable` if it cannot be opened or written, is something else than a store, or
-    comes from a newer release.
+    Raises `StoreUnavailable` if the file cannot be opened or written, is no store, or comes from a
+    newer release.
     """
 
     def __init__(self, path: Path) -> None:
@@ -193,7 +193,7 @@ class SqliteDatabase:
         with self._lock, self._named_errors():
             if self._closed:
                 raise StoreUnavailable(f"store {self.path} is closed")
-            # A deferred transaction that turns into a writer gets "busy" without waiting.
+            # A deferred transaction that becomes a writer gets "busy" without waiting.
             self._writer.execute("begin immediate")
             try:
                 yield self._writer
@@ -201,7 +201,7 @@ class SqliteDatabase:
                 self._writer.writes += 1
                 self._check_files(self.path, self._log)
             except BaseException:
-                # A full disk may have rolled it back already.
+                # After "disk full" SQLite may have rolled back already.
                 if self._writer.in_transaction:
                     self._writer.execute("rollback")
                 raise
@@ -214,7 +214,7 @@ class SqliteDatabase:
                 raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
 
     def reclaim(self) -> None:
-        """Return up to `RECLAIM_BYTES` of free pages, unless new batches will fill them anyway."""
+        """Return up to `RECLAIM_BYTES` of free pages, unless new batches will soon reuse them."""
         with self._lock, self._named_errors():
             if self._closed:
                 return
@@ -226,7 +226,7 @@ class SqliteDatabase:
                 self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_BYTES // size})")
 
     def checkpoint(self) -> None:
-        """Write the log back into the file, beside the writer: commits need not wait for it."""
+        """Write the log back into the file beside the writer, so that no commit waits for it."""
         with self._named_errors():
             if not self._log.exists() or self._log.stat().st_size < CHECKPOINT_BYTES:
                 return
@@ -240,7 +240,7 @@ class SqliteDatabase:
             return sum(file.stat().st_size for file in files)
 
     def close(self) -> None:
-        """Close all idle connections; readers still lent out close when they come back."""
+        """Close all idle connections; readers still lent out close when they are returned."""
         with self._lock:
             self._closed = True
             while not self._idle.empty():
@@ -279,7 +279,7 @@ class SqliteDatabase:
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
         connection.execute("pragma cache_size = -16000")
-        # `checkpoint` keeps the log short; a commit does it only where nobody else does.
+        # `checkpoint` keeps the log short; a commit writes it back only as a last resort.
         (size,) = connection.execute("pragma page_size").fetchone()
         connection.execute(f"pragma wal_autocheckpoint = {MOST_LOG_BYTES // size}")
         return connection
@@ -291,7 +291,7 @@ class SqliteDatabase:
         if tables and application != APPLICATION_ID:
             raise StoreUnavailable(f"{self.path} is an SQLite file, but not a store of snc")
         if not tables:
-            # Both only take effect before the first table.
+            # Both take effect only before the first table.
             self._writer.execute(f"pragma page_size = {PAGE_BYTES}")
             self._writer.execute("pragma auto_vacuum = incremental")
         self._writer.execute("pragma journal_mode = wal")
@@ -305,7 +305,7 @@ class SqliteDatabase:
                 self._writer.execute("rollback")
 
     def _upgrade(self) -> None:
-        # Read inside the transaction: another process may have created the tables meanwhile.
+        # Read inside the transaction: another process may have created the tables in between.
         (version,) = self._writer.execute("pragma user_version").fetchone()
         self.found_version: int = version
         if version > schema.VERSION:
@@ -314,7 +314,7 @@ class SqliteDatabase:
                 f"{schema.VERSION}: upgrade snc"
             )
         if version == schema.VERSION:
-            return  # writing nothing, a service starts on a full disk too, and serves what is there
+            return  # without a write, so a service starts on a full disk and serves what is stored
         for statement in schema.statements(version, **WORDS):
             self._writer.execute(statement)
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
@@ -350,7 +350,7 @@ class SqliteDatabase:
             raise kind(f"store {self.path} cannot be used: {error}") from error
 
     def _is_full(self, error: Exception) -> bool:
-        if "disk is full" in str(error):  # an error has its code from Python 3.11 on only
+        if "disk is full" in str(error):  # errors have a code only from Python 3.11 on
             return True
         try:
             short = shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES

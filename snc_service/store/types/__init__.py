@@ -1,7 +1,7 @@
-"""What everybody else sees of the store: its nouns, its errors and the `Store` protocol.
+"""The types that other rooms see of the store: records and errors.
 
-All methods are synchronous and safe to call from any thread; each write is one durable
-transaction. Times are Unix seconds (float64). Layers are named; their indexes stay inside.
+All methods are synchronous and safe to call from any thread. Each write is one durable transaction.
+Times are Unix seconds (float64). Layers go by name; their indexes stay internal.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ END_STATES: Final[tuple[EndState, ...]] = get_args(EndState)
 
 @dataclass(frozen=True)
 class Run:
-    """One training job as lists show it. Counters are since its start, over all attempts."""
+    """One training job in lists. Counters run from its start, over all attempts."""
 
     run: str
     name: str
@@ -63,11 +63,11 @@ class Run:
     rescales: int  # layer-steps with scale < 1
     guard_vetoes: int
     dropped_values: int
-    worst_ratio: float | None  # newest sigma / threshold, largest over layers; finite values only
+    worst_ratio: float | None  # newest sigma / threshold, the largest finite value over layers
     worst_layer: str | None
     nonfinite_layers: int  # layers whose newest sigma is not finite
     attempt: int
-    version: int  # grows with every change of the run: tags caches
+    version: int  # grows with every change of the run; used in ETags
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: Sequence[str] = ()
     overhead: float | None = None  # newest callback_seconds / step_seconds, where both are reported
@@ -85,12 +85,12 @@ class Event:
     layers: int = 0
     value: float | None = None
     limit: float | None = None
-    rules_version: int | None = None  # of the settings that a rule obeyed; None: no rule
+    rules_version: int | None = None  # version of the settings of the rule; None: no rule
 
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event with its place: ids grow by one per run."""
+    """An event with run, id and time; ids grow by one per run."""
 
     run: str
     id: int
@@ -100,7 +100,7 @@ class StoredEvent:
 
 @dataclass(frozen=True)
 class RunRows:
-    """New rows of one run as detection sees them: one batch, its layers named, in its attempt."""
+    """New rows of one run for detection: one batch with layer names, in its attempt."""
 
     run: str
     batch: Batch
@@ -112,15 +112,15 @@ class RunRows:
 
 
 # (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
-# the batch and keeps the state there, so that a crash neither repeats nor misses an event.
+# the batch and stores the state there, so that a crash neither repeats nor loses an event.
 Advance: TypeAlias = Callable[[bytes | None, RunRows], tuple[bytes, list[Event]]]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A batch on its way into a run; ``crc`` is the CRC-32 of the bytes that identify it.
+    """A received batch of a run; ``crc`` is the CRC-32 of the bytes that identify it.
 
-    ``commands_seen`` is the newest command that the sender says it has, 0 for none.
+    ``commands_seen`` is the newest command id that the sender has received, 0 for none.
     """
 
     run: str
@@ -132,9 +132,9 @@ class Submission:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a submission: stored, stored before, or refused with one of our errors.
+    """The result of a submission: stored, stored before, or refused with a `StoreError`.
 
-    ``commands`` wait for the job, oldest first.
+    ``commands`` are those waiting for the job, oldest first.
     """
 
     duplicate: bool = False
@@ -146,7 +146,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Page:
-    """A slice of a list; ``next`` is the key to continue after, None at the end."""
+    """A page of a list; ``next`` is the key to continue after, None at the end."""
 
     items: Sequence[Any]
     next: tuple[Any, ...] | None

@@ -1,18 +1,18 @@
-"""Annotations: what people say of a run's steps."""
+"""Annotations: planned changes of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_ANNOTATIONS = 1_000  # of one run: detection reads them all when one is added
+MAX_ANNOTATIONS = 1_000  # of one run: detection reads all of them when one is added
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A planned change at ``step``: rules that compare with the past begin anew and keep quiet.
+    """A planned change at ``step``, after which rules stop comparing with earlier rows.
 
-    They say nothing for ``quiet_steps`` steps, and their running means start with the first row at
-    or after ``step``. ``id`` grows by one per run.
+    Rules that compare with the past are muted for ``quiet_steps`` steps. Their running means
+    restart at the first row at or after ``step``. ``id`` grows by one per run.
     """
 
     id: int

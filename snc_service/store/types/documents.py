@@ -1,4 +1,4 @@
-"""Documents kept version by version: policies, rule settings and the routing of alerts."""
+"""Versioned documents: policies, rule settings and the routing of alerts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DocumentScope: TypeAlias = Literal["run", "project", "none"]
 
 @dataclass(frozen=True)
 class VersionedDocument(Generic[T]):
-    """One version of a document, and where it came from. Version 0 is the default one."""
+    """One version of a document and its origin. Version 0 is the default."""
 
     content: T = field(repr=False)  # the routing of alerts holds secrets
     version: int

@@ -1,14 +1,14 @@
-"""What a store raises on purpose, and nothing else of ours."""
+"""The errors of a store."""
 
 from __future__ import annotations
 
 
 class StoreError(Exception):
-    """Base of everything a store raises on purpose."""
+    """Base of all errors that a store raises on purpose."""
 
 
 class RunUnknown(StoreError):
-    """No such run (or it was deleted)."""
+    """The run does not exist or was deleted."""
 
 
 class LayerUnknown(StoreError):
@@ -24,7 +24,7 @@ class LayerTableMismatch(StoreError):
 
 
 class SequenceGap(StoreError):
-    """A batch's seq is above the next one; ``expected`` says which the store waits for."""
+    """A batch's seq is above the next one; ``expected`` is the seq that the store waits for."""
 
     def __init__(self, expected: int, got: int) -> None:
         super().__init__(f"seq must be {expected}, got {got}")
@@ -33,11 +33,11 @@ class SequenceGap(StoreError):
 
 
 class SequenceConflict(StoreError):
-    """A seq that is stored came again with other content."""
+    """A stored seq was sent again with other content."""
 
 
 class VersionConflict(StoreError):
-    """A document changed since the version that the caller has seen."""
+    """A document changed since the version that the caller read."""
 
     def __init__(self, noun: str, current: int) -> None:
         verb = "are" if noun.endswith("settings") else "is"
@@ -46,7 +46,7 @@ class VersionConflict(StoreError):
 
 
 class TooManyAnnotations(StoreError):
-    """The run has as many annotations as one may have."""
+    """The run has the maximum number of annotations."""
 
 
 class RunFull(StoreError):
@@ -63,15 +63,15 @@ class RunFull(StoreError):
 
 
 class TokenUnknown(StoreError):
-    """No such token."""
+    """The token does not exist."""
 
 
 class TokenExists(StoreError):
-    """The name is, or was, that of another token."""
+    """The name belongs or belonged to another token."""
 
 
 class QuotaExceeded(StoreError):
-    """The author has created as many runs as one may."""
+    """The author has created the maximum number of runs."""
 
 
 class RunClosed(StoreError):
@@ -79,11 +79,11 @@ class RunClosed(StoreError):
 
 
 class CommandsWaiting(StoreError):
-    """The run's job has not taken the commands that wait for it already."""
+    """The run has the maximum number of commands that wait for its job."""
 
 
 class HistoryThinned(StoreError):
-    """Exact values below a step were dropped: rollups of them are left."""
+    """Exact values below a step were dropped; their rollups are kept."""
 
     def __init__(self, below: int) -> None:
         super().__init__(
@@ -98,4 +98,4 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreUnavailable):
-    """The disk is full: nothing was stored, and reading goes on."""
+    """The disk is full: nothing was stored; reads still work."""

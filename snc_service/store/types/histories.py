@@ -1,4 +1,4 @@
-"""What was measured: its nouns, and the part of the store that answers questions about it."""
+"""Measured values: their types, and the queries of the store that return them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class LatestValues:
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of history, and how finely: ``from_step <= step <= to_step`` in ``points``."""
+    """A range of history and its resolution: ``from_step <= step <= to_step`` in ``points``."""
 
     from_step: int = 0
-    to_step: int | None = None  # None: up to the newest
+    to_step: int | None = None  # None: up to the newest step
     points: int = 1_000
-    attempt: int | None = None  # None: the newest attempt over what earlier ones left
+    attempt: int | None = None  # None: the newest attempt, with earlier ones before its first step
 
 
 @dataclass(frozen=True)
 class Buckets:
     """Downsampled history of R rows (layers, or one scalar) in B buckets of ``bucket_steps`` steps.
 
-    ``steps`` [B] is the first step of each bucket (the exact step when ``bucket_steps`` is 1);
-    buckets are aligned to multiples of ``bucket_steps``, so a growing run does not move old ones,
-    and empty buckets are left out. ``mean``, ``min`` and ``max`` are float32 [R, B] over the finite
-    values; a bucket with values but no finite one is NaN in all three, one with no value is ABSENT.
-    ``nonfinite`` counts non-finite values per row and bucket.
+    ``steps`` [B] is the first step of each bucket, or the exact step when ``bucket_steps`` is 1.
+    Buckets are aligned to multiples of ``bucket_steps``, so a growing run does not move old ones.
+    Empty buckets are left out. ``mean``, ``min`` and ``max`` are float32 [R, B] over the finite
+    values. A bucket with values but no finite one is NaN in all three, one without values is
+    ABSENT. ``nonfinite`` counts non-finite values per row and bucket.
     """
 
     rows: tuple[str, ...]
@@ -61,7 +61,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Extent:
-    """Which values of a run: None means any, and no ``layers`` given means scalars too."""
+    """A selection of a run's values: None means all; a choice of ``layers`` excludes scalars."""
 
     metrics: tuple[str, ...] | None = None  # names of metrics and of scalars
     layers: tuple[str, ...] | None = None
@@ -72,7 +72,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Piece:
-    """Values as they were sent: one metric of R layers, or one scalar, at N steps of an attempt.
+    """Values as sent: one metric of R layers, or one scalar, at N steps of an attempt.
 
     ``values`` [R, N] is ABSENT where nothing was measured; every other bit pattern is data.
     """
@@ -89,6 +89,6 @@ class Worst:
     """A layer and the largest finite value, or sigma / threshold, that it had at any one step."""
 
     layer: str
-    value: float | None  # None: none was finite
-    step: int | None  # a step at which it had that value
-    nonfinite: int  # how many of its values (of sigma, for a ratio) were not finite
+    value: float | None  # None: no value was finite
+    step: int | None  # a step with that value
+    nonfinite: int  # number of its values (of sigma, for a ratio) that were not finite

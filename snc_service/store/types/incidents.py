@@ -1,6 +1,6 @@
-"""Incidents, who was told of them, and who said what about them: the store's side of alerts.
+"""Incidents, their deliveries and silences: the types of the store for alerts.
 
-Times are Unix seconds. What a receiver is, and when one is told, is not known here.
+Times are Unix seconds. Receivers and delivery times are defined in `snc_service.alerts`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from snc_service.wire import Severity
 
-# A notice is one event of severity info that somebody wants to hear of: it starts and ends at once.
+# A notice is one routed event of severity info: it starts and ends at once.
 IncidentState: TypeAlias = Literal["open", "resolved", "notice"]
 # What becomes of one attempt to deliver a message.
 DELIVERY_OUTCOMES: Final = ("delivered", "failed", "refused", "abandoned")
@@ -37,16 +37,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Incident:
-    """What went wrong together in one run: ``entries`` in order, so the first names it.
+    """Related faults of one run: ``entries`` in order, so the first names the incident.
 
-    ``revision`` grows by one with every change. ``omitted`` counts entries past the most kept.
+    ``revision`` grows by one with every change. ``omitted`` counts entries beyond the stored ones.
     """
 
     id: int  # 0: not stored yet
     run: str
     project: str
     state: IncidentState
-    severity: Severity  # the worst so far
+    severity: Severity  # the highest so far
     entries: tuple[Entry, ...]
     opened_at: float
     updated_at: float
@@ -64,7 +64,7 @@ class Incident:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What decides whether an incident goes on: the run as it is, and detection's memory of it."""
+    """The facts that decide whether an incident goes on: the run's state and detection state."""
 
     run: str
     project: str
@@ -77,9 +77,9 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class IncidentChange:
-    """An incident to store, and who is to be told of it: new receivers, and those told before.
+    """An incident to store, and its receivers: new ones, and those notified before.
 
-    ``wake``: whether receivers who know of the incident must look at it again now.
+    ``wake``: whether receivers with a delivery of the incident must check it again now.
     """
 
     incident: Incident
@@ -94,7 +94,7 @@ Gather: TypeAlias = Callable[[RunFacts, Incident | None, Sequence[Entry]], Seque
 
 @dataclass(frozen=True)
 class AlertDelivery:
-    """What one receiver was told of one incident, and when to see to it again (None: never)."""
+    """The last message of one incident to one receiver, and the time of the next check."""
 
     incident: int
     receiver: str
@@ -102,7 +102,7 @@ class AlertDelivery:
     told: Told = "nothing"
     told_at: float | None = None
     told_severity: Severity = "info"
-    failures: int = 0  # since it was last told
+    failures: int = 0  # since the last successful message
     failing_since: float | None = None
     error: str = ""
     silenced: bool = False
@@ -120,7 +120,7 @@ class DueRun:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do: the version of the routing, events to gather, receivers to be told."""
+    """Pending work: the version of the routing, events to gather, receivers with due deliveries."""
 
     version: int
     outbox: bool
@@ -129,7 +129,7 @@ class Work:
 
 @dataclass(frozen=True)
 class ReceiverHealth:
-    """How one receiver does: deliveries waiting, failures in a row, and the newest error."""
+    """The state of one receiver: waiting deliveries, consecutive failures and the newest error."""
 
     receiver: str
     waiting: int
@@ -140,7 +140,7 @@ class ReceiverHealth:
 
 @dataclass(frozen=True)
 class Silence:
-    """Events that match all four globs tell nobody until ``until``."""
+    """Events that match all four globs notify no receiver until ``until``."""
 
     id: int  # 0: not stored yet
     project: str

@@ -1,6 +1,6 @@
-"""Who may do what, what was asked of a running job, and who changed what: the store's side of it.
+"""Tokens, commands and audit entries: the types of the store for access control.
 
-Times are Unix seconds. Nothing here holds a secret: of a token's, only the SHA-256 is kept.
+Times are Unix seconds. Nothing here holds a secret: of a token only the SHA-256 is stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_WAITING_COMMANDS = 16  # of one run: each acknowledgement carries them all
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it is kept. ``id`` is public and part of the secret's text; names are unique."""
+    """A stored token. ``id`` is public and part of the secret's text; names are unique."""
 
     id: str
     name: str
@@ -46,7 +46,7 @@ class Token:
 
 @dataclass(frozen=True)
 class StoredCommand:
-    """What somebody asks of a run's job; ``seen_at`` is None until the job has it."""
+    """A stored command; ``seen_at`` is None until the job has received it."""
 
     id: int  # grows by one per run
     action: CommandAction
@@ -58,7 +58,7 @@ class StoredCommand:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """Something that a person or a token changed: ``subject`` is the run, project or token."""
+    """A change by a user or a token: ``subject`` is the run, project or token."""
 
     id: int
     at: float

@@ -1,4 +1,4 @@
-// The page's start: which view the address asks for, the bar above it, keys.
+// The start of the page: selects the view by the address, handles the top bar and keys.
 
 import { CompareView } from "./views/compare.js";
 import { h } from "./document/dom.js";
@@ -39,7 +39,7 @@ function show() {
   main.replaceChildren(view.element);
   showCrumbs(route);
   scrollTo(0, 0);
-  // Readers and keys continue in the new view; at the first load the browser decides.
+  // Move the focus into the new view for screen readers and keys, except at the first load.
   if (moved) main.focus({ preventScroll: true });
 }
 
@@ -77,7 +77,7 @@ startTheme(document.getElementById("theme"));
 document.getElementById("keys").addEventListener("click", () => help.showModal());
 document.getElementById("key-close").addEventListener("click", () => help.close());
 document.querySelector(".skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the hash is ours
+  event.preventDefault(); // the router uses the hash
   main.focus();
 });
 new Login(document.getElementById("sign-out")).start();

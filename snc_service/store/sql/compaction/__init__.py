@@ -1,1 +1,1 @@
-"""Turn batches of the tail into tiles and rollups, and drop old tiles."""
+"""Compaction: turns batches of the tail into tiles and rollups, and drops old tiles."""

@@ -1,12 +1,11 @@
-"""Folding: batches of the tail become tiles and rollups, a chunk of steps at a time.
+"""Folding: turns batches of the tail into tiles and rollups, one chunk of steps at a time.
 
-A chunk is an aligned range of 1024 measuring intervals. It is folded slice by slice, a slice being
-as many layers of as many metrics as are worth one short transaction. Each slice is read and encoded
-from a snapshot; then its tiles are written, and with the last slice exactly the batches that were
-read leave the tail. Until then they lie over the tiles, so that no answer changes, and a crash in
-between costs nothing but the work. Where there are row locks, one process at a time folds a run,
-and ingest does not wait for it. The run's ``epoch`` guards it everywhere: whoever folds a run
-second starts again from a new snapshot.
+A chunk is an aligned range of 1024 measuring intervals. It is folded in slices: as many layers of
+as many metrics as one short transaction can write. Each slice is read and encoded from a snapshot;
+then its tiles are written. With the last slice, exactly the batches that were read leave the tail.
+Until then queries lay the tail over the tiles, so answers do not change, and a crash in between
+loses only work. With row locks, one process at a time folds a run, and ingest does not wait for it.
+The run's ``epoch`` detects a second process in any case: it restarts from a new snapshot.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from snc_service.store.sql.series.tail import pack_steps, unpack_steps
 from snc_service.store.types import Floats, Steps
 from snc_service.wire import ABSENT, absent
 
-LEAVING_BYTES = 8 * 2**20  # that one transaction takes from the tail
+LEAVING_BYTES = 8 * 2**20  # per transaction that deletes from the tail
 
 
 class Folder:
-    """Folds a store, a slice of each run in turn: a wide run keeps no other waiting.
+    """Folds a store, one slice of each run in turn, so a wide run does not delay the others.
 
-    What is left of a chunk is taken up by the next call. Safe to call from any thread.
+    The next call continues an unfinished chunk. Safe to call from any thread.
     """
 
     def __init__(self, database: Database, book: LayerBook) -> None:
@@ -48,7 +47,7 @@ class Folder:
         self._lock = threading.Lock()
 
     def fold(self, budget_s: float, now: float) -> int:
-        """Fold what is due until the time is up, at least one slice; return the values folded."""
+        """Fold due chunks until the time is up, at least one slice; return the values folded."""
         with self._lock:
             return self._fold(time.monotonic() + budget_s, now)
 
@@ -77,7 +76,7 @@ class Folder:
         return num_values
 
     def _turn(self, run_id: int, waiting: deque[Chunk]) -> int:
-        """Fold one slice of a run; a job that fails is begun anew by another call."""
+        """Fold one slice of a run; a job that fails is restarted by another call."""
         job = self._jobs.pop(run_id, None) or ChunkCompaction(waiting.popleft())
         num_values = job.advance(self._database, self._book)
         if not job.is_over:
@@ -86,21 +85,21 @@ class Folder:
 
 
 class ChunkCompaction:
-    """One chunk on its way into tiles. It holds no values and no transaction between slices."""
+    """The folding of one chunk. It holds no values and no transaction between slices."""
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
-        self.is_over = False  # also if another process folds the run, or it is gone
+        self.is_over = False  # also if another process folds the run, or the run was deleted
         self._epoch: int | None = None
         self._heads: list[TailBatch] = []
         self._left: deque[ChunkPiece] = deque()
 
     def advance(self, database: Database, book: LayerBook) -> int:
-        """Fold the next slice; return its values, 0 where another process was faster."""
+        """Fold the next slice; return its values, 0 if another process was faster."""
         chunk, self.is_over = self.chunk, True
         with database.read() as connection:
-            # Nobody else ever writes this row. It is locked until the tiles are written, because
-            # the reading transaction lasts so long; the run's own row would make ingest wait.
+            # No other code writes this row. The reading transaction locks it until the tiles are
+            # written; a lock on the run's own row would block ingest for as long.
             claimed = connection.execute(
                 f"select run_id from run_config where run_id = ?{connection.skip_locked}",
                 (chunk.run_id,),
@@ -113,7 +112,7 @@ class ChunkCompaction:
                 return 0
             if self._epoch is None:
                 self._heads = slices.heads_of(connection, book, chunk)
-                if not self._heads:  # folded by another process since it was found due
+                if not self._heads:  # folded by another process since it became due
                     return 0
                 self._left.extend(slices.cut_up(connection, chunk, self._heads))
             some = self._slice()
@@ -134,7 +133,7 @@ class ChunkCompaction:
         )
 
     def _slice(self) -> list[ChunkPiece]:
-        """Take the next pieces, at least one."""
+        """Return the next pieces, at least one."""
         num_steps = len(slices.steps_of(self._heads, self.chunk))
         some: list[ChunkPiece] = []
         size = 0
@@ -147,7 +146,7 @@ class ChunkCompaction:
 
 
 def _portions(heads: Sequence[TailBatch]) -> list[list[TailBatch]]:
-    """Return batches, a portion for each transaction: to free pages takes long, too."""
+    """Return the batches in portions, one per transaction, because freeing pages takes long."""
     portions: list[list[TailBatch]] = [[]]
     size = 0
     for head in heads:
@@ -162,7 +161,7 @@ def _portions(heads: Sequence[TailBatch]) -> list[list[TailBatch]]:
 def _write(
     database: Database, chunk: Chunk, epoch: int, folded: Sequence[TailBatch], changes: Changes
 ) -> bool:
-    """Write tiles and take from the tail what is ``folded``, unless others were faster."""
+    """Write tiles and delete ``folded`` from the tail; False if another process was faster."""
     with database.write() as connection:
         unchanged = connection.execute(
             "update run set epoch = epoch + 1, interval_shift = ? where run_id = ? and epoch = ?",
@@ -182,7 +181,7 @@ def _fold_block(
     steps: Steps,
     values: Floats,
 ) -> None:
-    """Lay the new values over the chunk's tile, if there is one, and roll the result up."""
+    """Merge the new values into the chunk's tile, if there is one, and roll the result up."""
     key = (place.run_id, place.attempt, place.metric, 0, place.block)
     row = connection.execute(
         "select step0, step1, n, steps, enc, v from tile where run_id = ? and attempt = ? "
@@ -212,7 +211,7 @@ def _laid_over(
 
 
 def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[TailBatch]) -> None:
-    """Delete what was folded; a batch that reaches beyond the chunk keeps the rest."""
+    """Delete folded batches; a batch that reaches beyond the chunk keeps its other steps."""
     gone = [head.id for head in folded if slices.inside(head.steps, chunk).all()]
     connection.executemany(
         "delete from tail where run_id = ? and id = ?", [(chunk.run_id, id_) for id_ in gone]

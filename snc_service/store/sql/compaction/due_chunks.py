@@ -1,4 +1,4 @@
-"""What is due to be folded: chunks that are complete, tails that grow too large, runs that idle."""
+"""Chunks due for folding: complete chunks, tails that grow too large, idle runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.series.tail import unpack_steps
 from snc_service.store.types import Steps
 
-IDLE_SECONDS = 60.0  # a run that sends nothing for so long is folded as far as it is
-MOST_TAIL_BYTES = 32 * 2**20  # of one attempt, whole or not; more for very wide runs
-MANY_STEPS = 256  # of a complete chunk are worth folding at once, fewer wait for company
+IDLE_SECONDS = 60.0  # a run without new batches for this long is folded completely
+MOST_TAIL_BYTES = 32 * 2**20  # of one attempt, complete chunk or not; more for very wide runs
+MANY_STEPS = 256  # steps of a complete chunk to fold at once; fewer wait for more
 MOST_SHIFT = 10
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The steps ``low <= step < high`` of one attempt, in which something waits in the tail."""
+    """The steps ``low <= step < high`` of one attempt, with batches in the tail."""
 
     run_id: int
     attempt: int
@@ -30,12 +30,12 @@ class Chunk:
 
     @property
     def high(self) -> int:
-        """Return the step behind the last."""
+        """Return the step after the last."""
         return self.low + (tiles.TILE_STEPS << self.shift)
 
 
 def due_runs(connection: Connection, now: float) -> Iterator[list[Chunk]]:
-    """Yield the due chunks of each attempt that may have some, from one scan of an index."""
+    """Yield the due chunks of each attempt that has any, from one scan of an index."""
     rows = connection.execute(
         "select tail.run_id, tail.attempt, min(tail.step0), max(tail.step1), sum(tail.n), "
         "sum(tail.size), max(run.interval_shift), "
@@ -90,21 +90,21 @@ def _due_chunks(
 
 
 def _overdue(width: int) -> int:
-    """Return how far a run is past a chunk's first step when no more of it is expected.
+    """Return the steps from a chunk's start after which no more of it is expected.
 
-    An eighth more than the chunk: other writers of the run may be a little behind.
+    An eighth more than the chunk: other writers of the run may be slightly behind.
     """
     return width + width // 8
 
 
 def _too_large(num_bytes: int, num_steps: int) -> bool:
-    """Return whether a tail holds more than its bound, and an eighth of a very wide chunk."""
+    """Return whether a tail is above its bound, and above an eighth of a very wide chunk."""
     a_chunk = num_bytes * tiles.TILE_STEPS // num_steps
     return num_bytes > max(MOST_TAIL_BYTES, a_chunk // 8)
 
 
 def _interval_shift(pieces: Sequence[Steps]) -> int:
-    """Return the power of two at or below the usual distance of measured steps."""
+    """Return the exponent of the largest power of two not above the usual step distance."""
     distances = np.diff(np.unique(np.concatenate(pieces)))
     usual = int(np.median(distances)) if len(distances) else 1
     return min(max(usual, 1).bit_length() - 1, MOST_SHIFT)

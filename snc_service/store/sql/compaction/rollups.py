@@ -1,7 +1,7 @@
-"""Rollups as they are built: pieces of 32 entries that merge into tiles of 1024.
+"""Rollups under construction: pieces of 32 entries that merge into tiles of 1024.
 
-A complete tile of one level is one piece of the next, so any level has full tiles plus at most 31
-pieces per 32: reads stay bounded, and nothing but a late value ever rewrites a tile.
+A complete tile of one level is one piece of the next. So every level has full tiles and at most 31
+loose pieces per incomplete tile: reads stay bounded, and only a late value rewrites a tile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEY = "run_id = ? and attempt = ? and metric = ? and level = ? and block = ?"
 
 @dataclass
 class Changes:
-    """Tile rows to delete (by key) and to insert, gathered before the transaction that does it."""
+    """Tile rows to delete (by key) and to insert, collected before their transaction."""
 
     deleted: list[tuple[int, ...]] = field(default_factory=list)
     inserted: list[Row] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Changes:
         self.inserted.append((*key, last, n, *form))
 
     def apply(self, connection: Connection) -> None:
-        """Make the changes."""
+        """Execute the changes."""
         connection.executemany(f"delete from tile where {_KEY} and step0 = ?", self.deleted)
         connection.executemany(
             "insert into tile (run_id, attempt, metric, level, block, step0, step1, n, enc, "
@@ -66,8 +66,8 @@ def add(
 ) -> None:
     """Roll up the chunk that begins at step ``low``: ``values`` [R, N] of ``steps`` [N].
 
-    ``alone``: there was no tile to lay them over. If there are rollups all the same, the chunk was
-    thinned, and the values are added to what the rollups tell.
+    ``alone``: there was no tile to merge them into. If there are rollups nevertheless, the chunk
+    was thinned, and the values are added to those of the rollups.
     """
     entries = Partial.of_groups((steps - low) // (tiles.FANOUT << place.shift), values)
     for level in range(1, LEVELS + 1):
@@ -82,7 +82,7 @@ def add(
 
 
 def _piece(known: Partial, low: int, entry: int) -> Partial:
-    """Return `FANOUT` entries of ``entry`` steps from ``low`` on; ``known`` has their places."""
+    """Return `FANOUT` entries of ``entry`` steps from ``low`` on; keys of ``known`` are indexes."""
     keys = low + entry * np.arange(tiles.FANOUT, dtype=np.int64)
     piece = Partial.hollow(keys, known.num_rows)
     for name, plane in known.planes.items():
@@ -91,7 +91,7 @@ def _piece(known: Partial, low: int, entry: int) -> Partial:
 
 
 def _added_to_what_was(connection: Connection, place: TilePlace, piece: Partial) -> Partial:
-    """Return a piece of the first level merged with the entries that are there in its place."""
+    """Return a piece of the first level merged with the stored entries at the same steps."""
     low, high = int(piece.keys[0]), int(piece.keys[-1])
     row = connection.execute(
         f"select step0, n from tile where {_KEY} and step0 <= ? and step1 >= ?",
@@ -108,7 +108,7 @@ def _added_to_what_was(connection: Connection, place: TilePlace, piece: Partial)
 def _put_piece(
     connection: Connection, changes: Changes, place: TilePlace, level: int, piece: Partial
 ) -> Partial | None:
-    """Put a piece at its level; return the level's tile there if it is complete with it."""
+    """Store a piece at its level; return the tile of that level if the piece completes it."""
     entry = tiles.FANOUT**level << place.shift
     low = int(piece.keys[0])
     start = low // (tiles.TILE_STEPS * entry) * (tiles.TILE_STEPS * entry)
@@ -121,7 +121,7 @@ def _put_piece(
         _put(changes, place, level, piece)
         return None
     parts = [_load(connection, place, level, entry, *other) for other in others]
-    # Where the tile exists already, a late value's piece takes the place of its entries.
+    # In an existing tile the piece of a late value replaces its entries.
     parts = [part.only((part.keys < low) | (part.keys > piece.keys[-1])) for part in parts]
     whole = joined(_equal_rows([*parts, piece]))
     whole = whole.ordered(np.argsort(whole.keys))
@@ -147,7 +147,7 @@ def _load(
 
 
 def _equal_rows(parts: list[Partial]) -> list[Partial]:
-    """Return parts over equally many rows: a block may have got layers since."""
+    """Return parts with equally many rows: the block may have got layers in between."""
     most = max(part.num_rows for part in parts)
     return [part.rows_taken(np.arange(most)) for part in parts]
 

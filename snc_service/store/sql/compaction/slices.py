@@ -1,4 +1,4 @@
-"""A chunk of the tail, cut into pieces that fit into a slice, and read piece by piece."""
+"""A chunk of the tail, divided into pieces that fit into a slice, and read piece by piece."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLICE_BYTES = 2 * 2**20  # of values: 0.1 s of encoding, 10 ms of writing
 
 @dataclass(frozen=True)
 class TailBatch:
-    """One batch of the tail that has steps in a chunk, without its columns."""
+    """One batch of the tail with steps in a chunk, without its columns."""
 
     id: int
     layout: Layout
@@ -39,7 +39,7 @@ class TailBatch:
 
 @dataclass(frozen=True)
 class ColumnSpan:
-    """A span of columns [C, n] of such a batch, from the column ``first`` on."""
+    """A span of columns [C, n] of such a batch, starting at column ``first``."""
 
     id: int
     layout: Layout
@@ -74,7 +74,7 @@ def heads_of(connection: Connection, book: LayerBook, chunk: Chunk) -> list[Tail
 def cut_up(
     connection: Connection, chunk: Chunk, heads: Sequence[TailBatch]
 ) -> Iterator[ChunkPiece]:
-    """Yield every metric and scalar of some batches, in pieces that a slice has room for."""
+    """Yield every metric and scalar of some batches, in pieces that fit into a slice."""
     width = width_of(len(steps_of(heads, chunk)))
     layouts = {head.layout.number: head.layout for head in heads}.values()
     for (kind, name), metric in metric_numbers(connection, chunk.run_id).items():
@@ -89,7 +89,7 @@ def cut_up(
 
 
 def width_of(num_steps: int) -> int:
-    """Return how many layers of one metric make a slice: whole blocks, at least one."""
+    """Return the number of layers of one metric per slice: whole blocks, at least one."""
     return max(1, SLICE_BYTES // (4 * num_steps) // tiles.BLOCK_LAYERS) * tiles.BLOCK_LAYERS
 
 
@@ -109,7 +109,7 @@ def picked_of(layout: Layout, piece: ChunkPiece) -> Picked | None:
 def _waiting(
     connection: Connection, chunk: Chunk, heads: Sequence[TailBatch], some: Sequence[ChunkPiece]
 ) -> list[ColumnSpan]:
-    """Read of each batch the span of columns in which its part of a slice lies."""
+    """Read from each batch the span of columns that contains its part of a slice."""
     by_layout: dict[int, list[TailBatch]] = {}
     for head in heads:
         by_layout.setdefault(head.layout.number, []).append(head)
@@ -138,14 +138,14 @@ def _columns(v: bytes, span: int) -> Floats:
 
 
 def inside(steps: Steps, chunk: Chunk) -> npt.NDArray[np.bool_]:
-    """Return which steps a chunk has."""
+    """Return which steps are in a chunk."""
     return (steps >= chunk.low) & (steps < chunk.high)
 
 
 def blocks(
     connection: Connection, chunk: Chunk, heads: Sequence[TailBatch], some: Sequence[ChunkPiece]
 ) -> Iterator[tuple[TilePlace, Steps, Floats]]:
-    """Yield for every block of every piece its measured steps and new values."""
+    """Yield the place, measured steps and new values of every block of every piece."""
     waiting = _waiting(connection, chunk, heads, some)
     for piece in some:
         layouts = {w.layout.number: w.layout for w in waiting}
@@ -167,7 +167,7 @@ def blocks(
 def _measured(
     picked: dict[int, Picked], waiting: Sequence[ColumnSpan], chunk: Chunk
 ) -> Iterator[tuple[int, Steps]]:
-    """Yield each block that some layout touches, and the steps of the batches that do."""
+    """Yield each block that a layout contains, and the steps of the batches with such a layout."""
     blocks = {number: one.rows // tiles.BLOCK_LAYERS for number, one in picked.items()}
     known: dict[frozenset[int], Steps] = {}
     for block in np.unique(np.concatenate(list(blocks.values()))).tolist():

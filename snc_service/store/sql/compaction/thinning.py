@@ -1,8 +1,8 @@
-"""Thinning: the exact values of runs that ended long ago go, their rollups stay.
+"""Thinning: drops the exact values of runs that ended long ago, and keeps their rollups.
 
-A rollup tells min, max and mean of every 32 measured steps in a tenth of the bytes. The row in
-``thinned`` says up to which step a run has nothing finer; it is written before the first tile goes,
-so that no reader ever sees half of them.
+Rollups hold min, max and mean of every 32 measured steps in a tenth of the bytes. The row in
+``thinned`` holds the step below which a run has only rollups. It is written before the first tile
+is dropped, so no reader sees a part of the tiles.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from snc_service.store.types import RunUnknown
 
 
 def thin(database: Database, before: float, now: float) -> list[str]:
-    """Thin runs that are over, or silent, and were last heard of before ``before``.
+    """Thin runs that are finished, failed or silent and were last updated before ``before``.
 
-    Returns the ids of those that had something to lose. A crash in between leaves tiles that nobody
-    reads; the next call goes on.
+    Returns the ids of the thinned runs. A crash in between leaves tiles that are never read; the
+    next call continues.
     """
     with database.read() as connection:
         old = connection.execute(
@@ -28,7 +28,7 @@ def thin(database: Database, before: float, now: float) -> list[str]:
         ).fetchall()
     thinned = []
     for (run,) in old:
-        with suppress(RunUnknown):  # deleted meanwhile
+        with suppress(RunUnknown):  # deleted in between
             if _thin_run(database, run, before, now):
                 thinned.append(str(run))
     return thinned
@@ -50,7 +50,7 @@ def _thin_run(database: Database, run: str, before: float, now: float) -> bool:
 
 
 def _is_due(connection: Connection, run_id: int, before: float) -> bool:
-    """Return whether a run is old, and has been folded further than it was thinned."""
+    """Return whether a run is old and was folded further than it was thinned."""
     row = connection.execute(
         f"select run_id from run where run_id = ? and interval_shift is not null and {OLD}",
         (run_id, before),
@@ -64,7 +64,7 @@ def _is_due(connection: Connection, run_id: int, before: float) -> bool:
 
 
 def _end(connection: Connection, run_id: int) -> int:
-    """Return the first step behind the last chunk that the run has reached."""
+    """Return the first step after the last chunk that the run has reached."""
     last_step, shift = connection.execute(
         "select last_step, interval_shift from run where run_id = ?", (run_id,)
     ).fetchone()
@@ -78,14 +78,14 @@ def _mark(connection: Connection, run_id: int) -> None:
         "do update set below = excluded.below, whole = 0",
         (run_id, _end(connection, run_id)),
     )
-    # Whoever is folding the run has read tiles that are about to go, and starts again.
+    # A process that is folding the run has read tiles about to be dropped; it must restart.
     connection.execute(
         "update run set epoch = epoch + 1, version = version + 1 where run_id = ?", (run_id,)
     )
 
 
 def _drop_slice(database: Database, run_id: int) -> bool:
-    """Drop some tiles of exact values; return whether there may be more."""
+    """Drop some tiles of exact values; return whether more may be left."""
     with database.write() as connection:
         if not runs.lock_number(connection, run_id):
             return False

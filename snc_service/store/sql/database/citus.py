@@ -1,7 +1,7 @@
-"""How the tables lie on a Citus cluster: a run's rows on one node, the rest on every node.
+"""The layout on a Citus cluster: the rows of a run on one node, all other tables on every node.
 
-Nothing of the service changes with it: every statement about a run names the run, so that one node
-answers it. What lists or counts over runs asks all of them.
+The service needs no change: every statement about a run names the run, so one node answers it.
+Lists and counts over runs query all nodes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Final
 from snc_service.store.sql.database import schema
 
 KEY: Final = "run_id"
-# Whole on every node: what has to be unique over all runs, what runs have in common, and what few
-# rows say about many of them.
+# Copied to every node: values unique over all runs, values that runs share, and small tables about
+# many runs.
 REFERENCE: Final = frozenset(
     (
         "alert_lock",
@@ -29,7 +29,7 @@ REFERENCE: Final = frozenset(
         "token",
     )
 )
-FIRST: Final = "run"  # the shards of all others lie where its shards do
+FIRST: Final = "run"  # the shards of all other tables are colocated with its shards
 
 
 def distributed() -> list[str]:
@@ -38,7 +38,7 @@ def distributed() -> list[str]:
 
 
 def statements() -> list[str]:
-    """Return what distributes the tables of a store, to be run once on the coordinator."""
+    """Return the statements that distribute a store, to be run once on the coordinator."""
     return [
         *(f"select create_reference_table('{table}')" for table in sorted(REFERENCE)),
         *(

@@ -1,8 +1,8 @@
-"""What the statements need of an engine: connections, transactions, and a few words of dialect.
+"""The interface of an engine: connections, transactions and the differences in SQL.
 
-A dialect implements `Database`; everything above it is written once. Statements use ``?`` for
-parameters, contain no other ``?`` and no ``%``, and stay within what SQLite 3.35 and PostgreSQL 14
-both accept.
+An engine implements `Database`; all statements above it are written once. Statements use ``?`` for
+parameters, contain no other ``?`` and no ``%``, and use only SQL that both SQLite 3.35 and
+PostgreSQL 14 accept.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class Mark(NamedTuple):
-    """Where a database stands: if both numbers are as they were, nobody has written in between."""
+    """The write state of a database: two equal marks mean that there was no write in between."""
 
     own: int  # writing transactions of this process
-    others: int  # changes with each of another
+    others: int  # a number that changes with each write of another process
 
 
 class Cursor(Protocol):
-    """The part of a DB-API cursor that is used."""
+    """The used part of a DB-API cursor."""
 
     @property
     def rowcount(self) -> int:
@@ -32,7 +32,7 @@ class Cursor(Protocol):
         """Return the next row or None."""
 
     def fetchall(self) -> list[Any]:
-        """Return all rows left."""
+        """Return all remaining rows."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -42,15 +42,15 @@ class Connection(Protocol):
 
     @property
     def for_update(self) -> str:
-        """Return what a select ends with that locks its rows until the end of the transaction.
+        """Return the suffix of a select that locks its rows until the end of the transaction.
 
-        The lock is waited for, and the row is read as it is then: whoever changes something of a
-        run locks the run's row first, of several runs in the order of their numbers.
+        It waits for the lock and reads the row after that. A change to a run locks the run's row
+        first; a change to several runs locks them in the order of their numbers.
         """
 
     @property
     def skip_locked(self) -> str:
-        """Return the same for a select that leaves out the rows that others have locked."""
+        """Return the suffix of a locking select that skips rows locked by others."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
@@ -61,21 +61,21 @@ class Connection(Protocol):
     def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
         """Run one select for many parameters, in their order; return the rows of each.
 
-        Where a server is asked, it is asked once and answers them all.
+        A server answers all of them in one round trip.
         """
 
     def mark(self) -> Mark | None:
-        """Return what others' writing changes, None where nobody can tell: see `Mark`."""
+        """Return the write state, None if the engine cannot detect writes of others: see `Mark`."""
 
     def together(self) -> AbstractContextManager[Any]:
-        """Send what `executemany` runs inside without waiting for each; errors come at the end."""
+        """Pipeline the enclosed `executemany` calls; their errors are raised at the end."""
 
 
 class Database(Protocol):
     """An engine. Its contexts turn the driver's errors into `StoreUnavailable`.
 
-    Opening it creates the tables, or leads them to our version; ``found_version`` is the version
-    that was there, 0 for none.
+    Opening it creates the tables or upgrades them to this version. ``found_version`` is the version
+    before, 0 for none.
     """
 
     found_version: int
@@ -84,23 +84,23 @@ class Database(Protocol):
         """Open a transaction that sees one snapshot; many may run at once."""
 
     def write(self) -> AbstractContextManager[Connection]:
-        """Open a writing transaction; durable when the context ends, undone by an error.
+        """Open a writing transaction; durable when the context ends, rolled back by an error.
 
-        Each of its statements sees what was committed before it. Several may run at once, here or
-        in other processes.
+        Each statement sees what was committed before it. Several transactions may run at once, in
+        this or other processes.
         """
 
     def check_writable(self) -> None:
         """Raise `StoreUnavailable` if a write would; cheap, and waits for no other write."""
 
     def reclaim(self) -> None:
-        """Give space that deletes left back to the file system, a bounded piece at a time."""
+        """Return space freed by deletes to the file system, in pieces of bounded size."""
 
     def checkpoint(self) -> None:
-        """Do what the engine would otherwise make some commit wait for."""
+        """Checkpoint now, so that no commit has to wait for it."""
 
     def size_bytes(self) -> int:
-        """Return the bytes at rest."""
+        """Return the size on disk."""
 
     def close(self) -> None:
         """Close every connection."""

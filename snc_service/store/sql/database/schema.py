@@ -1,9 +1,9 @@
-"""The tables. Every key starts with ``run_id``, the column by which a cluster would shard them.
+"""The tables. Every key starts with ``run_id``, the column by which a cluster shards them.
 
-Rows with large blobs are not clustered by their key: as plain rows they waste 5 % of their pages
-instead of 15. ``{serial}``, ``{text}``, ``{blob}``, ``{real}`` and ``{clustered}`` are filled in by
-the dialect; text is sorted byte by byte everywhere. Numbers of runs are never used twice, so
-whatever is cached under one stays true.
+Tables with large blobs are not clustered by their key: plain rows waste 5 % of their pages instead
+of 15. The dialect fills in ``{serial}``, ``{text}``, ``{blob}``, ``{real}`` and ``{clustered}``;
+text sorts byte by byte in both engines. Numbers of runs are never reused, so a cache entry under
+a run's number never becomes wrong.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ create table project_policy (
   at {real} not null, primary key (project, version)){clustered};
 """
 
-# What each version added to the one before; a new database goes the same way.
+# The changes of each version; a new database applies all of them.
 UPGRADES: dict[int, str] = {
     1: TABLES,
     2: """
@@ -173,7 +173,7 @@ create table thinned (run_id integer primary key, below bigint not null, whole i
 """,
 }
 
-# Tables that hold pieces of a run, with the rest of their key, for deletion in slices.
+# Tables with rows of a run, and the rest of their key, for deletion in slices.
 PIECES: tuple[tuple[str, str], ...] = (
     ("tail", "id"),
     ("tile", "attempt, metric, level, block, step0"),
@@ -206,6 +206,6 @@ def table_names() -> frozenset[str]:
 
 
 def statements(since: int = 0, **words: str) -> list[str]:
-    """Return the statements that lead from version ``since`` (0: empty) to ours in a dialect."""
+    """Return the statements from version ``since`` (0: empty) to this one, in a dialect."""
     steps = "".join(UPGRADES[version] for version in range(since + 1, VERSION + 1))
     return [part.strip() for part in steps.format(**words).split(";") if part.strip()]

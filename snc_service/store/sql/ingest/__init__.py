@@ -1,1 +1,1 @@
-"""Write batches: many runs in one transaction, each batch once."""
+"""Ingest: writes batches of many runs in one transaction, each batch once."""

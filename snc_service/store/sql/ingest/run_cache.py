@@ -1,9 +1,9 @@
-"""Runs at work: what a batch needs to know of its run, kept from one transaction to the next.
+"""The run cache: the data of a run that ingest needs, kept from one transaction to the next.
 
-A run's row is locked and read anew in every transaction, unless the engine can tell that nobody has
-written since. Everything else here is written by nobody but ingest, and each change of it lets the
-run's version grow: while the version is the one that was left, by this process or another, what is
-remembered is what is stored.
+Every transaction locks and reads the run's row, unless the engine can tell that there was no other
+write since the last. All other cached data is written only by ingest, and each change to it
+increments the run's version. So the cache is valid while the version is the cached one, for
+writes of this process and of others.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ _SAVE_RULES = (
 
 
 class RunGone(Exception):
-    """A run that was remembered has been deleted: its name may stand for another one by now."""
+    """A cached run was deleted; its name may belong to a new run by now."""
 
 
 @dataclass(eq=False)
 class RunAtWork:
-    """One run while batches of it are stored: read once, written once per transaction."""
+    """One run while its batches are stored: read once, written once per transaction."""
 
     run_id: int
-    # Its row.
+    # The row of the run.
     run: str = ""
     state: str = ""
     updated_at: float = 0.0
@@ -90,7 +90,7 @@ class RunAtWork:
     era: int = -1  # in which the row was read: see `RunMemory`
     policy_version: int = 0
     rules_version: int = 0
-    # What is remembered while the version stays.
+    # Cached while the version stays the same.
     attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
     rule_state: bytes | None = None
     latest: dict[int, tuple[Indexes, latest_values.Newest]] = field(default_factory=dict)
@@ -102,17 +102,17 @@ class RunAtWork:
     commands_wait: bool = True
     rules: VersionedDocument[RuleSettings] = RULE_SETTINGS.nothing
     annotations: tuple[Annotation, ...] = ()
-    # What this transaction has to write.
+    # To be written by this transaction.
     tail: list[Row] = field(default_factory=list)
     events: list[StoredEvent] = field(default_factory=list)
     moved_writers: set[str] = field(default_factory=set)
-    moved_attempts: dict[int, float] = field(default_factory=dict)  # and when each was heard of
+    moved_attempts: dict[int, float] = field(default_factory=dict)  # and time of the newest batch
     touched: set[int] = field(default_factory=set)  # layer tables with newer values
     state_changed: bool = False
 
     @property
     def cost(self) -> int:
-        """Return what remembering it takes, counted in layers."""
+        """Return the cost of caching the run, in layers."""
         tables = sum(len(known.layers) for known in self.tables.values())
         newest = [newest for _, newest in self.latest.values()] + [self.standing.newest]
         num_bytes = sum(each.values.nbytes for each in newest)
@@ -120,7 +120,7 @@ class RunAtWork:
         return LEAST_LAYERS + tables + layers + num_bytes // LAYER_BYTES
 
     def writer(self, connection: Connection, name: str) -> Writer:
-        """Return a writer, a new one if the run has not heard of it."""
+        """Return a writer, a new one if the run has none of that name."""
         if name not in self.writers:
             self.writers[name] = writers.load(connection, self.run_id, name)
         return self.writers[name]
@@ -151,7 +151,7 @@ class RunAtWork:
         return self.layouts[key]
 
     def settled(self) -> None:
-        """Forget what was to be written, after it was."""
+        """Clear the pending writes after they were written."""
         for written in (self.tail, self.events, self.moved_writers, self.moved_attempts):
             written.clear()
         self.touched.clear()
@@ -168,10 +168,10 @@ class RunAtWork:
 
 
 class RunMemory:
-    """Runs as the last transactions left them, those used longest ago forgotten first.
+    """Runs as the last transactions left them; the least recently used are dropped first.
 
-    Where an engine can tell that nobody but ingest has written, which it does by marks, an era
-    lasts as long: a row that was read in it is not read again.
+    Some engines can tell by marks that only ingest wrote. Then an era lasts until another write,
+    and a row read in the current era is not read again.
     """
 
     def __init__(self, most_layers: int = MOST_LAYERS) -> None:
@@ -183,7 +183,7 @@ class RunMemory:
         self._lock = threading.Lock()
 
     def take(self, runs: Iterable[str]) -> dict[str, RunAtWork]:
-        """Return what is known of some runs, and forget it until it is kept again."""
+        """Remove runs from the cache and return them."""
         with self._lock:
             taken = {run: self._runs.pop(run) for run in runs if run in self._runs}
             self._layers -= sum(cost for _, cost in taken.values())
@@ -198,18 +198,18 @@ class RunMemory:
                 self._runs[run][0].version += 1
 
     def era(self, mark: Mark | None) -> int:
-        """Return the number of the era; a new one begins unless the mark is as it was left."""
+        """Return the number of the era; a new one begins unless the mark is the expected one."""
         with self._lock:
             if mark is None or mark != self._expected:
                 self._era += 1
             return self._era
 
     def keep(self, works: Iterable[RunAtWork], mark: Mark | None) -> None:
-        """Remember runs whose transaction, which began at ``mark``, was committed."""
+        """Cache runs whose transaction, begun at ``mark``, was committed."""
         with self._lock:
             self._expected = None if mark is None else Mark(mark.own + 1, mark.others)
             for work in works:
-                if work.run in self._runs:  # another thread was faster; the newer one counts
+                if work.run in self._runs:  # another thread was faster; its entry is newer
                     self._layers -= self._runs.pop(work.run)[1]
                 self._runs[work.run] = (work, work.cost)
                 self._layers += work.cost
@@ -220,10 +220,10 @@ class RunMemory:
 def locked(
     connection: Connection, known: Mapping[str, RunAtWork], era: int, runs: Collection[str]
 ) -> dict[str, RunAtWork]:
-    """Lock runs in the order of their numbers, and return those that there are, in that order.
+    """Lock runs in the order of their numbers; return the existing ones in that order.
 
-    In a fixed order, so that two processes cannot wait for each other in a circle. Raises `RunGone`
-    if one that is ``known`` is not there any more.
+    The fixed order prevents deadlocks between processes. Raises `RunGone` if one that is ``known``
+    was deleted.
     """
     new = [run for run in runs if run not in known]
     found = connection.fetch_each(_NUMBER, [(run,) for run in new])
@@ -235,9 +235,9 @@ def locked(
 
 
 def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
-    """Read rows of runs, and all else where a run's version is another; they are of ``era`` then.
+    """Read the rows of runs, and reload a run whose version changed; the rows then are of ``era``.
 
-    Those that there are not stay as they were.
+    Runs that do not exist stay unchanged.
     """
     lock = f"{_LOCK}{connection.for_update}"
     places = connection.fetch_each(lock, [(work.run_id,) * 3 for work in works])
@@ -260,12 +260,12 @@ def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
 
 
 def unknown(run: str) -> RunUnknown:
-    """Return the refusal of a batch whose run there is not."""
+    """Return the refusal of a batch for a run that does not exist."""
     return RunUnknown(f"there is no run {run!r}")
 
 
 def _load(connection: Connection, works: list[RunAtWork]) -> None:
-    """Read what ingest, here or elsewhere, last left of runs."""
+    """Read the cached part of runs as the last ingest of any process left it."""
     keys = [(work.run_id,) for work in works]
     states = connection.fetch_each("select v from rule_state where run_id = ?", keys)
     attempts = connection.fetch_each(Attempts.SELECT, keys)
@@ -283,9 +283,9 @@ def _load(connection: Connection, works: list[RunAtWork]) -> None:
 
 
 def save(connection: Connection, works: Iterable[RunAtWork]) -> None:
-    """Write what batches changed: one statement per kind of row, whatever the number of runs."""
+    """Write the changes: one statement per kind of row, for any number of runs."""
     changed = [work for work in works if work.tail]
-    # Sorted by kind: rows of one kind travel together, and nothing is waited for in between.
+    # Sorted by kind: rows of one kind are sent together, without waiting in between.
     runs = [_run_row(connection, work) for work in changed]
     with connection.together():
         for work in changed:
@@ -336,14 +336,14 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
 
 
 def _worst(connection: Connection, work: RunAtWork) -> tuple[float | None, str | None, int]:
-    """Return the largest newest ratio, its layer, and how many layers' sigma is not finite."""
+    """Return the largest newest ratio, its layer, and how many layers have a non-finite sigma."""
     ratio, layer, num_nonfinite = work.standing.worst()
     return ratio, None if ratio is None else _name(connection, work, layer), num_nonfinite
 
 
 def _name(connection: Connection, work: RunAtWork, layer: int) -> str:
     for known in work.tables.values():
-        if layer < len(known.layers) and known.layers[layer] == layer:  # true of most runs' tables
+        if layer < len(known.layers) and known.layers[layer] == layer:  # the usual case
             return known.table.names[layer]
     (name,) = connection.execute(
         "select name from layer where run_id = ? and layer = ?", (work.run_id, layer)

@@ -1,7 +1,7 @@
 """Ingest: submissions of many runs in one transaction, each stored once or refused alone.
 
-Whatever may refuse a batch is asked before anything of it is changed, so a refusal leaves no trace;
-what was changed in memory is written at the end, all runs together.
+All checks that may refuse a batch come before any change for it, so a refusal leaves no trace.
+Changes are collected in memory and written at the end for all runs together.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def ingest(
 ) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
     """Store ``items`` inside the caller's transaction.
 
-    Returns the outcomes in the order of the items, and what ``memory`` is to keep if the
-    transaction is committed. Raises `RunGone`: then everything is to be begun anew.
+    Returns the outcomes in the order of the items, and the entries for ``memory`` to keep after the
+    commit. After `RunGone` the caller must start again.
     """
     by_run: dict[str, list[int]] = {}
     for place, item in enumerate(items):
@@ -71,7 +71,7 @@ def _hand_over_commands(
     items: Mapping[int, Submission],
     outcomes: dict[int, Outcome],
 ) -> None:
-    """Put the commands that wait into the outcomes, less those that the job says it has."""
+    """Add the waiting commands to the outcomes, except those that the job has received."""
     waiting = commands.waiting(connection, work.run_id)
     has = max(item.commands_seen for item in items.values())
     if waiting and has >= waiting[0].id:
@@ -86,7 +86,7 @@ def _hand_over_commands(
 def _item(
     connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, advance: Advance
 ) -> Outcome:
-    """Take one submission in, or leave everything as it was before it."""
+    """Store one submission, or leave the run unchanged."""
     try:
         return _store(connection, book, work, item, advance)
     except StoreError as error:
@@ -120,7 +120,7 @@ def _store(
     )
     state, found = _judged(advance, work.rule_state, rows)
     layout = work.layout(connection, book, table.number, batch)
-    # From here on nothing refuses the batch.
+    # From here on the batch cannot be refused.
     version = work.rules_version
     happened = _own_events(work, batch, placed)
     happened += [dataclasses.replace(event, rules_version=version) for event in found]
@@ -135,13 +135,13 @@ def _store(
     stored = _numbered(work, happened, item.received_at)
     _count(work, batch)
     _renew(connection, work, table, batch, placed.attempt)
-    work.updated_at = item.received_at  # also where a clock that was set right went back
+    work.updated_at = item.received_at  # also backwards, after a clock was corrected
     work.state = "active" if work.state == "silent" else work.state
     return Outcome(events=tuple(stored), policy_version=work.policy_version)
 
 
 def _own_events(work: RunAtWork, batch: Batch, placed: Placed) -> list[Event]:
-    """Return what the store itself has to say about a batch."""
+    """Return the store's own events about a batch."""
     happened = []
     first = batch.steps[0]
     if placed.is_new and work.last_step is not None and first <= work.last_step:
@@ -160,7 +160,7 @@ def _own_events(work: RunAtWork, batch: Batch, placed: Placed) -> list[Event]:
 
 
 def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> None:
-    """Append the batch to the tail: its columns one after the other, time the fast axis."""
+    """Append the batch to the tail: one column after the other, with steps contiguous."""
     batch = item.batch
     columns = np.empty(batch.num_values, "<f4")
     num_steps, size = len(batch.steps), batch.values.size
@@ -187,10 +187,10 @@ def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> Non
 
 
 def _judged(advance: Advance, state: bytes | None, rows: RunRows) -> tuple[bytes, list[Event]]:
-    """Run the rules over the new rows; whatever goes wrong there refuses this batch only."""
+    """Run the rules over the new rows; an error in them refuses only this batch."""
     try:
         return advance(state, rows)
-    except Exception as error:  # the other 63 batches of the group must not fail with it
+    except Exception as error:  # the other batches of the group (up to 63) must not fail with it
         raise StoreError(f"detection failed on run {rows.run}: {error!r}") from error
 
 
@@ -202,7 +202,7 @@ def _numbered(work: RunAtWork, new: Sequence[Event], at: float) -> list[StoredEv
 
 
 def _count(work: RunAtWork, batch: Batch) -> None:
-    """Add the batch to the run's counters. Comparisons with NaN are false, so ABSENT counts not."""
+    """Add the batch to the run's counters. Comparisons with NaN are false, so ABSENT is skipped."""
     sigma, threshold, scale = (batch.metric(m) for m in ("sigma", "threshold", "scale"))
     if sigma is not None and threshold is not None:
         work.breaches += int(np.count_nonzero(sigma > threshold))

@@ -1,4 +1,4 @@
-"""Writers: how far each client process has come, so that nothing is stored twice or skipped."""
+"""Writers: the last stored batch of each client process, so none is stored twice or skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.types import RunFull, SequenceConflict, SequenceGap
 from snc_service.wire import Batch
 
-KEPT = 64  # batches whose content can still be told apart
+KEPT = 64  # newest batches whose content can be compared with a repeated one
 UPSERT = (
     "insert into writer (run_id, writer, last_seq, last_step, attempt, crcs) "
     "values (?, ?, ?, ?, ?, ?) on conflict (run_id, writer) do update set "
@@ -37,8 +37,8 @@ class Writer:
     def has_stored(self, batch: Batch, crc: int) -> bool:
         """Return whether the batch is stored; False: it is the next one.
 
-        Raises `SequenceConflict` if other content is stored under its seq, and `SequenceGap` if a
-        batch before it is missing that it does not declare as given up.
+        Raises `SequenceConflict` if its seq is stored with other content, and `SequenceGap` if an
+        earlier batch is missing and not declared as dropped.
         """
         if batch.seq <= self.last_seq:
             kept = dict(_PAIR.iter_unpack(self.crcs)).get(batch.seq, crc)
@@ -47,7 +47,7 @@ class Writer:
                     f"seq {batch.seq} of writer {batch.writer!r} is stored with other content"
                 )
             return True
-        # A client that missed an answer may give up what was stored after all: no gap either.
+        # A client that missed acknowledgements may declare stored batches as dropped: no gap.
         if batch.seq - batch.skipped > self.last_seq + 1:
             raise SequenceGap(expected=self.last_seq + 1, got=batch.seq)
         return False
@@ -58,12 +58,12 @@ class Writer:
         return Writer(self.name, batch.seq, batch.steps[-1], attempt, crcs)
 
     def row(self, run_id: int) -> Row:
-        """Return what `UPSERT` takes."""
+        """Return the parameters of `UPSERT`."""
         return (run_id, self.name, self.last_seq, self.last_step, self.attempt, self.crcs)
 
 
 def load(connection: Connection, run_id: int, name: str) -> Writer:
-    """Return a writer, a new one if the run has not heard of it."""
+    """Return a writer, a new one if the run has none of that name."""
     row = connection.execute(
         "select last_seq, last_step, attempt, crcs from writer where run_id = ? and writer = ?",
         (run_id, name),

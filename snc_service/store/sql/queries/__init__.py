@@ -1,1 +1,1 @@
-"""Answer queries about a run: history, worst layers, export."""
+"""Queries about a run: history, worst layers, export."""

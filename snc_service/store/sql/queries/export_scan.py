@@ -1,8 +1,8 @@
-"""A scan: everything that was stored of a run, in pieces, each from a snapshot of its own.
+"""A scan: all stored values of a run, in pieces, each from its own snapshot.
 
-Pieces part the run by attempt, metric, group of layers and range of steps, so that no value is in
-two of them; and no fold changes what is in one. So the pieces need not be of one moment, and no
-snapshot is held while the reader of an export takes its time.
+Pieces divide the run by attempt, metric, group of layers and range of steps, so no value is in two
+of them, and folding does not change the content of a piece. So the pieces need no common snapshot,
+and a slow reader of an export holds none.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from snc_service.store.sql.series.selection import Wanted, layers_of, scalar_of
 from snc_service.store.types import Extent, Piece, RunUnknown
 
 LAYERS_AT_ONCE = 16 * tiles.BLOCK_LAYERS
-PIECE_VALUES = LAYERS_AT_ONCE * tiles.TILE_STEPS  # of a run that is measured as it used to be
-MOST_STEPS = 2**20  # whose numbers are held at once
+PIECE_VALUES = LAYERS_AT_ONCE * tiles.TILE_STEPS  # of a run with a regular measuring interval
+MOST_STEPS = 2**20  # step numbers in memory at once
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ScanPart:
 
 @dataclass
 class Plan:
-    """What a scan will read: fixed when it begins, so that a run that grows has an end."""
+    """The extent of a scan, fixed at its start, so that the scan of a growing run ends."""
 
     run: str
     run_id: int
@@ -51,7 +51,7 @@ class Plan:
 
 
 def scan(database: Database, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
-    """See `Store.scan`."""
+    """See `Histories.scan`."""
     with database.read() as connection:
         plan = _plan(connection, book, run, extent)
     return (piece for part in plan.parts for piece in _pieces(database, plan, part))
@@ -87,7 +87,7 @@ def _plan(connection: Connection, book: LayerBook, run: str, extent: Extent) -> 
 def _groups(
     connection: Connection, book: LayerBook, run_id: int, extent: Extent
 ) -> list[tuple[npt.NDArray[np.int64], tuple[str, ...]]]:
-    """Return the layers' indexes and names in model order, so many that a piece stays small."""
+    """Return the layers' indexes and names in model order, in groups that keep a piece small."""
     specs = book.specs(connection, run_id)
     indexes = np.arange(len(specs))
     if extent.layers is not None:
@@ -107,7 +107,7 @@ def _pieces(database: Database, plan: Plan, part: ScanPart) -> Iterator[Piece]:
             span = _next_span(connection, wanted, replace(part.segment, low=at))
             if span is None:
                 return
-            # The rest of a span that was too much for one piece is looked for again.
+            # The rest of a span that was too large for one piece is searched again.
             steps, values = next(values_of(connection, wanted, span), (None, None))
         at = span.high
         if steps is not None and values is not None:
@@ -116,7 +116,7 @@ def _pieces(database: Database, plan: Plan, part: ScanPart) -> Iterator[Piece]:
 
 
 def _check(connection: Connection, plan: Plan) -> None:
-    """Raise `RunUnknown` if the run was deleted: the pieces of such a run vanish one by one."""
+    """Raise `RunUnknown` if the run was deleted: its rows vanish slice by slice."""
     row = connection.execute("select run_id from run where run_id = ?", (plan.run_id,)).fetchone()
     if row is None:
         raise RunUnknown(f"run {plan.run!r} was deleted meanwhile")
@@ -131,7 +131,7 @@ def _wanted(connection: Connection, plan: Plan, part: ScanPart) -> Wanted:
 def _next_span(
     connection: Connection, wanted: Wanted, rest: AttemptSegment
 ) -> AttemptSegment | None:
-    """Return whole chunks from the next measured step on, about a piece of them."""
+    """Return whole chunks from the next measured step on, enough for about one piece."""
     shift, _ = thinned.grain(connection, wanted.run_id)
     found = [
         tail.next_step(connection, wanted.run_id, rest, wanted.counted),

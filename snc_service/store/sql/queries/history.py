@@ -1,4 +1,4 @@
-"""History: which batches, tiles and rollups answer a query, put together attempt by attempt."""
+"""History queries: batches, tiles and rollups combined, attempt by attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snc_service.store.sql.series.selection import Rows, Wanted, layers_of, scal
 from snc_service.store.types import Buckets, Floats, Steps, Window
 from snc_service.wire import ABSENT
 
-# Values held at once while rows are read; bounds memory, not answers.
+# Values in memory at once during a read; bounds memory, not answers.
 SLICE_VALUES = 1_000_000
 LAYERS_AT_ONCE = 4_096
 
@@ -32,7 +32,7 @@ def of_layers(
     window: Window,
     planes: Collection[str],
 ) -> Buckets:
-    """Return one metric of some layers, a row each."""
+    """Return one metric of some layers, one row per layer."""
     indexes, again = np.unique(book.indexes(connection, run_id, names), return_inverse=True)
     layouts = book.layouts(connection, run_id)
     wanted = layers_of(connection, run_id, layouts, metric, indexes.astype(np.int64))
@@ -64,8 +64,8 @@ def of_all_layers(
 ) -> Buckets:
     """Return a metric of all layers that report it, in at most ``most`` rows.
 
-    A row that stands for several layers is called "first … last" and holds the values of all of
-    them: its min, max, mean and count are over its layers and the bucket's steps.
+    A row of several layers is named "first … last" and holds the values of all of them: its min,
+    max, mean and count are over its layers and the bucket's steps.
     """
     layouts = [x for x in book.layouts(connection, run_id) if metric in x.metrics]
     if not layouts:
@@ -94,7 +94,7 @@ def of_all_layers(
 
 
 def segments_of(connection: Connection, run_id: int, window: Window) -> list[AttemptSegment]:
-    """Return which steps of which attempts a window shows."""
+    """Return the steps of each attempt that a window shows."""
     attempts = Attempts.load(connection, run_id)
     return attempts.view(window.attempt, window.from_step, window.to_step)
 
@@ -102,7 +102,7 @@ def segments_of(connection: Connection, run_id: int, window: Window) -> list[Att
 def bucket_width(
     connection: Connection, wanted: Wanted, segments: Sequence[AttemptSegment], points: int
 ) -> int:
-    """Return the bucket width, the same whether history is folded or not."""
+    """Return the bucket width; folding does not change it."""
     count, least = 0, 1
     ends: list[int] = []
     shift, gone = thinned.grain(connection, wanted.run_id)
@@ -173,7 +173,7 @@ def partial_of(
 def _dirty_chunks(
     connection: Connection, wanted: Wanted, segment: AttemptSegment, shift: int
 ) -> npt.NDArray[np.int64]:
-    """Return the chunks whose rollups do not tell all: with batches in the tail, or cut."""
+    """Return the chunks that rollups cannot answer: with batches in the tail, or cut."""
     chunk = tiles.TILE_STEPS << shift
     layouts = {one.layout.number for one in wanted.picked}
     steps = tail.measured_steps(connection, wanted.run_id, segment, layouts)
@@ -207,9 +207,9 @@ def _values(
 def values_of(
     connection: Connection, wanted: Wanted, span: AttemptSegment
 ) -> Iterator[tuple[Steps, Floats]]:
-    """Yield a span's measured steps [N] and values [R, N] as they are, in slices of bounded size.
+    """Yield a span's measured steps [N] and exact values [R, N], in slices of bounded size.
 
-    The steps themselves are read whole: 8 bytes for each that the span has.
+    The steps are read at once: 8 bytes per step of the span.
     """
     layouts = {one.layout.number for one in wanted.picked}
     found = tile_blocks.steps_between(connection, wanted, span) or []
@@ -222,7 +222,7 @@ def values_of(
 
 
 def values_at(connection: Connection, wanted: Wanted, attempt: int, steps: Steps) -> Floats:
-    """Return the values [R, N] of an attempt at ``steps`` [N], at least one, ABSENT if none."""
+    """Return the values [R, N] of an attempt at ``steps`` [N], N >= 1, ABSENT if none."""
     values = np.full((wanted.num_rows, len(steps)), ABSENT, np.float32)
     tile_blocks.read_over(connection, wanted, attempt, steps, values)
     tail.read_over(connection, wanted.run_id, attempt, wanted.picked, steps, values)

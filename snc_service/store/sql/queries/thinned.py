@@ -1,4 +1,4 @@
-"""Thinned history: what rollups and the tail still tell of steps whose tiles are gone."""
+"""Thinned history: answers from rollups and the tail for steps whose tiles were dropped."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ STEPS_AT_ONCE = 1_024
 
 
 def grain(connection: Connection, run_id: int) -> tuple[int | None, int]:
-    """Return how finely a run is kept: its measuring interval, and from which step on whole.
+    """Return a run's measuring interval, and the step from which exact values are kept.
 
-    The interval is a power of two, None until something was folded; below the step, 0 for most
-    runs, there are rollups only.
+    The interval is the exponent of a power of two, None before the first fold. Below the step,
+    which is 0 for most runs, there are only rollups.
     """
     shift, gone = connection.execute(
         "select run.interval_shift, thinned.below from run "
@@ -34,14 +34,14 @@ def grain(connection: Connection, run_id: int) -> tuple[int | None, int]:
 
 
 def check_whole(connection: Connection, run_id: int, from_step: int) -> None:
-    """Raise `HistoryThinned` where exact values from ``from_step`` on are gone."""
+    """Raise `HistoryThinned` if exact values from ``from_step`` on were dropped."""
     _, end = grain(connection, run_id)
     if from_step < end:
         raise HistoryThinned(end)
 
 
 def split(segment: AttemptSegment, end: int) -> tuple[AttemptSegment | None, AttemptSegment | None]:
-    """Return the parts of a segment below ``end`` and from it on, None for one without steps."""
+    """Return the parts of a segment below ``end`` and from it on, None for an empty part."""
     coarse = AttemptSegment(segment.attempt, segment.low, min(segment.high, end))
     exact = AttemptSegment(segment.attempt, max(segment.low, end), segment.high)
     return (
@@ -51,7 +51,7 @@ def split(segment: AttemptSegment, end: int) -> tuple[AttemptSegment | None, Att
 
 
 def ends(connection: Connection, wanted: Wanted, segment: AttemptSegment) -> list[int]:
-    """Return steps near the first and the last of a segment, to within a piece of a rollup."""
+    """Return steps near the first and last of a segment, accurate to a piece of a rollup."""
     steps = tail.measured_steps(connection, wanted.run_id, segment, wanted.counted)
     found = [int(step) for step in steps[[0, -1]]] if len(steps) else []
     (last,) = connection.execute(
@@ -71,9 +71,9 @@ def parts(
     shift: int,
     planes: Collection[str],
 ) -> Iterator[tuple[Rows, Partial]]:
-    """Yield the wanted rows in buckets: rollups, and what batches have added since."""
+    """Yield the wanted rows in buckets: from rollups, and from batches added since."""
     chunk = tiles.TILE_STEPS << shift
-    # Rollups are read in whole chunks; the buckets beyond the segment are left out.
+    # Rollups are read in whole chunks; buckets beyond the segment are left out.
     wide = AttemptSegment(
         segment.attempt, segment.low // chunk * chunk, -(-segment.high // chunk) * chunk
     )

@@ -1,7 +1,7 @@
-"""The worst layers of a window: rollups say where the largest values can be, tiles what they are.
+"""The worst layers of a window: rollups bound the values, tiles give the exact ones.
 
-The largest sigma of a bucket over its smallest threshold bounds every ratio within it. Buckets are
-read exactly in the order of their bounds, until no bound is left that could change the answer.
+The largest sigma of a bucket over its smallest threshold bounds every ratio in the bucket. Buckets
+are read exactly in the order of their bounds, until no bound left can change the answer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from snc_service.store.sql.series.selection import Wanted, layers_of
 from snc_service.store.types import Floats, Window, Worst
 from snc_service.wire import absent
 
-MOST_BOUNDS = 200_000  # of layers and buckets: 100 bytes each while they are made
+MOST_BOUNDS = 200_000  # of layers and buckets: 100 bytes each during their computation
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One metric, or one divided by another, of the layers ``indexes`` in some segments."""
+    """One metric, or the quotient of two, of the layers ``indexes`` in some segments."""
 
     connection: Connection
     run_id: int
@@ -40,7 +40,7 @@ class Question:
     segments: Sequence[AttemptSegment]
 
     def wanted(self, metric: str, rows: npt.NDArray[np.intp] | slice) -> Wanted:
-        """Return where a metric of some rows lies."""
+        """Return the location of a metric for some rows."""
         some = self.indexes[rows]
         return layers_of(self.connection, self.run_id, self.layouts, metric, some)
 
@@ -55,7 +55,7 @@ class Question:
 
 
 class Known:
-    """The largest exact value found of each row so far, and the step it was at."""
+    """The largest exact value of each row so far, and its step."""
 
     def __init__(self, num_rows: int) -> None:
         self.values = np.full(num_rows, -np.inf)
@@ -64,7 +64,7 @@ class Known:
     def see(
         self, question: Question, rows: npt.NDArray[np.intp], spans: Iterable[AttemptSegment]
     ) -> None:
-        """Read spans of some rows and keep what is larger."""
+        """Read spans of some rows and keep larger values."""
         above = question.wanted(question.metric, rows)
         below = question.wanted(question.below, rows) if question.below else None
         connection = question.connection
@@ -126,7 +126,7 @@ def worst(
 def _bounds(
     question: Question,
 ) -> tuple[npt.NDArray[np.int64], Doubles, npt.NDArray[np.int64]]:
-    """Return bucket keys [B], what no value in them exceeds [R, B], and non-finite counts [R]."""
+    """Return bucket keys [B], upper bounds of their values [R, B], and non-finite counts [R]."""
     connection, everything = question.connection, slice(None)
     above = history.partial_of(
         connection,
@@ -150,9 +150,9 @@ def _bounds(
     bounds = bounds[:, mine]
     low, high = below.low[:, theirs].astype(np.float64), below.high[:, theirs].astype(np.float64)
     with np.errstate(all="ignore"):
-        # A largest value below zero comes nearest to it over the largest divisor.
+        # A negative maximum comes nearest to zero over the largest divisor.
         ratio = np.maximum(bounds / low, bounds / high)
-    # A divisor of zero or of both signs bounds nothing: such a bucket has to be read.
+    # A divisor of zero or of both signs gives no bound: such a bucket has to be read.
     ratio = np.where(low > 0, ratio, np.inf)
     possible = (bounds > -np.inf) & (low <= high)
     return keys, np.where(possible, ratio, -np.inf), nonfinite
@@ -161,7 +161,7 @@ def _bounds(
 def _find(
     question: Question, known: Known, keys: npt.NDArray[np.int64], bounds: Doubles, most: int
 ) -> None:
-    """Make the ``most`` largest rows of ``bounds`` [R, B] known exactly."""
+    """Find the exact values of the ``most`` rows with the largest values in ``bounds`` [R, B]."""
     if most == 0:
         return
     blocks = question.indexes // tiles.BLOCK_LAYERS
@@ -174,7 +174,7 @@ def _find(
     ):
         bound = bounds[row, column]
         if not possible[row, column] or known.values[row] >= bound:
-            continue  # read already, or the layer was larger than that elsewhere
+            continue  # read already, or the layer had a larger value elsewhere
         if least >= bound:
             return
         low = int(keys[column]) * question.bucket_steps
@@ -196,7 +196,7 @@ def _within(segments: Sequence[AttemptSegment], low: int, high: int) -> list[Att
 
 
 def _divided(above: Doubles, below: Floats) -> Doubles:
-    """Return the quotients; NaN where there is nothing to divide by."""
+    """Return the quotients; NaN where the divisor is absent."""
     with np.errstate(all="ignore"):
         quotient = above / below
     quotient[absent(below)] = np.nan

@@ -1,4 +1,4 @@
-"""The audit log: written with the change that it tells of, never changed, listed newest first."""
+"""The audit log: written together with each change, append-only, listed newest first."""
 
 from __future__ import annotations
 

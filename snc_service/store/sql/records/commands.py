@@ -1,4 +1,4 @@
-"""Commands: left for a run's job, handed over with its acknowledgements until it has them."""
+"""Commands: stored for a run's job and sent with each acknowledgement until the job has them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(
     author: str,
     now: float,
 ) -> StoredCommand:
-    """Leave a command, with its event and its audit entry."""
+    """Store a command with its event and audit entry."""
     run_id = runs.lock(connection, run)
     found = runs.load(connection, run)
     if found.state in END_STATES:
@@ -65,7 +65,7 @@ def waiting(connection: Connection, run_id: int) -> tuple[StoredCommand, ...]:
 
 
 def seen(connection: Connection, run_id: int, last: int, now: float) -> None:
-    """Note that the job has every command up to ``last``."""
+    """Mark all commands up to ``last`` as received by the job."""
     connection.execute(
         "update command set seen_at = ? where run_id = ? and id <= ? and seen_at is null",
         (now, run_id, last),
@@ -73,7 +73,7 @@ def seen(connection: Connection, run_id: int, last: int, now: float) -> None:
 
 
 def void(connection: Connection, run_id: int, now: float) -> None:
-    """Let nothing wait for a run that has ended: whoever resumes it is not to be stopped by it."""
+    """Void the waiting commands of an ended run, so that they do not stop a resumed job."""
     connection.execute(
         "update command set seen_at = ? where run_id = ? and seen_at is null", (now, run_id)
     )

@@ -1,4 +1,4 @@
-"""Deletion: a run disappears at once, its pieces follow in slices that block nobody for long."""
+"""Deletion: a run disappears at once; its rows are deleted in slices with short locks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from snc_service.store.sql.records import audit, runs
 from snc_service.store.types import RunUnknown
 
 SLICE_ROWS = 1_000
-RETENTION = "retention"  # the author of what happens to runs for their age
+RETENTION = "retention"  # the author of deletions by age
 OLD = "state in ('finished', 'failed', 'silent') and updated_at < ?"
 
 
 def delete(
     database: Database, run: str, *, author: str, now: float, before: float | None = None
 ) -> None:
-    """Delete a run: unknown to everybody after one transaction, gone after the last.
+    """Delete a run: invisible after one transaction, gone from the disk after the last.
 
-    A crash in between leaves pieces that nobody can see; `resume` removes them, and so it does
-    where the run was just being folded. With ``before``, a
-    run that is active, or was heard of since, counts as unknown. Raises `RunUnknown`.
+    After a crash in between, or if the run is being folded, `resume` deletes the invisible rest.
+    With ``before``, a run that is active or was updated since counts as unknown. Raises
+    `RunUnknown`.
     """
     with database.write() as connection:
         run_id = runs.lock_name(connection, run)
@@ -39,7 +39,7 @@ def delete(
 
 
 def prune(database: Database, before: float) -> list[str]:
-    """Delete runs that are over, or silent, and were last heard of before ``before``."""
+    """Delete runs that are finished, failed or silent and were last updated before ``before``."""
     with database.read() as connection:
         old = connection.execute(
             f"select run from run where {OLD} order by updated_at",
@@ -47,17 +47,17 @@ def prune(database: Database, before: float) -> list[str]:
         ).fetchall()
     deleted = []
     for (run,) in old:
-        with suppress(RunUnknown):  # somebody else was faster, or it came back to life
+        with suppress(RunUnknown):  # another process was faster, or the run is active again
             delete(database, run, author=RETENTION, now=time.time(), before=before)
             deleted.append(str(run))
     return deleted
 
 
 def shrink(database: Database, most_bytes: int) -> list[str]:
-    """Delete runs that are over, or silent, the one heard of longest ago first, down to a size.
+    """Delete finished, failed or silent runs, the least recently updated first, down to a size.
 
-    Counts the bytes of history, whatever the engine needs beside them: what it has freed but not
-    given back yet must not cost another run.
+    Counts only the bytes of history. Space that the engine has freed but not returned yet must not
+    cost another run.
     """
     now = time.time()
     with database.read() as connection:
@@ -83,7 +83,7 @@ def shrink(database: Database, most_bytes: int) -> list[str]:
 
 
 def resume(database: Database) -> None:
-    """Remove what is left of deleted runs."""
+    """Delete the remaining rows of deleted runs."""
     with database.read() as connection:
         left = connection.execute("select run_id from deleted_run order by run_id").fetchall()
     for (run_id,) in left:
@@ -105,9 +105,9 @@ def _is_old(connection: Connection, run_id: int, before: float) -> bool:
 
 
 def _lock(connection: Connection, run_id: int) -> bool:
-    """Lock a deletion, so that of several processes one at a time goes on with it.
+    """Lock a deletion, so that one process at a time continues it.
 
-    False: another one has finished it, or is folding the run at the moment and must see it whole.
+    False: another process finished it, or is folding the run now and must see it whole.
     """
     deletion = connection.execute(
         f"select run_id from deleted_run where run_id = ?{connection.for_update}", (run_id,)

@@ -23,7 +23,7 @@ _NEWEST = "order by version desc"
 
 @dataclass(frozen=True)
 class DocumentTables(Generic[T]):
-    """The two tables of one kind of document; ``key`` is what their names share."""
+    """The two tables of one kind of document; ``key`` is the common part of their names."""
 
     key: str
     noun: str
@@ -36,7 +36,7 @@ class DocumentTables(Generic[T]):
 
     @property
     def nothing(self) -> VersionedDocument[T]:
-        """Return what is in force where nobody has stored anything."""
+        """Return the default document, in force where none is stored."""
         return VersionedDocument(self.default, 0, "none", "", 0.0)
 
     def of_run(self, connection: Connection, run_id: int) -> VersionedDocument[T]:
@@ -87,7 +87,7 @@ class DocumentTables(Generic[T]):
     def start_with(
         self, connection: Connection, run_id: int, content: T, *, author: str, now: float
     ) -> None:
-        """Make ``content`` version 1 of the run's own document, unless one is in force already."""
+        """Make ``content`` version 1 of the run's own document, unless one is in force."""
         if self._version_of_run(connection, run_id) == 0:
             self._insert_for_run(connection, run_id, 1, content, author, now)
 

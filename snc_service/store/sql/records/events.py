@@ -1,4 +1,4 @@
-"""Events: ids grow by one per run, counted and queued for alerts as they land, newest first."""
+"""Events: ids grow by one per run; each is counted and queued for alerts when it is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = (
 def append_to(
     connection: Connection, run_id: int, run: str, new: Sequence[Event], at: float
 ) -> list[StoredEvent]:
-    """Append events to a run and let its version grow."""
+    """Append events to a run and increment its version."""
     (first,) = connection.execute(
         "select next_event from run where run_id = ?", (run_id,)
     ).fetchone()
@@ -35,9 +35,9 @@ def append_to(
 def append(
     connection: Connection, run_id: int, run: str, new: Sequence[Event], at: float, first: int
 ) -> list[StoredEvent]:
-    """Append events from id ``first`` on; the caller keeps the run's next id.
+    """Append events from id ``first`` on; the caller stores the run's next id.
 
-    A value or limit that is not finite is kept as "no number": rule and message say what it was.
+    A value or limit that is not finite is stored as null; rule and message describe it.
     """
     stored = numbered(run, new, at, first)
     insert(connection, run_id, stored)
@@ -45,12 +45,12 @@ def append(
 
 
 def numbered(run: str, new: Sequence[Event], at: float, first: int) -> list[StoredEvent]:
-    """Return events with their places, from id ``first`` on."""
+    """Return events with run, id and time, from id ``first`` on."""
     return [StoredEvent(run, first + i, at, event) for i, event in enumerate(new)]
 
 
 def insert(connection: Connection, run_id: int, stored: Sequence[StoredEvent]) -> None:
-    """Write the rows of events that have their places: of a list, its counts, and the outbox."""
+    """Write the rows of numbered events, their counts, and the outbox."""
     counts = Counter((item.event.rule, item.event.severity) for item in stored)
     connection.executemany(
         "insert into event (run_id, id, at, step, rule, severity, layer, layers, value, "
@@ -90,7 +90,7 @@ def page(connection: Connection, query: EventQuery, run_id: int | None) -> Page:
 
 
 def counts(connection: Connection) -> dict[tuple[str, str, Severity], int]:
-    """Return how many events each (run, rule, severity) has, without touching the events."""
+    """Return the number of events of each (run, rule, severity), from the counts alone."""
     rows = connection.execute(
         "select run.run, event_count.rule, event_count.severity, event_count.n "
         "from event_count join run on run.run_id = event_count.run_id"

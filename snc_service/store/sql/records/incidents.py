@@ -1,7 +1,7 @@
-"""Incidents, deliveries and silences as rows. Events come through an outbox that `events` fills.
+"""Incidents, deliveries and silences as rows. `events` fills the outbox with new events.
 
-Whoever writes here takes the row of ``alert_lock`` first: of several replicas, one at a time. The
-rows of runs come after it.
+Every writer here first locks the row of ``alert_lock``, so one replica writes at a time. The rows
+of runs are locked after it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _INCIDENT = (
 )
 # The numbers of `SEVERITIES`.
 _RANK = "case incident.severity when 'critical' then 2 when 'warning' then 1 else 0 end"
-# Detection's memory begins with a line about rules; the layers after it may be megabytes.
+# The detection state begins with a line about rules; the layers after it may be megabytes.
 _FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
     "substr(rule_state.v, 1, 65536) from run left join rule_state on rule_state.run_id = run.run_id"
 )
-# Somebody who tells a receiver has claimed the delivery; who died on the way loses the claim.
+# A process claims a delivery before it sends it; the claim of a crashed process expires.
 _FREE = "(claimed_until is null or claimed_until <= ?)"
 _DELIVERY = (
     "select delivery.incident, receiver, next_at, told, told_at, told_severity, failures, "
@@ -51,12 +51,12 @@ _DELIVERY = (
 
 
 def lock(connection: Connection) -> None:
-    """Wait for other replicas that write here, until the end of the transaction."""
+    """Wait for other replicas that write here; hold the lock until the end of the transaction."""
     connection.execute("update alert_lock set n = n + 1 where id = 1")
 
 
 def work(connection: Connection, now: float) -> Work:
-    """Return what there is to do."""
+    """Return the pending work."""
     (version,) = connection.execute(
         "select coalesce((select max(version) from alerting), 0)"
     ).fetchone()
@@ -69,7 +69,7 @@ def work(connection: Connection, now: float) -> Work:
 
 
 def gather(connection: Connection, decide: Gather, now: float, limit: int) -> int:
-    """Take events out of the outbox, run by run, and store what ``decide`` makes of them."""
+    """Take events from the outbox, run by run, and store the changes of ``decide``."""
     lock(connection)
     rows = connection.execute(
         "select event.run_id, event.id, event.at, event.step, event.rule, event.severity, "
@@ -84,7 +84,7 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
     for run_id, *fields in rows:
         by_run.setdefault(run_id, []).append(Entry(*fields))
     for run_id, entries in by_run.items():
-        if not runs.lock_number(connection, run_id):  # being deleted, and its outbox with it
+        if not runs.lock_number(connection, run_id):  # the run and its outbox are being deleted
             continue
         facts = _facts(connection.execute(f"{_FACTS} where run.run_id = ?", (run_id,)).fetchone())
         for change in decide(facts, _open(connection, run_id), entries):
@@ -96,7 +96,7 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
 
 
 def save(connection: Connection, run_id: int, change: IncidentChange, now: float) -> None:
-    """Store an incident, new or changed, and let the receivers that it concerns be told."""
+    """Store a new or changed incident and make the deliveries of its receivers due."""
     incident = change.incident
     if incident.id == 0:
         incident = _insert(connection, run_id, incident)
@@ -107,7 +107,7 @@ def save(connection: Connection, run_id: int, change: IncidentChange, now: float
         "on conflict (incident, receiver) do nothing",
         [(run_id, incident.id, receiver, now) for receiver in change.receivers],
     )
-    # What a silence holds back is looked at again with every change: it may not cover that.
+    # Held deliveries are checked after every change: a silence may not cover it.
     whose = "" if change.wake else " and silenced = 1"
     connection.execute(
         f"update delivery set next_at = ?, silenced = 0 where incident = ?{whose}",
@@ -116,7 +116,7 @@ def save(connection: Connection, run_id: int, change: IncidentChange, now: float
 
 
 def change(connection: Connection, new: IncidentChange, now: float) -> bool:
-    """Store an incident unless somebody else has changed it."""
+    """Store an incident; False if another process changed it."""
     row = connection.execute(
         "select run_id, revision from incident where id = ?", (new.incident.id,)
     ).fetchone()
@@ -184,7 +184,7 @@ def page(
 def acknowledge(
     connection: Connection, id_: int, author: str, now: float, comment: str
 ) -> Incident | None:
-    """Note who looks after an incident; a second one does not replace the first."""
+    """Record the acknowledgement of an incident; a second one does not replace the first."""
     lock(connection)
     incident = load(connection, id_)
     if incident is None or incident.acknowledged_at is not None or incident.state != "open":
@@ -229,7 +229,7 @@ def due(
 
 
 def claim(connection: Connection, delivery: AlertDelivery, now: float, until: float) -> bool:
-    """Keep others off a delivery; the caller has it if it is as it was read and nobody else's."""
+    """Claim a delivery; False if it changed since the read or another process has claimed it."""
     lock(connection)
     changed = connection.execute(
         "update delivery set claimed_until = ? where incident = ? and receiver = ? "
@@ -246,7 +246,7 @@ def save_delivery(
     now: float,
     hold_until: float | None,
 ) -> None:
-    """Store what became of a delivery."""
+    """Store the result of a delivery."""
     lock(connection)
     row = connection.execute(
         "select revision from incident where id = ?", (delivery.incident,)
@@ -277,7 +277,7 @@ def save_delivery(
 
 
 def health(connection: Connection) -> list[ReceiverHealth]:
-    """Return how each receiver does: what waits for it has never been told or has failed."""
+    """Return the health of each receiver: deliveries not sent yet or failed, and failures."""
     rows = connection.execute(
         "select receiver, sum(case when next_at is not null and (told = 'nothing' or failures > 0) "
         "then 1 else 0 end), max(failures), max(error), max(told_at) "

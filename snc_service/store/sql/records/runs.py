@@ -1,4 +1,4 @@
-"""Runs: their rows, lists of them, their ends."""
+"""Runs: their rows, lists and states."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def version(connection: Connection, run_id: int) -> int:
 
 
 def lock_name(connection: Connection, run: str) -> int | None:
-    """Return the number behind a name, None without one; nobody else creates or deletes it now.
+    """Lock the name of a run; return its number, None if there is none.
 
-    Taken before the run's row, never after it.
+    The lock keeps others from creating or deleting the run. It is taken before the lock of the
+    run's row, never after it.
     """
     row = connection.execute(
         f"select run_id from run_name where run = ?{connection.for_update}", (run,)
@@ -111,9 +112,9 @@ def create(
     tags: Sequence[str],
     now: float,
 ) -> tuple[int, bool]:
-    """Create a run or wake the one that exists; return its number and whether it is new."""
+    """Create a run or reactivate an existing one; return its number and whether it is new."""
     while (run_id := lock_name(connection, run)) is None:
-        # Whoever creates or deletes it at the same time is waited for here.
+        # Waits here for a concurrent creation or deletion of the same run.
         connection.execute(
             "insert into run_name (run) values (?) on conflict (run) do nothing", (run,)
         )
@@ -152,9 +153,9 @@ def finish(connection: Connection, run: str, state: EndState, now: float) -> Run
 
 
 def mark_silent(connection: Connection, before: float, now: float) -> list[StoredEvent]:
-    """Turn active runs last heard of before ``before`` silent, with an event each.
+    """Turn active runs last updated before ``before`` silent, with an event each.
 
-    So do runs heard of as far in the future: the clock was ahead then, and they are quiet since.
+    A run updated equally far in the future also becomes silent: the clock was ahead then.
     """
     quiet = "where state = 'active' and (updated_at < ? or updated_at > ?)"
     bounds = (before, now + (now - before))
@@ -168,7 +169,7 @@ def mark_silent(connection: Connection, before: float, now: float) -> list[Store
             f"{connection.for_update}",
             (*bounds, run_id),
         ).fetchone()
-        if row is None:  # heard of meanwhile, or another process was faster
+        if row is None:  # updated in between, or another process was faster
             continue
         run, heard_at, last_step = row
         _set_state(connection, run_id, "silent", now, only_from=("active",))
@@ -212,7 +213,7 @@ def append_event(
     now: float,
     step: int | None = None,
 ) -> None:
-    """Append an informational event that a person caused, at the run's last step by default."""
+    """Append an informational event caused by a user, at the run's last step by default."""
     if step is None:
         step = load(connection, run).last_step or 0
     event = Event(step=step, rule=rule, severity="info", message=message, value=value)

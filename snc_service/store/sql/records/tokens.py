@@ -1,4 +1,4 @@
-"""Tokens: kept for ever, so that a name in the audit log stays the name of one token."""
+"""Tokens: never deleted, so a name in the audit log always means the same token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SELECT = (
 
 
 def add(connection: Connection, token: Token) -> None:
-    """Keep a new token. Raises `TokenExists`."""
+    """Store a new token. Raises `TokenExists`."""
     added = connection.execute(
         "insert into token (id, name, digest, scopes, project, author, created_at, expires_at, "
         "revoked_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (name) do nothing",
@@ -68,9 +68,9 @@ def revoke(connection: Connection, name: str, *, author: str, now: float) -> Tok
 
 
 def claim_run(connection: Connection, run_id: int, author: str, quota: int | None) -> None:
-    """Note who created a run. Raises `QuotaExceeded` past ``quota`` runs of that author."""
+    """Record the creator of a run. Raises `QuotaExceeded` above ``quota`` runs of that author."""
     if quota is not None:
-        # Of those who create runs under one token at the same time, one counts at a time.
+        # The lock counts concurrent creations under one token one at a time.
         connection.execute(
             f"select id from token where name = ?{connection.for_update}", (author,)
         ).fetchone()

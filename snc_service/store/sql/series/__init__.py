@@ -1,1 +1,1 @@
-"""Read stored values: the tail of recent batches, tiles, and the latest values."""
+"""Stored values: the tail of recent batches, tiles, and the latest values."""

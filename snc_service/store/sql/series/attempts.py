@@ -1,4 +1,4 @@
-"""Attempts: what follows when a job goes back to an older step, and which of them history shows."""
+"""Attempts: each begins where a job resumes at an older step; history shows the newest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class AttemptSegment:
 
 
 class Placed(NamedTuple):
-    """Where a batch belongs: its attempt, and that attempt's first step with the batch in it."""
+    """The place of a batch: its attempt, and that attempt's first step including the batch."""
 
     attempt: int
     first_step: int
     is_new: bool
-    is_moved: bool  # begins, or begins earlier than was known
+    is_moved: bool  # the attempt is new, or begins earlier than stored
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Attempts:
         return cls(run_id, dict(connection.execute(cls.SELECT, (run_id,)).fetchall()))
 
     def rows(self, moved: Mapping[int, float]) -> list[Row]:
-        """Return the rows of attempts that have begun, or begun earlier than was known."""
+        """Return the rows of attempts that are new or begin earlier than stored."""
         return [(self.run_id, a, self.first_steps[a], at) for a, at in sorted(moved.items())]
 
     @property
@@ -58,10 +58,11 @@ class Attempts:
         return max(self.first_steps, default=0)
 
     def placed(self, batch: Batch, writer: Writer) -> Placed:
-        """Return the attempt that a batch belongs to; nothing is changed yet.
+        """Return the attempt of a batch, without changing anything.
 
-        A batch that names its attempt is taken at its word. Otherwise a writer stays where it is;
-        when its own steps go back it joins the newest attempt, or begins one if it is in it.
+        An attempt named by the batch is used as given. Otherwise a writer stays in its attempt.
+        When its own steps go back, it joins the newest attempt, or begins one if it is in the
+        newest already.
         """
         first = batch.steps[0]
         if batch.attempt is not None:
@@ -80,7 +81,7 @@ class Attempts:
     def view(
         self, attempt: int | None, from_step: int, to_step: int | None
     ) -> list[AttemptSegment]:
-        """Return which steps to read from which attempt, in the order of steps.
+        """Return the steps to read from each attempt, in the order of steps.
 
         By default each step comes from the newest attempt that had begun at or before it.
         """

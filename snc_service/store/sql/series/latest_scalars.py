@@ -1,4 +1,4 @@
-"""The newest scalars: out of the tail in one look, and by narrowing where they were sparse."""
+"""The newest scalars: from one read of the tail, or by search where they are sparse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snc_service.store.sql.series.selection import Picked
 from snc_service.store.types import Window
 from snc_service.wire import ABSENT, absent
 
-RECENT = 256  # steps that are looked at together
+RECENT = 256  # steps that are read together
 POINTS = 1_000
 
 
@@ -22,7 +22,7 @@ def newest_scalars(
 ) -> dict[str, float]:
     """Return each scalar's newest value at or after ``from_step``, if it has one.
 
-    Of the run's first ``most`` scalars in the order in which they were first reported.
+    Covers the run's first ``most`` scalars, in the order of their first report.
     """
     layouts = [layout for layout in book.layouts(connection, run_id) if layout.scalars]
     layouts.sort(key=lambda layout: layout.number)
@@ -38,7 +38,7 @@ def newest_scalars(
 def _recent(
     connection: Connection, run_id: int, layouts: list[Layout], names: list[str], from_step: int
 ) -> dict[str, float]:
-    """Return what the last steps of the newest attempt have, as far as they are in the tail."""
+    """Return the scalars of the newest attempt's last steps that are still in the tail."""
     segments = Attempts.load(connection, run_id).view(None, from_step, None)
     picked = [one for layout in layouts if (one := _picked(layout, names)) is not None]
     if not segments or not picked:
@@ -67,7 +67,7 @@ def _picked(layout: Layout, names: list[str]) -> Picked | None:
 def _older(
     connection: Connection, book: LayerBook, run_id: int, name: str, from_step: int
 ) -> float | None:
-    """Return a scalar's newest value by looking ever closer at the last bucket that has one."""
+    """Return a scalar's newest value by narrowing the last bucket that has one."""
     window = Window(from_step, None, POINTS)
     while True:
         found = history.of_scalar(connection, book, run_id, name, window)

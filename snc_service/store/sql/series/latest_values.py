@@ -1,4 +1,4 @@
-"""The newest values: one row per layer table, carried forward value by value, merged on reading."""
+"""The newest values: one row per layer table, updated value by value, merged on read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snc_service.wire import ABSENT, Batch, absent
 
 Mask = npt.NDArray[np.bool_]
 UNMEASURED = -1
-# What holds at the step of a sigma and at no other: a threshold must not outlive its policy.
+# Valid only at the step of a sigma: a threshold must not outlive its policy.
 BESIDE_SIGMA = ("threshold", "scale")
 SELECT = (
     "select latest.table_id, layer_table.layers, latest.metrics, latest.steps, latest.v "
@@ -35,9 +35,8 @@ UPSERT = (
 class Newest:
     """Newest values of the layers of one table, or of a whole run: ``values`` [M, L].
 
-    ``steps`` and ``attempts`` [L] say where each layer's newest values come from; a metric that was
-    not in them keeps its last value of the same attempt, except `BESIDE_SIGMA`. Never changed in
-    place.
+    ``steps`` and ``attempts`` [L] locate each layer's newest values. A metric that is missing there
+    keeps its last value of the same attempt, except `BESIDE_SIGMA`. Never changed in place.
     """
 
     attempts: Steps
@@ -62,8 +61,8 @@ class Newest:
     def overlaid(self, newer: Newest, at: Indexes | slice) -> Newest:
         """Return these values with those of ``newer`` laid over the layers ``at``.
 
-        Later steps win over earlier ones within an attempt, a later attempt over everything, and
-        "not measured" over nothing.
+        Within an attempt later steps replace earlier ones. A later attempt replaces everything.
+        "Not measured" replaces nothing.
         """
         if isinstance(at, slice) and self._is_covered_by(newer):
             return newer
@@ -91,7 +90,7 @@ class Newest:
         return Newest(attempts, steps, metrics, values)
 
     def _is_covered_by(self, newer: Newest) -> bool:
-        """Return whether nothing of these values is left under ``newer``, of the same layers."""
+        """Return whether ``newer``, of the same layers, replaces all of these values."""
         later = (newer.attempts > self.attempts) | (
             (newer.attempts == self.attempts) & (newer.steps >= self.steps)
         )
@@ -106,7 +105,7 @@ def of_batch(batch: Batch, attempt: int) -> Newest:
     present = ~absent(batch.values)
     if present.size and present[:, -1].all():
         steps = np.full(num_layers, batch.steps[-1], np.int64)
-        # A copy: what is remembered must not hold the body that it came in.
+        # A copy, so that the cached values do not keep the request body in memory.
         return Newest(attempts, steps, batch.metrics, batch.values[:, -1].copy())
     last = len(batch.steps) - 1 - np.argmax(present[:, ::-1], axis=1)  # [M, L]
     if "sigma" in batch.metrics:
@@ -143,7 +142,7 @@ def of_table(connection: Connection, run_id: int, table_id: int) -> Newest:
 
 
 def of_rows(rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
-    """Return what the rows of `SELECT` say, by the number of the layer table."""
+    """Return the content of the rows of `SELECT`, by the number of the layer table."""
     return {
         table_id: (np.frombuffer(bytes(layers), np.int32), _unpacked(metrics, steps, values))
         for table_id, layers, metrics, steps, values in rows
@@ -151,7 +150,7 @@ def of_rows(rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
 
 
 def row(run_id: int, table_id: int, newest: Newest) -> Row:
-    """Return what `UPSERT` takes to keep the newest values of one layer table."""
+    """Return the parameters of `UPSERT` for the newest values of one layer table."""
     places = newest.steps.tobytes() + newest.attempts.tobytes()
     values = np.ascontiguousarray(newest.values).data
     return (run_id, table_id, json.dumps(newest.metrics), places, values)

@@ -1,7 +1,7 @@
-"""Layers, layer tables, and layouts: which column of a stored batch is what.
+"""Layers, layer tables and layouts: the meaning of the columns of a stored batch.
 
-A layer has one index per run, given at its first registration. A layout is a layer table with the
-metrics and scalars of a batch, in its order: batches of one layout have the same columns.
+A layer has one index per run, given at its first registration. A layout is a layer table plus the
+metrics and scalars of a batch in their order. Batches of one layout have the same columns.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from snc_service.wire import Batch, LayerSpec, LayerTable
 Indexes = npt.NDArray[np.int32]
 T = TypeVar("T")
 LEAST_LAYERS = 64  # what the smallest thing counts as that is remembered
-MANY_NAMES = 50  # are looked for in the list of all layers, fewer one by one
+MANY_NAMES = 50  # are looked up in the list of all layers; fewer are queried one by one
 
 
 class Remembered(Generic[T]):
-    """A bounded memory of things that never change, oldest use forgotten first."""
+    """A bounded cache of immutable items; the least recently used are dropped first."""
 
     def __init__(self, most_layers: int) -> None:
         self._most_layers = most_layers
@@ -37,7 +37,7 @@ class Remembered(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> T | None:
-        """Return what was kept under ``key``."""
+        """Return the item under ``key``, None if it is not cached."""
         with self._lock:
             if key not in self._items:
                 return None
@@ -45,7 +45,7 @@ class Remembered(Generic[T]):
             return self._items[key][0]
 
     def keep(self, key: Hashable, item: T, layers: int) -> T:
-        """Keep ``item``, which costs ``layers``, and return it."""
+        """Cache ``item`` at a cost of ``layers`` and return it."""
         with self._lock:
             if key not in self._items:
                 self._items[key] = (item, layers + LEAST_LAYERS)
@@ -57,7 +57,7 @@ class Remembered(Generic[T]):
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of a stored batch: metric by metric all layers, then the scalars."""
+    """The columns of a stored batch: metric by metric all layers, then the scalars."""
 
     number: int
     layers: Indexes  # [L], the run's index of each layer
@@ -84,7 +84,7 @@ class KnownTable:
 
 
 class LayerBook:
-    """Reads and writes layers; remembers parsed tables, specs and layouts, which never change."""
+    """Reads and writes layers; caches parsed tables, specs and layouts, which never change."""
 
     def __init__(self, bounds: RunBounds) -> None:
         self.bounds = bounds
@@ -130,7 +130,7 @@ class LayerBook:
         if row is None:
             raise LayerTableUnknown(f"the run has no layer table {table_hash}: register it first")
         table_id, layers = row
-        # Tables are named by the hash of their content, so one memory serves all runs.
+        # A table is identified by the hash of its content, so one cache serves all runs.
         table = self._tables.get(table_hash)
         if table is None:
             (body,) = connection.execute(
@@ -179,7 +179,7 @@ class LayerBook:
         (count,) = connection.execute(
             "select count(*) from layer where run_id = ?", (run_id,)
         ).fetchone()
-        # Layers are only ever added, so their number tells one list from another.
+        # Layers are only added, so their number identifies the list.
         specs = self._specs.get((run_id, count))
         if specs is None:
             rows = connection.execute(

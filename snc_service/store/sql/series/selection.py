@@ -1,4 +1,4 @@
-"""What a query is about: rows of an answer, and where they lie in the tail and in the tiles."""
+"""The selection of a query: the rows of its answer, and their places in tail and tiles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Picked:
 
     @property
     def span(self) -> int:
-        """Return how many columns there are from the first to the last."""
+        """Return the number of columns from the first to the last."""
         return int(self.columns.max()) - self.first + 1
 
 
@@ -47,8 +47,8 @@ class LayerBlock:
 class Wanted:
     """R rows of one metric or scalar of a run.
 
-    A step counts as measured for a query if a batch has it whose layout holds the metric for some
-    layer of the query's ``blocks`` (the ``counted`` layouts): that is what tiles remember too.
+    A step counts as measured for a query if it is in a batch whose layout has the metric for some
+    layer of the query's ``blocks`` (a ``counted`` layout). Tiles use the same definition.
     """
 
     run_id: int
@@ -66,7 +66,7 @@ def layers_of(
     metric: str,
     indexes: npt.NDArray[np.int64],
 ) -> Wanted:
-    """Return where a metric of the layers ``indexes`` (distinct) lies."""
+    """Return the location of a metric of the layers ``indexes`` (distinct)."""
     reporting = [layout for layout in layouts if metric in layout.metrics]
     number = _metric(connection, run_id, "layer", metric)
     numbers = indexes // BLOCK_LAYERS
@@ -82,7 +82,7 @@ def layers_of(
 def scalar_of(
     connection: Connection, run_id: int, layouts: Sequence[Layout], scalar: str
 ) -> Wanted:
-    """Return where a scalar lies: the only row of its only block."""
+    """Return the location of a scalar: the only row of its only block."""
     zero = np.zeros(1, np.intp)
     picked = tuple(
         Picked(layout, zero + layout.scalar_column(scalar), zero)

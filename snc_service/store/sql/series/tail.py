@@ -1,4 +1,4 @@
-"""The tail: batches as they came, one row each, read column by column."""
+"""The tail: batches as received, one row each, read column by column."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def next_step(
 
 @dataclass(frozen=True)
 class Cut:
-    """The picked columns of one batch, still bytes: a span of columns that contains them."""
+    """The picked columns of one batch as bytes: a span of columns that contains them."""
 
     id: int
     picked: Picked
@@ -111,7 +111,7 @@ def lay_over(cuts: list[Cut], steps: Steps, values: Floats) -> None:
 
 
 def _in_turn(cuts: list[Cut]) -> list[Cut]:
-    """Return cuts in the order of their arrival, unless their layouts share no row."""
+    """Return cuts in the order of their arrival, unless their layouts have no common row."""
     picked = list({cut.picked.layout.number: cut.picked for cut in cuts}.values())
     rows = np.concatenate([one.rows for one in picked])
     return cuts if len(np.unique(rows)) == len(rows) else sorted(cuts, key=lambda cut: cut.id)
@@ -120,7 +120,7 @@ def _in_turn(cuts: list[Cut]) -> list[Cut]:
 def _cuts(
     connection: Connection, run_id: int, attempt: int, one: Picked, first: int, last: int
 ) -> list[Cut]:
-    """Read a span of columns of the batches that touch some steps; the database cuts them out."""
+    """Read a span of columns of the batches that touch some steps; the database slices it."""
     rows = connection.execute(
         "select id, step0, step1, n, steps, substr(v, 1 + 4 * n * ?, 4 * n * ?) from tail "
         "where run_id = ? and attempt = ? and layout = ? and step0 <= ? and step1 >= ?",
@@ -138,7 +138,7 @@ def _continues(before: Cut, after: Cut) -> bool:
 
 
 def _lay_run_over(steps: Steps, values: Floats, run: Sequence[Cut]) -> None:
-    """Lay over batches of one layout whose steps grow, all at once."""
+    """Lay over batches of one layout with increasing steps, all at once."""
     picked = run[0].picked
     blocks = [np.frombuffer(c.data, "<f4").reshape(picked.span, len(c.steps)) for c in run]
     new_steps = np.concatenate([cut.steps for cut in run])
@@ -151,7 +151,7 @@ def _lay_run_over(steps: Steps, values: Floats, run: Sequence[Cut]) -> None:
 
 
 def put_over(values: Floats, rows: Rows, columns: Rows, new: Floats) -> None:
-    """Put ``new`` over ``values`` at distinct rows and growing columns, unless it is absent."""
+    """Put ``new`` over ``values`` at distinct rows and increasing columns, except where absent."""
     row_range, column_range = _range(rows), _range(columns)
     where: Any = (row_range, column_range)
     if row_range is None or column_range is None:
@@ -161,7 +161,7 @@ def put_over(values: Floats, rows: Rows, columns: Rows, new: Floats) -> None:
 
 
 def _range(places: Rows) -> slice | None:
-    """Return the slice that places are, if each is the next one: it copies 5 times faster."""
+    """Return the slice equal to consecutive places, else None; a slice copies 5 times faster."""
     if len(places) and places[-1] - places[0] + 1 == len(places) and (np.diff(places) == 1).all():
         return slice(int(places[0]), int(places[-1]) + 1)
     return None

@@ -1,4 +1,4 @@
-"""Folded history: tiles of values and rollups of them, read block by block."""
+"""Folded history: tiles of values and their rollups, read block by block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEPS = f"select step0, step1, n, steps from tile {_WHERE}"
 def steps_between(
     connection: Connection, wanted: Wanted, segment: AttemptSegment, most: int | None = None
 ) -> list[Steps] | None:
-    """Return the measured steps of the tiles that touch a segment, a piece per tile.
+    """Return the measured steps of the tiles that touch a segment, one array per tile.
 
     None as soon as one block has more than ``most`` of them within the segment.
     """
@@ -46,7 +46,7 @@ def next_step(
 ) -> int | None:
     """Return a step at or after ``span.low`` and not after the first measured one.
 
-    None if no tile has any. Only the tile around ``span.low`` may begin before it: its first step
+    None if no tile has any. Only the tile around ``span.low`` may begin before it; its first step
     counts as ``span.low``.
     """
     chunk = tiles.TILE_STEPS << shift
@@ -70,7 +70,7 @@ def ends(connection: Connection, wanted: Wanted, segment: AttemptSegment) -> lis
                 f"{_STEPS} and step0 < ? and step1 >= ? order by step0 {order}",
                 (*_key(wanted, segment, 0, block), segment.high, segment.low),
             )
-            # A tile that touches the segment may have a hole where the segment is.
+            # A tile that touches the segment may have no steps within it.
             for row in rows:
                 steps = unpack_steps(*row)
                 steps = steps[(steps >= segment.low) & (steps < segment.high)]
@@ -132,7 +132,8 @@ def rollups(
 ) -> Partial:
     """Return a block's rows in buckets, from the coarsest rollups that nest in them.
 
-    Chunks in ``dirty`` (sorted numbers) are left out, and so must be those the segment cuts.
+    Chunks in ``dirty`` (sorted numbers) are left out. The caller lists there the chunks that the
+    segment cuts.
     """
     top = 2 if bucket_steps >= tiles.TILE_STEPS << shift else 1
     gaps = [segment]

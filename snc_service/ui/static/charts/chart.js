@@ -6,8 +6,8 @@ import { color, onTheme } from "../document/theme.js";
 let arrived = null;
 
 /**
- * plotly.js, loaded when it is first asked for: once tables are painted, since reading its 5 MB
- * blocks the page for most of a second. Charts say it themselves if it does not come.
+ * Load plotly.js at the first request, after tables are painted: parsing its 5 MB blocks the page
+ * for most of a second. If it fails to load, the charts show that themselves.
  */
 export function plotly() {
   arrived ??= new Promise((resolve, reject) => {
@@ -26,7 +26,7 @@ function afterPaint(task) {
 const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, responsive: false };
 const CLICK_PIXELS = 4;
 
-/** The left margin holds layer names; every figure of a column has the same, so steps line up. */
+/** The left margin for layer names, equal in all figures of a column, so that steps line up. */
 export function leftMargin(width) {
   return width < 560 ? 108 : 176;
 }
@@ -98,7 +98,7 @@ export class Chart {
     if (this.figure && Math.abs(this.element.clientWidth - (this.width ?? 0)) > 1) this.redraw();
   }
 
-  /** Show where `step` is, here as in every other figure; null hides it. */
+  /** Move the step cursor to `step`, as in every other figure; null hides it. */
   moveCursor(step) {
     this.step = step;
     const axis = this.axis("xaxis");
@@ -107,7 +107,7 @@ export class Chart {
     if (!this.cursor.hidden) this.cursor.style.transform = `translateX(${axis._offset + at}px)`;
   }
 
-  // The axes as plotly.js keeps them: it offers no public way from pixels to steps.
+  // The internal axes of plotly.js: it has no public conversion from pixels to steps.
   axis(name) {
     return this.plot._fullLayout?.[name];
   }
@@ -133,7 +133,7 @@ export class Chart {
     this.plot.addEventListener("pointerdown", (event) => this.pressed(event), true);
   }
 
-  /** A press that does not move is a click; one that moves is plotly's zoom. */
+  /** A press without movement is a click; with movement it is plotly's zoom. */
   pressed(down) {
     const up = (event) => {
       const moved = Math.hypot(event.clientX - down.clientX, event.clientY - down.clientY);
@@ -155,7 +155,7 @@ export class Chart {
   }
 }
 
-/** What all figures share. Fingers scroll the page: they zoom with the buttons, not by dragging. */
+/** The common layout. Touch scrolls the page: zoom on touch is by buttons, not by dragging. */
 function base(width) {
   return {
     autosize: false,

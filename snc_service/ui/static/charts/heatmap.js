@@ -1,4 +1,4 @@
-// Layers x steps: every layer of a run in one picture, however many there are.
+// The heatmap: layers x steps, all layers of a run in one figure.
 
 import { Cells } from "./cells.js";
 import { Chart, leftMargin, stepAxis } from "./chart.js";
@@ -10,9 +10,9 @@ import { ratioPaint, spanPaint } from "./paint.js";
 import { Scale } from "./scale.js";
 import { color } from "../document/theme.js";
 
-// Marks stand on every color of the scales, in both themes.
+// Marks must be visible on every color of the scales, in both themes.
 const [MARK, MARK_EDGE] = ["#ffffff", "#16181d"];
-const MARK_LINES = { diamond: "rgba(22, 24, 29, 0.6)" }; // held is yellow, where white is not seen
+const MARK_LINES = { diamond: "rgba(22, 24, 29, 0.6)" }; // white is invisible on yellow, for held
 const MOST_MARKS = 1500;
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
@@ -95,7 +95,7 @@ export class Heatmap {
     };
   }
 
-  /** Cells that hold only non-finite values have a flat color of their own. */
+  /** The flat color for cells with only non-finite values. */
   broken() {
     const { edges, source } = this.cells.grid;
     const { layers, max } = this.cells.answer;
@@ -109,12 +109,12 @@ export class Heatmap {
     }];
   }
 
-  /** Shapes besides colors: a triangle for a breach, a cross for NaN, a line while it lasts. */
+  /** Marks besides colors: a triangle for a breach, a cross for NaN, a line for its duration. */
   marks(rowHeight) {
     const { source } = this.cells.grid;
     const { ratio, after } = this.cells;
     const rows = this.cells.answer.layers.length;
-    // Lines would cover rows that are hardly higher than themselves.
+    // Lines would cover rows that are hardly higher than a line.
     const mode = rowHeight < 6 ? "markers" : "lines+markers";
     const above = (matrix, r, c) => source[c] >= 0 && (matrix[r][source[c]] ?? 0) > 1;
     const left = this.metric === "after" ? after : ratio;
@@ -202,7 +202,7 @@ export class Heatmap {
     event.preventDefault();
   }
 
-  /** Say in words what the cell under the pointer holds. */
+  /** Describe the cell under the pointer in words. */
   describe() {
     if (!this.cells) return; // the pointer can leave before the first answer is here
     setText(this.readout, this.cell ? this.cells.sentence(this.cell) : this.cells.summary());

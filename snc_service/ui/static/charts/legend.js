@@ -1,4 +1,4 @@
-// The chosen layers with their values at the cursor: a legend that is also the readout.
+// The legend: the chosen layers with their values at the cursor.
 
 import { h, keyed, quietButton, setText } from "../document/dom.js";
 import { count, MISSING } from "../document/format.js";

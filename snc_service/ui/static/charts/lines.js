@@ -1,4 +1,4 @@
-// Histories along the steps: panels of lines over one step axis, and rails of marks above them.
+// Line charts of histories: panels over one step axis, and rails of marks above them.
 
 import { Chart, stepAxis, valueAxis } from "./chart.js";
 import { MISSING, number, plotlyText } from "../document/format.js";
@@ -9,9 +9,9 @@ const GAP = 14;
 const BOTTOM = 34;
 
 /**
- * A panel is `{title, height, log, lines}`; a line is `{ink, history, dash?, band?}` with a history
- * as the service sends it. A rail is `{title, points}` with points `{step, end?, ink, symbol}`;
- * `end` draws a line up to there. `margin`: the left one, where no heatmap's names are above.
+ * A panel is `{title, height, log, lines}`. A line is `{ink, history, dash?, band?}` with a history
+ * as answered by the service. A rail is `{title, points}` with points `{step, end?, ink, symbol}`;
+ * `end` draws a line up to that step. `margin`: the left margin, if no heatmap is above.
  */
 export class Lines {
   constructor(title, handlers) {
@@ -40,7 +40,7 @@ export class Lines {
   }
 }
 
-/** The line of a layer's threshold: dashed, level until the next value, in the layer's color. */
+/** The line of a layer's threshold: dashed, constant until the next value, in the layer's color. */
 export function thresholdLine({ ink, threshold }) {
   return { ink, history: threshold, dash: "dash", band: false, width: 1.2, shape: "hv" };
 }
@@ -57,7 +57,7 @@ function figure(panels, rails, range) {
   }
   panels.forEach((panel, i) => {
     const axis = i ? `y${i + 1}` : "y";
-    // Rounding must not push the last panel below the paper.
+    // Rounding must not move the last panel below the paper.
     const domain = [Math.max(1 - (top + panel.height) / height, 0), 1 - top / height];
     const scale = panel.log ? { type: "log" } : { type: "linear", rangemode: "tozero" };
     layout[`yaxis${i ? i + 1 : ""}`] = valueAxis({ domain, ...scale });
@@ -69,7 +69,7 @@ function figure(panels, rails, range) {
   return { data, layout };
 }
 
-/** Upright, at the same place for every panel. */
+/** A rotated title, at the same position for every panel. */
 function axisTitle(text, y) {
   const place = { xref: "paper", yref: "paper", x: 0, xanchor: "right", xshift: -46, y };
   return { ...place, text, showarrow: false, font: { size: 12, color: color("ink") } };
@@ -119,7 +119,7 @@ function traces(line, yaxis) {
   const common = { type: "scatter", x: steps, yaxis, hoverinfo: "skip", connectgaps: false };
   const found = [];
   if (band && bucket > 1) {
-    // Ends without a value are left out of the band; the line itself shows the gap.
+    // Buckets without min or max are left out of the band; the line itself shows the gap.
     const whole = steps.map((_, i) => i).filter((i) => min[i] !== null && max[i] !== null);
     const edge = { ...common, x: whole.map((i) => steps[i]), mode: "lines", line: { width: 0 } };
     found.push({ ...edge, y: whole.map((i) => max[i]) });
@@ -134,7 +134,7 @@ function traces(line, yaxis) {
   return found;
 }
 
-/** A value between two gaps would draw no line at all. */
+/** Return whether a value has gaps on both sides, where a line would not show it. */
 function isolated(values, i) {
   return values[i] !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null;
 }
@@ -144,7 +144,7 @@ function faded(ink) {
   return `rgba(${value >> 16}, ${(value >> 8) & 255}, ${value & 255}, 0.18)`;
 }
 
-/** The bucket of a history that holds `step` (the newest for null), -1 if there is none. */
+/** Return the index of the bucket with `step` (null: the newest), -1 if there is none. */
 export function bucketAt(history, step) {
   const { steps } = history;
   if (step === null || step === undefined) return steps.length - 1;
@@ -158,7 +158,7 @@ export function bucketAt(history, step) {
   return low;
 }
 
-/** What a history holds at `step`, in words. */
+/** Return the value of a history at `step`, in words. */
 export function valueAt(history, step) {
   const i = history ? bucketAt(history, step) : -1;
   if (i < 0) return MISSING;
@@ -168,7 +168,7 @@ export function valueAt(history, step) {
   return spread ? `${text} (${number(history.min[i])}\u2013${number(history.max[i])})` : text;
 }
 
-/** A mark wherever the values of a history stop being finite, lasting until they are again. */
+/** Mark the start of each non-finite stretch of a history, with a line to its end. */
 export function nonfinitePoints(history, ink) {
   const bad = (i) => (history.nonfinite?.[i] ?? 0) > 0;
   const found = [];

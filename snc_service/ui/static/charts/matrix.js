@@ -1,4 +1,4 @@
-// The layers x steps matrix: arithmetic without a screen.
+// Computations on the layers x steps matrix, without DOM.
 
 /**
  * Values [layers, steps]; null: not measured, or not finite.
@@ -13,8 +13,8 @@
  */
 
 /**
- * Column edges for steps that may have holes: {edges [C + 1], source [C]}. A hole wider than the
- * usual spacing becomes a column of its own whose source is -1, so no value is stretched over it.
+ * Return column edges for steps with gaps: {edges [C + 1], source [C]}. A gap wider than the usual
+ * spacing becomes its own column with source -1, so no value is stretched over it.
  * @param {number[]} steps
  * @param {number} bucketSteps
  * @returns {{edges: number[], source: number[]}}
@@ -47,7 +47,7 @@ export function spacing(steps, bucketSteps) {
   return Math.max(bucketSteps, gaps.length ? gaps[gaps.length >> 1] : 1);
 }
 
-// An idle layer waits for its turn for so many rows at most: who is silent for longer is gone.
+// The most rows that an idle layer waits for its turn; after more rows it counts as gone.
 const LONGEST_WAIT = 50;
 
 /**
@@ -61,8 +61,8 @@ export function waits(before, after, usual) {
 }
 
 /**
- * A matrix in which layers that wait for their turn keep what they had; null where nothing was
- * measured for too long, and where `isBroken(row, column)`: what is not finite holds nothing.
+ * Return a matrix in which idle layers keep their last value. Cells are null after too long a gap,
+ * and where `isBroken(row, column)`: a non-finite value is not kept.
  * @param {Matrix} matrix
  * @param {{steps: number[], bucket_steps: number}} answer
  * @param {(row: number, column: number) => boolean} isBroken
@@ -125,8 +125,8 @@ export function growth(sigma) {
 }
 
 /**
- * Runs of neighbouring cells for which `test(row, column)` holds: [{row, from, to}] in columns,
- * both ends included, at most `most` of them.
+ * Return stretches of adjacent cells for which `test(row, column)` holds: [{row, from, to}] in
+ * columns, both ends included, at most `most` of them.
  * @param {number} rows
  * @param {number} cols
  * @param {(row: number, column: number) => boolean} test

@@ -9,8 +9,8 @@ export const METRICS = {
 };
 
 /**
- * Which metric to show, {metric, hidden}: the one asked for if it can be, else the best there is.
- * `limited`: there are thresholds; `acted`: something was rescaled to stay under them.
+ * Return the metric to show, {metric, hidden}: the requested one if possible, else the best one.
+ * `limited`: there are thresholds; `acted`: some layer was rescaled to stay below its threshold.
  * @param {string | null} asked
  * @param {boolean} limited
  * @param {boolean} acted

@@ -2,12 +2,12 @@
 
 import { number } from "../document/format.js";
 
-// Cividis (Nunez, Anderton, Renslow 2018): even in lightness, the same to color-blind eyes.
+// Cividis (Nunez, Anderton, Renslow 2018): uniform in lightness, safe for color-blind readers.
 const CIVIDIS = [
   "#00224e", "#123570", "#3b496c", "#575d6d", "#707173",
   "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
 ];
-// Above the threshold: from just over it (where a held layer stands) to twice and more.
+// Above the threshold: from just above it, where held layers are, to twice and more.
 const BREACH = ["#f59331", "#d9480f", "#8f1d14"];
 
 /**
@@ -22,7 +22,7 @@ const BREACH = ["#f59331", "#d9480f", "#8f1d14"];
  * @returns {Paint}
  */
 export function ratioPaint() {
-  // A ratio of exactly 1 is no breach: keep it on Cividis' side of the step in the scale.
+  // A ratio of exactly 1 is no breach: keep it on the Cividis side of the step in the scale.
   const place = (/** @type {number | null} */ value) => {
     if (value === null) return null;
     return value <= 1 ? value * 0.4999 : Math.min(0.5001 + (value - 1) / 2, 1);

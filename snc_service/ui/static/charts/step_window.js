@@ -23,9 +23,9 @@ export class StepWindow {
       word("steps"), this.from, word("to"), this.to, set, this.all);
   }
 
-  /** `first`, `end`: the steps there are; shown where nothing narrower was asked for. */
+  /** `first`, `end`: the steps of the run, used where no narrower range is set. */
   show(from, to, [first, end]) {
-    // Never write over what is being typed.
+    // Do not overwrite a field while the user types in it.
     if (![this.from, this.to].includes(document.activeElement)) {
       this.from.value = from ?? first;
       this.to.value = to ?? end - 1;

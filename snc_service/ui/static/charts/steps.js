@@ -25,7 +25,7 @@ export function stepsOf(query) {
 }
 
 /**
- * The steps that answers cover together: [first, last + 1], null if there are none.
+ * Return the steps that the answers cover together: [first, last + 1], null if there are none.
  * @param {(Stepped | null | undefined)[]} answers
  * @returns {[number, number] | null}
  */
@@ -41,8 +41,8 @@ export function covered(answers) {
 }
 
 /**
- * The steps to show: from the first to the last, and for a run that goes on up to the next round
- * step, so that the axis stands still while lines grow into it.
+ * Return the steps to show: from the first to the last. For an active run the end is the next round
+ * step, so that the axis stays still while the lines grow.
  * @param {number} first
  * @param {number} last
  * @param {boolean} growing

@@ -1,8 +1,8 @@
-// Building and updating the document. Text always goes in as text: no markup is ever parsed.
+// Creating and updating elements. Text is always inserted as text: no markup is ever parsed.
 
 /**
- * Make an element. `properties`: `class`, `text`, `data` (dataset), `on` (listeners by event),
- * anything else is an attribute; null, undefined and false leave an attribute out.
+ * Create an element. `properties`: `class`, `text`, `data` (dataset), `on` (listeners by event);
+ * anything else is an attribute. Null, undefined and false omit an attribute.
  */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -19,7 +19,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Change text only where it differs, so that selections and screen readers are left in peace. */
+/** Set text only if it differs, which keeps selections and does not alert screen readers. */
 export function setText(node, text) {
   const value = String(text);
   if (node.textContent !== value) node.textContent = value;
@@ -31,8 +31,8 @@ export function setAttribute(node, name, value) {
 }
 
 /**
- * Keep `parent`'s children equal to `items`, one element per key: elements are made once, updated
- * in place and moved only when the order changes, so focus and scroll stay where they are.
+ * Make `parent`'s children match `items`, one element per key. Elements are created once, updated
+ * in place and moved only when the order changes, so focus and scroll position are kept.
  */
 export function keyed(parent, items, key, make, update) {
   const known = (parent.keyedElements ??= new Map());
@@ -58,7 +58,7 @@ export function keyed(parent, items, key, make, update) {
 
 let announcer = null;
 
-/** Tell a change of state to screen readers: never values, they would never stop talking. */
+/** Announce a change of state to screen readers, but never values, which change too often. */
 export function announce(sentence) {
   announcer ??= document.getElementById("announcer");
   announcer.textContent = sentence;
@@ -68,7 +68,7 @@ export function quietButton(text, click, properties = {}) {
   return h("button", { type: "button", class: "quiet", text, on: { click }, ...properties });
 }
 
-/** A button that copies `text()` and says so. */
+/** A button that copies `text()` and confirms it. */
 export function copyButton(text, label) {
   const copy = async () => {
     try {

@@ -1,4 +1,4 @@
-// Small pieces that several views show: a run's state, a ratio against 1.0, facts, empty states.
+// Elements that several views use: the state of a run, a ratio, facts, empty states.
 
 import { h, setText } from "./dom.js";
 import { ratio } from "./format.js";
@@ -6,7 +6,7 @@ import { ratio } from "./format.js";
 const STATE_GLYPHS = { active: "\u25cf", silent: "\u25d0", finished: "\u2713", failed: "\u2715" };
 const FULL = 1.5; // the ratio at which a bar is full
 
-/** State as a glyph and a word: never by color alone. */
+/** The state as a glyph and a word, never by color alone. */
 export function stateBadge() {
   return h("span", { class: "badge" }, h("span", { "aria-hidden": "true" }), h("span"));
 }
@@ -27,8 +27,8 @@ export function ratioBar() {
 }
 
 /**
- * `broken`: sigma is not finite. `held`: what is above 1 was rescaled at once. `left`: the ratio
- * that a rescale left.
+ * `broken`: sigma is not finite. `held`: a ratio above 1 was rescaled at once. `left`: the ratio
+ * after a rescale.
  */
 export function showRatio(bar, value, { broken = false, left = null, held = left !== null } = {}) {
   const known = value !== null && value !== undefined;
@@ -72,13 +72,13 @@ export class Facts {
   }
 }
 
-/** A titled box; `tools` stand at the right of its title. */
+/** A titled box with `tools` to the right of its title. */
 export function panel(area, title, tools, ...children) {
   const head = h("div", { class: "panel-head" }, h("h2", { text: title }), ...tools);
   return h("section", { class: `panel ${area}` }, head, ...children);
 }
 
-/** The color of a line, beside its name. */
+/** The color of a line, shown beside its name. */
 export function swatch() {
   return h("span", { class: "swatch", "aria-hidden": "true" });
 }
@@ -87,13 +87,13 @@ export function waiting() {
   return h("p", { class: "hint", text: "Asking the service\u2026" });
 }
 
-/** A view without its content: what happened, and what to do about it. */
+/** The text of a view without content: the state, and what to do about it. */
 export function stateNote(title, sentence, ...more) {
   const said = [h("h1", { text: title }), h("p", { text: sentence })];
   return h("section", { class: "state" }, ...said, ...more);
 }
 
-/** What a problem means to the reader, as a note. */
+/** A problem as a note in the reader's terms. */
 export function problemNote(problem, what) {
   const home = h("p", {}, h("a", { href: "#/", text: "All runs" }));
   const gone = "It was deleted, or it never was on this service.";
@@ -103,7 +103,7 @@ export function problemNote(problem, what) {
   return stateNote(problem.title ?? "The page has a defect", problem.message, home);
 }
 
-/** A group of choices of which one holds: {value: label}, or values that are their own label. */
+/** A group of exclusive choices: {value: label}, or values that are their own labels. */
 export class Choice {
   constructor(label, choices, onChange) {
     this.buttons = new Map();
@@ -125,7 +125,7 @@ export class Choice {
   }
 }
 
-/** A column header that sorts: a button, with the order told in `aria-sort`. */
+/** A column header that sorts: a button, with the order in `aria-sort`. */
 export function sortHeader(label, key, onSort, properties = {}) {
   const button = h("button", { type: "button", text: label, on: { click: () => onSort(key) } });
   return h("th", { scope: "col", data: { key }, ...properties }, button);
@@ -140,7 +140,7 @@ export function showSort(row, sort) {
   }
 }
 
-/** The order after a click on `key`: large numbers first, names from A, then the other way. */
+/** The order after a click on `key`: numbers descending, names ascending; then the reverse. */
 export function nextSort(sort, key, textKeys = ["layer", "name"]) {
   const first = textKeys.includes(key) ? key : `-${key}`;
   if (sort === first) return first.startsWith("-") ? key : `-${key}`;

@@ -92,8 +92,8 @@ export function shape(sizes) {
 }
 
 /**
- * A layer's name in at most `length` letters: its end says more than its beginning, and `.weight`
- * says least. It is cut between its parts where one of them fits.
+ * Shorten a layer's name to at most `length` letters. It drops `.weight` first and keeps the end
+ * rather than the beginning. The cut is between parts of the name if one fits.
  * @param {string} name
  * @param {number} length at least 1
  */

@@ -1,4 +1,4 @@
-// Layer patterns as the policy reads them (shell globs, case-sensitive): what would they match?
+// Layer patterns of a policy (shell globs, case-sensitive), for a preview of their matches.
 
 /** @param {string} pattern */
 export function globToRegExp(pattern) {

@@ -1,4 +1,4 @@
-// The address: what is shown is in the hash, so every view can be linked to and gone back to.
+// The address: the hash holds the whole state of a view, for links and the back button.
 
 export const MOST_COMPARED = 6;
 
@@ -9,7 +9,7 @@ export const MOST_COMPARED = 6;
  */
 
 /**
- * Read a hash: `#/`, `#/runs/RUN?layer=..&from=..`, `#/compare/A/B?..`.
+ * Parse a hash: `#/`, `#/runs/RUN?layer=..&from=..`, `#/compare/A/B?..`.
  * Names are percent-encoded, so that / % # and ? in them stay part of the name.
  * @param {string} hash
  * @returns {Route}

@@ -1,4 +1,4 @@
-// Light, dark, or as the system says; charts read their colors from the style sheet.
+// The theme: light, dark, or that of the system. Charts read their colors from the style sheet.
 
 const ORDER = ["auto", "light", "dark"];
 const listeners = new Set();
@@ -10,7 +10,7 @@ export function startTheme(button) {
     try {
       localStorage.setItem("snc-theme", next);
     } catch {
-      // Storage may be forbidden; the choice then lasts as long as the page.
+      // Storage may be blocked; the choice then lasts as long as the page.
       document.documentElement.dataset.choice = next;
     }
     apply(next, button);
@@ -18,7 +18,7 @@ export function startTheme(button) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tell);
 }
 
-/** Call `listener` whenever colors change; returns the way out. */
+/** Call `listener` whenever colors change; returns a function that unsubscribes it. */
 export function onTheme(listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);

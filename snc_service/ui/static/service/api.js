@@ -1,9 +1,9 @@
-// The service as the page sees it: GET with ETags, what the page may change, errors as sentences.
+// The client of the service: GET with ETags, the page's changes, and errors as sentences.
 
 const PREFIX = "api/v1";
 const KEPT_ANSWERS = 64;
 
-/** What the service, or the way to it, said instead of an answer. Status 0: it was not reached. */
+/** An error answer of the service or of a proxy. Status 0: the service was not reached. */
 export class Problem extends Error {
   constructor(status, title, detail) {
     super(detail || title);
@@ -13,9 +13,9 @@ export class Problem extends Error {
 }
 
 const answers = new Map(); // URL -> {etag, data}, the oldest first
-let clockOffset = 0; // the service's clock minus ours, in milliseconds
+let clockOffset = 0; // the service's clock minus the local one, in milliseconds
 
-/** Now, by the service's clock: a laptop that is 3 minutes off must not show ages that are. */
+/** The current time by the service's clock: a local clock may be off by minutes. */
 export function serviceNow() {
   return Date.now() + clockOffset;
 }
@@ -34,7 +34,7 @@ export function runPath(run, rest = "") {
   return `runs/${encodeURIComponent(run)}${rest}`;
 }
 
-/** GET. An unchanged answer is the *same* object as the last time. */
+/** GET. An unchanged answer is the *same* object as before. */
 export async function get(path, parameters, signal) {
   const address = url(path, parameters);
   const kept = answers.get(address);
@@ -53,14 +53,14 @@ export async function getPolicy(run, signal) {
   return { data: await body(response), etag: response.headers.get("ETag") };
 }
 
-/** Say that one looks after an incident; returns it as it is then. */
+/** Acknowledge an incident; returns its new state. */
 export async function acknowledge(incident) {
   const headers = { "Content-Type": "application/json" };
   const options = { method: "POST", headers, body: "{}", cache: "no-store" };
   return body(await reach(url(`incidents/${incident}/acknowledge`), options));
 }
 
-/** PUT a policy if it is still the one whose tag is `etag`. */
+/** PUT a policy if the current one still has the tag `etag`. */
 export async function putPolicy(run, policy, etag) {
   const headers = { "Content-Type": "application/json" };
   if (etag) headers["If-Match"] = etag;
@@ -68,7 +68,7 @@ export async function putPolicy(run, policy, etag) {
   return body(await reach(url(runPath(run, "/policy")), options));
 }
 
-/** Whose session this is (GET), a new one (POST with a token), or none any more (DELETE). */
+/** Read a session (GET), open one (POST with a token) or close it (DELETE). */
 export async function session(method, content) {
   const options = { method, cache: "no-store" };
   if (content) {
@@ -88,7 +88,7 @@ async function reach(address, options) {
     throw new Problem(0, "The service cannot be reached", "No answer from the service.");
   }
   const date = Date.parse(response.headers.get("Date") ?? "");
-  // The header has whole seconds: only a larger difference says anything.
+  // The header has whole seconds: smaller differences are noise.
   if (date && Math.abs(date - Date.now()) > 2000) clockOffset = date - Date.now();
   return response;
 }

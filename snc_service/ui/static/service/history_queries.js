@@ -1,4 +1,4 @@
-// Asking for histories: what was never reported is not there, and that hides nothing else.
+// Queries of histories: one missing metric, scalar or layer does not hide the others.
 
 import { spacing, waits } from "../charts/matrix.js";
 
@@ -44,7 +44,7 @@ function ownSteps(history) {
   const { steps, mean, min, max, nonfinite, bucket_steps: bucket } = history;
   const usual = spacing(steps, bucket);
   const there = steps.map((_, i) => i).filter((i) => mean[i] !== null || (nonfinite?.[i] ?? 0) > 0);
-  // The place of each value, and before one that follows a silence, -1.
+  // The index of each value, with -1 before a value that follows a gap.
   const kept = there.flatMap((i, k) =>
     k > 0 && !waits(steps[there[k - 1]], steps[i], usual) ? [-1, i] : [i]);
   const part = (/** @type {Values} */ values) => kept.map((i) => (i < 0 ? null : values[i]));

@@ -1,18 +1,18 @@
-// Staying current: repeat a task, rest while the tab is hidden, back off while the service is away.
+// Polling: repeats a task, pauses while the tab is hidden, backs off while the service is down.
 
 import { announce, setText } from "../document/dom.js";
 import { clock } from "../document/format.js";
 
 const LONGEST_WAIT = 15_000;
 
-/** How many seconds charts stand still: drawing takes a tenth of the time at most. */
+/** Return the seconds between updates of charts: drawing takes at most a tenth of the time. */
 export function restAfter(asking, drawing) {
   return Math.max(5, 3 * asking, 10 * drawing);
 }
 
 /**
- * Runs `task(signal)` every `interval` ms after the last one ended. Failures double the wait; the
- * tab becoming visible, or `now()`, runs it at once.
+ * Runs `task(signal)` every `interval` ms after the last call ended. Failures double the wait. A tab
+ * that becomes visible, or `now()`, starts a call at once.
  */
 export class Live {
   constructor(task, interval, onProblem) {
@@ -41,7 +41,7 @@ export class Live {
     document.removeEventListener("visibilitychange", this.onVisible);
   }
 
-  /** Run now, or once more right after the run under way. */
+  /** Call the task now, or again right after the current call. */
   async now() {
     clearTimeout(this.timer);
     if (this.stopped) return;
@@ -85,7 +85,7 @@ const SENTENCES = {
 };
 let current = "connecting";
 
-/** Show how things stand with the service; speak only when that changes. */
+/** Show the state of the connection; announce only changes. */
 function connection(state) {
   if (state === current) return;
   const before = current;

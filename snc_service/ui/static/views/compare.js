@@ -1,4 +1,4 @@
-// Runs side by side: their numbers, loss on one axis, one layer on one axis, heatmaps on one scale.
+// The comparison of runs: numbers, loss and one layer on common axes, heatmaps on one scale.
 
 import { get, runPath } from "../service/api.js";
 import { plotly } from "../charts/chart.js";
@@ -21,7 +21,7 @@ import { onTheme, seriesColor } from "../document/theme.js";
 const MARGIN = 84; // of figures without layer names
 
 /**
- * One of the runs: its record, and the answers to the queries of its charts.
+ * A compared run: its record, and the answers to the queries of its charts.
  * @typedef {{name: string, place: number, item?: any, loss?: any, sigma?: any, before?: any,
  *   after?: any, history?: any, threshold?: any}} Compared
  */
@@ -118,16 +118,16 @@ export class CompareView {
   }
 
   failed(problem) {
-    if (this.ready && problem.status !== 404) return; // the bar says that the service is away
+    if (this.ready && problem.status !== 404) return; // the bar shows that the service is down
     this.ready = false;
     this.element.replaceChildren(problemNote(problem, "What is to be compared"));
   }
 
   async load(signal) {
     const asked = this.names.map((name) => get(runPath(name), {}, signal));
-    // A run that is not there yet (or any more) leaves its place empty.
+    // A run that does not exist yet, or was deleted, leaves its place empty.
     const items = await Promise.all(asked.map(known));
-    if (!items.some(Boolean)) await Promise.all(asked); // the problem as the service put it
+    if (!items.some(Boolean)) await Promise.all(asked); // shows the service's own problem
     items.forEach((item, i) => {
       const before = this.runs[i].item;
       if (item?.version !== before?.version) this.stale = true;
@@ -170,7 +170,7 @@ export class CompareView {
     Object.assign(run, (await histories(ask, [layer])).get(layer));
   }
 
-  /** The layer asked for, else the worst one of the first run that has one. */
+  /** Return the requested layer, else the worst one of the first run that has one. */
   pickLayer() {
     const layers = [...new Set(this.runs.flatMap((run) => run.sigma?.layers ?? []))];
     const option = (layer) => h("option", { value: layer, text: layer });
@@ -226,7 +226,7 @@ export class CompareView {
     });
   }
 
-  /** One color scale for all pictures: [low, high]. */
+  /** Return one color scale for all heatmaps: [low, high]. */
   limits(metric) {
     /** @param {Compared} run */
     const matrix = ({ sigma }) => (metric === "growth" ? growth(sigma.max) : sigma.max);

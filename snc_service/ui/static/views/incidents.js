@@ -1,4 +1,4 @@
-// Incidents: what went wrong together, one entry each, and a button that says "I look after it".
+// Incidents: one entry each, with a button that acknowledges it.
 
 import { acknowledge, get } from "../service/api.js";
 import { announce, h, keyed, quietButton, setText } from "../document/dom.js";
@@ -9,10 +9,10 @@ import { runLink } from "../document/router.js";
 
 const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
 const MOST = 20;
-const MOST_TOLD = 4; // of the events that followed
-const REST = 5000; // ms between two questions: incidents are formed a moment after their events
+const MOST_TOLD = 4; // of the later rules in an entry
+const REST = 5000; // ms between two requests: incidents are formed shortly after their events
 
-/** The incidents of one run. `handlers`: `go(event)` shows where it began. */
+/** The incidents of one run. `handlers`: `go(event)` shows where an incident began. */
 export class IncidentPanel {
   constructor(run, handlers) {
     this.run = run;
@@ -23,7 +23,7 @@ export class IncidentPanel {
     this.element = panel("area-incidents", "Incidents", [], h("div", {}, this.list, this.problem));
   }
 
-  /** Ask again, unless that was a moment ago; return how many are open. */
+  /** Reload, unless the last load was recent; returns the number of open incidents. */
   async load(signal, { now = false } = {}) {
     if (now || performance.now() - this.asked >= REST) {
       this.asked = performance.now();
@@ -89,7 +89,7 @@ export class IncidentPanel {
   }
 }
 
-/** The rules that fired after the first one, in order. */
+/** Describe the rules that fired after the first one, in order. */
 function followed({ events, omitted }) {
   const later = events.slice(1);
   if (!later.length) return "";
@@ -105,7 +105,7 @@ function owner({ acknowledged_at: at, acknowledged_by: by, resolved_at: resolved
   return parts.join(" \u00b7 ");
 }
 
-/** A line over the list of runs that names those with an open incident. */
+/** A line above the list of runs that names the runs with an open incident. */
 export class OpenIncidents {
   constructor() {
     this.asked = -Infinity;

@@ -1,11 +1,11 @@
-// Who is looking: a field for a token where the service asks for one, and the way out.
+// Login and logout: a token field if the service requires a token.
 
 import { session } from "../service/api.js";
 import { h, setText } from "../document/dom.js";
 
 const HINT = "An operator makes one with \u201csnc token create NAME --scope read\u201d.";
 
-/** Show the field until a token counts; the page then starts afresh. */
+/** Show the field until a token is accepted; then reload the page. */
 export class Login {
   constructor(out) {
     this.out = out;
@@ -20,7 +20,7 @@ export class Login {
       h("label", { for: "token", text: "Token" }), this.field, this.enter, this.problem,
       h("p", { class: "hint", text: HINT }));
     this.dialog = h("dialog", { id: "login", "aria-labelledby": "login-title" }, form);
-    // Without a token there is nothing behind it to go back to.
+    // Without a token there is no view to go back to.
     this.dialog.addEventListener("cancel", (event) => event.preventDefault());
     form.addEventListener("submit", (event) => this.submit(event));
     out.addEventListener("click", () => this.leave());
@@ -28,14 +28,14 @@ export class Login {
     addEventListener("unauthorised", () => this.ask());
   }
 
-  /** Find out whether the service asks for tokens, and whose session this is. */
+  /** Query whether the service requires tokens, and the current session. */
   async start() {
     try {
       const who = await session("GET");
       this.out.hidden = !who.token_needed;
       setText(this.out, `Sign out ${who.name}`);
     } catch {
-      this.out.hidden = true; // the views say what is wrong; a 401 has asked already
+      this.out.hidden = true; // the views show the error; a 401 has opened the login already
     }
   }
 

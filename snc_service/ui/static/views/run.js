@@ -1,4 +1,4 @@
-// One run: its state, its heatmap, its worst layers, the history of the chosen ones, what happened.
+// One run: state, heatmap, worst layers, the histories of the chosen layers, events.
 
 import { get, runPath } from "../service/api.js";
 import { plotly } from "../charts/chart.js";
@@ -98,7 +98,7 @@ export class RunView {
     ];
   }
 
-  /** Take over what the address says; anything that changes the charts asks for them anew. */
+  /** Apply the address; reload the charts if anything about them changed. */
   update(route) {
     this.query = route.query;
     Object.assign(this, stepsOf(route.query));
@@ -117,7 +117,7 @@ export class RunView {
     this.update(route);
   }
 
-  /** Ask for everything shown again, now. */
+  /** Reload everything shown, now. */
   refresh() {
     this.version = null;
     this.chartsAt = -Infinity;
@@ -154,7 +154,7 @@ export class RunView {
   }
 
   async load(signal) {
-    // The first time, nothing is known: ask for all of it at once.
+    // At the first load nothing is known: request everything at once.
     const tables = this.item ? null : this.loadTables(signal);
     tables?.catch(() => {}); // reported below, or by the run itself
     const item = await get(runPath(this.run), {}, signal);
@@ -233,7 +233,7 @@ export class RunView {
     else await this.heatmap.draw(pictures, { metric, range, selected: chosen });
   }
 
-  /** The step under the pointer, in every figure and in the legend. */
+  /** Set the step under the pointer in every figure and in the legend. */
   point(step) {
     this.heatmap.chart.moveCursor(step);
     this.history.moveCursor(step);

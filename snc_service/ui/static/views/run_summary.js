@@ -1,15 +1,15 @@
-// What is said of a run in numbers and in words, wherever it is shown.
+// A run summarised in numbers and words, for several views.
 
 import { serviceNow } from "../service/api.js";
 import { announce } from "../document/dom.js";
 import { age, count, MISSING, percent, ratio, shortName } from "../document/format.js";
 
-/** Whether every breach was answered by a rescale: above its threshold, but held there. */
+/** Return whether every breach was rescaled at once: above the threshold, but held there. */
 export function isHeld(run) {
   return run.breaches > 0 && run.rescales >= run.breaches;
 }
 
-/** Above 1 and not held is bad, held is worth a look. */
+/** Above 1 and not held is bad; above 1 and held is a warning. */
 function ratioTone(run) {
   if (!(run.worst_ratio > 1)) return "";
   return isHeld(run) ? "warn" : "bad";
@@ -67,7 +67,7 @@ export function countTone(key, run) {
   return { nonfinite_layers: "broken", dropped_values: "warn" }[key] ?? "";
 }
 
-/** Speak when a run changes its state, breaches or breaks for the first time. */
+/** Announce when a run changes its state, or has its first breach or non-finite value. */
 export function tellChange(before, run, name) {
   if (before.state !== run.state) announce(`${name} is ${run.state}.`);
   else if (!before.breaches && run.breaches) announce(`${name}: first breach.`);

@@ -1,4 +1,4 @@
-// All runs: which one needs a look?
+// The list of all runs, with those that need attention first.
 
 import { get, serviceNow } from "../service/api.js";
 import { h, keyed, rowKeys, setText } from "../document/dom.js";
@@ -28,7 +28,7 @@ const COUNTS = ["breaches", "rescales", "nonfinite_layers", "dropped_values"];
 const TEXTS = ["name", "state"];
 const STATES = ["active", "silent", "finished", "failed"];
 const PAGE = 200;
-const MOST = 500; // that the service gives at once
+const MOST = 500; // the service's largest page
 
 export class RunsView {
   constructor(route) {
@@ -250,7 +250,7 @@ function counts(items, next) {
   return `${next ? `the newest ${items.length}: ` : ""}${parts.join(" \u00b7 ")}`;
 }
 
-/** Sort a copy; without a value comes last in either direction, no order keeps the service's. */
+/** Return a sorted copy; missing values come last in both directions, no `sort` keeps the order. */
 function sorted(items, sort) {
   if (!sort) return items;
   const down = sort.startsWith("-");

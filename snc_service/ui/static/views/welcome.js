@@ -1,4 +1,4 @@
-// The first thing a new service shows: how to get a run onto it.
+// The view of a service without runs: how to send it the first one.
 
 import { copyButton, h } from "../document/dom.js";
 

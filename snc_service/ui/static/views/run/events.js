@@ -1,10 +1,10 @@
-// What happened to a run: the list, and the marks it leaves on the step axis.
+// The events of a run: the list, and their marks on the step axis.
 
 import { h, keyed, setText } from "../../document/dom.js";
 import { clock, count, moment, ruleName } from "../../document/format.js";
 import { color } from "../../document/theme.js";
 
-// A shape per rule that happens often, one for the rest.
+// One shape per frequent rule, one for all others.
 const SYMBOLS = {
   breach: "triangle-up",
   rescale: "diamond",
@@ -23,7 +23,7 @@ const GLYPHS = {
 };
 const NOTHING = "Nothing has happened yet: no breach, no value that is not finite.";
 
-/** `handlers`: `go(event)` shows where an event happened. */
+/** `handlers`: `go(event)` shows the layer and step of an event. */
 export class EventList {
   constructor(handlers) {
     this.handlers = handlers;
@@ -58,7 +58,7 @@ export class EventList {
   }
 }
 
-/** One piece of what is said of an event. */
+/** One part of an event's entry. */
 export function part(name, text, more = {}) {
   return h("span", { class: `event-${name}`, text, ...more });
 }
@@ -67,7 +67,7 @@ export function timeOf(at) {
   return h("time", { class: "event-time", datetime: at, title: moment(at), text: clock(at) });
 }
 
-/** Where an event happened: its worst layer, and how many more. */
+/** The place of an event: its worst layer, and the number of others. */
 export function layers(event) {
   return event.layers > 1 ? `${event.layer} and ${count(event.layers - 1)} more` : event.layer;
 }

@@ -9,7 +9,7 @@ import { eventPoints } from "./events.js";
 
 const LABEL = "History of the chosen layers and loss: arrow keys move along the steps";
 const BEFORE = "\u03c3 is measured before a step\u2019s action; a rescale then brings it down.";
-const LOSS_PLACE = 7; // among the colors of the series
+const LOSS_PLACE = 7; // index in the colors of the series
 
 export class HistoryPanel {
   /** `handlers`: `zoom(from, to)`, `point(step)`, `remove(layer)`, `scale(name)`. */
@@ -68,7 +68,7 @@ export class HistoryPanel {
     const history = this.loss?.steps.length ? this.loss : this.shown?.[0]?.history;
     if (!move || !history?.steps.length) return;
     const at = this.at ?? null;
-    // The first key shows the newest step, the next ones move.
+    // The first key press shows the newest step, later ones move from it.
     const i = bucketAt(history, at) + (at === null ? 0 : move * (event.shiftKey ? 10 : 1));
     this.point(history.steps[Math.min(Math.max(i, 0), history.steps.length - 1)]);
     event.preventDefault();

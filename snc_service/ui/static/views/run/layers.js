@@ -1,10 +1,10 @@
-// The table of a run's layers, the worst first: all that the heatmap says, in numbers.
+// The table of a run's layers, the worst first: the content of the heatmap as numbers.
 
 import { h, keyed, quietButton, rowKeys, setText } from "../../document/dom.js";
 import { count, number, shape } from "../../document/format.js";
 import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../../document/elements.js";
 
-// Those with an order of the service's can be sorted by; "model" is the model's own order.
+// Columns with a `sort` of the service can be sorted by; "model" is the model's own order.
 /** @type {{key: string, label: string, style: string, sort?: string}[]} */
 const COLUMNS = [
   { key: "layer", label: "Layer", style: "col-layer", sort: "model" },
@@ -17,7 +17,7 @@ const COLUMNS = [
 const PAGE = 25;
 const MOST_LAYERS = 500;
 
-/** `handlers`: `select(layer)` toggles a layer's history, `ask()` asks for other rows. */
+/** `handlers`: `select(layer)` toggles a layer's history, `ask()` requests other rows. */
 export class LayerTable {
   constructor(handlers) {
     this.handlers = handlers;
@@ -52,7 +52,7 @@ export class LayerTable {
     this.handlers.ask();
   }
 
-  /** Show `items` (in the order asked for) of `total` layers; `selected` maps layers to colors. */
+  /** Show `items` (in the requested order) of `total` layers; `selected` maps layers to colors. */
   show(items, total, selected) {
     const rows = items.slice(0, this.limit);
     const update = (row, item) => this.update(row, item, selected);
@@ -71,7 +71,7 @@ export class LayerTable {
       h("td", { class: "col-ratio" }, ratioBar()),
       ...COLUMNS.slice(2).map(({ key }) => h("td", { class: "num", data: { key } })));
     row.addEventListener("click", (event) => {
-      // The whole row is a target; the button in it is the one that keys and readers use.
+      // The whole row can be clicked; its button is for keyboard and screen readers.
       if (!event.target.closest("button") && !String(getSelection())) select();
     });
     return row;
@@ -97,11 +97,11 @@ export class LayerTable {
   }
 }
 
-/** What sigma_upper is worth: a bound of this weight, or of one that has moved since. */
+/** Describe the validity of sigma_upper: a bound of this weight, or of an earlier state of it. */
 function origin({ metrics, sigma, sigma_upper: upper }) {
   const { bound_age: age, certified_age: since } = metrics;
   if (upper === null) return worth(false, "");
-  // Whoever reports no ages: what is below sigma can only be of an earlier step.
+  // Clients that report no ages: a bound below sigma must be of an earlier step.
   if (age === undefined) return upper < sigma ? worth(true, "Of an earlier step than \u03c3") : worth(false, "");
   if (age > 0) return worth(true, `A bound ${count(age)} steps ago; the weight has moved since`);
   if (since > 0) return worth(false, `A bound, carried from a certificate ${count(since)} steps ago`);
@@ -115,7 +115,7 @@ function worth(old, title) {
 /** The ratio that a rescale left, null if there was none. */
 function leftOf({ ratio, scale }) {
   if (ratio === null || scale === null || scale >= 1) return null;
-  return Number((ratio * scale).toFixed(6)); // a threshold that was met is not missed by rounding
+  return Number((ratio * scale).toFixed(6)); // rounding must not turn a met threshold into a breach
 }
 
 function describe({ kind, shape: sizes, step }) {
@@ -123,7 +123,7 @@ function describe({ kind, shape: sizes, step }) {
   return [[kind, shape(sizes)].filter(Boolean).join(" "), at].filter(Boolean).join(" \u00b7 ");
 }
 
-/** A name as text with chances to break behind its dots and slashes. */
+/** Allow line breaks after the dots and slashes of a name. */
 function breakable(name) {
   return name.split(/(?<=[./])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
 }

@@ -1,4 +1,4 @@
-// The policy in force: who set it, what it says, and a form to change it while the run goes on.
+// The policy in force: its author, its entries, and a form to change it during the run.
 
 import { getPolicy, putPolicy } from "../../service/api.js";
 import { announce, h, quietButton, setText } from "../../document/dom.js";
@@ -88,7 +88,7 @@ export class PolicyPanel {
     this.preview();
   }
 
-  /** Count which of `layers` each entry would get: the first match wins. */
+  /** Count the layers of `layers` that each entry gets: the first match wins. */
   preview(layers = this.layers) {
     this.layers = layers;
     const left = new Set(layers);
@@ -127,13 +127,13 @@ export class PolicyPanel {
   }
 }
 
-/** A number where the text is one; else the text, for the service to judge. */
+/** Return a number if the text is one, else the text, which the service checks. */
 function thresholdOf(text) {
   if (text === "") return null;
   return Number.isNaN(Number(text)) ? text : Number(text);
 }
 
-/** The policy's version and where it came from, in one sentence. */
+/** Describe the policy's version and its origin in one sentence. */
 export function origin(stored) {
   const { policy_version: version } = stored;
   if (!version) return "Nobody has set a policy: every layer is observed.";
