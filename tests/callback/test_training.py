@@ -50,7 +50,11 @@ def spectral_norms(callback: SNCallback) -> dict[str, float]:
 
 
 def train(
-    make: Callable[[nn.Module], torch.optim.Optimizer], dtype: torch.dtype, **keywords: object
+    make: Callable[[nn.Module], torch.optim.Optimizer],
+    dtype: torch.dtype,
+    *,
+    threshold: str,
+    **keywords: object,
 ) -> tuple[list[float], list[float], SNCallback]:
     """Return per step the largest spectral norm / threshold and the loss; and the callback."""
     torch.manual_seed(0)
@@ -58,7 +62,9 @@ def train(
     optimizer = make(model)
     tokens = encode(standard_library_text(200_000))
     norms, losses = [], []
-    with SNCallback(model, **keywords) as callback:
+    # A table of positions is held where it is named.
+    limits = dict.fromkeys(("positions.weight", "*"), threshold)
+    with SNCallback(model, threshold=limits, **keywords) as callback:
         data = minibatches(tokens, batch_size=8, context=CONTEXT, seed=1)
         for _ in range(STEPS):
             inputs, targets = next(data)
