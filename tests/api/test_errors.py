@@ -43,6 +43,7 @@ def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
         (types.VersionConflict("policy", 4), 412, "precondition-failed"),
         (types.StoreUnavailable("locked"), 503, "store-unavailable"),
         (types.StoreFull("no room"), 503, "storage-full"),
+        (types.RunFull("layers", "run_layers", 3, "layers"), 422, "run-full"),
         (types.StoreError("what?"), 500, "internal"),
     ],
 )
@@ -55,7 +56,11 @@ def test_every_error_of_the_store_is_known():
     def below(kind):
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
 
-    made = {types.SequenceGap: (1, 2), types.VersionConflict: ("policy", 1)}
+    made = {
+        types.SequenceGap: (1, 2),
+        types.VersionConflict: ("policy", 1),
+        types.RunFull: ("layers", "run_layers", 3, "layers"),
+    }
     for kind in below(types.StoreError) - {types.StoreError}:
         error = kind(*made.get(kind, ("told",)))
         assert from_store(error).status_code != 500, kind

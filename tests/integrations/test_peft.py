@@ -60,7 +60,6 @@ def test_each_adapter_is_held_by_its_own_product():
     assert product(model, "default") == kept
 
 
-@pytest.mark.xfail(reason="a callback looks for new parameters now and then", strict=True)
 def test_a_second_adapter_is_seen_at_the_next_measurement():
     model, optimizer = trained(4)
     with SNCallback(model, optimizer=optimizer, threshold="1.2x init", idle_every=1) as callback:

@@ -52,7 +52,7 @@ class TooManyAnnotations(StoreError):
 class RunFull(StoreError):
     """The run names as many things of a kind as one may; ``bound`` says which, as a setting."""
 
-    def __init__(self, what: str, bound: str, limit: int, *, field: str) -> None:
+    def __init__(self, what: str, bound: str, limit: int, field: str) -> None:
         super().__init__(
             f"{what} of a run must be at most {limit:,}, and it has no room for more: send fewer "
             f"names, or let an operator raise SNC_{bound.upper()}"
