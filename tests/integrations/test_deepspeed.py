@@ -32,26 +32,31 @@ engine, *_ = deepspeed.initialize(
         "train_batch_size": 8,
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 2,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": low},
     },
 )
+dtype = next(engine.module.parameters()).dtype
 with SNCallback(
     engine.module, optimizer=engine, threshold="1.2x init", idle_every=1
 ) as callback:
     for _ in range(12):
-        engine.backward((engine(torch.randn(4, 16)) - 3).square().mean())
+        engine.backward((engine(torch.randn(4, 16, dtype=dtype)) - 3).square().mean())
         engine.step()
 names = [layer.name for layer in callback.layers.layers]
 (folder / "told.json").write_text(json.dumps([worst_excess(engine.module, callback), names]))
 """
 
 
-def test_each_optimizer_step_is_held_and_counted(rest: Rest, tmp_path):
+@pytest.mark.parametrize(("stage", "low"), [(0, False), (1, False), (2, False), (1, True)])
+def test_each_optimizer_step_is_held_and_counted(stage, low, rest: Rest, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     world |= {"MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-    assert started(tmp_path, rest.url, CODE, **world).wait(timeout=100) == 0
+    assert started(tmp_path, rest.url, f"stage, low = {stage}, {low}\n{CODE}", **world).wait(timeout=100) == 0
     excess, names = json.loads((tmp_path / "told.json").read_text())
     assert excess <= 1.001
     assert names == ["0.weight", "2.weight"]

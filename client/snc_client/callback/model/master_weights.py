@@ -65,7 +65,7 @@ class Masters:
         """
         weight = layer.weight() if weight is None else weight
         master = self._of(layer, weight, self._given_for)
-        if master is None and (self._optimizers or self._attached) and weight.dtype in LOW:
+        if master is None and (self._attached or (self._optimizers and weight.dtype in LOW)):
             master = self._of(layer, weight, self._found_for)
         return master
 
@@ -90,7 +90,7 @@ class Masters:
 
     def _cast_later(self, name: str, parameter: Tensor) -> Tensor | None:
         master = self._given_for(name, parameter)
-        if master is None and parameter.dtype in LOW:
+        if master is None and (self._attached or parameter.dtype in LOW):
             stashed = [m for each in self._optimizers for m in _in_stash(each, parameter)]
             laid = (_laid_like(parameter, m) for m in (*stashed, *_attached(parameter)))
             master = next((m for m in laid if m is not None), None)
@@ -109,14 +109,18 @@ class Masters:
             for each in self._optimizers
             for master in (*_in_state(each, parameter), *_in_stash(each, parameter))
         ]
-        kept += _attached(parameter)
+        kept = [*(kept if parameter.dtype in LOW else ()), *_attached(parameter)]
         for master in kept:
             laid = _laid_like(parameter, master)
             if laid is not None and laid.dtype not in LOW:
                 return laid
         if kept:
             self._say(name, "is not laid out like its parameter: pass it as masters=, in its shape")
-        elif self._optimizers and not any(_steps(x, parameter) for x in self._optimizers):
+        elif (
+            self._optimizers
+            and parameter.dtype in LOW
+            and not any(_steps(x, parameter) for x in self._optimizers)
+        ):
             self._say(
                 name,
                 "is unknown, and the optimizer does not hold the parameter: if it steps a copy, "
@@ -189,12 +193,14 @@ def _in_stash(optimizer: object, parameter: Tensor) -> Iterator[Tensor]:
 
 
 def _attached(parameter: Tensor) -> Iterator[Tensor]:
-    """Yield the master that Megatron or DeepSpeed has attached to the parameter."""
-    if isinstance(master := getattr(parameter, "main_param", None), Tensor):
-        yield master
+    """Yield the master that Megatron or DeepSpeed has attached to the parameter.
+
+    DeepSpeed's optimizer steps one of a float32 parameter too.
+    """
     fragment = getattr(getattr(parameter, "_hp_mapping", None), "get_hp_fragment", None)
-    if fragment is not None and isinstance(master := fragment(), Tensor):
-        yield master
+    for master in (getattr(parameter, "main_param", None), fragment and fragment()):
+        if isinstance(master, Tensor) and master.data_ptr() != parameter.data_ptr():
+            yield master
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
