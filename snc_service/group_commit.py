@@ -85,7 +85,7 @@ class GroupCommit:
 
     def _run(self) -> None:
         while items := self._next():
-            self._commit(items)
+            self._store_together(items)
 
     def _next(self) -> list[_Waiting]:
         """Wait for work and return the items of one transaction; empty: closed and nothing left."""
@@ -104,7 +104,7 @@ class GroupCommit:
                         num_bytes += item.num_bytes
         return items
 
-    def _commit(self, items: list[_Waiting]) -> None:
+    def _store_together(self, items: list[_Waiting]) -> None:
         try:
             outcomes = self._store.batches.ingest(
                 [item.submission for item in items], self._advance
@@ -120,7 +120,7 @@ class GroupCommit:
         """Store each item alone, so that only the one that breaks the transaction is refused."""
         if len(items) > 1:
             for item in items:
-                self._commit([item])
+                self._store_together([item])
             return
         if not isinstance(error, StoreError):
             run = items[0].submission.run

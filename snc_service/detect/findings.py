@@ -49,7 +49,8 @@ class Seen:
     num_broken: Counts  # [S] values that are not finite
     trends: Trends
     gaps: Counts  # [S] steps since the row before
-    # [S] deviations of loss and grad_norm, ratio of lr, rise of the loss: see `course.scores`.
+    # [S] deviations of loss and grad_norm, ratio of lr, rise of the loss, share of skipped steps:
+    # see `scalar_rules.scores`.
     scores: Mapping[str, Doubles]
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.detect import course, faults, movement, onset
+from snc_service.detect import layer_rules, onset, scalar_rules, value_rules
 from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.findings import Look, RuleFinding, Seen
 from snc_service.detect.memory import Memory
@@ -31,21 +31,21 @@ from snc_service.wire import RuleSetting, RuleSettings
 # The function of each rule, in the order of the events of one row.
 LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
     {
-        "nonfinite": faults.nonfinite,
-        "breach": faults.breach,
-        "guard": faults.guard,
-        "guard_rollback": faults.guard_rollback,
-        "lr_jump": course.lr_jump,
-        "update_ratio": movement.update_ratio,
-        "sigma_jump": movement.sigma_jump,
-        "sigma_growth": movement.sigma_growth,
-        "sigma_vs_init": movement.sigma_vs_init,
-        "coherent_growth": movement.coherent_growth,
-        "grad_spike": course.grad_spike,
-        "grad_vanish": movement.grad_vanish,
-        "loss_divergence": course.loss_divergence,
-        "loss_trend": course.loss_trend,
-        "skipped_steps": course.skipped_steps,
+        "nonfinite": value_rules.nonfinite,
+        "breach": value_rules.breach,
+        "guard": value_rules.guard,
+        "guard_rollback": value_rules.guard_rollback,
+        "lr_jump": scalar_rules.lr_jump,
+        "update_ratio": layer_rules.update_ratio,
+        "sigma_jump": layer_rules.sigma_jump,
+        "sigma_growth": layer_rules.sigma_growth,
+        "sigma_vs_init": layer_rules.sigma_vs_init,
+        "coherent_growth": layer_rules.coherent_growth,
+        "grad_spike": scalar_rules.grad_spike,
+        "grad_vanish": layer_rules.grad_vanish,
+        "loss_divergence": scalar_rules.loss_divergence,
+        "loss_trend": scalar_rules.loss_trend,
+        "skipped_steps": scalar_rules.skipped_steps,
     }
 )
 
@@ -89,10 +89,10 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
     begins = memory.step is None
     gaps, usual = memory.gaps(rows.batch.steps)
     signals = BatchColumns(rows)
-    num_broken = faults.num_broken(signals)
+    num_broken = value_rules.num_broken(signals)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
-    scores = course.scores(signals, memory, trends.judged, plan.anew, gaps)
+    scores = scalar_rules.scores(signals, memory, trends.judged, plan.anew, gaps)
     settled = plan.settled(trends.trained, memory)  # -1: rules that compare with the past are muted
     seen = Seen(signals, num_broken, trends, gaps, scores)
     found: list[tuple[int, Event]] = []

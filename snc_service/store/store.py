@@ -15,7 +15,7 @@ from snc_service.store.collections.incidents import Incidents
 from snc_service.store.collections.runs import Runs
 from snc_service.store.collections.silences import Silences
 from snc_service.store.collections.tokens import Tokens
-from snc_service.store.sql.compaction.compact import Folder
+from snc_service.store.sql.compaction.compact import Compactor
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
@@ -34,7 +34,7 @@ class Store:
         self.bounds = bounds or RunBounds()
         book = LayerBook(self.bounds)
         self._database = database
-        self._folder = Folder(database, book)
+        self._compactor = Compactor(database, book)
         self.runs = Runs(database)
         self.batches = Batches(database, book)
         self.histories = Histories(database, book)
@@ -57,7 +57,7 @@ class Store:
         Returns 0 when nothing is due. Answers do not change, ingest continues, and a crash loses
         nothing. One background thread should call it about every second.
         """
-        return self._folder.fold(budget_s, now)
+        return self._compactor.fold(budget_s, now)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database can be read and written."""

@@ -56,7 +56,12 @@ def test_each_optimizer_step_is_held_and_counted(stage, low, rest: Rest, tmp_pat
         port = str(probe.getsockname()[1])
     world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     world |= {"MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-    assert started(tmp_path, rest.url, f"stage, low = {stage}, {low}\n{CODE}", **world).wait(timeout=100) == 0
+    assert (
+        started(tmp_path, rest.url, f"stage, low = {stage}, {low}\n{CODE}", **world).wait(
+            timeout=100
+        )
+        == 0
+    )
     excess, names = json.loads((tmp_path / "told.json").read_text())
     assert excess <= 1.001
     assert names == ["0.weight", "2.weight"]

@@ -32,7 +32,7 @@ from snc_service.wire import ABSENT, absent
 LEAVING_BYTES = 8 * 2**20  # per transaction that deletes from the tail
 
 
-class Folder:
+class Compactor:
     """Folds a store, one slice of each run in turn, so a wide run does not delay the others.
 
     The next call continues an unfinished chunk. Safe to call from any thread.
