@@ -37,6 +37,15 @@ class News:
         return self.policy is not None or bool(self.commands)
 
 
+@dataclass(frozen=True)
+class RankPart:
+    """Whether a rank reports, into which run, and the names of the layers that rank 0 reports."""
+
+    reports: bool
+    run: str
+    others: frozenset[str]
+
+
 class RankRelay:
     """Carries news from rank 0 to all ranks, to be obeyed at one and the same step of all.
 
@@ -72,23 +81,25 @@ class RankRelay:
         text = json.dumps({"run": run, "layers": sorted(names)})
         self._asked(lambda store: store.set(f"{self._key}/job", text))
 
-    def part(self, names: Sequence[str]) -> tuple[bool | None, str | None]:
-        """Return whether this rank must report its layers itself, and as which run.
+    def part(self, names: Sequence[str]) -> RankPart | None:
+        """Return what this rank, whose layers are ``names``, has to report.
 
-        None while rank 0 has not yet announced its own. A rank whose layers rank 0 has too is a
-        replica. Of several ranks with the same other layers, the first one that asks reports them.
+        None while rank 0 has not yet announced its own layers. A rank whose layers rank 0 has too
+        is a replica. Of several ranks with the same other layers, the first one that asks reports
+        them.
         """
         text = self._asked(lambda store: _value(store, f"{self._key}/job"))
         if text is None:
-            return None, None
+            return None
         job = json.loads(text)
-        if job["run"] is None or set(names) <= set(job["layers"]):
-            return False, None
+        others = frozenset(job["layers"])
+        if job["run"] is None or others.issuperset(names):
+            return RankPart(False, "", others)
         rank = str(ranks()[0])
         digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
         key = f"{self._key}/part/{digest}"
         first = self._asked(lambda store: bytes(store.compare_set(key, "", rank)).decode())
-        return (None if first is None else first == rank), job["run"]
+        return None if first is None else RankPart(first == rank, job["run"], others)
 
     def _publish(self, period: int, news: News) -> None:
         pending = News(

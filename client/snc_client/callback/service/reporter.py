@@ -52,6 +52,7 @@ class Reporter:
         self._news = News()
         self._reports: bool | None = None
         self._announced = False
+        self._others: frozenset[str] = frozenset()  # layers that rank 0 reports
         self._end: EndState | None = None
         self._resumes = False
         self._early: deque[tuple[int, Floats, dict[str, float], float]] = deque(
@@ -113,8 +114,8 @@ class Reporter:
         if self._resumes:
             self._resumes = False
             self._sender.start()
-        columns = columns[:, : len(self._table.layers)]
         if self._reports:
+            columns = columns[:, self._places()]
             self._sender.put(step, columns, {} if ranks()[0] else dict(scalars), time)
         elif self._reports is None:
             self._early.append((step, columns.copy(), dict(scalars), time))
@@ -201,7 +202,7 @@ class Reporter:
         """Return a sender for the present layers, to be started when this one has delivered."""
         assert self._sender is not None, "there is a url"
         return self._make(
-            table=self._table,
+            table=self._own(),
             run=self._sender.run,
             policy=None,
             after=self._sender,
@@ -219,21 +220,32 @@ class Reporter:
         """Find out whether this rank reports, and begin if it does."""
         if self._reports is not None or self._sender is None:
             return
-        run = None
         if ranks()[0] == 0:
             self._reports = True
-        elif joined():
-            self._reports, run = self._relay.part(self._table.names)
+        elif joined() and (part := self._relay.part(self._table.names)) is not None:
+            self._reports, self._others = part.reports, part.others
+            if part.reports:
+                self._sender = self._make(table=self._own(), run=part.run, part=True)
         if not self._reports:
             if self._reports is False:
                 self._early.clear()
             return
-        if run is not None:
-            self._sender = self._make(table=self._table, run=run, part=True)
         self._sender.start()
         for row in self._early:
             self.put(*row)
         self._early.clear()
+
+    def _own(self) -> LayerTable:
+        """Return the layers that this rank reports: all of rank 0, of a part those it lacks."""
+        if not self._others:
+            return self._table
+        return LayerTable(tuple(x for x in self._table.layers if x.name not in self._others))
+
+    def _places(self) -> Sequence[int] | slice:
+        """Return the columns of these layers in a row."""
+        if not self._others:
+            return slice(len(self._table.layers))
+        return [i for i, x in enumerate(self._table.layers) if x.name not in self._others]
 
 
 def _table(layers: Sequence[Layer]) -> LayerTable:

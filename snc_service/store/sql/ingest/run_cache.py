@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from snc_service.store.sql.database.dialect import Connection, Mark, Row
 from snc_service.store.sql.ingest import writers
+from snc_service.store.sql.ingest.overlap import Overlap
 from snc_service.store.sql.ingest.standing import Standing
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
@@ -99,6 +100,7 @@ class RunAtWork:
     writers: dict[str, Writer] = field(default_factory=dict)
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
+    overlap: Overlap = field(default_factory=Overlap)
     commands_wait: bool = True
     rules: VersionedDocument[RuleSettings] = RULE_SETTINGS.nothing
     annotations: tuple[Annotation, ...] = ()

@@ -123,6 +123,10 @@ def _store(
     # From here on the batch cannot be refused.
     version = work.rules_version
     happened = _own_events(work, batch, placed)
+    overlap = work.overlap.event(
+        connection, work.run_id, batch.writer, table.table.names, batch.steps[0]
+    )
+    happened += [] if overlap is None else [overlap]
     happened += [dataclasses.replace(event, rules_version=version) for event in found]
     work.attempts.first_steps[placed.attempt] = placed.first_step
     if placed.is_moved:
