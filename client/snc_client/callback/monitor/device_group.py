@@ -70,6 +70,7 @@ class DeviceGroup:
         self.device = device
         operators = [layer.operator() for layer in layers]
         shapes = [operator.shape for operator in operators]
+        self._certifiable = [certifiable(operator) for operator in operators]
         self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._enforcement = Enforcement(self.layers, masters)
@@ -90,8 +91,7 @@ class DeviceGroup:
             i
             for i, p in enumerate(policies)
             # Strict divides by nothing but a bound, so it leaves alone what has none.
-            if p.action in ("rescale", "cap")
-            and (self._carried is None or certifiable(self.layers[i].operator()))
+            if p.action in ("rescale", "cap") and (self._carried is None or self._certifiable[i])
         )
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
 
