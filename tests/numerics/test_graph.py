@@ -257,6 +257,6 @@ def test_a_training_is_measured_and_held_alike_with_a_graph(monkeypatch) -> None
     weights_now, sigmas_now, _ = train_under_callback()
     assert all(torch.equal(a, b) for a, b in zip(plain, weights_now, strict=True))
     assert sigmas == sigmas_now
-    # At the start; for the weights that were put in another's place, whose group is formed anew; for
+    # At the start; for the weights put in another's place, whose group is formed anew; for
     # the state that was loaded.
     assert [power.recordings for power in made if power.recordings] == [1, 1, 1]
