@@ -171,7 +171,7 @@ def test_all_signals_together_wait_for_nothing():
     callback = SNCallback(model, optimizer=optimizer, signals=ALL_SIGNALS)
     train(model, optimizer)
     with NoHostSync():
-        callback._hooked(0, optimizer)
+        callback._stepped(0)
     assert callback.errors == 0
     callback.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from small_loops import grow, norms, small_model
@@ -9,6 +11,7 @@ from torch import nn
 from torch.optim import optimizer as hooks_of_all
 
 from snc_client import SNCallback
+from snc_client.callback.model.optimizer_steps import PATIENCE
 
 
 class Plain:
@@ -131,4 +134,146 @@ def test_the_hook_on_every_optimizer_goes_with_the_callback():
     assert len(known) == before + 1
     callback.close()
     SNCallback(small_model())  # nobody keeps it
+    gc.collect()
     assert len(known) == before
+
+
+def test_an_idle_optimizer_beside_a_loop_of_its_own_is_distrusted_in_the_end(caplog):
+    model = small_model()
+    torch.optim.SGD(model.parameters(), lr=0.1)  # kept alive by nobody: it says nothing
+    idle = torch.optim.SGD(model.parameters(), lr=0.1)
+    callback = SNCallback(model, threshold=0.5)
+    plain = Plain(model)
+    for _ in range(PATIENCE + 5):
+        model.zero_grad()
+        backward(model, scale=50.0)
+        plain.step()
+        callback.step()
+    assert idle.state == {}
+    assert max(norms(model).values()) <= 0.5 * (1 + 1e-3)
+    assert "every call counts as one" in caplog.text
+    callback.close()
+
+
+class WithoutConstructor(torch.optim.Optimizer):
+    """An optimizer that never calls torch's constructor, so that it has no hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.param_groups = [{"params": [*model.parameters()]}]
+        self.plain = Plain(model)
+
+    def step(self, closure=None) -> None:
+        self.plain.step()
+
+
+def test_an_optimizer_without_hooks_counts_at_every_call():
+    model = small_model()
+    optimizer = WithoutConstructor(model)
+    callback = SNCallback(model, threshold=0.5)
+    for _ in range(5):
+        model.zero_grad()
+        backward(model, scale=50.0)
+        optimizer.step()
+        callback.step()
+        assert max(norms(model).values()) <= 0.5 * (1 + 1e-3)
+    assert steps_counted(callback) == 5
+    callback.close()
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimization in two half steps, as loops call it."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        super().__init__(parameters, {})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=lr)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["old"] = p.clone()
+                p.add_(0.05 * p.grad)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.copy_(self.state[p]["old"])
+        self.base_optimizer.step()
+
+    def step(self, closure=None) -> None:
+        raise NotImplementedError
+
+
+def test_two_half_steps_of_sam_are_one_held_step():
+    model = small_model()
+    optimizer = Sam(model.parameters(), lr=1.0)
+    callback = SNCallback(model, optimizer=optimizer, threshold=0.5)
+    for _ in range(5):
+        for half in (optimizer.first_step, optimizer.second_step):
+            model.zero_grad()
+            backward(model)
+            half()
+        assert max(norms(model).values()) <= 0.5 * (1 + 1e-3)
+    assert steps_counted(callback) == 5
+    callback.close()
+
+
+def test_a_critic_that_is_frozen_while_the_generator_steps_is_held():
+    critic, generator = small_model(), small_model()
+    models = nn.ModuleDict({"critic": critic, "generator": generator})
+    optimizers = [torch.optim.SGD(x.parameters(), lr=0.5) for x in (critic, generator)]
+    callback = SNCallback(models, threshold=0.5)
+    for _ in range(10):
+        critic.requires_grad_(True)
+        backward(critic)
+        optimizers[0].step()
+        critic.requires_grad_(False)
+        backward(generator)
+        optimizers[1].step()
+        callback.step()
+        assert max(norms(critic).values()) <= 0.5 * (1 + 1e-3)
+        for each in optimizers:
+            each.zero_grad()
+    callback.close()
+
+
+def test_a_layer_that_joins_the_optimizer_is_held_from_then_on():
+    model = small_model()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    callback = SNCallback(model, optimizer=optimizer, threshold=0.5)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    for _ in range(3):
+        grow(model, 2)
+        backward(model)
+        optimizer.step()
+        assert max(norms(model).values()) <= 0.5 * (1 + 1e-3)
+    callback.close()
+
+
+def test_closing_inside_a_hook_does_not_break_the_optimizer():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    callback = SNCallback(model, optimizer=optimizer)
+    optimizer.register_step_post_hook(lambda *_: None)
+    callback._connection.obey = callback.close
+    backward(model)
+    optimizer.step()
+    optimizer.step()
+    assert steps_counted(callback) == 1
+
+
+def test_an_optimizer_of_another_shape_steps_undisturbed():
+    callback = SNCallback(small_model())
+
+    class Odd(torch.optim.Optimizer):
+        def __init__(self) -> None:
+            self.__dict__.update(torch.optim.SGD([torch.ones(1)], lr=0.1).__dict__)
+            self.param_groups = [{"weights": []}]
+
+        def step(self, closure=None) -> str:
+            return "stepped"
+
+    assert Odd().step() == "stepped"
+    callback.close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -26,6 +29,7 @@ CLOSE_SECONDS = 5.0
 COLLECT_SECONDS = 0.5  # for the last rows of a callback that nobody closed
 
 _open: weakref.WeakSet[Ending] = weakref.WeakSet()
+_leaving: list[Reporter] = []
 _exit_status: object = None
 
 
@@ -40,7 +44,7 @@ class Ending:
     def __init__(
         self,
         model: nn.Module,
-        removals: list[Callable[[], object]],
+        removals: Sequence[Callable[[], object]],
         monitor: LayerMonitor,
         collector: RowCollector,
         reporter: Reporter,
@@ -61,7 +65,7 @@ class Ending:
         """End it in at most ``timeout`` seconds; later calls do nothing."""
         deadline = time.monotonic() + timeout
         if self._stop(timeout / 2):
-            self._reporter.close(max(deadline - time.monotonic(), 0.0), state)
+            self._reporter.close(_left(deadline), state)
 
     def interrupted(self) -> None:
         """Deliver the last rows and say ``failed``; the callback goes on if the training does."""
@@ -86,7 +90,12 @@ class Ending:
     def __del__(self) -> None:
         # Without a wait for the network: this runs wherever the collector does.
         if self._stop(COLLECT_SECONDS):
-            self._reporter.request_end("failed" if _is_failure(_exit_status) else "finished")
+            self._leave("failed" if _is_failure(_exit_status) else "finished")
+
+    def _leave(self, state: EndState) -> None:
+        """Let the sender deliver in the background; the interpreter waits for it at its exit."""
+        self._reporter.request_end(state)
+        _leaving[:] = [each for each in _leaving if not each.delivered] + [self._reporter]
 
     def _replace(self, other: Ending) -> None:
         """Take over from ``other`` if it is on the same model, or writes the same rows."""
@@ -95,7 +104,7 @@ class Ending:
         if [each() for each in other._models] == [each() for each in self._models]:
             log.info("snc: another callback on this model takes the place of the one before")
             if other._stop(COLLECT_SECONDS):
-                reporter.request_end("continued" if one_run else "finished")
+                other._leave("continued" if one_run else "finished")
         elif one_run and set(other._monitor.latest.names) & set(self._monitor.latest.names):
             log.warning(
                 "snc: another callback reports layers of the same names as run %s: the former "
@@ -104,7 +113,7 @@ class Ending:
                 reporter.run,
             )
             other._collector.drain(COLLECT_SECONDS)
-            reporter.request_end("continued")
+            other._leave("continued")
 
 
 def failed_by(error: BaseException | None) -> bool:
@@ -124,13 +133,37 @@ def _watch_exit() -> None:
     atexit.register(_at_exit)
     _wrap_exit()
     _watch_cells()
+    if multiprocessing.parent_process() is not None:
+        _watch_child()
 
 
 def _at_exit() -> None:
     uncaught = getattr(sys, "last_value", None) is not None and _notebook() is None
     state: EndState = "failed" if uncaught or _is_failure(_exit_status) else "finished"
+    deadline = time.monotonic() + CLOSE_SECONDS
+    reporters = [*_leaving, *(each._reporter for each in list(_open))]
     for each in list(_open):
-        each.end(CLOSE_SECONDS, state)
+        each._stop(COLLECT_SECONDS)
+    for reporter in reporters:  # all begin, so that they share the time
+        reporter.hurry(state, _left(deadline))
+    for reporter in reporters:
+        reporter.close(_left(deadline), state)
+
+
+def training_goes_on() -> None:
+    """Forget the status of a ``sys.exit`` that somebody has caught."""
+    global _exit_status
+    _exit_status = None
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)
+
+
+@functools.cache
+def _watch_child() -> None:
+    """End before a child of ``multiprocessing`` does: it leaves without the functions of atexit."""
+    multiprocessing.util.Finalize(None, _at_exit, exitpriority=100)
 
 
 @functools.cache
@@ -141,7 +174,8 @@ def _wrap_exit() -> None:
     @functools.wraps(leave)
     def exit_(status: Any = None, /) -> None:
         global _exit_status
-        _exit_status = status
+        if threading.current_thread() is threading.main_thread():
+            _exit_status = status
         leave(status)
 
     sys.exit = exit_  # type: ignore[assignment]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.policy_in_force import PolicyInForce
 from snc_client.callback.service.reporter import Reporter
-from snc_client.layers import Coverage
+from snc_client.layers import Coverage, Layer
 
 log = logging.getLogger("snc")
 
@@ -46,15 +47,19 @@ class ModelFollower:
         self._steps = steps
         self._reporter = reporter
         self._structure = ModelStructure(model)
+        self._groups = steps.groups()
         self._missing = monitor.missing
 
     def changed(self) -> bool:
         """Return whether the model has changed, or a layer could not be looked up."""
-        return bool(self._monitor.missing - self._missing) or self._structure.changed()
+        lost = self._monitor.missing - self._missing
+        return bool(lost) or self._steps.groups() != self._groups or self._structure.changed()
 
     def rescan(self, step: int) -> Coverage:
         """Find the layers again, measure and report them from ``step`` on, and log what changed."""
+        self._groups = self._steps.groups()
         found = self._find(self._model, all_must_match=False)
+        found = replace(found, layers=tuple(map(self._trained, found.layers)))
         roll = called(self._monitor.layers, found, step)
         policies = self._policy.by_layer(roll.layers)
         self._signals.relist(self._model)
@@ -70,3 +75,16 @@ class ModelFollower:
             log.warning("snc: %s", remark)
         self.coverage = roll.coverage
         return roll.coverage
+
+    def _trained(self, layer: Layer) -> Layer:
+        """Return the layer; one that is frozen now, but was trained since, as it was before.
+
+        A GAN freezes its critic while the generator is trained, after the critic's own step.
+        """
+        before = next((x for x in self._monitor.layers if x.name == layer.name), None)
+        if layer.writable or before is None or not before.writable:
+            return layer
+        parameter = layer.parameter()
+        if parameter is None or parameter.requires_grad or not self._steps.written(parameter):
+            return layer
+        return replace(layer, writable=True, note=before.note)

@@ -21,18 +21,19 @@ from snc_client.callback.guard.settings import GuardSettings
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.named_models import as_one
 from snc_client.callback.model.optimizer_steps import OptimizerSteps
-from snc_client.callback.model.optimizers import outside_graphs, unwrapped_all
+from snc_client.callback.model.optimizers import unwrapped_all
 from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
+from snc_client.callback.optimizer_hooks import OptimizerHooks
 from snc_client.callback.outer_edge import OuterEdge
 from snc_client.callback.policy_in_force import PolicyInForce
 from snc_client.callback.readback.latest import Latest
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdFactor
 from snc_client.callback.service.commands import OnCommand
-from snc_client.callback.service.reporter import Reporter
+from snc_client.callback.service.reporter import Reporter, weakly
 from snc_client.callback.step_sequence import StepSequence
 from snc_client.layers import Coverage, find_layers
 from snc_client.policy import make_policy
@@ -211,7 +212,7 @@ class SNCallback:
             config=config,
             spool=spool,
             policy=chosen if chosen.entries else None,
-            on_policy=in_force.prepare,
+            on_policy=weakly(in_force.prepare),
         )
         collector = RowCollector(monitor, self._guard, norms, self._overhead, reporter)
         self._optimizer_steps = steps = OptimizerSteps(model, self._optimizers)
@@ -231,12 +232,8 @@ class SNCallback:
             reporter,
             steps,
         )
-        # Compiled optimizers must not trace into a hook: it reads counters and writes weights.
-        self._hooks = [
-            each.register_step_post_hook(outside_graphs(partial(self._hooked, k)))
-            for k, each in enumerate(self._optimizers)
-        ]
-        ends = [self._steps.end, steps.close, *(hook.remove for hook in self._hooks)]
+        self._hooks = OptimizerHooks(self._optimizers, self._stepped)
+        ends = (self._steps.end, steps.close, self._hooks.remove)
         self._ending = Ending(model, ends, monitor, collector, reporter)
         log.info("snc: %s; %s", coverage.summary, reporter.destination)
 
@@ -382,7 +379,7 @@ class SNCallback:
     ) -> None:
         self.close(failed=failed_by(error))
 
-    def _hooked(self, place: int, *_: object) -> None:
+    def _stepped(self, place: int) -> None:
         if place:
             with self._edge:
                 self._steps.hold(place)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from snc_client.callback.collector import RowCollector
+from snc_client.callback.ending import training_goes_on
 from snc_client.callback.model.optimizer_steps import OptimizerSteps
 from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model_follower import ModelFollower
@@ -53,7 +54,7 @@ class StepSequence:
         self._ended = False
 
     def end(self) -> None:
-        """Only count from now on."""
+        """Do nothing from now on."""
         self._ended = True
 
     def advance(self, scalars: dict[str, Any]) -> None:
@@ -62,10 +63,11 @@ class StepSequence:
         Raises the `ThresholdBreached` or `GuardStopped` that a row says which has arrived, after
         the measurement of this step.
         """
-        self._overhead.enter()
-        self.step += 1
         if self._ended:
             return
+        self._overhead.enter()
+        self.step += 1
+        training_goes_on()
         self._reporter.at_step()
         if self.step % self._every:
             return

@@ -115,6 +115,7 @@ class Sender:
             beside=[] if spool_replay is None else [spool_replay.write, spool_replay.replay_others],
             after=None if after is None else after._threads,
         )
+        self._ends_alone = start
         if start:
             self.start()
             # A sender that is garbage-collected without `close` still delivers its rows.
@@ -124,7 +125,7 @@ class Sender:
     def start(self) -> None:
         """Start the threads: the run is created, and rows are sent."""
         hold_forks_while_importing()
-        self._threads.start()
+        self._threads.start(at_exit=self._ends_alone)
 
     def put(self, step: int, values: Floats, scalars: Mapping[str, float], time: float) -> None:
         """Hand over one step: ``values`` float32 [M, L] (copied), Unix seconds in ``time``.
@@ -173,6 +174,11 @@ class Sender:
         return self._delivery.dropped_values + earlier
 
     @property
+    def delivered(self) -> bool:
+        """Return whether everything is acknowledged, after an end that was requested."""
+        return self._delivery.complete
+
+    @property
     def errors(self) -> int:
         """Return how many failures were recorded."""
         return self._delivery.failures.errors
@@ -187,9 +193,9 @@ class Sender:
         """Return ``starting``, ``sending``, ``waiting`` (for the service) or ``closed``."""
         return self._delivery.state
 
-    def request_end(self, state: EndState) -> None:
-        """Flush and end in the background; return at once."""
-        self._threads.request_end(math.inf, state)
+    def request_end(self, state: EndState, timeout: float = math.inf) -> None:
+        """Flush and end in the background, in at most ``timeout`` seconds; return at once."""
+        self._threads.request_end(timeout, state)
 
     def close(self, timeout: float = CLOSE_SECONDS, state: EndState = "finished") -> None:
         """Flush and finish the run, for at most ``timeout`` seconds; log the losses once.

@@ -55,10 +55,7 @@ class Backoff:
     def end(self, timeout: float, state: EndState) -> None:
         """Ask the thread to flush and end within ``timeout`` seconds; a later call may hurry it."""
         now = time.monotonic()
-        if self.ending is None:
-            self.ending = state
-        elif self.ending != "continued":
-            return
+        self.ending = self.ending or state
         if timeout < math.inf:
             self._ended_at = self._ended_at or now
         self._deadline = min(self._deadline, now + timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import sys
 import threading
@@ -48,10 +49,11 @@ class SenderThreads:
             for work in ((*before, delivery.run), *((one,) for one in beside))
         ]
 
-    def start(self) -> None:
-        """Start the threads and register their end at interpreter exit."""
+    def start(self, *, at_exit: bool = True) -> None:
+        """Start the threads; ``at_exit``: register their end at interpreter exit."""
         self._started = True
-        atexit.register(self._at_exit)
+        if at_exit:
+            atexit.register(self._at_exit)
         # The sender thread starts last: its import of httpx would delay the others.
         for thread in reversed(self._threads):
             thread.start()
@@ -64,6 +66,8 @@ class SenderThreads:
         """Ask the threads to flush and end; return at once."""
         if os.getpid() == self._pid:
             self._backoff.end(timeout, state)
+            if self._after is not None and timeout < math.inf:
+                self._after.request_end(timeout, "continued")
 
     def end(self, timeout: float, state: EndState) -> None:
         """Flush for at most ``timeout`` seconds and log the losses; later calls do nothing."""

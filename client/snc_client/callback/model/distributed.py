@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+_last: tuple[int, int] | None = None
+
 LAUNCHERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -17,8 +19,12 @@ def ranks() -> tuple[int, int]:
     Asked anew at each use, because a callback may be made before the process group. Until then the
     variables count that torchrun sets.
     """
+    global _last
     if joined():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        _last = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return _last
+    if _last is not None:
+        return _last  # the group is gone: this process is still the rank that it was
     rank, world = _whole("RANK"), _whole("WORLD_SIZE")
     return (rank, world) if rank is not None and world is not None and rank < world else (0, 1)
 

@@ -15,9 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.live_parameters import Slots
-from snc_client.callback.model.optimizers import outside_graphs
+from snc_client.callback.model.optimizers import has_hooks, outside_graphs
 
 log = logging.getLogger("snc")
+
+PATIENCE = 64  # calls: a minibatch in more parts is rare
 
 
 class OptimizerSteps:
@@ -27,7 +29,8 @@ class OptimizerSteps:
     writes raise the version counter of a parameter. A loop that writes its weights itself, through
     ``.data``, shows neither. Their absence therefore means "no step" only if an
     optimizer of torch is known to hold weights of the model: one that was seen to step, or one that
-    is found when a first call sees no step (one pass over the objects of the process, about 0.1 s).
+    is found when a first call sees no step: one pass over the objects of the process, 0.1 s for a
+    million. If that one is never seen to step in `PATIENCE` calls, every call counts from then on.
 
     ``skipped`` counts steps that a loss scaler left out: calls without a step after which the
     gradients were discarded. Gradients that are kept are those of a minibatch in parts.
@@ -40,7 +43,8 @@ class OptimizerSteps:
         self.skipped = 0
         self._optimizers = tuple(optimizers)
         self._known = bool(optimizers)
-        self._stepped = self._searched = False
+        self._stepped = self._searched = self._seen = False
+        self._unmoved = 0
         self._waiting: tuple[Tensor, Tensor] | None = None
         self._hook: RemovableHandle | None = None
         self.relist(model)
@@ -59,11 +63,13 @@ class OptimizerSteps:
 
     def note(self) -> None:
         """Remember the parameters as they are after a measurement and its action."""
-        self._versions = [p._version for p in self._slots.parameters() if not p.is_inference()]
+        parameters = [p for p in self._slots.parameters() if not p.is_inference()]
+        self._versions = [p._version for p in parameters]
+        self._parameters = parameters
 
     def note_step(self) -> None:
         """Remember that an optimizer with weights of the model has stepped."""
-        self._stepped = self._known = True
+        self._stepped = self._known = self._seen = True
 
     def moved(self) -> bool:
         """Return whether a step was made since `note`. To be called once in each step()."""
@@ -77,6 +83,15 @@ class OptimizerSteps:
         """Return {"lr": that of the first optimizer given}, empty without one."""
         return {"lr": learning_rate(self._optimizers[0])} if self._optimizers else {}
 
+    def groups(self) -> list[int]:
+        """Return the size of each parameter group of the optimizers given."""
+        return [len(group["params"]) for each in self._optimizers for group in each.param_groups]
+
+    def written(self, parameter: Tensor) -> bool:
+        """Return whether the parameter was written since `note`, as far as counters show."""
+        noted = zip(self._parameters, self._versions, strict=False)
+        return any(p is parameter and p._version != version for p, version in noted)
+
     def close(self) -> None:
         """Remove the hook."""
         if self._hook is not None:
@@ -85,11 +100,18 @@ class OptimizerSteps:
     def _still(self, parameters: list[nn.Parameter]) -> bool:
         versions = [p._version for p in parameters if not p.is_inference()]
         if versions != self._versions:
-            self._versions = versions
             return False
         if not self._known and not self._searched:
             self._searched = True
             self._known = self._exists()
+        self._unmoved += 1
+        if self._known and not self._seen and self._unmoved > PATIENCE:
+            self._known = False
+            log.warning(
+                "snc: no optimizer step was seen in %d calls of step(): from now on every call "
+                "counts as one",
+                PATIENCE,
+            )
         return self._known
 
     def _judge(self, parameters: list[nn.Parameter], stepped: bool) -> None:
@@ -112,12 +134,13 @@ class OptimizerSteps:
         """Return whether the process holds an optimizer with a weight of the model."""
         # By type: isinstance() would run the code of proxies that pretend to have a class.
         return any(
-            issubclass(type(x), torch.optim.Optimizer) and self._holds(x) for x in gc.get_objects()
+            issubclass(type(x), torch.optim.Optimizer) and has_hooks(x) and self._holds(x)
+            for x in gc.get_objects()
         )
 
     def _holds(self, optimizer: Any) -> bool:
         groups = getattr(optimizer, "param_groups", ())
-        return any(id(p) in self._ids for group in groups for p in group["params"])
+        return any(id(p) in self._ids for group in groups for p in group.get("params", ()))
 
 
 def _noting(steps: OptimizerSteps) -> Callable[..., None]:
@@ -126,6 +149,7 @@ def _noting(steps: OptimizerSteps) -> Callable[..., None]:
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         known = found()
+        # What is no usual optimizer must not fail here, in the training's own step.
         if known is not None and known._holds(optimizer):
             known.note_step()
 

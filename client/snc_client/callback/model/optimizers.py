@@ -44,7 +44,7 @@ def unwrapped(optimizer: Any) -> Any:
     """
     inner, seen = optimizer, set[int]()
     while inner is not None and id(inner) not in seen:
-        if isinstance(inner, torch.optim.Optimizer) and _has_hooks(inner):
+        if isinstance(inner, torch.optim.Optimizer) and has_hooks(inner) and not _is_sam(inner):
             return inner
         seen.add(id(inner))
         held = _attributes(inner)
@@ -57,5 +57,11 @@ def _attributes(wrapper: object) -> dict[str, Any]:
     return getattr(wrapper, "__dict__", {})
 
 
-def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether torch calls hooks after its step: not without torch's own constructor."""
     return "_optimizer_step_post_hooks" in _attributes(optimizer)
+
+
+def _is_sam(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether loops call its two half steps, and only the inner optimizer steps."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("first_step", "second_step"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -97,6 +99,11 @@ class Reporter:
         return lost + (self._sender.dropped_values if self._sender else 0)
 
     @property
+    def delivered(self) -> bool:
+        """Return whether an end that was requested is complete."""
+        return self._sender is None or self._sender.delivered
+
+    @property
     def destination(self) -> str:
         """Return where rows go, in words."""
         if self._sender is None:
@@ -177,22 +184,26 @@ class Reporter:
         self._sender = self._successor()
         self._resumes = True
 
-    def request_end(self, state: EndState) -> None:
-        """Do as `close` does, in the background."""
-        if self._sender is None or self._end is not None:
-            return
-        self._decide()
-        self._end = "continued" if ranks()[0] else state
-        self._sender.request_end(self._end)
-
-    def close(self, timeout: float, state: EndState) -> None:
-        """Deliver what waits and finish the run, in ``timeout`` seconds."""
+    def request_end(self, state: EndState, timeout: float = math.inf) -> None:
+        """Begin to deliver what waits and to finish the run; return at once."""
         if self._sender is None or self._end is not None:
             return
         self._decide()
         # A part of a run does not end it.
         self._end = "continued" if ranks()[0] else state
-        self._sender.close(timeout, self._end)
+        self._sender.request_end(self._end, timeout)
+
+    def hurry(self, state: EndState, timeout: float) -> None:
+        """Do as `request_end` does, also where it was requested without a limit of time."""
+        self.request_end(state, timeout)
+        if self._sender is not None and self._end is not None:
+            self._sender.request_end(self._end, timeout)
+
+    def close(self, timeout: float, state: EndState) -> None:
+        """Deliver what waits and finish the run, in ``timeout`` seconds."""
+        self.request_end(state, timeout)
+        if self._sender is not None and self._end is not None:
+            self._sender.close(timeout, self._end)
 
     @property
     def _address(self) -> tuple[str | None, str | None]:
@@ -246,6 +257,17 @@ class Reporter:
         if not self._others:
             return slice(len(self._table.layers))
         return [i for i, x in enumerate(self._table.layers) if x.name not in self._others]
+
+
+def weakly(function: Callable[[Policy], object]) -> Callable[[Policy], None]:
+    """Return a call of a bound method that does not keep its object, for threads to hold."""
+    found = weakref.WeakMethod(function)
+
+    def call(policy: Policy) -> None:
+        if (alive := found()) is not None:
+            alive(policy)
+
+    return call
 
 
 def _table(layers: Sequence[Layer]) -> LayerTable:
