@@ -241,6 +241,15 @@ def test_hooks_that_might_write_within_the_step_leave_nothing_to_carry(others):
     assert set(witness.seen) <= {"certified", "aged", "None"}
 
 
+def test_a_callback_of_another_model_that_only_looks_on_leaves_bounds_to_carry():
+    looks_on = SNCallback(small_model())  # without optimizer=: it has a hook on every optimizer
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    witness = watched(model, optimizer, 20, signals=SIGNALS)
+    assert "carried" in witness.seen
+    looks_on.close()
+
+
 def test_a_cap_is_no_multiplication_so_its_layer_waits_for_the_next_certificate():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

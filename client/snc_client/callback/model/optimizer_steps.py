@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snc_client.callback.model.learning_rate import learning_rate
 from snc_client.callback.model.live_parameters import Slots
-from snc_client.callback.model.optimizers import has_hooks, outside_graphs
+from snc_client.callback.model.optimizers import has_hooks, mark_as_reader, outside_graphs
 
 log = logging.getLogger("snc")
 
@@ -52,7 +52,8 @@ class OptimizerSteps:
             kind = type(self._optimizers[0]).__name__
             log.info("snc: the first of %d optimizers, %s, counts steps", len(optimizers), kind)
         if not optimizers:
-            self._hook = register_optimizer_step_post_hook(outside_graphs(_noting(self)))
+            hook = mark_as_reader(outside_graphs(_noting(self)))
+            self._hook = register_optimizer_step_post_hook(hook)
             weakref.finalize(self, self._hook.remove)
 
     def relist(self, model: nn.Module) -> None:

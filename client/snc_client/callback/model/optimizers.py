@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 CONTAINED_AS = ("optimizers", "chained_optimizers")
+_READER = "snc_reads_only"
 WRAPPED_AS = ("optimizer", "base_optimizer", "_optimizer")
 
 
@@ -15,6 +16,17 @@ def outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
     """Return ``hook`` such that a compiled optimizer step calls it and does not trace into it."""
     excluded: Callable[..., Callable[..., None]] = getattr(torch, "_disable_dynamo", _same)
     return excluded(hook)
+
+
+def mark_as_reader(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook of this package that reads and writes no weight; see `is_reader`."""
+    setattr(hook, _READER, True)
+    return hook
+
+
+def is_reader(hook: object) -> bool:
+    """Return whether a hook is one that `mark_as_reader` has marked."""
+    return getattr(hook, _READER, False) is True
 
 
 def _same(hook: Callable[..., None]) -> Callable[..., None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as shared
 
+from snc_client.callback.model.optimizers import is_reader
 from snc_client.constraint import FULL
 
 MOST_WRITES = 2  # by one step of SGD, Adam or AdamW to a parameter: decay, then the step itself
@@ -80,8 +81,7 @@ class WriteTracker:
         return True
 
     def _alone(self) -> bool:
-        """Return whether the optimizer has no hooks but the callback's two."""
-
+        """Return whether no hook but the callback's two may write within a step."""
         hooks = (
             getattr(self._optimizer, "_optimizer_step_pre_hooks", None),
             getattr(self._optimizer, "_optimizer_step_post_hooks", None),
@@ -91,4 +91,4 @@ class WriteTracker:
             getattr(shared, "_global_optimizer_post_hooks", None),
         )
         own = all(x is not None and len(x) == 1 for x in hooks)
-        return own and all(x is not None and len(x) == 0 for x in everywhere)
+        return own and all(x is not None and all(map(is_reader, x.values())) for x in everywhere)
