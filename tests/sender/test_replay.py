@@ -25,6 +25,7 @@ def left(ledger, tmp_path) -> Path:
     for step in range(10):
         out.put(step, np.full((1, 2), step, np.float32), {}, 1.0)
     out.close(0.1)
+    out._threads.join()  # a request under way would be seen after the next line
     ledger.seen.clear()
     ledger.before = lambda _: None
     return tmp_path
