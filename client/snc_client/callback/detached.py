@@ -33,7 +33,7 @@ class DetachedCallback:
                 "for the copied model"
             )
 
-    def close(self, *_: Any) -> None:
+    def close(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class SNCallback:
         ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
         ``grids`` (None: 16 per dimension): {module: input size} for ``"operator"``. The norm grows
         with the size: set that of the training's inputs, as `watch_grids(most=...)` collects it.
-        ``split`` (None): {glob: parts} of fused weights that hold several matrices.
+        ``split`` (None): {glob: parts} of fused weights. Known classes are cut without it.
         ``maps`` (None): {glob: ``"gain"`` or ``"rows"``} for normalisations and embeddings.
         ``logits`` (None): {glob: heads} measures the attention logits of each head.
 
