@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snc_client.api import Api
     from snc_client.callback import (
         GuardSettings,
         GuardStopped,
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
         warm_up,
     )
     from snc_client.certificate import Certificate, certify
-    from snc_client.errors import SNCError
+    from snc_client.errors import ApiError, SNCError
     from snc_client.layers import Coverage
     from snc_client.measurement import Measurement, measure
     from snc_service.wire import Action, Command, Policy
 
 __all__ = [
     "Action",
+    "Api",
+    "ApiError",
     "Certificate",
     "Command",
     "Coverage",
@@ -40,6 +43,8 @@ __all__ = [
 # no torch, so the sender and `snc replay` run where torch is not installed.
 _MODULES = {
     "Action": "snc_service.wire",
+    "Api": "snc_client.api",
+    "ApiError": "snc_client.errors",
     "Certificate": "snc_client.certificate",
     "Command": "snc_service.wire",
     "Coverage": "snc_client.layers",
