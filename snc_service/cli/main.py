@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outside = _outside(arguments[0]) if arguments else None
         if outside is not None:
             return _start(outside, arguments[1:])
+        _suggest(arguments)
         parsed = _parser().parse_args(arguments)
         status: int = parsed.command(parsed)
         return status
@@ -45,6 +47,27 @@ def _outside(name: str) -> EntryPoint | None:
     return next(iter(entry_points(group=GROUP, name=name)), None)
 
 
+def _suggest(arguments: Sequence[str]) -> None:
+    """Print which commands a mistyped one resembles; argparse says the rest and ends."""
+    names = [*BUILT_IN, *(command.name for command in entry_points(group=GROUP))]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in BUILT_IN:
+        close = difflib.get_close_matches(arguments[0], names, n=3)
+        if close:
+            print(f"snc: did you mean {' or '.join(close)}?", file=sys.stderr)
+
+
+def complete_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands, those of other packages by name, for a shell's completion.
+
+    ``snc`` itself starts commands of other packages before it parses.
+    """
+    parser = _parser()
+    (commands,) = (each for each in parser._actions if isinstance(each.choices, dict))
+    for command in entry_points(group=GROUP):
+        commands.add_parser(command.name, help=command.value)  # type: ignore[attr-defined]
+    return parser
+
+
 def _start(command: EntryPoint, arguments: Sequence[str]) -> int:
     try:
         run: Callable[[Sequence[str]], int | None] = command.load()
@@ -62,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="snc",
         description="Measure, hold, store and show the spectral norm of every layer.",
-        epilog=f"More commands, each with its own --help: {others}." if others else None,
+        epilog=(f"More commands, each with its own --help: {others}. " if others else "")
+        + "Guides: README.md and docs/ of the project; the REST interface: /docs of a service.",
     )
     parser.add_argument("--version", action="version", version=f"snc {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -135,6 +159,23 @@ def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     steps(compare)
     compare.add_argument("--points", type=count, default=60, help="at most so many (default: 60)")
     compare.set_defaults(command=later("history", "compare"))
+
+
+def _top(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    top = reader(commands, name, "watch a run, or all active ones: worst layers, loss, incidents")
+    top.add_argument("run", metavar="RUN", nargs="?", help="default: all active runs")
+    top.add_argument(
+        "--every", type=count, default=2, metavar="SECONDS", help="between looks (default: 2)"
+    )
+    top.add_argument("--once", action="store_true", help="print one look and end")
+    top.set_defaults(command=later("top", "top"))
+
+
+def _completion(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    text = 'print a script for a shell\'s completion, such as: eval "$(snc completion bash)"'
+    completion = commands.add_parser(name, help=text, description=text)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(command=later("completion", "completion"))
 
 
 def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -266,6 +307,7 @@ def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str
 BUILT_IN = {
     "serve": _serve,
     "runs": _runs,
+    "top": _top,
     "layers": _layers,
     "history": _history,
     "worst": _worst,
@@ -281,4 +323,5 @@ BUILT_IN = {
     "alerts": _alerts,
     "token": _token,
     "db": _db,
+    "completion": _completion,
 }

@@ -7,9 +7,13 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snc_service.cli.failure import Failure
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 BROKEN = "x"  # in place of a non-finite value
@@ -22,25 +26,36 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers are right-aligned, and names are text, never markup."""
+    console().print(table(title, columns, rows))
+
+
+def console() -> Console:
+    """Return the console of standard output. Raises `Failure` without rich."""
     try:
-        from rich.box import SIMPLE_HEAD
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
     except ModuleNotFoundError:
         raise Failure(
             "tables need rich: pip install 'spectral-norm-constraint[service]', or add --json"
         ) from None
+    # Piped into a file, a table must not be wrapped to the width of a terminal.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Return a table as `print_table` prints it; needs rich."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
     heading = Text(clean(title)) if title else None
-    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]
     for index, name in enumerate(columns):
         numeric = any(cell[1] for row in cells for cell in [row[index]])
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(text, style=style) for text, _, style in row))
-    # Piped into a file, a table must not be wrapped to the width of a terminal.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+        made.add_row(*(Text(text, style=style) for text, _, style in row))
+    return made
 
 
 def _cell(value: Any) -> tuple[str, bool, str]:
