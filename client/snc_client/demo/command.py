@@ -8,7 +8,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from snc_client import Action
+from snc_client.demo.faults import FAULTS
 from snc_client.demo.service import ServiceFailed, free_port, serving
 from snc_client.demo.text import encode, standard_library_text
-from snc_client.demo.training import FAULT_FACTOR, THRESHOLD, Recipe, Trained, train
+from snc_client.demo.training import THRESHOLD, Recipe, Trained, train
 
+LINES = 10  # of progress in a pipe, for each run
 ACTIONS: dict[str, Action] = {"observed": "observe", "constrained": "rescale"}
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A shell makes jobs in the background ignore Ctrl-C; the demo ends by it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(highlight=False)
-    recipe = replace(Recipe(), steps=options.steps, fault_step=options.steps // 3)
+    recipe = Recipe(steps=options.steps, fault_step=options.steps // 3, fault=options.fault)
     try:
         with tempfile.TemporaryDirectory(prefix="snc-demo-") as folder:
             store = options.store or Path(folder) / "demo.db"
@@ -59,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--exit", action="store_true", help="end after the training")
     parser.add_argument("--port", type=int, default=8470, help="default 8470, else a free one")
     parser.add_argument("--steps", type=_steps, default=Recipe.steps, help="steps of each run")
+    parser.add_argument(
+        "--fault",
+        choices=FAULTS,
+        default=Recipe.fault,
+        help="; ".join(f"{name}: {fault.summary}" for name, fault in FAULTS.items())
+        + f" (default: {Recipe.fault})",
+    )
     parser.add_argument("--store", type=Path, help="keep the history in this file")
     return parser
 
@@ -76,13 +84,24 @@ def _run(console: Console, recipe: Recipe, url: str) -> None:
     page = f"{url}/#/compare/{runs['observed']}/{runs['constrained']}"
     console.print(f"[bold]page[/bold]   {page}", soft_wrap=True)
     console.print(
-        f"[bold]fault[/bold]  from step {recipe.fault_step} on, query and key learn "
-        f"{FAULT_FACTOR:g} times too fast; threshold: {', '.join(THRESHOLD.values())}",
+        f"[bold]fault[/bold]  from step {recipe.fault_step} on, {FAULTS[recipe.fault].summary}",
+        soft_wrap=True,
+    )
+    thresholds = ", ".join(f"{pattern} {value}" for pattern, value in THRESHOLD.items())
+    console.print(
+        f"[bold]held[/bold]   the constrained run, under {thresholds}",
         soft_wrap=True,
     )
     tokens = encode(standard_library_text())
     trained = _train_both(console, recipe, tokens, url, runs)
     _print_summary(console, recipe, trained, url)
+    console.print("\nWhat to look at, on the page below:")
+    console.print("1. the loss of both runs, from the fault on", soft_wrap=True)
+    console.print(
+        f"2. the heatmap of the observed run: {FAULTS[recipe.fault].signs}", soft_wrap=True
+    )
+    console.print("3. the same rows of the constrained run, held under 1", soft_wrap=True)
+    console.print('4. "which layer went first", on the page of either run', soft_wrap=True)
     console.print(f"\n[bold]page[/bold]   {page}", soft_wrap=True)
     console.print(f"[bold]curl[/bold]   {_curl(url, runs['constrained'])}", soft_wrap=True)
 
@@ -98,12 +117,15 @@ def _train_both(
         TimeElapsedColumn(),
     )
     trained: dict[str, Trained] = {}
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         for label, action in ACTIONS.items():
             task = progress.add_task(label, total=recipe.steps, loss=float("nan"))
 
-            def advance(step: int, loss: float, task: Any = task) -> None:
+            def advance(step: int, loss: float, task: Any = task, label: str = label) -> None:
                 progress.update(task, completed=step, loss=loss)
+                # A bar is drawn once in a pipe, at the end: print lines instead.
+                if not console.is_terminal and step % max(1, recipe.steps // LINES) == 0:
+                    console.print(f"{label}: step {step} of {recipe.steps}, loss {loss:.3f}")
 
             trained[label] = train(
                 recipe, tokens, action=action, url=url, run=runs[label], progress=advance
