@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from snc_client.certificate import Certificate, certify
     from snc_client.errors import ApiError, SNCError
     from snc_client.layers import Coverage
+    from snc_client.lipschitz import LipschitzBound, lipschitz_bound
     from snc_client.measurement import Measurement, measure
     from snc_service.wire import Action, Command, Policy
 
@@ -28,6 +29,7 @@ __all__ = [
     "Coverage",
     "GuardSettings",
     "GuardStopped",
+    "LipschitzBound",
     "Measurement",
     "Policy",
     "Reading",
@@ -35,6 +37,7 @@ __all__ = [
     "SNCallback",
     "ThresholdBreached",
     "certify",
+    "lipschitz_bound",
     "measure",
     "warm_up",
 ]
@@ -50,6 +53,7 @@ _MODULES = {
     "Coverage": "snc_client.layers",
     "GuardSettings": "snc_client.callback",
     "GuardStopped": "snc_client.callback",
+    "LipschitzBound": "snc_client.lipschitz",
     "Measurement": "snc_client.measurement",
     "Policy": "snc_service.wire",
     "Reading": "snc_client.callback",
@@ -57,6 +61,7 @@ _MODULES = {
     "SNCallback": "snc_client.callback",
     "ThresholdBreached": "snc_client.callback",
     "certify": "snc_client.certificate",
+    "lipschitz_bound": "snc_client.lipschitz",
     "measure": "snc_client.measurement",
     "warm_up": "snc_client.callback",
 }

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from snc_client.certificate import carry, largest_upper, sigma_upper
+from snc_client.certificate import carry, largest_upper, rounded_up, sigma_upper
+from snc_client.collatz_wielandt import absolute_bound
 from snc_client.operators import (
     Adjoint,
     BlockDiagonal,
@@ -60,15 +61,24 @@ def any_bound(operator: Operator, sigma: Tensor) -> Tensor:
 def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
     """Return a certified bound of a convolution as a linear map on images, 0-d float32.
 
-    The convolution is compared with one on a torus (`snc_client.torus`), which is block-diagonal in
-    the Fourier basis. The bound lies some per cent above the norm of a zero-padded convolution:
-    too loose to divide a weight by, so `bound` does not use it. NaN where the computation would
-    take more than a second.
+    The smaller of two: of the convolution on a torus (`snc_client.torus`), which is block-diagonal
+    in the Fourier basis, and of its absolute values (`snc_client.collatz_wielandt`), the better one
+    for kernels without negative entries. Some per cent above the norm: too loose to divide a weight
+    by where nobody asks for a proof. NaN where both computations would take more than a second.
     """
     convolution = operator.convolution if isinstance(operator, Adjoint) else operator
+    found = [_by_torus(convolution), absolute_bound(convolution)]
+    known = [rounded_up(x) for x in found if x is not None]
+    if not known:
+        return torch.full_like(operator.amax(), math.nan)
+    upper = torch.stack(known).amin() if len(known) > 1 else known[0]
+    return torch.where(upper.isnan(), math.inf, upper)
+
+
+def _by_torus(convolution: Convolution) -> Tensor | None:
     torus = on_torus(convolution)
     if torus is None:
-        return torch.full_like(operator.amax(), math.nan)
+        return None
     found = largest_upper(torus.matrices, _largest_norm(torus.matrices))
     upper = carry(found * torus.times, drift=torus.error.float() * torus.times)
     return torch.where(upper.isnan(), math.inf, upper)

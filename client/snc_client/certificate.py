@@ -151,7 +151,7 @@ def largest_upper(
     scaled = sigma.to(gram.factor.dtype).abs() * 2.0**gram.shift * gram.factor
     search = _first_passing if weight_MN.device.type == "cpu" else _lowest_passing
     found = search(gram, [scaled * (1 + eta) for eta in RUNGS])
-    upper = _rounded_up(torch.where(known.isnan(), found / gram.factor * 2.0**-gram.shift, known))
+    upper = rounded_up(torch.where(known.isnan(), found / gram.factor * 2.0**-gram.shift, known))
     if flushes():  # a result below this would be written as zero
         upper = torch.where(known.isnan(), upper.clamp(min=SMALLEST_NORMAL), upper)
     return upper
@@ -326,7 +326,7 @@ def _gamma(k: int) -> float:
     return k * 2.0**-53 / (1 - k * 2.0**-53)
 
 
-def _rounded_up(x: Tensor) -> Tensor:
+def rounded_up(x: Tensor) -> Tensor:
     """Return x as float32, never below x: the nearest float32 would lose up to 6e-8."""
     y = x.float()
     return torch.where(y < x, torch.nextafter(y, torch.full_like(y, math.inf)), y)

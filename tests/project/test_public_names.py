@@ -19,8 +19,8 @@ import torch
 from typing_extensions import assert_type
 
 from snc_client import (
-    Action, Certificate, Command, Coverage, GuardSettings, Measurement, Policy, Reading,
-    SNCallback, SNCError, certify, measure, warm_up,
+    Action, Certificate, Command, Coverage, GuardSettings, LipschitzBound, Measurement, Policy,
+    Reading, SNCallback, SNCError, certify, lipschitz_bound, measure, warm_up,
 )
 
 model = torch.nn.Linear(4, 4)
@@ -36,6 +36,7 @@ reading: Reading = callback.latest["weight"]
 assert_type(reading["sigma"], float | None)
 assert_type(measure(model), dict[str, Measurement])
 assert_type(certify(model.weight, bound=2.0), Certificate)
+assert_type(lipschitz_bound(model, torch.ones(1, 4)), LipschitzBound)
 try:
     callback.step(loss=0.5)
 except SNCError:

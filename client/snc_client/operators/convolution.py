@@ -57,6 +57,8 @@ class Geometry:
 class Convolution:
     """The linear map of a convolution on inputs of ``geometry.grid``: (in*grid) -> (out*...).
 
+    Products have the dtype of the vectors: float32 or float64.
+
     ``weight`` is (out, in/groups, *kernel). Its largest singular value is the Lipschitz constant of
     the layer at this grid; it grows slightly with the grid (to within 2-8 % of the limit at 16).
     One product costs one forward of b samples at the grid.
@@ -85,7 +87,7 @@ class Convolution:
     def matmul(self, v: Tensor) -> Tensor:
         """Return the convolution of the b inputs in the columns of v (in*grid, b)."""
         x = self._pad(v.t().reshape(-1, *self._inputs))
-        y = _CONVOLVE[len(self._unread)](x, self._weight.float(), **self._keywords())
+        y = _CONVOLVE[len(self._unread)](x, self._weight.to(v.dtype), **self._keywords())
         for axis, size in enumerate(self._outputs[1:], start=2):
             y = y.narrow(axis, 0, size)
         return y.flatten(1).t()
@@ -94,7 +96,7 @@ class Convolution:
         """Return the adjoint: the input gradients of the b output gradients in the columns of u."""
         y = u.t().reshape(-1, *self._outputs)
         scatter = _SCATTER[len(self._unread)]
-        x = scatter(y, self._weight.float(), output_padding=self._unread, **self._keywords())
+        x = scatter(y, self._weight.to(u.dtype), output_padding=self._unread, **self._keywords())
         return self._unpad(x).flatten(1).t()
 
     def amax(self) -> Tensor:
