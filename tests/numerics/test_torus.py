@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from snc_client import measure
 from snc_client.bounds import convolution_bound
 from snc_client.certificate import largest_upper
+from snc_client.collatz_wielandt import absolute_bound
 from snc_client.layers import find_layers
 from snc_client.operators import Convolution, Geometry
 from snc_client.torus import on_torus
@@ -126,9 +128,40 @@ def test_zero_and_what_is_not_finite(value, expected):
 
 def test_what_would_take_too_long_is_not_bounded():
     weight = torch.zeros(512, 512, 3, 3)
-    geometry = Geometry((32, 32), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    geometry = Geometry((128, 128), (1, 1), ((1, 1), (1, 1)), (1, 1))
     assert on_torus(Convolution(weight, geometry)) is None
+    assert absolute_bound(Convolution(weight, geometry)) is None
     assert convolution_bound(Convolution(weight, geometry)).isnan()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 2), (1, 2, 1)])
+@pytest.mark.parametrize("positive", [True, False])
+def test_the_bound_by_absolute_values_holds_and_is_near_without_negative_entries(
+    mode, stride, dilation, groups, positive
+):
+    module = nn.Conv2d(4, 6, 3, stride, dilation, dilation, groups, False, mode)
+    module.weight.data = module.weight.data.abs() if positive else module.weight.data
+    (layer,) = find_layers(module, conv="operator", grids={"": (7, 8)}).layers
+    found = float(absolute_bound(layer.operator()))
+    true = exact(module, (7, 8))
+    assert true <= found
+    assert not positive or found <= true * (1 + 1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e30, 0.0, math.nan, math.inf])
+def test_the_bound_by_absolute_values_holds_at_any_scale(scale):
+    module = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    module.weight.data = torch.full_like(module.weight, scale)
+    (layer,) = find_layers(module, conv="operator", grids={"": (5, 5)}).layers
+    found = float(absolute_bound(layer.operator()))
+    if not math.isfinite(scale):
+        assert found == math.inf
+        return
+    stored = float(module.weight.data[0, 0, 0, 0].double())
+    module.weight.data = torch.ones_like(module.weight)
+    unit = exact(module, (5, 5))
+    assert stored * unit * (1 - 1e-9) <= found <= stored * unit * (1 + 1e-4)
 
 
 def test_measure_bounds_convolutions_as_maps_where_it_is_asked_to():
