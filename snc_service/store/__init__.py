@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from snc_service.store.engines.sqlite import SqliteDatabase, back_up
+from snc_service.store.engines.sqlite import SqliteDatabase
+from snc_service.store.engines.sqlite_file import back_up
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.store import Store

@@ -158,7 +158,7 @@ def test_a_newer_store_is_one_sentence(tmp_path, capsys):
 
 
 def test_a_backup_taken_during_ingest_is_a_whole_store(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("snc_service.store.engines.sqlite.BACKUP_PAGES", 5)
+    monkeypatch.setattr("snc_service.store.engines.sqlite_file.BACKUP_PAGES", 5)
     url = f"sqlite:///{tmp_path}/snc.db"
     stop = threading.Event()
     with closing(open_store(url)) as store:

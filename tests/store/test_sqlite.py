@@ -8,7 +8,7 @@ import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import back_up_store, open_store
-from snc_service.store.engines.sqlite import for_many
+from snc_service.store.engines.many_rows import for_many
 from snc_service.store.sql.database import schema
 from snc_service.store.types import StoreFull, StoreUnavailable, Window
 
@@ -173,7 +173,7 @@ def test_a_store_its_log_and_its_copies_are_their_owners_alone(tmp_path, open_to
     (tmp_path / "copy.db.part").touch()  # of a copy that was killed
     back_up_store(url, tmp_path / "copy.db")
     assert modes(tmp_path) == dict.fromkeys(
-        ["snc.db", "snc.db-wal", "snc.db-shm", "copy.db"], "0o600"
+        ["snc.db", "snc.db-wal", "snc.db-shm", "snc.db-reserve", "copy.db"], "0o600"
     )
     store.close()
 

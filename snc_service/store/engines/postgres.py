@@ -129,7 +129,7 @@ class PostgresDatabase:
             yield PostgresConnection(session)
 
     @contextmanager
-    def write(self) -> Iterator[PostgresConnection]:
+    def write(self, *, frees: bool = False) -> Iterator[PostgresConnection]:
         """Lend a connection inside a transaction; durable when the context ends."""
         with self._named_errors(), self._lent(self._writers, WRITE) as session:
             try:
@@ -147,7 +147,18 @@ class PostgresDatabase:
                 session.close()  # the next one asks the server anew
                 raise StoreUnavailable(f"store {self.shown} cannot be used: it is read-only")
 
-    def reclaim(self) -> None:
+    def problems(self) -> list[str]:
+        """Return nothing: the server verifies its pages itself where it was told to."""
+        return []
+
+    def lost(self) -> str | None:
+        """Return None: the server does not start with a damaged log."""
+        return None
+
+    def mend(self) -> None:
+        """Do nothing: that is up to the owner of the server (``reindex``)."""
+
+    def reclaim(self, *, idle: bool = True) -> None:
         """Do nothing: autovacuum makes the space of deleted rows reusable."""
 
     def checkpoint(self) -> None:
@@ -158,6 +169,10 @@ class PostgresDatabase:
         with self.read() as connection:
             (size,) = connection.execute(_SIZE).fetchall()[0]
             return int(size)
+
+    def log_bytes(self) -> int:
+        """Return 0: the server has its own log."""
+        return 0
 
     def close(self) -> None:
         """Close all idle connections; lent ones close when they are returned."""

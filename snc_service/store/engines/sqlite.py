@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
-import re
 import shutil
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from functools import lru_cache
-from itertools import count
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
+from snc_service.store.engines import write_ahead_log
+from snc_service.store.engines.reserve import SHORT_BYTES, Reserve
+from snc_service.store.engines.sqlite_connection import SqliteConnection, SqliteReader
+from snc_service.store.engines.sqlite_file import APPLICATION_ID, keep_private
 from snc_service.store.sql.database import schema
-from snc_service.store.sql.database.dialect import Mark, Row
 from snc_service.store.types import StoreFull, StoreUnavailable
 
-APPLICATION_ID: Final = 0x534E4331  # "SNC1": distinguishes stores from other SQLite files
 BUSY_SECONDS = 10.0  # the longest another process (a backup, a shell) may hold the write lock
 IDLE_READERS = 8
 PAGE_BYTES = 2_048  # of new files: rows waste half a page each, and larger pages waste 5 % more
 RECLAIM_BYTES = 16 * 2**20  # per call
 LEAST_RECLAIM_BYTES = 2 * 2**20  # smaller free space will soon be reused by new batches
 MOST_LOG_BYTES = 64 * 2**20  # log size at which a commit checkpoints, and kept after it
-MOST_ROWS = 64  # per statement
 STATEMENTS = 256  # prepared statements kept per connection
 CHECKPOINT_BYTES = 4 * 2**20
 LEAST_FREE_BYTES = 64 * 2**10  # with less the log's index cannot grow: SQLite says "I/O error"
-BACKUP_PAGES = 8_192  # per step: 16 MB (64 in older files), between which Ctrl-C takes effect
 WORDS: Final = {
     "serial": "integer primary key autoincrement",  # never reuses a number
     "text": "text",
@@ -39,112 +37,12 @@ WORDS: Final = {
     "real": "real",
     "clustered": " without rowid",
 }
-_INSERT: Final = re.compile(r"(insert into .* values )(\([?, ]+\))( on conflict .*)?")
-_UPDATE: Final = re.compile(r"update (\w+) set (.*) where (.*)")
 # Programming errors propagate; only errors of the disk and of other processes are mapped.
 _BUGS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError)
 
 
-class SqliteConnection(sqlite3.Connection):
-    """A connection; there is one writer, so rows need no locks."""
-
-    for_update = ""
-    skip_locked = ""
-    writes = 0
-
-    def executemany(  # type: ignore[override] # sqlite3 also accepts mappings; no caller passes any
-        self, sql: str, parameters: Iterable[Sequence[Any]], /
-    ) -> sqlite3.Cursor:
-        """Run one statement for many rows, up to 64 at a time where the statement allows it.
-
-        Each step of a statement releases the interpreter lock and may wait to get it back. With one
-        step per row, a busy service would wait most of the time.
-        """
-        rows, cursor = list(parameters), self.cursor()
-        start = 0
-        while start < len(rows):
-            # Powers of two: few distinct statements, each prepared once.
-            size = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
-            together = for_many(sql, size)
-            if together is None:
-                return cursor.executemany(sql, rows[start:])
-            some = rows[start : start + size]
-            cursor.execute(together, [value for row in some for value in row])
-            start += size
-        return cursor
-
-    def mark(self) -> Mark:
-        """Return the current state of the file: own writes and those of others."""
-        (others,) = self.execute("pragma data_version").fetchone()
-        return Mark(self.writes, others)
-
-    def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
-        """Run one select for many parameters."""
-        return [self.execute(sql, each).fetchall() for each in parameters]
-
-    def together(self) -> AbstractContextManager[None]:
-        """Do nothing: there is no server to wait for."""
-        return nullcontext()
-
-
-@lru_cache(maxsize=1_024)
-def for_many(sql: str, num_rows: int) -> str | None:
-    """Return the many-row form of ``sql``, None for statements without one."""
-    if insert := _INSERT.fullmatch(sql):
-        before, row, after = insert.groups()
-        return f"{before}{', '.join([row] * num_rows)}{after or ''}"
-    if update := _UPDATE.fullmatch(sql):
-        table, changes, condition = update.groups()
-        number = count(1)
-        changes, condition = (
-            re.sub(r"\?", lambda _: f"new.column{next(number)}", part)
-            for part in (changes, condition)
-        )
-        row = f"({', '.join('?' * (next(number) - 1))})"
-        rows = ", ".join([row] * num_rows)
-        return f"update {table} set {changes} from (values {rows}) as new where {condition}"
-    return None
-
-
-def back_up(source: Path, target: Path) -> None:
-    """Copy the current state of a store to the new file ``target``, and sync it.
-
-    Ingest continues but does not enter the copy; the log of ``source`` grows until the copy is
-    complete. Only then ``target`` appears. Raises `StoreUnavailable`.
-    """
-    if target.exists():
-        raise StoreUnavailable(f"{target} exists already: back up to a new file")
-    part = target.with_name(target.name + ".part")
-    try:
-        part.unlink(missing_ok=True)  # of a copy that was killed, perhaps open to others
-        _keep_private(part)
-        with (
-            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as store,
-            closing(sqlite3.connect(part)) as copy,
-        ):
-            store.execute("begin")  # within it, commits of others do not restart the copy
-            if store.execute("pragma application_id").fetchone() != (APPLICATION_ID,):
-                raise StoreUnavailable(f"{source} is not a store of snc")
-            store.execute("select count(*) from sqlite_master").fetchone()
-            store.backup(copy, pages=BACKUP_PAGES)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(target)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreUnavailable(f"{source} cannot be copied to {target}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _keep_private(path: Path) -> None:
-    """Make a file, or take what is there away from everybody but its owner.
-
-    A store holds hashes of tokens and secrets of receivers. Its log gets the mode of the file.
-    """
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    if path.stat().st_mode & 0o077:
-        with suppress(PermissionError):  # another user's, who let us write it
-            path.chmod(0o600)
+C = TypeVar("C", bound="SqliteConnection")
+log = logging.getLogger(__name__)
 
 
 class SqliteDatabase:
@@ -160,16 +58,31 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._log = path.with_name(path.name + "-wal")
+        self._lost_log = path.with_name(path.name + "-wal-damaged")
+        self._reserve = Reserve(path.with_name(path.name + "-reserve"))
         self._lock = threading.Lock()
-        self._idle: queue.LifoQueue[SqliteConnection] = queue.LifoQueue(IDLE_READERS)
+        self._idle: queue.LifoQueue[SqliteReader] = queue.LifoQueue(IDLE_READERS)
         self._closed = False
+        self._is_log_long = False
         self._files: dict[Path, tuple[int, int]] = {}
+        try:
+            self._open()
+        except StoreFull:  # even the index of the log needs some space
+            self._reserve.spend()
+            if not self._reserve.is_spent:
+                raise
+            self._open()
+
+    def _open(self) -> None:
+        path = self.path
         with self._named_errors():
-            for file in (path, self._log, path.with_name(path.name + "-shm")):
-                if file == path or file.exists():
-                    _keep_private(file)
+            for end in ("", "-wal", "-shm", "-reserve"):
+                file = path.with_name(path.name + end)
+                if not end or file.exists():
+                    keep_private(file)
             self._check_files(path)
-            self._writer = self._connect()
+            self._verify_log()
+            self._writer = self._connect(SqliteConnection)
             try:
                 self._prepare()
             except BaseException:
@@ -177,22 +90,26 @@ class SqliteDatabase:
                 raise
 
     @contextmanager
-    def read(self) -> Iterator[SqliteConnection]:
-        """Lend a connection inside a read transaction: one snapshot from its first statement."""
+    def read(self) -> Iterator[SqliteReader]:
+        """Lend a connection inside a read transaction: one snapshot from its first statement.
+
+        Statements raise `StoreUnavailable` once it is `MOST_SNAPSHOT_SECONDS` old.
+        """
         with self._named_errors():
             connection = self._reader()
             try:
-                connection.execute("begin")
+                connection.begin()
                 yield connection
             finally:
                 self._give_back(connection)
 
     @contextmanager
-    def write(self) -> Iterator[SqliteConnection]:
+    def write(self, *, frees: bool = False) -> Iterator[SqliteConnection]:
         """Lend the writer inside ``begin immediate``; synced to disk when the context ends."""
         with self._lock, self._named_errors():
             if self._closed:
                 raise StoreUnavailable(f"store {self.path} is closed")
+            self._make_room(frees)
             # A deferred transaction that becomes a writer gets "busy" without waiting.
             self._writer.execute("begin immediate")
             try:
@@ -206,6 +123,49 @@ class SqliteDatabase:
                     self._writer.execute("rollback")
                 raise
 
+    def _verify_log(self) -> None:
+        """Say what SQLite is about to lose of a damaged log, and keep the log.
+
+        Not if this store is open elsewhere: then nothing is recovered now.
+        """
+        damage = write_ahead_log.damage_of(self._log)
+        if damage is not None:
+            write_ahead_log.set_aside(self._log, self._lost_log)
+            log.error(
+                "the log of %s is damaged at frame %d of %d: %d commits are lost",
+                *(self.path, damage.frame + 1, damage.frames, damage.commits),
+            )
+
+    def lost(self) -> str | None:
+        """Return what is known to be lost, for as long as the damaged log is kept."""
+        if not self._lost_log.exists():
+            return None
+        return (
+            f"commits in the log of {self.path} were lost, for it was damaged: {self._lost_log} is "
+            "that log; delete it to confirm this"
+        )
+
+    def _make_room(self, frees: bool) -> None:
+        """Give the reserve up for what frees space; while it is, raise `StoreFull` for the rest."""
+        if frees:
+            self._reserve.spend()
+            if self._reserve.is_spent:
+                self._shorten_log()
+        elif self._reserve.is_spent:
+            self._reserve.look()
+            if self._reserve.is_spent:
+                raise StoreFull(
+                    f"store {self.path} cannot be used: the disk is full, and what is left of it "
+                    "is kept for deleting"
+                )
+
+    def _shorten_log(self) -> None:
+        """Write the log back and cut it off, if no reader is in its way and the disk allows."""
+        with suppress(sqlite3.Error):
+            self._writer.execute("pragma busy_timeout = 0")
+            self._writer.execute("pragma wal_checkpoint(truncate)").fetchall()
+        self._writer.execute(f"pragma busy_timeout = {int(1_000 * BUSY_SECONDS)}")
+
     def check_writable(self) -> None:
         """Raise `StoreUnavailable` if a write would be: waits for nobody who writes."""
         with self._named_errors():
@@ -213,31 +173,71 @@ class SqliteDatabase:
             if not os.access(self.path, os.W_OK):
                 raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
 
-    def reclaim(self) -> None:
+    def problems(self) -> list[str]:
+        """Return what SQLite finds wrong with the structure of the file, at most 20 sentences."""
+        try:
+            with self._named_errors(), closing(self._connect(SqliteConnection)) as connection:
+                rows = connection.execute("pragma integrity_check(20)").fetchall()
+        except StoreUnavailable as error:
+            return [str(error)]
+        lost = self.lost()
+        return [text for (text,) in rows if text != "ok"] + ([lost] if lost else [])
+
+    def mend(self) -> None:
+        """Make the indexes anew, if they do not fit the tables."""
+        if any("index" in problem for problem in self.problems()):
+            with self.write() as connection:
+                connection.execute("reindex")
+
+    def reclaim(self, *, idle: bool = True) -> None:
         """Return up to `RECLAIM_BYTES` of free pages, unless new batches will soon reuse them."""
         with self._lock, self._named_errors():
-            if self._closed:
+            if self._closed or not (idle or self._reserve.is_spent):
                 return
             (free,) = self._writer.execute("pragma freelist_count").fetchone()
             (pages,) = self._writer.execute("pragma page_count").fetchone()
             (size,) = self._writer.execute("pragma page_size").fetchone()
-            if free > max(LEAST_RECLAIM_BYTES // size, pages // 32):
-                # The pragma frees one page per step, and ``execute`` takes a single step.
-                self._writer.executescript(f"pragma incremental_vacuum({RECLAIM_BYTES // size})")
+            if self._reserve.is_spent:
+                # In steps that fit into the reserve, each of which is then out of the log.
+                for _ in range(0, min(free * size, RECLAIM_BYTES), SHORT_BYTES // 2):
+                    self._vacuum(SHORT_BYTES // 2 // size)
+                    self._shorten_log()
+            elif free > max(LEAST_RECLAIM_BYTES // size, pages // 32):
+                self._vacuum(RECLAIM_BYTES // size)
+
+    def _vacuum(self, pages: int) -> None:
+        # The pragma frees one page per step, and ``execute`` takes a single step.
+        self._writer.executescript(f"pragma incremental_vacuum({pages})")
 
     def checkpoint(self) -> None:
         """Write the log back into the file beside the writer, so that no commit waits for it."""
+        self._reserve.look()
         with self._named_errors():
             if not self._log.exists() or self._log.stat().st_size < CHECKPOINT_BYTES:
                 return
-        with self._named_errors(), closing(self._connect()) as connection:
+        with self._named_errors(), closing(self._connect(SqliteConnection)) as connection:
             connection.execute("pragma wal_checkpoint(passive)").fetchall()
+            size = self._log.stat().st_size
+        if (size > 2 * MOST_LOG_BYTES) != self._is_log_long:
+            self._is_log_long = not self._is_log_long
+            log.warning(
+                "the log beside the store has %d MiB; it grows %s",
+                size >> 20,
+                "while another program reads the file in one transaction: end that"
+                if self._is_log_long
+                else "no more",
+            )
 
     def size_bytes(self) -> int:
         """Return the size of the file and its log."""
         with self._named_errors():
             files = [file for file in (self.path, self._log) if file.exists()]
             return sum(file.stat().st_size for file in files)
+
+    def log_bytes(self) -> int:
+        """Return the size of the log beside the file."""
+        with self._named_errors():
+            return self._log.stat().st_size if self._log.exists() else 0
 
     def close(self) -> None:
         """Close all idle connections; readers still lent out close when they are returned."""
@@ -268,10 +268,11 @@ class SqliteDatabase:
             if not found.st_mode & stat.S_IWUSR:
                 raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
 
-    def _connect(self) -> SqliteConnection:
-        connection = SqliteConnection(
+    def _connect(self, kind: type[C]) -> C:
+        connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw",  # a file that is gone is not made anew
             uri=True,
+            factory=kind,
             timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
@@ -279,6 +280,8 @@ class SqliteDatabase:
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
         connection.execute("pragma cache_size = -16000")
+        # As most builds do: zeros over what is deleted would need as much log as it has bytes.
+        connection.execute("pragma secure_delete = fast")
         # `checkpoint` keeps the log short; a commit writes it back only as a last resort.
         (size,) = connection.execute("pragma page_size").fetchone()
         connection.execute(f"pragma wal_autocheckpoint = {MOST_LOG_BYTES // size}")
@@ -320,17 +323,16 @@ class SqliteDatabase:
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
         self._writer.execute(f"pragma user_version = {schema.VERSION}")
 
-    def _reader(self) -> SqliteConnection:
+    def _reader(self) -> SqliteReader:
         if self._closed:
             raise StoreUnavailable(f"store {self.path} is closed")
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return self._connect()
+            return self._connect(SqliteReader)
 
-    def _give_back(self, connection: SqliteConnection) -> None:
-        if connection.in_transaction:
-            connection.execute("rollback")
+    def _give_back(self, connection: SqliteReader) -> None:
+        connection.end()
         if not self._closed:
             try:
                 self._idle.put_nowait(connection)

@@ -38,7 +38,7 @@ def _thin_run(database: Database, run: str, before: float, now: float) -> bool:
     with database.read() as connection:
         if not _is_due(connection, runs.number(connection, run), before):
             return False
-    with database.write() as connection:
+    with database.write(frees=True) as connection:
         run_id = runs.lock(connection, run)
         if not _is_due(connection, run_id, before):
             return False
@@ -86,7 +86,7 @@ def _mark(connection: Connection, run_id: int) -> None:
 
 def _drop_slice(database: Database, run_id: int) -> bool:
     """Drop some tiles of exact values; return whether more may be left."""
-    with database.write() as connection:
+    with database.write(frees=True) as connection:
         if not runs.lock_number(connection, run_id):
             return False
         row = connection.execute("select below from thinned where run_id = ?", (run_id,)).fetchone()

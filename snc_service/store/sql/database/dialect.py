@@ -83,8 +83,10 @@ class Database(Protocol):
     def read(self) -> AbstractContextManager[Connection]:
         """Open a transaction that sees one snapshot; many may run at once."""
 
-    def write(self) -> AbstractContextManager[Connection]:
+    def write(self, *, frees: bool = False) -> AbstractContextManager[Connection]:
         """Open a writing transaction; durable when the context ends, rolled back by an error.
+
+        One that ``frees`` space may use what is kept for it on a full disk.
 
         Each statement sees what was committed before it. Several transactions may run at once, in
         this or other processes.
@@ -93,14 +95,29 @@ class Database(Protocol):
     def check_writable(self) -> None:
         """Raise `StoreUnavailable` if a write would; cheap, and waits for no other write."""
 
-    def reclaim(self) -> None:
-        """Return space freed by deletes to the file system, in pieces of bounded size."""
+    def problems(self) -> list[str]:
+        """Return what the engine itself finds wrong with its files, in sentences; may take long."""
+
+    def lost(self) -> str | None:
+        """Return a sentence about commits that are known to be lost; None: none are. Cheap."""
+
+    def mend(self) -> None:
+        """Make anew what the engine can derive from the rows: indexes."""
+
+    def reclaim(self, *, idle: bool = True) -> None:
+        """Return space freed by deletes to the file system, in pieces of bounded size.
+
+        Not ``idle``: only if the disk is full.
+        """
 
     def checkpoint(self) -> None:
         """Checkpoint now, so that no commit has to wait for it."""
 
     def size_bytes(self) -> int:
         """Return the size on disk."""
+
+    def log_bytes(self) -> int:
+        """Return the size of a log that grows while a snapshot is old, 0 if there is none."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from contextlib import suppress
@@ -9,7 +10,9 @@ from contextlib import suppress
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.database.schema import PIECES
 from snc_service.store.sql.records import audit, runs
-from snc_service.store.types import RunUnknown
+from snc_service.store.types import RunUnknown, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 SLICE_ROWS = 1_000
 RETENTION = "retention"  # the author of deletions by age
@@ -21,11 +24,12 @@ def delete(
 ) -> None:
     """Delete a run: invisible after one transaction, gone from the disk after the last.
 
-    After a crash in between, or if the run is being folded, `resume` deletes the invisible rest.
+    The first decides: whatever stops the others (a crash, a full disk, the run is being folded),
+    the run is deleted, and `resume` deletes the invisible rest.
     With ``before``, a run that is active or was updated since counts as unknown. Raises
     `RunUnknown`.
     """
-    with database.write() as connection:
+    with database.write(frees=True) as connection:
         run_id = runs.lock_name(connection, run)
         if run_id is None or not runs.lock_number(connection, run_id):
             raise RunUnknown(f"there is no run {run!r}")
@@ -35,7 +39,7 @@ def delete(
         connection.execute("delete from run where run_id = ?", (run_id,))
         connection.execute("delete from run_name where run_id = ?", (run_id,))
         audit.append(connection, "run_deleted", run, author=author, now=now)
-    resume(database)
+    resume_if_possible(database)
 
 
 def prune(database: Database, before: float) -> list[str]:
@@ -82,13 +86,21 @@ def shrink(database: Database, most_bytes: int) -> list[str]:
     return deleted
 
 
+def resume_if_possible(database: Database) -> None:
+    """Delete the rest of deleted runs now, or say why it has to wait for the next call."""
+    try:
+        resume(database)
+    except StoreUnavailable as error:
+        log.warning("deleted runs still take space: %s", error)
+
+
 def resume(database: Database) -> None:
     """Delete the remaining rows of deleted runs."""
     with database.read() as connection:
         left = connection.execute("select run_id from deleted_run order by run_id").fetchall()
     for (run_id,) in left:
         while True:
-            with database.write() as connection:
+            with database.write(frees=True) as connection:
                 if not _lock(connection, run_id):
                     break
                 if not _delete_slice(connection, run_id):
