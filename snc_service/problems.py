@@ -28,6 +28,7 @@ from snc_service.store.types import (
     RunUnknown,
     SequenceConflict,
     SequenceGap,
+    StoreDamaged,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -182,6 +183,13 @@ KINDS: Mapping[str, Kind] = {
         "The token is over its share",
         "Of requests per second or of bytes at once. Wait as long as Retry-After says.",
     ),
+    "store-damaged": Kind(
+        500,
+        "Stored values are damaged",
+        "They are not what was stored: a disk or a copy has changed them. `run`, `layers` (the "
+        "first and the last) and `steps` say where; everything else can be read. An operator runs "
+        "`snc db verify`, then `snc db repair` or restores a backup.",
+    ),
     "internal": Kind(500, "The service has a defect", "The service's log says more."),
     "format-unavailable": Kind(
         501,
@@ -265,6 +273,15 @@ def from_store(error: StoreError) -> Problem:
     if isinstance(error, RunFull):
         return Problem(
             "run-full", str(error), field=error.field, bound=error.bound, limit=error.limit
+        )
+    if isinstance(error, StoreDamaged):
+        return Problem(
+            "store-damaged",
+            str(error),
+            run=error.run,
+            metrics=list(error.metrics),
+            layers=list(error.layers),
+            steps=list(error.steps),
         )
     if isinstance(error, VersionConflict):
         return Problem("precondition-failed", str(error), current=error.current)

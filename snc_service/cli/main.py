@@ -289,17 +289,23 @@ def _alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
 
 
 def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    text = "upgrade, back up or distribute a store"
+    text = "upgrade, back up, verify, repair or distribute a store"
     db = commands.add_parser(name, help=text, description=text)
-    verbs = db.add_subparsers(title="commands", metavar="upgrade|backup|citus", required=True)
+    verbs = db.add_subparsers(
+        title="commands", metavar="upgrade|backup|verify|repair|citus", required=True
+    )
     upgrade = verbs.add_parser("upgrade", help="lead a store of an earlier release to this one's")
     upgrade.set_defaults(command=later("db", "upgrade"))
     backup = verbs.add_parser("backup", help="copy an embedded store to a file while it is used")
     backup.add_argument("file", metavar="FILE", help="a new file")
     backup.set_defaults(command=later("db", "backup"))
+    verify = verbs.add_parser("verify", help="compare all that is stored with its checksums")
+    verify.set_defaults(command=later("db", "verify"))
+    repair = verbs.add_parser("repair", help="drop what verify finds damaged, and say what")
+    repair.set_defaults(command=later("db", "repair"))
     spread = verbs.add_parser("citus", help="print what shards a new store by run, for psql")
     spread.set_defaults(command=later("db", "citus"))
-    for verb in (upgrade, backup):
+    for verb in (upgrade, backup, verify, repair):
         verb.add_argument("--store", metavar="URL", help="store (default: SNC_STORE)")
         verb.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
 

@@ -13,7 +13,7 @@ from snc_service.exposition.process import ProcessMetrics
 from snc_service.exposition.run_text import Counts, NewestOfRun, RunText
 from snc_service.exposition.text import CONTENT_TYPE, OPENMETRICS_TYPE
 from snc_service.store import Store
-from snc_service.store.types import END_STATES, Run, RunState, RunUnknown
+from snc_service.store.types import END_STATES, Run, RunState, RunUnknown, StoreDamaged
 
 # How long a run's series outlast its last report or its end, in seconds.
 CLOSED_SECONDS: Final = 300.0
@@ -46,7 +46,13 @@ class Exposition:
         self._store = store
         self._max_series = max_series
         self._clock = clock
-        self._process = ProcessMetrics(store.size_bytes)
+        self._process = ProcessMetrics(
+            {
+                families.STORE_BYTES: store.size_bytes,
+                families.STORE_LOG_BYTES: store.log_bytes,
+                families.STORE_DAMAGED: store.damages.count,
+            }
+        )
         self._lock = threading.Lock()
         self._shared: dict[str, RunText] = {}
         self._single: dict[str, RunText] = {}
@@ -140,8 +146,15 @@ class Exposition:
             return None
         return NewestOfRun(
             layers=lambda: self._store.histories.latest(run.run),
-            scalars=lambda step: self._store.histories.latest_scalars(run.run, step, SCALARS),
+            scalars=lambda step: self._scalars(run.run, step),
         )
+
+    def _scalars(self, run: str, step: int) -> Mapping[str, float]:
+        """Return the newest scalars, none if they are damaged: others must be scraped."""
+        try:
+            return self._store.histories.latest_scalars(run, step, SCALARS)
+        except StoreDamaged:  # the store has said so
+            return {}
 
     def _listed(self, now: float) -> list[Run]:
         """Return the runs that have series, by name."""

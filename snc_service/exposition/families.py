@@ -115,6 +115,12 @@ ALERT_DELIVERIES = _process(
     "snc_alert_deliveries_total", "Attempts to tell a receiver of an incident.", ("outcome",)
 )
 STORE_BYTES = _process("snc_store_bytes", "Bytes at rest in the store.")
+STORE_LOG_BYTES = _process(
+    "snc_store_log_bytes", "Bytes in the log of the embedded store; 0 on PostgreSQL."
+)
+STORE_DAMAGED = _process(
+    "snc_store_damaged", "Places where stored values are known to be damaged and not repaired."
+)
 BUILD_INFO = _process("snc_build_info", "Version of the service.", ("version", "python"))
 
 LAYER_FAMILIES: Final = (SIGMA, SIGMA_UPPER, THRESHOLD, RATIO)
@@ -149,6 +155,8 @@ PROCESS_FAMILIES: Final = (
     HTTP_REQUESTS,
     ALERT_DELIVERIES,
     STORE_BYTES,
+    STORE_LOG_BYTES,
+    STORE_DAMAGED,
     BUILD_INFO,
 )
 FAMILIES: Final = (*LAYER_FAMILIES, *RUN_FAMILIES, *PROCESS_FAMILIES)

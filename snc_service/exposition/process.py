@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import prometheus_client
@@ -29,7 +29,6 @@ from snc_service.exposition.families import (
     INGEST_SECONDS,
     INGEST_VALUES,
     LOOP_LAG,
-    STORE_BYTES,
     STREAM_CLIENTS,
     Family,
 )
@@ -43,7 +42,7 @@ BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 class ProcessMetrics:
     """Counters of one service process, in a registry of their own."""
 
-    def __init__(self, store_bytes: Callable[[], int]) -> None:
+    def __init__(self, of_store: Mapping[Family, Callable[[], int]]) -> None:
         self.registry = registry = CollectorRegistry()
         self._batches = Counter(*_named(INGEST_BATCHES), registry=registry)
         for outcome in OUTCOMES:
@@ -58,9 +57,10 @@ class ProcessMetrics:
             self._deliveries.labels(outcome)
         self._gauges = {
             family: Gauge(*_named(family), registry=registry)
-            for family in (INGEST_QUEUE, INGEST_INFLIGHT, STREAM_CLIENTS, STORE_BYTES)
+            for family in (INGEST_QUEUE, INGEST_INFLIGHT, STREAM_CLIENTS, *of_store)
         }
-        self._gauges[STORE_BYTES].set_function(store_bytes)
+        for family, read in of_store.items():
+            self._gauges[family].set_function(read)
         build = Gauge(*_named(BUILD_INFO), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)

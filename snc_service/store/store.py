@@ -15,6 +15,7 @@ from snc_service.store.collections.incidents import Incidents
 from snc_service.store.collections.runs import Runs
 from snc_service.store.collections.silences import Silences
 from snc_service.store.collections.tokens import Tokens
+from snc_service.store.damages import Damages
 from snc_service.store.sql.compaction.compact import Compactor
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import deletion
@@ -34,10 +35,11 @@ class Store:
         self.bounds = bounds or RunBounds()
         book = LayerBook(self.bounds)
         self._database = database
-        self._compactor = Compactor(database, book)
+        self.damages = Damages(database, book)
+        self._compactor = Compactor(database, book, self.damages.note)
         self.runs = Runs(database)
         self.batches = Batches(database, book)
-        self.histories = Histories(database, book)
+        self.histories = Histories(database, book, self.damages.note)
         self.events = Events(database)
         self.policies = Documents(database, POLICIES)
         self.rule_settings = Documents(database, RULE_SETTINGS)
@@ -49,7 +51,7 @@ class Store:
         self.incidents = Incidents(database)
         self.deliveries = Deliveries(database)
         self.silences = Silences(database)
-        deletion.resume(database)
+        deletion.resume_if_possible(database)
 
     def fold(self, budget_s: float, *, now: float) -> int:
         """Compress recent history for about ``budget_s`` seconds; return the values compressed.
@@ -68,6 +70,10 @@ class Store:
     def size_bytes(self) -> int:
         """Return the size on disk."""
         return self._database.size_bytes()
+
+    def log_bytes(self) -> int:
+        """Return the size of the embedded store's log, 0 on PostgreSQL."""
+        return self._database.log_bytes()
 
     def close(self) -> None:
         """Close all connections; acknowledged data is already durable."""

@@ -36,6 +36,10 @@ FANOUT = 32  # entries of a level per entry of the next; FANOUT ** 2 == TILE_STE
 _HEAD = struct.Struct("<5B5I")
 
 
+class FormUnknown(ValueError):
+    """A tile has a form that this release, or its environment, cannot read."""
+
+
 def encode(values: Floats, form: int | None = None) -> tuple[int, bytes]:
     """Return (form, bytes) of float32 [rows, n] with time as the fast axis.
 
@@ -53,7 +57,7 @@ def encode(values: Floats, form: int | None = None) -> tuple[int, bytes]:
 
 
 def decode(form: int, data: bytes, n: int) -> Floats:
-    """Return float32 [rows, n]. Raises `ValueError` for a form that this release cannot read."""
+    """Return float32 [rows, n]. Raises `FormUnknown`, and errors of decoders for other bytes."""
     if form == RAW:
         flat = np.frombuffer(data, "<f4")
     elif form == PCODEC and pcodec is not None:
@@ -62,7 +66,7 @@ def decode(form: int, data: bytes, n: int) -> Floats:
         return _from_zlib(data, n)
     else:
         needs = "the pcodec package" if form == PCODEC else "a newer release of snc"
-        raise ValueError(f"a tile of form {form} needs {needs} to be read")
+        raise FormUnknown(f"a tile of form {form} needs {needs} to be read")
     return flat.reshape(-1, n)
 
 

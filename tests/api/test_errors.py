@@ -10,7 +10,10 @@ from fastapi import FastAPI
 from snc_service import problems
 from snc_service.problems import KINDS, Problem, from_store, from_wire
 from snc_service.store import types
+from snc_service.store.collections.histories import Histories
 from snc_service.wire import WireError
+
+DAMAGE = ("r1", "tile 0/1/0/2/0", ("sigma",), ("l32", "l47"), 16, (0, 1023))
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ def test_a_method_that_is_not_there_is_405_and_says_which_are(api, method):
         (types.StoreUnavailable("locked"), 503, "store-unavailable"),
         (types.StoreFull("no room"), 503, "storage-full"),
         (types.RunFull("layers", "run_layers", 3, "layers"), 422, "run-full"),
+        (types.StoreDamaged(*DAMAGE), 500, "store-damaged"),
         (types.StoreError("what?"), 500, "internal"),
     ],
 )
@@ -60,10 +64,11 @@ def test_every_error_of_the_store_is_known():
         types.SequenceGap: (1, 2),
         types.VersionConflict: ("policy", 1),
         types.RunFull: ("layers", "run_layers", 3, "layers"),
+        types.StoreDamaged: DAMAGE,
     }
     for kind in below(types.StoreError) - {types.StoreError}:
         error = kind(*made.get(kind, ("told",)))
-        assert from_store(error).status_code != 500, kind
+        assert from_store(error).kind != "internal", kind
 
 
 @pytest.mark.parametrize("field", ["body", "header"])
@@ -164,3 +169,21 @@ def test_a_refusal_is_one_sentence_of_what_must_be_and_what_was(api, method, pat
     options = {"content": body, "headers": {"Content-Type": "application/json"}} if body else {}
     told = api.request(method, path, **options)
     assert (told.status_code, told.json()["detail"]) == (422, detail)
+
+
+def test_a_problem_of_damage_says_where(api, monkeypatch):
+    def damaged(*_, **__):
+        raise types.StoreDamaged(*DAMAGE)
+
+    monkeypatch.setattr(Histories, "of_layers", damaged)
+    body = {"run": "r1"}
+    assert api.post("/api/v1/runs", json=body).status_code == 201
+    told = assert_problem(
+        api.get("/api/v1/runs/r1/layers/l40/history", params={"metric": "sigma"}),
+        500,
+        "store-damaged",
+    )
+    assert (told["run"], told["layers"], told["steps"], told["metrics"]) == (
+        "r1", ["l32", "l47"], [0, 1023], ["sigma"]
+    )  # fmt: skip
+    assert "snc db verify" in told["detail"]

@@ -122,6 +122,8 @@ def test_what_may_ask_every_node_is_asked_and_nothing_else_is_allowed_to(postgre
         store.fold(1, now=NOW + 3_600)
         store.runs.mark_silent(NOW + 1, NOW + 2)
         store.runs.shrink(10**9)
+        assert store.damages.verify().damaged == ()
+        assert store.damages.count() == 0
         store.runs.prune(NOW + 3)
     statements = [" ".join(statement.split()) for statement in sharding.asked]
     for pattern, reason in sharding.CROSS_SHARD.items():

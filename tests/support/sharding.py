@@ -21,6 +21,8 @@ CROSS_SHARD: dict[str, str] = {
     r"select run_id from run where state = 'active'": "looks for runs that have gone silent",
     r"select run\.run, event\.run_id, event\.id": "lists events of all runs, page by page",
     r"select run\.run, event_count\.rule": "counts events for /metrics, one row per run and rule",
+    r"select run_id from run where run_id > ": "looks through all runs, page by page",
+    r"select count\(\*\) from damage": "counts what is known to be damaged, for /metrics",
     r"select tail\.run_id, tail\.attempt, min": "looks for what is due to be folded",
     r"select 1 from alert_outbox": "looks whether there is any event to tell of",
     r"select event\.run_id, event\.id, .* from alert_outbox": "takes events on their way to alerts",

@@ -65,7 +65,12 @@ EXAMPLE: dict[str, Any] = {
     "/compare",
     response_model=Comparison,
     responses=responses(
-        "run-unknown", "layer-unknown", "invalid", "store-unavailable", example=EXAMPLE
+        "run-unknown",
+        "layer-unknown",
+        "invalid",
+        "store-damaged",
+        "store-unavailable",
+        example=EXAMPLE,
     ),
 )
 def compare_runs(

@@ -74,6 +74,7 @@ CSV_EXAMPLE = (
         "format-unavailable",
         "overloaded",
         "draining",
+        "store-damaged",
         "store-unavailable",
         example=CSV_EXAMPLE,
         media_type="text/csv",

@@ -59,7 +59,9 @@ EXAMPLE: dict[str, Any] = {
 @router.get(
     "/runs/{run}/heatmap",
     response_model=Heatmap,
-    responses=responses("run-unknown", "invalid", "store-unavailable", example=EXAMPLE),
+    responses=responses(
+        "run-unknown", "invalid", "store-damaged", "store-unavailable", example=EXAMPLE
+    ),
 )
 def get_heatmap(
     request: Request, service: InService, run: RunName, query: Annotated[HeatmapQuery, Query()]

@@ -95,7 +95,7 @@ _COLUMNS: dict[str, Any] = {
 }
 _METRIC = {"metric": "sigma"}
 _LAYER = {"layer": "fc1.weight"}
-_LAYER_PROBLEMS = ("run-unknown", "layer-unknown", "invalid", "store-unavailable")
+_LAYER_PROBLEMS = ("run-unknown", "layer-unknown", "invalid", "store-damaged", "store-unavailable")
 
 
 @router.get(
@@ -153,6 +153,7 @@ def get_layers_history(
     responses=responses(
         "run-unknown",
         "invalid",
+        "store-damaged",
         "store-unavailable",
         example=_ALONG | {"scalar": "loss"} | _COLUMNS,
     ),

@@ -125,7 +125,9 @@ FORECAST_EXAMPLE: dict[str, Any] = {
 @router.get(
     "/runs/{run}/onset",
     response_model=OnsetAnswer,
-    responses=responses("run-unknown", "invalid", "store-unavailable", example=ONSET_EXAMPLE),
+    responses=responses(
+        "run-unknown", "invalid", "store-damaged", "store-unavailable", example=ONSET_EXAMPLE
+    ),
 )
 def get_onset(
     request: Request, service: InService, run: RunName, query: Annotated[OnsetQuery, Query()]
@@ -153,7 +155,9 @@ def get_onset(
 @router.get(
     "/runs/{run}/forecast",
     response_model=ForecastAnswer,
-    responses=responses("run-unknown", "invalid", "store-unavailable", example=FORECAST_EXAMPLE),
+    responses=responses(
+        "run-unknown", "invalid", "store-damaged", "store-unavailable", example=FORECAST_EXAMPLE
+    ),
 )
 def get_forecast(
     request: Request, service: InService, run: RunName, query: Annotated[OnsetQuery, Query()]

@@ -55,7 +55,12 @@ EXAMPLE: dict[str, Any] = {
     "/runs/{run}/worst",
     response_model=WorstLayers,
     responses=responses(
-        "run-unknown", "history-thinned", "invalid", "store-unavailable", example=EXAMPLE
+        "run-unknown",
+        "history-thinned",
+        "invalid",
+        "store-damaged",
+        "store-unavailable",
+        example=EXAMPLE,
     ),
 )
 def list_worst(

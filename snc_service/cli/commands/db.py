@@ -1,18 +1,20 @@
-"""``snc db upgrade`` and ``snc db backup``: on the store itself, in use by a service or not."""
+"""``snc db``: on the store itself, in use by a service or not."""
 
 from __future__ import annotations
 
 import os
+import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import print_json
 from snc_service.settings import Settings
-from snc_service.store import back_up_store, upgrade_store
-from snc_service.store.types import StoreError
+from snc_service.store import back_up_store, open_store, upgrade_store
+from snc_service.store.types import StoreDamaged, StoreError, Verified
 
 
 def upgrade(arguments: Namespace) -> int:
@@ -41,6 +43,68 @@ def backup(arguments: Namespace) -> int:
     else:
         print(f"{target}: {size} bytes. It is a store itself: --store sqlite:///{target}")
     return 0
+
+
+def verify(arguments: Namespace) -> int:
+    """Compare everything stored with its checksums; 1 if anything is damaged."""
+    with _one_sentence(), closing(open_store(_url(arguments))) as store:
+        found = store.damages.verify()
+    is_sound = not found.damaged and not found.engine
+    if arguments.json:
+        print_json(
+            {
+                "tiles": found.tiles,
+                "batches": found.batches,
+                "without_checksum": found.unchecked,
+                "damaged": [_shown(error) for error in found.damaged],
+                "engine": list(found.engine),
+            }
+        )
+        return 0 if is_sound else 1
+    for sentence in (*map(str, found.damaged), *found.engine):
+        print(sentence)
+    old = f", {found.unchecked} of them of an earlier release, without a checksum"
+    print(
+        f"{found.tiles} tiles and {found.batches} recent batches were read"
+        f"{old if found.unchecked else ''}: "
+        + ("everything is as it was stored." if is_sound else f"{_number(found)} damaged.")
+    )
+    return 0 if is_sound else 1
+
+
+def repair(arguments: Namespace) -> int:
+    """Drop what is damaged, place by place, and say what; 1 if the file itself stays damaged."""
+    with _one_sentence(), closing(open_store(_url(arguments))) as store:
+        done = []
+        for finding in store.damages.repair(now=time.time()):
+            done.append({**_shown(finding.damage), "done": finding.done})
+            if not arguments.json:
+                print(f"{finding.damage}\n  {finding.done}")
+        left = store.damages.verify()
+    if arguments.json:
+        print_json({"repaired": done, "engine": list(left.engine)})
+    for sentence in () if arguments.json else left.engine:
+        print(sentence)
+    if left.engine and not arguments.json:
+        print("The file itself is damaged: restore a backup.")
+    elif not arguments.json:
+        print(f"{len(done)} places were repaired; {len(left.damaged)} are damaged.")
+    return 1 if left.engine or left.damaged else 0
+
+
+def _shown(error: StoreDamaged) -> dict[str, Any]:
+    return {
+        "run": error.run,
+        "place": error.place,
+        "metrics": list(error.metrics),
+        "layers": list(error.layers),
+        "steps": list(error.steps),
+    }
+
+
+def _number(found: Verified) -> str:
+    number = len(found.damaged) + len(found.engine)
+    return f"{number} place is" if number == 1 else f"{number} places are"
 
 
 def citus(arguments: Namespace) -> int:

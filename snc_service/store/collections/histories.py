@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from snc_service.store.downsampling import planes_for
-from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.queries import history
 from snc_service.store.sql.queries.export_scan import scan
 from snc_service.store.sql.queries.worst import worst
 from snc_service.store.sql.records import (
     runs,
 )
-from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series import damage, latest_values
 from snc_service.store.sql.series.latest_scalars import newest_scalars
 from snc_service.store.sql.series.layouts import LayerBook, metric_names
+from snc_service.store.sql.series.tail import UnreadableSteps
 from snc_service.store.types import (
     Buckets,
     Extent,
     LatestValues,
     Piece,
+    StoreDamaged,
     Window,
     Worst,
 )
@@ -27,15 +30,39 @@ from snc_service.store.types.histories import COLUMNS
 
 
 class Histories:
-    """Values by run, metric and layer. Each method except `scan` reads one snapshot."""
+    """Values by run, metric and layer. Each method except `scan` reads one snapshot.
 
-    def __init__(self, database: Database, book: LayerBook) -> None:
+    Every value is verified. Methods raise `StoreDamaged` for values that are not what was stored,
+    and answer for all others.
+    """
+
+    def __init__(
+        self, database: Database, book: LayerBook, note: Callable[[StoreDamaged], None]
+    ) -> None:
         self._database = database
         self._book = book
+        self._note = note  # called with damage before it is raised
+
+    @contextmanager
+    def _reading(self, run: str) -> Iterator[Connection]:
+        with self._noting(run), self._database.read() as connection:
+            yield connection
+
+    @contextmanager
+    def _noting(self, run: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreDamaged as error:
+            self._note(error)
+            raise
+        except UnreadableSteps as unreadable:
+            found = damage.of_steps(run, unreadable.steps)
+            self._note(found)
+            raise found from unreadable
 
     def latest(self, run: str) -> LatestValues:
         """Return the newest values. Raises `RunUnknown`."""
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             layers = self._book.specs(connection, run_id)
             now = latest_values.merged(len(layers), latest_values.load(connection, run_id).values())
@@ -43,7 +70,7 @@ class Histories:
 
     def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the metrics and of the scalars the run has reported, sorted."""
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return (
                 metric_names(connection, run_id, "layer"),
@@ -57,7 +84,7 @@ class Histories:
         that are not finite. Cost: one read of the newest batches, and a search per scalar that is
         not in them. Raises `RunUnknown`.
         """
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return newest_scalars(connection, self._book, run_id, from_step, most)
 
@@ -75,13 +102,13 @@ class Histories:
         Columns outside ``columns`` are NaN and cost nothing.
         """
         planes = planes_for(columns)
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return history.of_layers(connection, self._book, run_id, metric, layers, window, planes)
 
     def of_scalar(self, run: str, scalar: str, window: Window) -> Buckets:
         """Return one scalar. Raises `RunUnknown`."""
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return history.of_scalar(connection, self._book, run_id, scalar, window)
 
@@ -99,7 +126,7 @@ class Histories:
         ``columns`` as in `of_layers`.
         """
         planes = planes_for(columns)
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return history.of_all_layers(
                 connection, self._book, run_id, metric, window, layers, planes
@@ -116,7 +143,7 @@ class Histories:
         Cost: the rollups of the window and a few tiles, or all tiles if ``below`` varies strongly.
         Raises `RunUnknown`, and `HistoryThinned` where the window's tiles were dropped.
         """
-        with self._database.read() as connection:
+        with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             return worst(connection, self._book, run_id, metric, window, most, below=below)
 
@@ -132,4 +159,10 @@ class Histories:
         Raises `RunUnknown`, `LayerUnknown` and `HistoryThinned` at once, and `RunUnknown` from the
         iterator once the run is deleted.
         """
-        return scan(self._database, self._book, run, extent)
+        with self._noting(run):
+            pieces = scan(self._database, self._book, run, extent)
+        return self._noted(run, pieces)
+
+    def _noted(self, run: str, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        with self._noting(run):
+            yield from pieces

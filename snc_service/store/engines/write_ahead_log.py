@@ -27,7 +27,7 @@ _MASK = 0xFFFFFFFF
 Words = npt.NDArray[np.uint32]
 
 
-class Damage(NamedTuple):
+class BrokenLog(NamedTuple):
     """The first damaged frame of a log, and how many committed transactions are lost with it."""
 
     frame: int
@@ -35,7 +35,7 @@ class Damage(NamedTuple):
     commits: int
 
 
-def damage_of(path: Path) -> Damage | None:
+def damage_of(path: Path) -> BrokenLog | None:
     """Return what is damaged in a log, None if there is no log or nothing is.
 
     A log that another process writes at the same time is never called damaged.
@@ -69,15 +69,15 @@ def damage_of(path: Path) -> Damage | None:
     # Of the last transaction nobody knows whether its sync had returned.
     if not commits or commits[0] == later[-1]:
         return None
-    return Damage(broken, int(later[-1]) + 1, len(commits))
+    return BrokenLog(broken, int(later[-1]) + 1, len(commits))
 
 
-def _of_header(data: bytes) -> Damage | None:
+def _of_header(data: bytes) -> BrokenLog | None:
     """Return the damage of a log whose header is wrong: all of it is lost, if there is any."""
     page = struct.unpack_from(">I", data, 8)[0]
     size = FRAME_BYTES + page
     frames = (len(data) - HEADER_BYTES) // size if 512 <= page <= 65_536 else 0
-    return Damage(0, frames, frames) if frames > 1 else None
+    return BrokenLog(0, frames, frames) if frames > 1 else None
 
 
 def _first_broken(

@@ -24,6 +24,7 @@ from snc_service.store.types.errors import RunFull as RunFull
 from snc_service.store.types.errors import RunUnknown as RunUnknown
 from snc_service.store.types.errors import SequenceConflict as SequenceConflict
 from snc_service.store.types.errors import SequenceGap as SequenceGap
+from snc_service.store.types.errors import StoreDamaged as StoreDamaged
 from snc_service.store.types.errors import StoreError as StoreError
 from snc_service.store.types.errors import StoreFull as StoreFull
 from snc_service.store.types.errors import StoreUnavailable as StoreUnavailable
@@ -71,6 +72,27 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: Sequence[str] = ()
     overhead: float | None = None  # newest callback_seconds / step_seconds, where both are reported
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Damage, and what was done about it."""
+
+    damage: StoreDamaged
+    done: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification has looked at and found. ``unchecked`` rows of earlier releases have no
+    checksum; ``engine`` are problems that the database itself reports.
+    """
+
+    tiles: int
+    batches: int
+    unchecked: int
+    damaged: tuple[StoreDamaged, ...]
+    engine: tuple[str, ...]
 
 
 @dataclass(frozen=True)

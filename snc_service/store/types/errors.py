@@ -93,6 +93,39 @@ class HistoryThinned(StoreError):
         self.below = below
 
 
+class StoreDamaged(StoreError):
+    """Stored values do not match their checksum: a disk or a copy has changed them.
+
+    ``layers`` are the first and the last of a range, none for a scalar; ``steps`` likewise.
+    ``place`` names the row.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        place: str,
+        metrics: tuple[str, ...],
+        layers: tuple[str, ...],
+        num_layers: int,
+        steps: tuple[int, int],
+        rollup: bool = False,
+    ) -> None:
+        names = ", ".join(metrics) or "values"
+        of = f" of layers {layers[0]!r} to {layers[1]!r}" if layers else ""
+        what = f"min, max and mean of {names}" if rollup else names
+        super().__init__(
+            f"{what}{of} at steps {steps[0]} to {steps[1]} of run {run!r} must be as stored, got "
+            f"other bytes ({place}): snc db verify lists all damage, snc db repair drops it; other "
+            "layers can be read"
+        )
+        self.run = run
+        self.place = place
+        self.metrics = metrics
+        self.layers = layers
+        self.num_layers = num_layers
+        self.steps = steps
+
+
 class StoreUnavailable(StoreError):
     """The database cannot be reached or written (read-only, locked, gone)."""
 

@@ -21,6 +21,7 @@ AuditAction: TypeAlias = Literal[
     "command_sent",
     "run_deleted",
     "run_thinned",
+    "run_repaired",
     "alerting_changed",
     "incident_acknowledged",
     "silence_added",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,11 +24,15 @@ from snc_service.store.sql.compaction.rollups import Changes, TilePlace
 from snc_service.store.sql.compaction.slices import ChunkPiece, TailBatch
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.records import deletion
+from snc_service.store.sql.series import stored_tiles, tail
+from snc_service.store.sql.series.checksums import TileKey
 from snc_service.store.sql.series.layouts import LayerBook
-from snc_service.store.sql.series.tail import pack_steps, unpack_steps
-from snc_service.store.types import Floats, Steps
+from snc_service.store.sql.series.stored_tiles import StoredTile
+from snc_service.store.sql.series.tail import UnreadableSteps, pack_steps
+from snc_service.store.types import Floats, Steps, StoreDamaged
 from snc_service.wire import ABSENT, absent
 
+DAMAGED_SECONDS = 300.0  # after which the folding of a damaged chunk is tried again
 LEAVING_BYTES = 8 * 2**20  # per transaction that deletes from the tail
 
 
@@ -38,9 +42,14 @@ class Compactor:
     The next call continues an unfinished chunk. Safe to call from any thread.
     """
 
-    def __init__(self, database: Database, book: LayerBook) -> None:
+    def __init__(
+        self, database: Database, book: LayerBook, note: Callable[[StoreDamaged], None]
+    ) -> None:
         self._database = database
         self._book = book
+        self._note = note
+        # Chunks with damaged values, and the time (monotonic) of the next try: see `_turn`.
+        self._damaged: dict[Chunk, float] = {}
         # One per run: two would start each other again for ever.
         self._jobs: dict[int, ChunkCompaction] = {}
         self._last_run = 0
@@ -54,7 +63,7 @@ class Compactor:
     def _fold(self, deadline: float, now: float) -> int:
         deletion.resume(self._database)
         with self._database.read() as connection:
-            due = [chunk for chunks in due_runs(connection, now) for chunk in chunks]
+            due = [c for some in due_runs(connection, now) for c in some if self._is_sound(c)]
         waiting: dict[int, deque[Chunk]] = {run_id: deque() for run_id in self._jobs}
         for chunk in due:
             job = self._jobs.get(chunk.run_id)
@@ -63,22 +72,36 @@ class Compactor:
         # The runs in a circle, from where the last call stopped.
         turns = deque(sorted(waiting, key=lambda run_id: (run_id <= self._last_run, run_id)))
         num_values = 0
-        while turns:
-            run_id = self._last_run = turns.popleft()
-            num_values += self._turn(run_id, waiting[run_id])
-            if run_id in self._jobs or waiting[run_id]:
-                turns.append(run_id)
-            if time.monotonic() >= deadline:
-                break
-        self._database.checkpoint()
-        if not due:
-            self._database.reclaim()
+        try:
+            while turns:
+                run_id = self._last_run = turns.popleft()
+                num_values += self._turn(run_id, waiting[run_id])
+                if run_id in self._jobs or waiting[run_id]:
+                    turns.append(run_id)
+                if time.monotonic() >= deadline:
+                    break
+        finally:  # above all on a full disk
+            self._database.checkpoint()
+            self._database.reclaim(idle=not due)
         return num_values
+
+    def _is_sound(self, chunk: Chunk) -> bool:
+        if self._damaged.get(chunk, 0.0) > time.monotonic():
+            return False
+        self._damaged.pop(chunk, None)
+        return True
 
     def _turn(self, run_id: int, waiting: deque[Chunk]) -> int:
         """Fold one slice of a run; a job that fails is restarted by another call."""
         job = self._jobs.pop(run_id, None) or ChunkCompaction(waiting.popleft())
-        num_values = job.advance(self._database, self._book)
+        try:
+            num_values = job.advance(self._database, self._book)
+        except (StoreDamaged, UnreadableSteps) as error:
+            # What is left of the chunk waits in the tail for a repair; all others are folded.
+            if isinstance(error, StoreDamaged):
+                self._note(error)
+            self._damaged[job.chunk] = time.monotonic() + DAMAGED_SECONDS
+            return 0
         if not job.is_over:
             self._jobs[run_id] = job
         return num_values
@@ -182,17 +205,16 @@ def _fold_block(
     values: Floats,
 ) -> None:
     """Merge the new values into the chunk's tile, if there is one, and roll the result up."""
-    key = (place.run_id, place.attempt, place.metric, 0, place.block)
+    key = TileKey(place.run_id, place.attempt, place.metric, 0, place.block)
     row = connection.execute(
-        "select step0, step1, n, steps, enc, v from tile where run_id = ? and attempt = ? "
+        f"select {stored_tiles.COLUMNS} from tile where run_id = ? and attempt = ? "
         "and metric = ? and level = ? and block = ? and step0 >= ? and step0 < ?",
         (*key, chunk.low, chunk.high),
     ).fetchone()
     if row is not None:
-        step0, step1, n, packed, form, data = row
-        changes.deleted.append((*key, step0))
-        tile_steps = unpack_steps(step0, step1, n, packed)
-        steps, values = _laid_over(tile_steps, tiles.decode(form, data, n), steps, values)
+        tile = StoredTile(*row)
+        changes.deleted.append((*key, tile.step0))
+        steps, values = _laid_over(*stored_tiles.values(connection, key, tile), steps, values)
     form, data = tiles.encode(values)
     ends = (int(steps[0]), int(steps[-1]), len(steps))
     changes.put(place, 0, ends, (form, pack_steps(steps), data))
@@ -221,21 +243,7 @@ def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[TailB
         steps = head.steps[rest]
         if not len(steps):
             continue
-        (v,) = connection.execute(
-            "select v from tail where run_id = ? and id = ?", (chunk.run_id, head.id)
-        ).fetchone()
-        columns = np.frombuffer(v, "<f4").reshape(-1, len(head.steps))[:, rest]
-        connection.execute(
-            "update tail set step0 = ?, step1 = ?, n = ?, steps = ?, size = ?, v = ? "
-            "where run_id = ? and id = ?",
-            (
-                int(steps[0]),
-                int(steps[-1]),
-                len(steps),
-                pack_steps(steps),
-                columns.nbytes,
-                columns.tobytes(),
-                chunk.run_id,
-                head.id,
-            ),
+        columns = tail.whole(connection, chunk.run_id, head.id, head.layout)[:, rest]
+        tail.replace(
+            connection, chunk.run_id, head.id, chunk.attempt, head.layout.number, steps, columns
         )

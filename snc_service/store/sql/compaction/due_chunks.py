@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.sql.database.dialect import Connection
-from snc_service.store.sql.series.tail import unpack_steps
+from snc_service.store.sql.series.tail import UnreadableSteps, unpack_steps
 from snc_service.store.types import Steps
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a run without new batches for this long is folded completely
 MOST_TAIL_BYTES = 32 * 2**20  # of one attempt, complete chunk or not; more for very wide runs
@@ -49,7 +52,11 @@ def due_runs(connection: Connection, now: float) -> Iterator[list[Chunk]]:
         shift = chosen.get(run_id, shift)
         everything = bool(quiet) or _too_large(num_bytes, num_steps)
         if everything or last - first >= _overdue(tiles.TILE_STEPS << (shift or 0)):
-            due = _due_chunks(connection, run_id, attempt, shift, everything, now)
+            try:
+                due = _due_chunks(connection, run_id, attempt, shift, everything, now)
+            except UnreadableSteps as error:  # until it is repaired; all others are folded
+                log.error("an attempt of run number %d cannot be folded: %s", run_id, error)
+                continue
             if due:
                 chosen[run_id] = due[0].shift
             yield due

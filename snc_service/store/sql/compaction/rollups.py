@@ -13,6 +13,9 @@ import numpy as np
 from snc_service.store import tiles
 from snc_service.store.downsampling import Partial, joined, merged
 from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.sql.series import checksums, stored_tiles
+from snc_service.store.sql.series.checksums import TileKey
+from snc_service.store.sql.series.stored_tiles import StoredTile
 from snc_service.store.types import Floats, Steps
 
 LEVELS = 2
@@ -31,14 +34,16 @@ class Changes:
         first, last, n = steps
         key = (place.run_id, place.attempt, place.metric, level, place.block, first)
         self.deleted.append(key)
-        self.inserted.append((*key, last, n, *form))
+        enc, packed, data = form
+        crc = checksums.of_tile(TileKey(*key[:5]), first, last, n, enc, packed, data)
+        self.inserted.append((*key, last, n, enc, packed, data, crc))
 
     def apply(self, connection: Connection) -> None:
         """Execute the changes."""
         connection.executemany(f"delete from tile where {_KEY} and step0 = ?", self.deleted)
         connection.executemany(
             "insert into tile (run_id, attempt, metric, level, block, step0, step1, n, enc, "
-            "steps, v) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "steps, v, crc) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.inserted,
         )
 
@@ -94,12 +99,12 @@ def _added_to_what_was(connection: Connection, place: TilePlace, piece: Partial)
     """Return a piece of the first level merged with the stored entries at the same steps."""
     low, high = int(piece.keys[0]), int(piece.keys[-1])
     row = connection.execute(
-        f"select step0, n from tile where {_KEY} and step0 <= ? and step1 >= ?",
+        f"select step0 from tile where {_KEY} and step0 <= ? and step1 >= ?",
         (*_key(place, 1), low, high),
     ).fetchone()
     if row is None:
         return piece
-    was = _load(connection, place, 1, tiles.FANOUT << place.shift, *row)
+    was = _load(connection, place, 1, tiles.FANOUT << place.shift, row[0])
     both = _equal_rows([was.only((was.keys >= low) & (was.keys <= high)), piece])
     everywhere = np.arange(both[0].num_rows)
     return merged(len(everywhere), [(everywhere, part) for part in both])
@@ -120,7 +125,7 @@ def _put_piece(
     if len(others) < tiles.FANOUT - 1 and all(n < tiles.TILE_STEPS for _, n in others):
         _put(changes, place, level, piece)
         return None
-    parts = [_load(connection, place, level, entry, *other) for other in others]
+    parts = [_load(connection, place, level, entry, step0) for step0, _ in others]
     # In an existing tile the piece of a late value replaces its entries.
     parts = [part.only((part.keys < low) | (part.keys > piece.keys[-1])) for part in parts]
     whole = joined(_equal_rows([*parts, piece]))
@@ -137,13 +142,12 @@ def _put(changes: Changes, place: TilePlace, level: int, entries: Partial) -> No
     changes.put(place, level, (first, last, n), (tiles.ROLLUP, None, tiles.encode_rollup(entries)))
 
 
-def _load(
-    connection: Connection, place: TilePlace, level: int, entry: int, step0: int, n: int
-) -> Partial:
-    (data,) = connection.execute(
-        f"select v from tile where {_KEY} and step0 = ?", (*_key(place, level), step0)
+def _load(connection: Connection, place: TilePlace, level: int, entry: int, step0: int) -> Partial:
+    key = _key(place, level)
+    row = connection.execute(
+        f"select {stored_tiles.COLUMNS} from tile where {_KEY} and step0 = ?", (*key, step0)
     ).fetchone()
-    return tiles.decode_rollup(data, step0 + entry * np.arange(n, dtype=np.int64))
+    return stored_tiles.entries(connection, key, StoredTile(*row), entry)
 
 
 def _equal_rows(parts: list[Partial]) -> list[Partial]:
@@ -152,5 +156,5 @@ def _equal_rows(parts: list[Partial]) -> list[Partial]:
     return [part.rows_taken(np.arange(most)) for part in parts]
 
 
-def _key(place: TilePlace, level: int) -> tuple[int, ...]:
-    return (place.run_id, place.attempt, place.metric, level, place.block)
+def _key(place: TilePlace, level: int) -> TileKey:
+    return TileKey(place.run_id, place.attempt, place.metric, level, place.block)

@@ -12,6 +12,8 @@ from snc_service.store import tiles
 from snc_service.store.sql.compaction.due_chunks import Chunk
 from snc_service.store.sql.compaction.rollups import TilePlace
 from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.series import tail
+from snc_service.store.sql.series.attempts import AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Picked
 from snc_service.store.sql.series.tail import Cut, distinct, lay_over, unpack_steps
@@ -114,27 +116,25 @@ def _waiting(
     for head in heads:
         by_layout.setdefault(head.layout.number, []).append(head)
     found = []
-    for number, ones in by_layout.items():
+    for ones in by_layout.values():
         picked = [p for piece in some if (p := picked_of(ones[0].layout, piece)) is not None]
         if not picked:
             continue
         first = min(one.first for one in picked)
         span = max(one.first + one.span for one in picked) - first
-        rows = connection.execute(
-            "select id, substr(v, 1 + 4 * n * ?, 4 * n * ?) from tail where run_id = ? "
-            "and attempt = ? and layout = ? and step0 < ? and step1 >= ?",
-            (first, span, chunk.run_id, chunk.attempt, number, chunk.high, chunk.low),
-        )
-        read = dict(rows.fetchall())
+        segment = AttemptSegment(chunk.attempt, chunk.low, chunk.high)
+        layout = ones[0].layout
+        rows = tail.read_columns(connection, chunk.run_id, segment, layout, first, span)
+        read = {id_: data for id_, _, data in rows}
         found += [
-            ColumnSpan(head.id, head.layout, head.steps, first, _columns(read[head.id], span))
+            ColumnSpan(head.id, layout, head.steps, first, _columns(read[head.id], span))
             for head in ones
         ]
     return sorted(found, key=lambda waiting: waiting.id)
 
 
-def _columns(v: bytes, span: int) -> Floats:
-    return np.frombuffer(v, "<f4").reshape(span, -1)
+def _columns(data: memoryview, span: int) -> Floats:
+    return np.frombuffer(data, "<f4").reshape(span, -1)
 
 
 def inside(steps: Steps, chunk: Chunk) -> npt.NDArray[np.bool_]:

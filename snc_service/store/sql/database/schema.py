@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 5
+VERSION = 6
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -171,6 +171,14 @@ alter table event add column rules_version integer;
     5: """
 create table thinned (run_id integer primary key, below bigint not null, whole integer not null);
 """,
+    6: """
+alter table tile add column crc bigint;
+alter table tail add column crcs {blob};
+
+create table damage (
+  run_id integer not null, place {text} not null, at {real} not null, detail {text} not null,
+  primary key (run_id, place)){clustered};
+""",
 }
 
 # Tables with rows of a run, and the rest of their key, for deletion in slices.
@@ -194,6 +202,7 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("run_rules", "version"),
     ("annotation", "id"),
     ("thinned", "run_id"),
+    ("damage", "place"),
     ("rule_state", "run_id"),
     ("run_author", "run_id"),
     ("run_config", "run_id"),

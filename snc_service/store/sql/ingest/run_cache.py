@@ -57,7 +57,7 @@ _SAVE_RUN = (
 )
 _SAVE_TAIL = (
     "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, "
-    "size, v) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "size, v, crcs) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _SAVE_RULES = (
     "insert into rule_state (run_id, v) values (?, ?) "

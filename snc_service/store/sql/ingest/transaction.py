@@ -15,8 +15,9 @@ from snc_service.store.sql.database.dialect import Connection, Mark
 from snc_service.store.sql.ingest import run_cache, writers
 from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
 from snc_service.store.sql.records import commands, events
-from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series import checksums, latest_values
 from snc_service.store.sql.series.attempts import Placed
+from snc_service.store.sql.series.checksums import BatchPlace
 from snc_service.store.sql.series.layouts import KnownTable, LayerBook
 from snc_service.store.sql.series.tail import pack_steps
 from snc_service.store.types import (
@@ -172,21 +173,10 @@ def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> Non
     columns[:size].reshape(by_layer.shape)[...] = by_layer
     if batch.scalars:
         columns[size:] = batch.scalar_values.ravel()
-    work.tail.append(
-        (
-            work.run_id,
-            work.next_tail,
-            attempt,
-            layout,
-            batch.steps[0],
-            batch.steps[-1],
-            num_steps,
-            pack_steps(batch.steps),
-            item.received_at,
-            columns.nbytes,
-            columns.data,
-        )
-    )
+    ends, steps = (batch.steps[0], batch.steps[-1], num_steps), pack_steps(batch.steps)
+    place = BatchPlace(work.run_id, work.next_tail, attempt, layout, *ends)
+    crcs = checksums.of_batch(place, steps, columns.data)
+    work.tail.append((*place, steps, item.received_at, columns.nbytes, columns.data, crcs))
     work.next_tail += 1
 
 

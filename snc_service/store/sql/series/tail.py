@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.series import damage
 from snc_service.store.sql.series.attempts import AttemptSegment
+from snc_service.store.sql.series.checksums import (
+    BLOCK_BYTES,
+    BatchPlace,
+    broken_blocks,
+    of_batch,
+)
+from snc_service.store.sql.series.layouts import Layout
 from snc_service.store.sql.series.selection import Picked, Rows
 from snc_service.store.types import Floats, Steps
 from snc_service.wire import absent
+
+MOST_STEPS: Final = 2**20  # of a tile with the widest interval that is measured at every step
+# Whole blocks around the columns from one to another; parameters: first, end, first.
+_BLOCKS: Final = (
+    f"substr(v, 1 + 4 * n * ? / {BLOCK_BYTES} * {BLOCK_BYTES}, "
+    f"(4 * n * ? + {BLOCK_BYTES - 1}) / {BLOCK_BYTES} * {BLOCK_BYTES} "
+    f"- 4 * n * ? / {BLOCK_BYTES} * {BLOCK_BYTES})"
+)
 
 
 def pack_steps(steps: Steps | Sequence[int]) -> bytes | None:
@@ -26,12 +42,27 @@ def pack_steps(steps: Steps | Sequence[int]) -> bytes | None:
     return offsets
 
 
+class UnreadableSteps(ValueError):
+    """The steps of a row are none that a batch or tile can have."""
+
+    def __init__(self, first: Any, last: Any) -> None:
+        super().__init__(f"a row has steps {first!r} to {last!r}")
+        self.steps = tuple(each if isinstance(each, int) else 0 for each in (first, last))
+
+
 def unpack_steps(first: int, last: int, n: int, packed: bytes | None) -> Steps:
-    """Undo `pack_steps`."""
-    if packed is not None:
-        return np.frombuffer(packed, "<i8") + first
-    stride = (last - first) // (n - 1) if n > 1 else 1
-    return first + stride * np.arange(n, dtype=np.int64)
+    """Undo `pack_steps`. Raises `UnreadableSteps` for what cannot be undone."""
+    try:
+        if packed is not None:
+            steps = np.frombuffer(packed, "<i8") + first
+        else:
+            stride = (last - first) // (n - 1) if n > 1 else 1
+            steps = first + stride * np.arange(min(n, MOST_STEPS + 1), dtype=np.int64)
+        if len(steps) == n and 0 <= first == steps[0] and steps[-1] == last:
+            return steps
+    except (TypeError, ValueError, OverflowError, IndexError):
+        pass
+    raise UnreadableSteps(first, last)
 
 
 def distinct(steps: Sequence[Steps], low: int, high: int) -> Steps:
@@ -82,7 +113,7 @@ class Cut:
     id: int
     picked: Picked
     steps: Steps
-    data: bytes | Floats  # float32 [span, n]
+    data: bytes | memoryview | Floats  # float32 [span, n]
 
 
 def read_over(
@@ -121,16 +152,81 @@ def _cuts(
     connection: Connection, run_id: int, attempt: int, one: Picked, first: int, last: int
 ) -> list[Cut]:
     """Read a span of columns of the batches that touch some steps; the database slices it."""
-    rows = connection.execute(
-        "select id, step0, step1, n, steps, substr(v, 1 + 4 * n * ?, 4 * n * ?) from tail "
-        "where run_id = ? and attempt = ? and layout = ? and step0 <= ? and step1 >= ?",
-        (one.first, one.span, run_id, attempt, one.layout.number, last, first),
+    span = AttemptSegment(attempt, first, last + 1)
+    read = read_columns(connection, run_id, span, one.layout, one.first, one.span)
+    return [Cut(id_, one, steps, data) for id_, steps, data in read]
+
+
+def whole(connection: Connection, run_id: int, id_: int, layout: Layout) -> Floats:
+    """Return all columns [C, n] of one batch. Raises `StoreDamaged`."""
+    attempt, step0, step1, n, steps, crcs, data = connection.execute(
+        "select attempt, step0, step1, n, steps, crcs, v from tail where run_id = ? and id = ?",
+        (run_id, id_),
+    ).fetchone()
+    if crcs is not None:
+        place = BatchPlace(run_id, id_, attempt, layout.number, step0, step1, n)
+        broken = broken_blocks(place, steps, 0, data, crcs, -(-len(data) // BLOCK_BYTES))
+        if broken:
+            raise damage.of_batch(connection, place, layout, broken)
+    return np.frombuffer(data, "<f4").reshape(-1, n)
+
+
+def replace(
+    connection: Connection,
+    run_id: int,
+    id_: int,
+    attempt: int,
+    layout: int,
+    steps: Steps,
+    columns: Floats,
+) -> None:
+    """Let a batch have other ``steps`` [n] and ``columns`` [C, n]."""
+    packed, data = pack_steps(steps), columns.tobytes()
+    ends = (int(steps[0]), int(steps[-1]), len(steps))
+    crcs = of_batch(BatchPlace(run_id, id_, attempt, layout, *ends), packed, data)
+    connection.execute(
+        "update tail set step0 = ?, step1 = ?, n = ?, steps = ?, size = ?, v = ?, crcs = ? "
+        "where run_id = ? and id = ?",
+        (*ends, packed, len(data), data, crcs, run_id, id_),
     )
-    cuts = [
-        Cut(id_, one, unpack_steps(step0, step1, n, steps), data)
-        for id_, step0, step1, n, steps, data in rows
-    ]
-    return sorted(cuts, key=lambda cut: cut.id)
+
+
+def read_columns(
+    connection: Connection,
+    run_id: int,
+    segment: AttemptSegment,
+    layout: Layout,
+    first: int,
+    span: int,
+) -> list[tuple[int, Steps, memoryview]]:
+    """Return (id, steps, columns) of the batches of a layout that touch a segment, by id.
+
+    Of the columns, ``span`` from ``first`` on, float32 [span, n]. The database cuts whole blocks
+    out of the rows, so that their checksums can be verified. Raises `StoreDamaged`.
+    """
+    rows = connection.execute(
+        f"select id, step0, step1, n, steps, crcs, {_BLOCKS} from tail "
+        "where run_id = ? and attempt = ? and layout = ? and step0 < ? and step1 >= ?",
+        (
+            *(first, first + span, first),
+            *(run_id, segment.attempt, layout.number, segment.high, segment.low),
+        ),
+    )
+    found = []
+    for id_, step0, step1, n, steps, crcs, data in rows.fetchall():
+        if not isinstance(n, int):
+            raise UnreadableSteps(step0, step1)
+        place = BatchPlace(run_id, id_, segment.attempt, layout.number, step0, step1, n)
+        start, end = 4 * n * first, 4 * n * (first + span)
+        begin = start // BLOCK_BYTES
+        if crcs is not None:
+            count = -(-end // BLOCK_BYTES) - begin
+            broken = broken_blocks(place, steps, begin, data, crcs, count)
+            if broken:
+                raise damage.of_batch(connection, place, layout, broken)
+        whole = memoryview(data)[start - begin * BLOCK_BYTES : end - begin * BLOCK_BYTES]
+        found.append((id_, unpack_steps(step0, step1, n, steps), whole))
+    return sorted(found, key=lambda each: each[0])
 
 
 def _continues(before: Cut, after: Cut) -> bool:

@@ -9,8 +9,11 @@ import numpy as np
 from snc_service.store import tiles
 from snc_service.store.downsampling import PLANES, Partial, joined
 from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.series import stored_tiles
 from snc_service.store.sql.series.attempts import AttemptSegment
+from snc_service.store.sql.series.checksums import TileKey
 from snc_service.store.sql.series.selection import LayerBlock, Wanted
+from snc_service.store.sql.series.stored_tiles import StoredTile
 from snc_service.store.sql.series.tail import put_over, unpack_steps
 from snc_service.store.types import Floats, Steps
 
@@ -104,13 +107,12 @@ def read_over(
     span = AttemptSegment(attempt, int(steps[0]), int(steps[-1]) + 1)
     for block in wanted.blocks:
         rows = connection.execute(
-            f"select step0, step1, n, steps, enc, v from tile {_WHERE} "
-            "and step0 < ? and step1 >= ?",
+            f"select {stored_tiles.COLUMNS} from tile {_WHERE} and step0 < ? and step1 >= ?",
             (*_key(wanted, span, 0, block), span.high, span.low),
         )
-        for step0, step1, n, packed, form, data in rows:
-            tile_steps = unpack_steps(step0, step1, n, packed)
-            tile = tiles.decode(form, data, n)
+        for row in rows.fetchall():
+            key = _key(wanted, span, 0, block)
+            tile_steps, tile = stored_tiles.values(connection, key, StoredTile(*row))
             at = np.searchsorted(steps, tile_steps)
             inside = (at < len(steps)) & (steps[np.minimum(at, len(steps) - 1)] == tile_steps)
             known = block.lanes < len(tile)
@@ -173,13 +175,14 @@ def _entries(
 ) -> Iterator[tuple[int, int, Partial]]:
     """Yield (first step, last step, entries keyed by their first step) in the order of steps."""
     entry = tiles.FANOUT**level << shift
+    key = _key(wanted, gap, level, block)
     rows = connection.execute(
-        f"select step0, step1, n, v from tile {_WHERE} and step0 < ? and step1 >= ? order by step0",
-        (*_key(wanted, gap, level, block), gap.high, gap.low),
+        f"select {stored_tiles.COLUMNS} from tile {_WHERE} and step0 < ? and step1 >= ? "
+        "order by step0",
+        (*key, gap.high, gap.low),
     )
-    places = entry * np.arange(tiles.TILE_STEPS, dtype=np.int64)
-    for step0, step1, n, data in rows:
-        yield step0, step1, tiles.decode_rollup(data, step0 + places[:n], planes)
+    for row in map(StoredTile._make, rows.fetchall()):
+        yield row.step0, row.step1, stored_tiles.entries(connection, key, row, entry, planes)
 
 
 def _clean(keys: Steps, segment: AttemptSegment, shift: int, dirty: Steps) -> np.ndarray:
@@ -189,5 +192,5 @@ def _clean(keys: Steps, segment: AttemptSegment, shift: int, dirty: Steps) -> np
     return inside & ~np.isin(keys // (tiles.TILE_STEPS << shift), dirty)
 
 
-def _key(wanted: Wanted, segment: AttemptSegment, level: int, block: LayerBlock) -> tuple[int, ...]:
-    return (wanted.run_id, segment.attempt, wanted.metric, level, block.number)
+def _key(wanted: Wanted, segment: AttemptSegment, level: int, block: LayerBlock) -> TileKey:
+    return TileKey(wanted.run_id, segment.attempt, wanted.metric, level, block.number)
