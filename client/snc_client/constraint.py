@@ -1,8 +1,10 @@
 """Change weights on the device so that a threshold holds, without a branch. Pure tensors.
 
 `rescale_` multiplies a weight by min(1, threshold / sigma_upper): all singular values shrink.
-`cap_` clips those above the threshold and does not change the others. Neither waits for the device;
-a weight at or under its threshold keeps every bit, and so does one that is not finite.
+`normalize_` multiplies it by threshold / sigma_upper, up or down. `cap_` clips the singular values
+above the threshold and does not change the others; `clip_seen_` clips those that a warm block has
+found. None of them waits for the device. `rescale_` and `cap_` keep every bit of a weight at or
+under its threshold, and all keep every bit of one that is not finite.
 
 In bfloat16 and float16 a product is rounded to few digits, and a factor within half a spacing of
 one would change nothing. So these aim lower, by one unit roundoff of the weight's dtype (2^-8 and
@@ -15,17 +17,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from snc_client.operators import row_norms
+from snc_client.certificate import arithmetic_of
+from snc_client.operators import Matrix, row_norms
 from snc_client.precision import full_precision
 
 FULL = (torch.float32, torch.float64)
-CAP_MARGIN = 2.0**-19  # relative: float32 errs by this, plus a little of the clipped part
-LOWEST = 1e-7  # singular values below this share of the norm bound may keep a blurred sign
+CAP_MARGIN = 2.0**-19  # relative: float32 errs by this
+# Singular values below this share of the norm bound may keep a blurred sign.
+LOWEST = {torch.float32: 1e-7, torch.float64: 1e-11}
+FEW = 4.0  # thresholds: above that, float32 loses digits of the singular values at the threshold
+AT_REST = 2.0**-16  # relative: a norm that is so little below its threshold is not brought up
+LARGEST_FACTOR = 2.0**96  # brings a subnormal weight to one in a few steps, and keeps 0 finite
 
 
 @torch.no_grad()
@@ -42,17 +49,48 @@ def rescale_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor) 
     """
     aim = _aims(weights, threshold)
     breach = sigma_upper.isfinite() & (sigma_upper > threshold)
-    quotient = aim / torch.where(breach, sigma_upper, 1.0)
+    scale = _scales_to(aim, sigma_upper, breach)
+    _multiply(weights, scale)
+    return scale
+
+
+@torch.no_grad()
+def normalize_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor) -> Tensor:
+    """Multiply each weight in place by threshold / sigma_upper; return these scales, [L].
+
+    As `rescale_`, and a weight below its threshold is brought up to it as well. Left alone are zero
+    weights, those without a finite bound or threshold, and those within `AT_REST` below the
+    threshold (one unit roundoff in low precision). One step scales up by 2^96 at most. No entry
+    leaves the range of its dtype, because none is larger than the norm: the aim is at most half of
+    the largest number.
+    """
+    largest = [torch.finfo(w.dtype).max / 2 for w in weights]
+    room = [c.clamp(max=top) for c, top in zip(threshold.unbind(), largest, strict=True)]
+    aim = _aims(weights, torch.stack(room)) if weights else threshold
+    rest = [AT_REST if w.dtype in FULL else torch.finfo(w.dtype).eps / 2 for w in weights]
+    low = torch.stack([x * (1 - r) for x, r in zip(aim.unbind(), rest, strict=True)])
+    settled = (sigma_upper >= low) & (sigma_upper <= threshold)
+    known = sigma_upper.isfinite() & (sigma_upper > 0) & threshold.isfinite()
+    scale = _scales_to(aim, sigma_upper, known & ~settled)
+    _multiply(weights, scale)
+    return scale
+
+
+def _scales_to(aim: Tensor, sigma_upper: Tensor, wanted: Tensor) -> Tensor:
+    """Return aim / sigma_upper where ``wanted``, else 1; float32."""
+    quotient = (aim / torch.where(wanted, sigma_upper, 1.0)).clamp(max=LARGEST_FACTOR)
     # Towards zero: a quotient rounded up would put the weight above its threshold.
-    scale = torch.where(breach, torch.nextafter(quotient, torch.zeros_like(quotient)), 1.0).float()
+    return torch.where(wanted, torch.nextafter(quotient, torch.zeros_like(quotient)), 1.0).float()
+
+
+def _multiply(weights: Sequence[Tensor], scale: Tensor) -> None:
     for weight, factor in zip(weights, scale.unbind(), strict=True):
         if weight.dtype in FULL:
             weight.mul_(factor)
         else:  # one rounding, of a float32 product; a scale rounded to bfloat16 is off by 3e-3
             weight.copy_(
-                torch.where(factor < 1, (weight.float() * factor).to(weight.dtype), weight)
+                torch.where(factor == 1, weight, (weight.float() * factor).to(weight.dtype))
             )
-    return scale
 
 
 @torch.no_grad()
@@ -61,25 +99,86 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
 
     The scale (0-d) is the factor of the largest singular value, 1 where nothing was done. W is
     written only if ``sigma_upper`` is finite and above the threshold; then singular values above
-    the threshold become the threshold, the others and all singular vectors stay. In float32 all
-    are right within 5e-6 of the threshold, and under it, as long as the largest is below 4
-    thresholds (5e-7 of the largest, if that is more); low precision rounds after that.
+    the threshold become the threshold, the others and all singular vectors stay. All are right
+    within 5e-6 of the threshold, and under it, also where the largest is 3,000 thresholds, in
+    float32; low precision rounds after that. (Without float64, as on MPS and consumer GPUs: within
+    5e-6 up to 4 thresholds, and 5e-7 of the largest above that.)
 
     With O = msign(W), H = O'W - c I and |H| = H msign(H): W <- O (H + 2 c I - |H|) / 2, that is
     (s + c - |s - c|) / 2 = min(s, c) for each singular value. Products only, so it runs anywhere
-    without waiting; about 80 of them, so call it when there is a breach, not at every step.
+    without waiting; about 80 of them (110 in float64), so call it when there is a breach that
+    `clip_seen_` cannot mend, not at every step.
     """
     breach = sigma_upper.isfinite() & (sigma_upper > threshold)
     ratio = torch.where(breach, sigma_upper / threshold, 1.0).clamp(max=1e3)
-    aim = _aims([weight], threshold.reshape(1))[0] * (1 - CAP_MARGIN * (1 + ratio / 4))
-    double = weight.dtype == torch.float64
+    double = weight.dtype == torch.float64 or (
+        # A CPU may be asked; elsewhere the host does not wait for the answer.
+        arithmetic_of(weight.device) == "float64"
+        and (weight.device.type != "cpu" or any((ratio.reshape(1) > FEW).tolist()))
+    )
+    more = 0.0 if double else ratio / 4
+    aim = _aims([weight], threshold.reshape(1))[0] * (1 - CAP_MARGIN * (1 + more))
     w = weight.to(torch.float64 if double else torch.float32)
-    tall = w if w.shape[0] >= w.shape[1] else w.mT
+    tall = _tall(w)
     with full_precision(w.device):
         capped = _capped(tall, torch.where(breach, aim, 1.0).to(w.dtype))
     capped = (capped if tall is w else capped.mT).to(weight.dtype)
     weight.copy_(torch.where(breach & capped.isfinite().all(), capped, weight))
     return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
+
+
+class Seen(NamedTuple):
+    """A weight on the span of some vectors: W x_i are orthogonal, of the lengths s. See `seen`."""
+
+    s_B: Tensor  # float64, ascending
+    x_BB: Tensor  # combinations of the vectors: orthonormal x_i
+    products_BM: Tensor  # W times the vectors, float64
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest singular value on the span, 0-d: at most that of the weight."""
+        return self.s_B[-1]
+
+    @property
+    def least(self) -> Tensor:
+        """The least but one, 0-d: the last vector of a warm block only explores."""
+        return self.s_B[min(1, len(self.s_B) - 1)]
+
+
+@torch.no_grad()
+def seen(weight: Tensor, rows_BN: Tensor) -> Seen:
+    """Return what the span of ``rows_BN`` (float32) shows of the singular values of ``weight``.
+
+    The rows are independent vectors of the small side of the weight (m, n), as those of a warm
+    block. Both must be finite, on a CPU. Cost: half an iteration of the block.
+    """
+    with full_precision(weight.device):
+        products = Matrix(_tall(weight)).matmul(rows_BN.mT).mT.double()
+        rows = rows_BN.double()
+        root = torch.linalg.inv(torch.linalg.cholesky_ex(rows @ rows.mT).L)
+        squares, turn = torch.linalg.eigh(root @ (products @ products.mT) @ root.mT)
+    return Seen(squares.clamp(min=0).sqrt(), turn.mT @ root, products)
+
+
+@torch.no_grad()
+def clip_seen_(weight: Tensor, rows_BN: Tensor, found: Seen, aim: Tensor) -> None:
+    """Clip the singular values above ``aim`` (0-d) that `seen` has found, in place.
+
+    W <- W (I - X' D X), D = max(0, 1 - aim / s): the factor on the right is a contraction, so that
+    no singular value grows, whatever the rows are. On their span the norm is ``aim`` then; how far
+    above it is elsewhere, only a certificate says. Where all are singular vectors this is the cap.
+    float32 is right to 1e-7 of the largest. Cost: half an iteration, and one pass over the weight.
+    """
+    share = torch.where(found.s_B > aim, 1 - aim / found.s_B, 0.0)
+    clip_BB = (found.x_BB.mT * share) @ found.x_BB
+    left_MB = (clip_BB @ found.products_BM).to(rows_BN.dtype).mT
+    tall = _tall(weight)
+    with full_precision(weight.device):
+        if weight.dtype == torch.float32:
+            tall.addmm_(left_MB, rows_BN, alpha=-1)
+        else:
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            tall.copy_(tall.to(wide) - (left_MB @ rows_BN).to(wide))
 
 
 @torch.no_grad()
@@ -117,18 +216,18 @@ def matrix_sign(a_MN: Tensor) -> Tensor:
 
     Newton-Schulz, scaled so that each step lifts small singular values by up to 2.6 (Chen & Chow,
     A stable scaling of Newton-Schulz, 2014). Those below 1e-7 of the norm bound are not lifted all
-    the way.
+    the way (float64: 1e-11).
     """
     size = _norm_bound(a_MN)
     x = a_MN / torch.where(size > 0, size, 1.0)
-    for a in _SCALES:
+    for a in _SCALES[a_MN.dtype]:
         x = a * (1.5 * x - (0.5 * a * a) * (x @ (x.mT @ x)))
     return x
 
 
-def _scales() -> list[float]:
+def _scales(low: float) -> list[float]:
     """Return the factors that bring singular values in [low, 1] closest together at each step."""
-    low, scales = LOWEST, []
+    scales = []
     while 1 - low > 1e-8:
         # Below sqrt 3, where the cubic has its zero, also for x slightly above one.
         a = min(math.sqrt(3 / (1 + low + low * low)), 1.70)
@@ -137,7 +236,7 @@ def _scales() -> list[float]:
     return [*scales, 1.0, 1.0]
 
 
-_SCALES = _scales()
+_SCALES = {dtype: _scales(low) for dtype, low in LOWEST.items()}
 
 
 def _norm_bound(a: Tensor) -> Tensor:
@@ -155,6 +254,10 @@ def _capped(w_MN: Tensor, aim: Tensor) -> Tensor:
     h = (h + h.mT) / 2 - eye
     positive = h @ matrix_sign(h)
     return o @ ((h + 2 * eye - positive) * (0.5 * aim))
+
+
+def _tall(w: Tensor) -> Tensor:
+    return w if w.shape[0] >= w.shape[1] else w.mT
 
 
 def _aims(weights: Sequence[Tensor], threshold: Tensor) -> Tensor:

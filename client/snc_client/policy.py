@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
 from snc_service.wire import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
 
 Limit: TypeAlias = float | str | None
+HOLDING: Final = ("rescale", "cap", "normalize")  # the actions that write a weight
 
 
 class Named(Protocol):
@@ -96,7 +97,7 @@ def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
 
     An entry whose pattern is only ``*`` applies to known linear maps and to no other layer. A layer
     without an entry or without a threshold is observed. So is one that must not be written,
-    where the entry says rescale or cap: its breaches are still reported. Where a cap is not
+    where the action would write it: its breaches are still reported. Where a cap is not
     possible, the layer is rescaled.
     """
     unmatched = tuple(entry.pattern for entry in policy.entries if not _speaks(entry, layers))
@@ -114,7 +115,7 @@ def _layer_policy(policy: Policy, layer: Named) -> LayerPolicy:
 
 
 def _possible(action: Action, layer: Named) -> Action:
-    if action in ("rescale", "cap") and not layer.writable:
+    if action in HOLDING and not layer.writable:
         return "observe"
     return "rescale" if action == "cap" and not layer.cappable else action
 

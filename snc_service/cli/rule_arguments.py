@@ -78,7 +78,7 @@ def suggest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
     )
     suggest.add_argument(
         "--action",
-        choices=("observe", "rescale", "cap", "stop"),
+        choices=("observe", "rescale", "cap", "normalize", "stop"),
         default="observe",
         help="of every entry (default: observe)",
     )

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from snc_service.wire.checks import WireError, printable, shown
 
-Action: TypeAlias = Literal["observe", "rescale", "cap", "stop"]
+Action: TypeAlias = Literal["observe", "rescale", "cap", "normalize", "stop"]
 ACTIONS: Final[tuple[str, ...]] = get_args(Action)
 MAX_ENTRIES = 1_024
 

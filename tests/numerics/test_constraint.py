@@ -183,7 +183,7 @@ def test_a_capped_low_precision_weight_is_under_the_threshold_after_rounding(
 def test_cap_in_float64_is_exact_to_its_margin() -> None:
     w = planted(torch.linspace(3, 0, 40), 50)
     u, s, vh = torch.linalg.svd(w, full_matrices=False)
-    margin = 1 - 2.0**-19 * 1.75  # largest = 3 thresholds
+    margin = 1 - 2.0**-19
     cap_(w, torch.tensor(3.0), torch.tensor(1.0))
     torch.testing.assert_close(w, (u * s.clamp(max=margin)) @ vh, rtol=0, atol=1e-8)
 
@@ -192,7 +192,8 @@ def test_the_matrix_sign_of_zero_is_zero_and_keeps_zero_directions() -> None:
     assert torch.equal(matrix_sign(torch.zeros(5, 3)), torch.zeros(5, 3))
     sign = matrix_sign(planted([2.0, 1e-3, 0.0], 6))
     expected = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(singular_values(sign), expected, rtol=0, atol=1e-6)
+    # Of zero the rounding of 1e-16 is left, and lifted 2e11 times.
+    torch.testing.assert_close(singular_values(sign), expected, rtol=0, atol=1e-4)
 
 
 def test_neither_waits_for_the_host_nor_heeds_low_precision_products() -> None:

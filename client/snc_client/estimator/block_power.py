@@ -163,6 +163,10 @@ class BlockPower:
         """
         self._hurried.update(layers)
 
+    def vectors(self, layer: int) -> Tensor:
+        """Return the block of a layer: float32 (b, min(m, n)), nearly orthonormal, best first."""
+        return self._blocks[layer]
+
     @torch.no_grad()
     def refill_(self, failed: Tensor, which: Sequence[int] | None = None) -> None:
         """Draw all vectors but the first anew, where ``failed`` (bool, on the device) is True.

@@ -153,7 +153,7 @@ def lowered(
 
 def cast_down(copy: Tensor, master: Tensor, scale: Tensor) -> None:
     """Write the master to its copy where ``scale`` (0-d) says that it has changed."""
-    copy.copy_(torch.where(scale < 1, master.to(copy.dtype), copy))
+    copy.copy_(torch.where(scale != 1, master.to(copy.dtype), copy))
 
 
 def _named(model: nn.Module, given: Mapping[Any, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snc_client.layer_row import Mask
 from snc_client.layers import Layer
-from snc_client.policy import LayerPolicy
+from snc_client.policy import HOLDING, LayerPolicy
 
 log = logging.getLogger("snc")
 
@@ -59,7 +59,7 @@ class Ownership:
         self.others = self._owned > 0 if len(self._optimizers) > 1 else None
         found, unowned = list(policies), list[str]()
         for i, owner in enumerate(found_owners):
-            if owner is None and policies[i].action in ("rescale", "cap"):
+            if owner is None and policies[i].action in HOLDING:
                 found[i] = replace(policies[i], action="observe")
                 unowned.append(layers[i].name)
         if new := [name for name in unowned if name not in self._said]:

@@ -48,6 +48,21 @@ class CarriedBounds:
         """Return whether there is a start to carry from for layer ``i``."""
         return i in self._copies
 
+    def at_rest(self, i: int, operator: Operator, threshold: Tensor) -> bool:
+        """Return whether layer ``i`` is what was certified, with a bound up to ``threshold`` (0-d).
+
+        For a CPU: the host reads the result.
+        """
+        copy = self._copies.get(i)
+        if copy is None or not isinstance(operator, Matrix | BlockDiagonal):
+            return False
+        proven = self._certified[i] <= threshold
+        return all((proven & (copy == operator.weight).all()).reshape(1).tolist())
+
+    def upper(self, i: int) -> Tensor:
+        """Return the last certified bound of layer ``i``, 0-d."""
+        return self._certified[i]
+
     def bounds(self, operators: Mapping[int, Operator]) -> Tensor:
         """Return the bounds of these layers as float32 [L]: inf where there is none yet.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from snc_client.bounds import bound, certifiable
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
-from snc_client.callback.monitor.enforcement import Enforcement
+from snc_client.callback.monitor.enforcement import Enforcement, WarmCaps
 from snc_client.callback.monitor.norms import norms
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.step_plan import StepPlan, indices
@@ -23,7 +23,7 @@ from snc_client.estimator import LAG, Estimates, warm_blocks
 from snc_client.layer_row import Mask
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
-from snc_client.policy import LayerPolicy
+from snc_client.policy import HOLDING, LayerPolicy
 
 # sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
 # 1440 layer-steps). After an abrupt step the warm block lags by up to 3 %; (residual / sigma)^2
@@ -74,13 +74,16 @@ class DeviceGroup:
         self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._enforcement = Enforcement(self.layers, masters)
-        self._carried = CarriedBounds(len(layers), device) if strict else None
+        self._strict = strict
+        self._carried = CarriedBounds(len(layers), device)
+        self._caps = WarmCaps(self.layers, self._enforcement, self._carried, strict=strict)
         self._stepped = SteppedBounds(shapes, device) if stepped else None
         self._outside = OutsideEnergy(len(layers), device)
         watched = [isinstance(x, Matrix | BlockDiagonal | LowRank) for x in operators]
         self._watched = to_device([1.0 if x else math.nan for x in watched], device, torch.float32)
         self._held: tuple[int, ...] = ()
         self._capped: tuple[int, ...] = ()
+        self._normalized: frozenset[int] = frozenset()
         self._calls = 0
         self._met = [0] * len(layers)  # the last call that measured each layer
 
@@ -91,9 +94,13 @@ class DeviceGroup:
             i
             for i, p in enumerate(policies)
             # Strict divides by nothing but a bound, so it leaves alone what has none.
-            if p.action in ("rescale", "cap") and (self._carried is None or self._certifiable[i])
+            if p.action in HOLDING and (not self._strict or self._certifiable[i])
         )
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
+        self._normalized = frozenset(i for i, p in enumerate(policies) if p.action == "normalize")
+        # Elsewhere the host must not read what a certificate says.
+        free = reading_is_free(self.device)
+        self._caps.set([i for i in self._capped if free and self._certifiable[i]])
 
     def register(self, *, certify: bool = True) -> DeviceRow:
         """Return a first measurement: sigma, residual and, with ``certify``, a bound of each layer.
@@ -154,16 +161,21 @@ class DeviceGroup:
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)
         self._certify(operators, certify, sigma, upper)
-        if self._carried is not None:
-            certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
         divisor = upper
-        if self._carried is None:
+        if self._strict:
+            certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
+        else:
             divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
+        near = [i for i in self._caps.layers if i in operators and plan.written[i]]
+        clip = self._caps.choose(near, operators, divisor, upper, self.thresholds.value)
         if self._stepped is not None:
             upper = self._stepped.filled(upper, sigma, step_norms)
-        held = [i for i in self._held if plan.written[i]]
-        capped = [i for i in self._capped if i in cap]
-        scale = self._enforcement.act(held, capped, divisor, self.thresholds.value)
+        held = [i for i in self._held if plan.written[i] and i not in self._caps.layers]
+        capped = [i for i in self._capped if i in cap or i in clip]
+        scale = self._enforcement.act(
+            held, capped, self._normalized, divisor, self.thresholds.value
+        )
+        self._caps.act(clip, self.power, self.thresholds.value, scale)
         self._outside.acted(scale, capped)
         if self._stepped is not None:
             self._stepped.acted(upper, scale, capped)
@@ -202,7 +214,7 @@ class DeviceGroup:
     ) -> None:
         for i in certify:
             upper[i].copy_(bound(operators[i], sigma[i]))
-            if self._carried is not None and i in self._held:
+            if i in self._caps.layers or (self._strict and i in self._held):
                 self._carried.certified(i, operators[i], upper[i])
         if certify:
             self._refill(list(certify), upper > REFILL_RATIO * sigma)
@@ -230,14 +242,16 @@ class DeviceGroup:
         compares the two; elsewhere the plan predicts the result (``pressing``). A wrong prediction
         loses no proof: the weight is divided by the carried bound, which shrinks it more.
         """
-        assert self._carried is not None
         rest = [i for i in self._held if i in operators and i not in certified]
         carried = self._carried.bounds({i: operators[i] for i in rest})
         if reading_is_free(self.device):
             proven = (carried <= self.thresholds.value).tolist()
-            late = [i for i in rest if not proven[i]]
+            # A clip is proven afterwards, and a carried bound is too loose to scale up by.
+            late = [i for i in rest if not proven[i] and i not in self._caps.layers]
+            late += [i for i in rest if proven[i] and i in self._normalized]
         else:
-            late = [i for i in rest if i in pressing or not self._carried.known(i)]
+            must = {*pressing, *self._normalized}
+            late = [i for i in rest if i in must or not self._carried.known(i)]
         upper.copy_(torch.where(upper.isnan(), carried, upper))
         self._certify(operators, late, sigma, upper)
         return late

@@ -39,7 +39,7 @@ from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
-from snc_client.policy import LayerPolicy
+from snc_client.policy import HOLDING, LayerPolicy
 
 # Vectors of a warm block: held layers need more, as a threshold pushes singular values together.
 HELD_BLOCK, WATCHED_BLOCK = 16, 8
@@ -114,7 +114,7 @@ class LayerMonitor:
         self._stops = np.array([p.action == "stop" for p in policies], np.bool_)
         self._known_stretch = self._stretch
         self._planner.restart(step)
-        held = {i for i, p in enumerate(policies) if p.action in ("rescale", "cap")}
+        held = {i for i, p in enumerate(policies) if p.action in HOLDING}
         if held != self._held:
             self._held = held
             self._regroup(self._warm())

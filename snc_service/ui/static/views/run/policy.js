@@ -5,7 +5,7 @@ import { announce, h, quietButton, setText } from "../../document/dom.js";
 import { count, moment } from "../../document/format.js";
 import { matches } from "../../document/glob.js";
 
-const ACTIONS = ["observe", "rescale", "cap", "stop"];
+const ACTIONS = ["observe", "rescale", "cap", "normalize", "stop"];
 const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", ""];
 const HELP =
   "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, or " +
