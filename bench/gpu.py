@@ -15,6 +15,7 @@ checks the CUDA paths against float64; a failed check is printed, and the exit s
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 from snc_client import SNCallback
 from snc_client.certificate import certify, sigma_upper
 from snc_client.estimator import BlockPower
+from snc_client.estimator.graph import ASKED as GRAPH
 from snc_client.estimator.graph import GraphPower
+from snc_client.estimator.solvers import ASKED as TRITON
 from snc_client.estimator.solvers import PLAIN, agrees, solvers
 from snc_client.operators import Matrix
 
@@ -313,6 +316,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"bench/gpu.py needs a CUDA device, and torch {torch.__version__} sees none here.")
         return 1
+    for asked in (TRITON, GRAPH):  # both are opt-in as long as there is no log
+        os.environ[asked] = "1"
     torch.cuda.init()
     properties = torch.cuda.get_device_properties(0)
     print(f"python bench/gpu.py {' '.join(sys.argv[1:])}".rstrip())

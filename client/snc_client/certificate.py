@@ -22,12 +22,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from snc_client.devices import float64_is_fast
 from snc_client.precision import SMALLEST_NORMAL, flushes, full_precision, in_float64
 
 Arithmetic: TypeAlias = Literal["float64", "float32"]
 
 RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely needs the second
-FAST_DOUBLE = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # capability: float64 >= 1/4 of float32
 NUMERICAL_SHIFT = 2e-6  # in float32 a bound 1e-6 below the norm was never seen to pass
 GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
 PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # several numbers in an entry
@@ -83,10 +83,7 @@ class _Gram:
 
 def arithmetic_of(device: torch.device) -> Arithmetic:
     """Return float64 where it runs at a quarter of float32's speed or more, else float32."""
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) in FAST_DOUBLE
-        return "float64" if fast else "float32"
-    return "float32" if device.type == "mps" else "float64"
+    return "float64" if float64_is_fast(device) else "float32"
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from snc_client.certificate import arithmetic_of
+from snc_client.devices import float64_is_fast
 from snc_client.operators import Matrix, row_norms
 from snc_client.precision import full_precision
 
@@ -64,7 +64,7 @@ def normalize_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor
     leaves the range of its dtype, because none is larger than the norm: the aim is at most half of
     the largest number.
     """
-    largest = [torch.finfo(w.dtype).max / 2 for w in weights]
+    largest = [min(torch.finfo(w.dtype).max, torch.finfo(torch.float32).max) / 2 for w in weights]
     room = [c.clamp(max=top) for c, top in zip(threshold.unbind(), largest, strict=True)]
     aim = _aims(weights, torch.stack(room)) if weights else threshold
     rest = [AT_REST if w.dtype in FULL else torch.finfo(w.dtype).eps / 2 for w in weights]
@@ -113,7 +113,7 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     ratio = torch.where(breach, sigma_upper / threshold, 1.0).clamp(max=1e3)
     double = weight.dtype == torch.float64 or (
         # A CPU may be asked; elsewhere the host does not wait for the answer.
-        arithmetic_of(weight.device) == "float64"
+        float64_is_fast(weight.device)
         and (weight.device.type != "cpu" or any((ratio.reshape(1) > FEW).tolist()))
     )
     more = 0.0 if double else ratio / 4

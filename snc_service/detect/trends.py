@@ -202,12 +202,12 @@ def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
 
 
 def _after_action(signals: BatchColumns, values: Floats, now: Floats, floor: Floats) -> Floats:
-    """Return the logarithms after a rescale, so that the rescale is not taken for a jump."""
+    """Return the logarithms after the action, so that a rescale is not taken for a jump."""
     column = signals.metric("scale")
     if column is None:
         return now
     scale = column.known
-    acted = (scale > 0) & (scale < 1)
+    acted = (scale > 0) & (scale != 1) & np.isfinite(scale)
     if not acted.any():
         return now
     return _log(np.where(acted, scale, np.float32(1)) * values + floor)

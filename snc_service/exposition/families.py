@@ -84,7 +84,7 @@ SCALAR = _run(
     labels=("run", "name"),
 )
 BREACHES = _run("snc_breaches_total", "Layer-steps with sigma above its threshold.")
-RESCALES = _run("snc_rescales_total", "Layer-steps in which a weight was rescaled.")
+RESCALES = _run("snc_rescales_total", "Layer-steps in which an action brought a weight down.")
 GUARD_VETOES = _run("snc_guard_vetoes_total", "Steps that the guard undid.")
 DROPPED = _run("snc_dropped_values_total", "Values the client gave up because it could not send.")
 EVENTS = _run("snc_events_total", "Events by rule.", labels=("run", "rule", "severity"))

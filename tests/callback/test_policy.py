@@ -82,7 +82,7 @@ def test_a_tied_weight_answers_to_all_its_names():
     assert found.unmatched == ()
 
 
-@pytest.mark.parametrize("action", ["rescale", "cap"])
+@pytest.mark.parametrize("action", ["rescale", "cap", "normalize"])
 def test_what_must_not_be_written_is_observed_under_its_threshold(action):
     found = resolved(2, Weight("a", writable=False, cappable=False), action=action)
     assert found.layers[0] == LayerPolicy(2.0, "absolute", "observe")

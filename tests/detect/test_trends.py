@@ -143,6 +143,13 @@ def test_a_rescale_of_ours_is_no_jump():
     assert without.jump[2, 0] == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_a_weight_that_is_brought_up_to_its_threshold_is_no_jump():
+    sigma = [[1.0, 2.0], [1.0, 2.0], [4.0, 2.0]]
+    scale = [[1.0, 1.0], [4.0, 1.0], [1.0, 1.0]]
+    trends = trends_of(rows_of({"sigma": sigma, "scale": scale}, {"loss": [1, 1, 1]}))
+    assert trends.jump[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
 def test_a_layer_that_was_not_measured_keeps_its_past_and_spreads_its_jump():
     sigma = [[1.0, 1.0], [ABSENT, 1.0], [ABSENT, 1.0], [8.0, 1.0]]
     trends = trends_of(rows_of({"sigma": sigma}, {"loss": [1] * 4}))
@@ -178,7 +185,7 @@ def test_a_small_layer_that_was_not_born_at_zero_gets_no_floor():
 
 def test_a_scale_that_no_action_can_have_is_not_taken_for_one():
     sigma = [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
-    scale = [[0.0, -1.0], [1.0, 2.0], [1.0, 1.0]]
+    scale = [[0.0, -1.0], [1.0, np.inf], [1.0, 1.0]]
     trends = trends_of(rows_of({"sigma": sigma, "scale": scale}, {"loss": [1, 1, 1]}))
     assert trends.jump.tolist() == [[0.0, 0.0]] * 3
 

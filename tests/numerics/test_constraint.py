@@ -10,7 +10,16 @@ from spectra import SPECTRA, gaussian, norm, planted, singular_values
 from torch import Tensor
 
 from snc_client.certificate import sigma_upper
-from snc_client.constraint import cap_, clip_entries_, clip_rows_, matrix_sign, rescale_
+from snc_client.constraint import (
+    cap_,
+    clip_entries_,
+    clip_rows_,
+    clip_seen_,
+    matrix_sign,
+    normalize_,
+    rescale_,
+    seen,
+)
 from snc_client.estimator import BlockPower
 from snc_client.operators import Matrix
 
@@ -272,3 +281,96 @@ def test_the_scale_times_the_bound_is_at_most_the_threshold_in_exact_arithmetic(
 
     assert not any(exceeds(scales))
     assert any(exceeds(thresholds / bounds)), "the quotient rounded to nearest would"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.01, 0.7, 1.3, 40.0])
+def test_normalize_lands_at_the_threshold_from_both_sides(
+    dtype: torch.dtype, factor: float
+) -> None:
+    w = (planted(SPECTRA["spike"], 120) * factor).to(dtype)
+    true = norm(w)
+    scale = normalize_([w], one(true), one(1.0))
+    low = 3e-7 if dtype in (torch.float32, torch.float64) else 2 * torch.finfo(dtype).eps
+    assert 1 - low <= norm(w) <= 1 + 6e-8
+    assert float(scale[0]) == pytest.approx(1 / true, rel=max(low, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("upper", "threshold"),
+    [
+        (1.0, 1.0),
+        (1.0 - 2**-18, 1.0),
+        (0.0, 1.0),
+        (math.nan, 1.0),
+        (math.inf, 1.0),
+        (2.0, math.inf),
+        (2.0, math.nan),
+    ],
+)
+def test_normalize_leaves_what_is_there_and_what_has_no_norm(
+    dtype: torch.dtype, upper: float, threshold: float
+) -> None:
+    if dtype in LOW and upper > 0.99 and upper <= 1.0:
+        upper = 1.0 - torch.finfo(dtype).eps / 2  # where its aim is
+    w = gaussian(20, 30).to(dtype)
+    w[0, :4] = torch.tensor([0.0, -0.0, math.inf, math.nan]).to(dtype)
+    before = bits(w)
+    assert normalize_([w], one(upper), one(threshold)) == torch.ones(1)
+    assert torch.equal(bits(w), before)
+
+
+def test_normalize_never_leaves_the_range_of_a_dtype() -> None:
+    for dtype in DTYPES:
+        w = torch.ones(1, 1, dtype=dtype)
+        for _ in range(4):
+            normalize_([w], one(float(w.double())), one(1e30))
+        assert w.isfinite().all()
+        w = torch.full((3, 3), 1e-7).to(dtype) * 1e-30
+        normalize_([w], one(norm(w)), one(1.0))
+        assert w.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_clip_through_singular_vectors_is_the_cap(dtype: torch.dtype, shape: str) -> None:
+    values = torch.cat([torch.tensor([5.0, 1.5, 1.2]), torch.linspace(0.9, 0.0, 60)])
+    w64 = planted(values, 120)
+    w = (w64 if shape == "tall" else w64.mT).to(dtype).contiguous()
+    u, s, vh = torch.linalg.svd(w.double(), full_matrices=False)
+    small = vh if shape == "tall" else u.mT
+    rows = (torch.randn(8, 8, dtype=torch.float64) @ small[:8]).float()  # any vectors of that span
+    found = seen(w, rows)
+    assert float(found.largest) == pytest.approx(5.0, rel=1e-2)
+    clip_seen_(w, rows, found, torch.tensor(1.0))
+    expected = (u * s.clamp(max=1.0)) @ vh
+    atol = 3e-6 if dtype in (torch.float32, torch.float64) else 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(w.double(), expected, rtol=0, atol=atol)
+
+
+def test_a_clip_through_wrong_vectors_lets_no_singular_value_grow() -> None:
+    for seed, spectrum in enumerate(SPECTRA.values()):
+        w = planted(spectrum, 120).float()
+        before, rows = singular_values(w), gaussian(16, 96, seed=seed)
+        found = seen(w, rows)
+        aim = 0.5 * found.largest
+        clip_seen_(w, rows, found, aim)
+        assert (singular_values(w) <= before + 1e-6 * before[0]).all()
+        # On the span of the rows the norm is the aim.
+        q = torch.linalg.qr(rows.mT.double()).Q
+        assert norm(w.double() @ q) <= float(aim) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("largest", [10.0, 100.0, 3000.0])
+def test_cap_is_right_within_5e_6_of_the_threshold_however_far_above(largest: float) -> None:
+    values = torch.cat([torch.logspace(0, math.log10(largest), 40).flip(0), torch.rand(40)])
+    w = planted(values, 100).double()
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    stored = w.float()
+    cap_(stored, torch.tensor(largest * 1.001), torch.tensor(1.0))
+    expected = (u * s.clamp(max=1.0)) @ vh
+    # What float32 has rounded off the largest value was never there to be kept.
+    rounded = norm(w - w.float().double())
+    assert norm(stored.double() - expected) <= 5e-6 + 4 * rounded
+    assert norm(stored) <= 1.0

@@ -22,6 +22,13 @@ pytestmark = [
 SHAPES = [(96, 64), (64, 96), (300, 64), (5, 9)]
 
 
+@pytest.fixture(autouse=True)
+def _unproven_paths_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNC_TRITON", "1")
+    monkeypatch.setenv("SNC_CUDA_GRAPH", "1")
+    solvers.cache_clear()
+
+
 @pytest.fixture
 def _waiting_is_an_error() -> Iterator[None]:
     yield

@@ -207,8 +207,13 @@ def test_no_layers_is_no_trouble() -> None:
     assert graph.step_([]).sigma.shape == (0,)
 
 
-def test_a_cuda_device_gets_the_graph_and_a_cpu_the_plain_way() -> None:
+def test_a_graph_is_for_cuda_devices_and_only_where_it_is_asked_for(monkeypatch) -> None:
     assert KINDS == {"cuda": GraphPower}
+    monkeypatch.setitem(KINDS, "cpu", lambda shapes, **keywords: GraphPower(shapes, **keywords))
+    for asked, kind in (("", BlockPower), ("0", BlockPower), ("1", GraphPower)):
+        monkeypatch.setenv("SNC_CUDA_GRAPH", asked)
+        assert type(warm_blocks([(3, 4)], device=CPU)) is kind
+    monkeypatch.delenv("SNC_CUDA_GRAPH")
     assert type(warm_blocks([(3, 4)], device=CPU)) is BlockPower
 
 
@@ -254,6 +259,7 @@ def test_a_training_is_measured_and_held_alike_with_a_graph(monkeypatch) -> None
         return made[-1]
 
     monkeypatch.setitem(KINDS, "cpu", graph)
+    monkeypatch.setenv("SNC_CUDA_GRAPH", "1")
     weights_now, sigmas_now, _ = train_under_callback()
     assert all(torch.equal(a, b) for a, b in zip(plain, weights_now, strict=True))
     assert sigmas == sigmas_now

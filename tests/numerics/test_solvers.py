@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,19 @@ CPU = torch.device("cpu")
 def test_the_cpu_has_lapack_and_a_device_without_triton_plain_operations() -> None:
     assert solvers(CPU) is LAPACK
     assert solvers(torch.device("meta")) is PLAIN
+
+
+def test_triton_is_used_on_a_cuda_device_only_where_it_is_asked_for(monkeypatch) -> None:
+    kernels = SimpleNamespace(eigh=LAPACK.eigh, inverse_factor=LAPACK.inverse_factor)
+    monkeypatch.setitem(sys.modules, "snc_client.estimator.kernels", kernels)
+    monkeypatch.setattr("snc_client.estimator.solvers.find_spec", lambda name: object())
+    monkeypatch.setattr("snc_client.estimator.solvers.agrees", lambda found, device: True)
+    for asked in ("", "0", "1"):
+        monkeypatch.setenv("SNC_TRITON", asked)
+        # Without the cache, which keeps the first answer of the process.
+        assert solvers.__wrapped__(torch.device("cuda")).one_launch == (asked == "1")
+    monkeypatch.delenv("SNC_TRITON")
+    assert solvers.__wrapped__(torch.device("cuda")) is PLAIN
 
 
 @pytest.mark.parametrize("found", [LAPACK, PLAIN])

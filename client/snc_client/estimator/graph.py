@@ -1,8 +1,9 @@
 """GraphPower: one launch for an iteration of all layers, a CUDA graph replayed at each step.
 
 Launched one by one, 72 layers take some 700 launches of about 5 microseconds: more host time than
-the device needs for the products. So a CUDA device uses it (`warm_blocks`), and `BlockPower` where
-recording fails. **Not yet run on a GPU.** Tests on a CPU check that the recorded work is that of
+the device needs for the products. `BlockPower` takes its place where recording fails.
+**Not yet run on a GPU**, so it is used only with SNC_CUDA_GRAPH=1 in the environment (and, because
+the graph needs the kernels, SNC_TRITON=1). Tests on a CPU check that the recorded work is that of
 `BlockPower` bit for bit, under a callback too, that it reads and writes only tensors that keep
 their address, and when it is recorded anew.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -213,11 +215,17 @@ class GraphPower(BlockPower):
         self._blocks[layer].copy_(block_BN)
 
 
-KINDS: dict[str, Callable[..., BlockPower]] = {"cuda": GraphPower}  # by device; else BlockPower
+KINDS: dict[str, Callable[..., BlockPower]] = {"cuda": GraphPower}  # by device, if asked for
+ASKED = "SNC_CUDA_GRAPH"
 
 
 def warm_blocks(
     shapes: Sequence[tuple[int, int]], *, device: torch.device, block: int = 16
 ) -> BlockPower:
-    """Return the warm state of the layers of one device, of the kind that is fastest there."""
-    return KINDS.get(device.type, BlockPower)(shapes, device=device, block=block)
+    """Return the warm state of the layers of one device.
+
+    With SNC_CUDA_GRAPH=1 in the environment a CUDA device gets a `GraphPower`. It is not the
+    default, because it has not yet run on a GPU.
+    """
+    kind = KINDS.get(device.type, BlockPower) if os.environ.get(ASKED) == "1" else BlockPower
+    return kind(shapes, device=device, block=block)

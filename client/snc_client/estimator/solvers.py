@@ -1,12 +1,14 @@
 """Solvers of the b x b algebra: LAPACK on a CPU, Triton or plain tensor operations elsewhere.
 
-Triton's kernels are checked once per device against float64 before they are used: a compiler or a
+Triton's kernels have **not yet run on a GPU**, so they are used only with SNC_TRITON=1 in the
+environment. They are checked once per device against float64 before they are used: a compiler or a
 driver that miscompiles them costs speed, but never makes sigma wrong.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -22,6 +24,7 @@ log = logging.getLogger("snc")
 Eigh: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # eigenvalues ascending, columns
 Factor: TypeAlias = Callable[[Tensor], Tensor]  # L^-1 of C = L L', the identity where there is none
 
+ASKED = "SNC_TRITON"
 CHECKED = (2, 5, 8, 16)  # sizes of the check
 TOLERANCE = 2e-5  # relative; the kernels err by 2e-6 in the interpreter
 
@@ -55,7 +58,7 @@ def solvers(device: torch.device) -> Solvers:
     """Return the solvers of ``device``. The first call for a GPU compiles, checks, and waits."""
     if device.type == "cpu":
         return LAPACK
-    if device.type != "cuda" or find_spec("triton") is None:
+    if device.type != "cuda" or os.environ.get(ASKED) != "1" or find_spec("triton") is None:
         return PLAIN
     try:
         from snc_client.estimator import kernels

@@ -150,7 +150,7 @@ def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:
 
 
 def _rescaled(ratio: Floats, sigma: Buckets, scale: Buckets) -> Floats:
-    """Return the ratios after the rescales of their steps; no scale means untouched.
+    """Return the ratios after the actions of their steps; no scale means untouched.
 
     A bucket has its largest sigma and its smallest scale, which may be of different steps. A
     rescale leaves a ratio of at most 1, and steps without one had at most 1 before.
@@ -162,4 +162,4 @@ def _rescaled(ratio: Floats, sigma: Buckets, scale: Buckets) -> Floats:
     # The rounding of two float32 quotients must not turn a met threshold into a breach.
     met = (left < 1 + 1e-6) | (sigma.bucket_steps > 1)
     left = np.where(met, np.minimum(left, 1), left)
-    return np.where(low < 1, left, ratio).astype(np.float32)
+    return np.where((low < 1) | (low > 1), left, ratio).astype(np.float32)

@@ -83,6 +83,8 @@ class StepPlanner:
     def learn(self, row: LayerRow) -> None:
         """Update the schedules with a row that has arrived."""
         sigma, threshold = row.metric("sigma"), row.metric("threshold")
+        up = row.metric("scale") > 1  # brought up to its threshold: it is there now
+        sigma = np.where(up, sigma * row.metric("scale"), sigma)
         if self._schedule:
             self._schedule.saw(row.step, sigma, threshold)
         if row.step > self._known_from:

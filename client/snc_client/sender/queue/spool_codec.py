@@ -63,13 +63,14 @@ def thinned(
 def active(row: LayerRow) -> Mask:
     """Return the layers that a thinned row keeps, bool [L].
 
-    Those whose sigma is not finite or reached 0.9 of the threshold, and those that were rescaled.
+    Those whose sigma is not finite or reached 0.9 of the threshold, and those that were written.
     """
     sigma, threshold, scale = (
         row.metric(name) if name in row.metrics else np.full_like(row.values[0], ABSENT)
         for name in ("sigma", "threshold", "scale")
     )
+    acted = (scale != 1) & np.isfinite(scale)
     broken = ~np.isfinite(sigma) & ~absent(sigma)
     with np.errstate(invalid="ignore"):
-        kept: Mask = (sigma >= ACTIVE * threshold) | (scale < 1) | broken
+        kept: Mask = (sigma >= ACTIVE * threshold) | acted | broken
     return kept

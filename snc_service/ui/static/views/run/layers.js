@@ -112,9 +112,9 @@ function worth(old, title) {
   return { old, title };
 }
 
-/** The ratio that a rescale left, null if there was none. */
+/** The ratio that an action left, null if there was none. */
 function leftOf({ ratio, scale }) {
-  if (ratio === null || scale === null || scale >= 1) return null;
+  if (ratio === null || scale === null || scale === 1) return null;
   return Number((ratio * scale).toFixed(6)); // rounding must not turn a met threshold into a breach
 }
 
