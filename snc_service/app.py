@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import cache
 from typing import Final
 
@@ -44,7 +45,7 @@ from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
 from snc_service.store import Store, open_store
-from snc_service.store.types import RunBounds
+from snc_service.store.types import Bounds, RunBounds, StoreBounds
 
 # In the order of the API reference.
 ROUTERS: Final = tuple(
@@ -195,15 +196,13 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
     return service
 
 
-def _bounds(settings: Settings) -> RunBounds:
-    return RunBounds(
-        settings.run_metrics,
-        settings.run_scalars,
-        settings.run_layers,
-        settings.run_table_layers,
-        settings.run_layouts,
-        settings.run_writers,
-    )
+def _bounds(settings: Settings) -> Bounds:
+    """Return the bounds of the store: each has a setting of its name."""
+
+    def read(of: type[RunBounds | StoreBounds], prefix: str) -> dict[str, int]:
+        return {each.name: getattr(settings, f"{prefix}_{each.name}") for each in fields(of)}
+
+    return Bounds(RunBounds(**read(RunBounds, "run")), StoreBounds(**read(StoreBounds, "store")))
 
 
 def _served_hosts(settings: Settings) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
 # Folding takes a fifth of one core while there is something to fold.
 FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
-KEEP_PAUSE_SECONDS = 300.0  # between checks of age and size of history
+KEEP_PAUSE_SECONDS = 300.0  # between checks of age and size of history, and of events
 LAG_PAUSE_SECONDS = 0.25
 LEAP_SECONDS = 2.0  # between two readings; an adjusted clock drifts only by milliseconds
 
@@ -82,6 +82,8 @@ def start_chores(
         service.store.fold(FOLD_SECONDS, now=service.clock())
 
     def keep() -> None:
+        service.store.events.forget()
+        service.store.incidents.forget()
         deleted = []
         now = kept.look() - max(kept.total, 0.0)
         if settings.keep_days:

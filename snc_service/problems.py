@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from snc_service.store.types import (
+    BoundReached,
     CommandsWaiting,
     HistoryThinned,
     LayerTableMismatch,
@@ -24,17 +25,16 @@ from snc_service.store.types import (
     LayerUnknown,
     QuotaExceeded,
     RunClosed,
-    RunFull,
     RunUnknown,
     SequenceConflict,
     SequenceGap,
+    ServiceFull,
     StoreDamaged,
     StoreError,
     StoreFull,
     StoreUnavailable,
     TokenExists,
     TokenUnknown,
-    TooManyAnnotations,
     VersionConflict,
 )
 from snc_service.wire import WireError
@@ -146,11 +146,6 @@ KINDS: Mapping[str, Kind] = {
         "Names are not used twice, so that the audit log speaks of one token: take another.",
     ),
     "run-closed": Kind(409, "The run has ended", "No job would get the command."),
-    "annotations-full": Kind(
-        409,
-        "The run has as many annotations as one may have",
-        "Mark planned changes, not every step.",
-    ),
     "commands-waiting": Kind(
         409,
         "The job has not taken earlier commands yet",
@@ -171,9 +166,15 @@ KINDS: Mapping[str, Kind] = {
     ),
     "run-full": Kind(
         422,
-        "The run names too much",
-        "Names of a run are bounded, for its batches become dearer with each. `bound` is the "
-        "setting of the service, `limit` its value.",
+        "The run has too much of a kind",
+        "Names, versions and notes of a run are bounded: each makes something dearer. `bound` is "
+        "the setting of the service, `limit` its value.",
+    ),
+    "service-full": Kind(
+        422,
+        "The service has too much of a kind",
+        "What everybody is compared with is bounded. `bound` is the setting of the service, "
+        "`limit` its value.",
     ),
     "invalid": Kind(
         422, "A value is not valid", "`field` names it, `detail` says what was expected."
@@ -270,10 +271,9 @@ def from_store(error: StoreError) -> Problem:
         return Problem("sequence-gap", str(error), field="seq", expected=error.expected)
     if isinstance(error, HistoryThinned):
         return Problem("history-thinned", str(error), field="from_step", below=error.below)
-    if isinstance(error, RunFull):
-        return Problem(
-            "run-full", str(error), field=error.field, bound=error.bound, limit=error.limit
-        )
+    if isinstance(error, BoundReached):
+        kind = "service-full" if isinstance(error, ServiceFull) else "run-full"
+        return Problem(kind, str(error), field=error.field, bound=error.bound, limit=error.limit)
     if isinstance(error, StoreDamaged):
         return Problem(
             "store-damaged",
@@ -304,7 +304,6 @@ _STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
     (QuotaExceeded, "quota-exceeded"),
     (RunClosed, "run-closed"),
     (CommandsWaiting, "commands-waiting"),
-    (TooManyAnnotations, "annotations-full"),
     (StoreFull, "storage-full"),
     (StoreUnavailable, "store-unavailable"),
 )

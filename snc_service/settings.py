@@ -104,6 +104,36 @@ class Settings:
     run_writers: int = 10_000
     """SNC_RUN_WRITERS: writers that one run may have; each start of a job is one."""
 
+    run_attempts: int = 10_000
+    """SNC_RUN_ATTEMPTS: attempts that one run may have; each time that its steps go back is one."""
+
+    run_annotations: int = 1_000
+    """SNC_RUN_ANNOTATIONS: annotations that one run may have."""
+
+    run_commands: int = 10_000
+    """SNC_RUN_COMMANDS: commands that one run may have been sent."""
+
+    run_versions: int = 10_000
+    """SNC_RUN_VERSIONS: versions of the policy, and of the rule settings, of one run or project."""
+
+    run_events: int = 100_000
+    """SNC_RUN_EVENTS: events of one run that are kept; beyond it the oldest are forgotten."""
+
+    run_incidents: int = 1_000
+    """SNC_RUN_INCIDENTS: incidents of one run that are kept after they are over."""
+
+    store_tokens: int = 10_000
+    """SNC_STORE_TOKENS: tokens, revoked ones included; then 422, as with those below."""
+
+    store_projects: int = 10_000
+    """SNC_STORE_PROJECTS: projects with a policy of their own, and with rule settings."""
+
+    store_silences: int = 1_000
+    """SNC_STORE_SILENCES: silences in force."""
+
+    store_routings: int = 10_000
+    """SNC_STORE_ROUTINGS: versions of the routing of alerts."""
+
     body_deadline_seconds: float = 30.0
     """SNC_BODY_DEADLINE_SECONDS: the longest time in which a body may arrive."""
 
@@ -246,5 +276,15 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "run_table_layers": (1_000, 1_000_000_000),
     "run_layouts": (1, 1_000_000),
     "run_writers": (1, 1_000_000_000),
+    "run_attempts": (1, 1_000_000),
+    "run_annotations": (0, 100_000),
+    "run_commands": (0, 2**31 - 1),
+    "run_versions": (1, 2**31 - 2),
+    "run_events": (1_000, 2**53),
+    "run_incidents": (10, 1_000_000),
+    "store_tokens": (1, 1_000_000),
+    "store_projects": (0, 1_000_000),
+    "store_silences": (0, 100_000),
+    "store_routings": (1, 2**31 - 2),
     "body_deadline_seconds": (0.1, 3_600),
 }

@@ -10,17 +10,17 @@ from snc_service.store.engines.sqlite_file import back_up
 from snc_service.store.sql.database import schema
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.store import Store
-from snc_service.store.types import RunBounds, StoreUnavailable
+from snc_service.store.types import Bounds, StoreUnavailable
 
 __all__ = ["Store", "back_up_store", "open_store", "upgrade_store"]
 
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
 
 
-def open_store(url: str, bounds: RunBounds | None = None) -> Store:
+def open_store(url: str, bounds: Bounds | None = None) -> Store:
     """Open the store at ``url`` and create its tables in an empty database.
 
-    ``bounds`` limit what a run may name in batches that are stored through it.
+    ``bounds`` limit what a run may name, and what is kept, in all that is stored through it.
 
     ``sqlite:///snc.db`` is relative to the working directory, ``sqlite:////var/lib/snc.db`` is
     absolute. ``postgresql://user:password@host:5432/snc`` has the form of libpq. Raises

@@ -21,7 +21,7 @@ from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
-from snc_service.store.types import RunBounds
+from snc_service.store.types import Bounds
 
 
 class Store:
@@ -31,26 +31,26 @@ class Store:
     transaction. Times are Unix seconds (float64). Layers go by name; their indexes stay internal.
     """
 
-    def __init__(self, database: Database, bounds: RunBounds | None = None) -> None:
-        self.bounds = bounds or RunBounds()
-        book = LayerBook(self.bounds)
+    def __init__(self, database: Database, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds = bounds or Bounds()
+        book = LayerBook(bounds.run)
         self._database = database
         self.damages = Damages(database, book)
         self._compactor = Compactor(database, book, self.damages.note)
         self.runs = Runs(database)
         self.batches = Batches(database, book)
         self.histories = Histories(database, book, self.damages.note)
-        self.events = Events(database)
-        self.policies = Documents(database, POLICIES)
-        self.rule_settings = Documents(database, RULE_SETTINGS)
-        self.annotations = Annotations(database)
-        self.commands = CommandQueue(database)
-        self.tokens = Tokens(database)
+        self.events = Events(database, bounds.run)
+        self.policies = Documents(database, POLICIES, bounds)
+        self.rule_settings = Documents(database, RULE_SETTINGS, bounds)
+        self.annotations = Annotations(database, bounds.run)
+        self.commands = CommandQueue(database, bounds.run)
+        self.tokens = Tokens(database, bounds.store)
         self.audit = AuditLog(database)
-        self.alert_routing = AlertRouting(database)
-        self.incidents = Incidents(database)
+        self.alert_routing = AlertRouting(database, bounds.store)
+        self.incidents = Incidents(database, bounds.run)
         self.deliveries = Deliveries(database)
-        self.silences = Silences(database)
+        self.silences = Silences(database, bounds.store)
         deletion.resume_if_possible(database)
 
     def fold(self, budget_s: float, *, now: float) -> int:

@@ -110,7 +110,7 @@ def test_a_store_of_any_earlier_version_is_upgraded_with_all_that_it_holds(
         assert store.runs.get("gone").state == "failed"
         new_run(store, "new")
         assert [token.name for token in store.tokens.all()] == ["grafana"] * (version > 1)
-        waiting = [command.reason for command in store.commands.of_run("old")]
+        waiting = [command.reason for command in store.commands.page("old")]
         assert waiting == ["before the move"] * (version > 1)
         assert store.incidents.open() == []
 

@@ -5,8 +5,7 @@ from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
-from snc_service.store.collections import annotations
-from snc_service.store.types import EventQuery, RunUnknown, TooManyAnnotations, VersionConflict
+from snc_service.store.types import EventQuery, RunUnknown, VersionConflict
 from snc_service.wire import RuleSettings
 
 LAYERS = table("a", "b")
@@ -142,15 +141,6 @@ def test_an_annotation_is_numbered_told_and_seen_by_the_next_batch(store):
         item.event for item in store.events.page(EventQuery(run="r1", rule="annotation")).items
     ]
     assert (event.step, event.message, event.value) == (300, "new data", 40.0)
-
-
-def test_a_run_has_so_many_annotations_and_no_more(store, monkeypatch):
-    assert annotations.MAX_ANNOTATIONS == 1_000
-    monkeypatch.setattr(annotations, "MAX_ANNOTATIONS", 3)
-    for number in range(3):
-        store.annotations.add("r1", number, "so", 0, author="", now=NOW)
-    with pytest.raises(TooManyAnnotations, match="at most 3 annotations"):
-        store.annotations.add("r1", 9, "so", 0, author="", now=NOW)
 
 
 def test_the_state_of_detection_is_read_as_the_newest_batch_left_it(store):

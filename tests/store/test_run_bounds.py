@@ -11,13 +11,11 @@ from store_cases import NOW, batch, new_run, stored, submit, table
 from snc_service.store import open_store
 from snc_service.store.sql.ingest import run_cache
 from snc_service.store.sql.series import layouts
-from snc_service.store.types import RunBounds, RunFull
+from snc_service.store.types import Bounds, RunBounds, RunFull
 from snc_service.wire import LayerSpec, LayerTable, RuleSettings
 
 ONE = table("a")
-BOUNDS = RunBounds(
-    metrics=3, scalars=2, layers=4, table_layers=3_000, layouts=5, writers=2
-)  # fmt: skip
+BOUNDS = Bounds(RunBounds(metrics=3, scalars=2, layers=4, table_layers=3_000, layouts=5, writers=2))
 
 
 @pytest.fixture

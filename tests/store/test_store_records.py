@@ -110,7 +110,7 @@ def test_a_command_waits_until_the_job_says_that_it_has_it(store):
     assert send(store, 2, seen=1) == [2]
     assert send(store, 3, seen=2) == []
     assert send(store, 4) == []  # a job that starts anew is not stopped by what an earlier one got
-    assert [(each.id, each.seen_at) for each in store.commands.of_run("r1")] == [
+    assert [(each.id, each.seen_at) for each in store.commands.page("r1")] == [
         (2, NOW + 3),
         (1, NOW + 2),
     ]
@@ -162,7 +162,7 @@ def test_commands_of_many_threads_get_numbers_of_their_own(store):
         each.start()
     for each in threads:
         each.join()
-    assert [each.id for each in store.commands.of_run("r1")] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert [each.id for each in store.commands.page("r1")] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_a_deleted_run_takes_its_commands_with_it(store):
@@ -170,7 +170,7 @@ def test_a_deleted_run_takes_its_commands_with_it(store):
     command(store)
     store.runs.delete("r1", author="root", now=NOW)
     new_run(store)
-    assert store.commands.of_run("r1") == []
+    assert store.commands.page("r1") == []
     assert command(store).id == 1
 
 

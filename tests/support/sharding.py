@@ -23,6 +23,7 @@ CROSS_SHARD: dict[str, str] = {
     r"select run\.run, event_count\.rule": "counts events for /metrics, one row per run and rule",
     r"select run_id from run where run_id > ": "looks through all runs, page by page",
     r"select count\(\*\) from damage": "counts what is known to be damaged, for /metrics",
+    r"select run\.run_id, run\.next_event - 1": "looks for runs with more events than are kept",
     r"select tail\.run_id, tail\.attempt, min": "looks for what is due to be folded",
     r"select 1 from alert_outbox": "looks whether there is any event to tell of",
     r"select event\.run_id, event\.id, .* from alert_outbox": "takes events on their way to alerts",

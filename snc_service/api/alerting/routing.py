@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from snc_service.alerts import Alerting, NotDelivered
 from snc_service.alerts.receivers import place
 from snc_service.api.conventions.answers import answer, rfc3339
-from snc_service.api.conventions.versions import IfMatch, seen, versioned
+from snc_service.api.conventions.versions import (
+    IfMatch,
+    VersionQuery,
+    listed,
+    seen,
+    versioned,
+)
 from snc_service.api.ingest.body import BODY_PROBLEMS, JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import Responses, responses
@@ -70,10 +76,10 @@ class AlertingAnswer(BaseModel):
 
 
 class AlertingVersions(BaseModel):
-    """Every version, the newest first."""
+    """A page of versions, the newest first."""
 
     items: list[AlertingAnswer]
-    next: None
+    next: str | None
 
 
 class ReceiverItem(BaseModel):
@@ -168,7 +174,7 @@ def get_alerting(request: Request, service: InService) -> Response:
 @router.put(
     "/alerting",
     response_model=AlertingAnswer,
-    responses=_told("precondition-failed", *BODY_PROBLEMS, example=ANSWER_EXAMPLE),
+    responses=_told("precondition-failed", "service-full", *BODY_PROBLEMS, example=ANSWER_EXAMPLE),
 )
 def put_alerting(
     request: Request,
@@ -202,10 +208,12 @@ def put_alerting(
     response_model=AlertingVersions,
     responses=_told(example={"items": [ANSWER_EXAMPLE], "next": None}),
 )
-def list_alerting_versions(request: Request, service: InService) -> Response:
-    """List every version of the routing."""
-    items = [_as_answer(each) for each in service.store.alert_routing.versions()]
-    return answer(request, {"items": items, "next": None})
+def list_alerting_versions(
+    request: Request, service: InService, query: Annotated[VersionQuery, Query()]
+) -> Response:
+    """List the versions of the routing, the newest first."""
+    read = service.store.alert_routing.versions
+    return listed(request, query, read, lambda each: each.version, _as_answer)
 
 
 @router.get(

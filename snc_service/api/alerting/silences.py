@@ -105,7 +105,12 @@ def list_silences(request: Request, service: InService, access: InAccess) -> Res
     status_code=201,
     response_model=SilenceItem,
     responses=responses(
-        *BODY_PROBLEMS, "invalid", "store-unavailable", example=SILENCE_EXAMPLE, status=201
+        *BODY_PROBLEMS,
+        "service-full",
+        "invalid",
+        "store-unavailable",
+        example=SILENCE_EXAMPLE,
+        status=201,
     ),
 )
 def add_silence(

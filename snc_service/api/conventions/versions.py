@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Header, Request, Response
+from pydantic import Field
 
+from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, is_unchanged, rfc3339, unchanged
+from snc_service.api.conventions.parameters import Cursor, Query
 from snc_service.problems import Problem
 from snc_service.store.types import VersionedDocument
+
+T = TypeVar("T")
 
 # Problems of a change, beyond those of a read.
 CHANGING: Final = (
@@ -38,6 +44,29 @@ def versioned(request: Request, version: int, content: dict[str, Any]) -> Respon
     if request.method == "GET" and is_unchanged(request, tag):
         return unchanged(tag)
     return answer(request, content, tag=tag)
+
+
+class VersionQuery(Query):
+    """A page of a list that is numbered, the newest first."""
+
+    limit: int = Field(20, ge=1, le=100)
+    cursor: Cursor = None
+
+
+def listed(
+    request: Request,
+    query: VersionQuery,
+    read: Callable[..., Sequence[T]],
+    number: Callable[[T], int],
+    as_item: Callable[[T], dict[str, Any]],
+) -> Response:
+    """Answer with a page of what ``read(limit=, below=)`` returns, the newest first."""
+    key = cursors.load(query.cursor, int)
+    found = read(limit=query.limit + 1, **({} if key is None else {"below": key[0]}))
+    shown = found[: query.limit]
+    last = (number(shown[-1]),) if len(found) > query.limit else None
+    items = [as_item(each) for each in shown]
+    return answer(request, {"items": items, "next": cursors.dump(last)})
 
 
 def seen(if_match: str | None) -> int | None:

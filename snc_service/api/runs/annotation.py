@@ -66,7 +66,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
         "body-too-large",
         "media-type",
         "run-unknown",
-        "annotations-full",
+        "run-full",
         "invalid",
         "overloaded",
         "store-unavailable",

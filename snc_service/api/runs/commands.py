@@ -6,13 +6,15 @@ step boundary. Without a handler it does nothing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.parameters import RunName
+from snc_service.api.conventions.versions import VersionQuery, listed
 from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
@@ -55,10 +57,10 @@ class CommandItem(BaseModel):
 
 
 class CommandList(BaseModel):
-    """Every command of a run, the newest first."""
+    """A page of a run's commands, the newest first."""
 
     items: list[CommandItem]
-    next: None
+    next: str | None
 
 
 REQUEST_EXAMPLE = {"action": "checkpoint", "reason": "before the cluster goes down at 18:00"}
@@ -100,6 +102,7 @@ def as_item(command: StoredCommand) -> dict[str, Any]:
         "run-unknown",
         "run-closed",
         "commands-waiting",
+        "run-full",
         "invalid",
         "overloaded",
         "store-unavailable",
@@ -131,7 +134,9 @@ def send_command(
         example={"items": [ITEM_EXAMPLE], "next": None},
     ),
 )
-def list_commands(request: Request, service: InService, run: RunName) -> Response:
-    """List a run's commands, and whether its job has received them."""
-    items = [as_item(command) for command in service.store.commands.of_run(run)]
-    return answer(request, {"items": items, "next": None})
+def list_commands(
+    request: Request, service: InService, run: RunName, query: Annotated[VersionQuery, Query()]
+) -> Response:
+    """List a run's commands, the newest first, and whether its job has received them."""
+    read = partial(service.store.commands.page, run)
+    return listed(request, query, read, lambda each: each.id, as_item)

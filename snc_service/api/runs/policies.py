@@ -50,10 +50,10 @@ class PolicyAnswer(BaseModel):
 
 
 class PolicyVersions(BaseModel):
-    """Every version, the newest first."""
+    """A page of versions, the newest first."""
 
     items: list[PolicyAnswer]
-    next: None
+    next: str | None
 
 
 POLICY_EXAMPLE = {"entries": [{"pattern": "*", "threshold": "3x init", "action": "rescale"}]}

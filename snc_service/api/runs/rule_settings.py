@@ -58,10 +58,10 @@ class RulesAnswer(BaseModel):
 
 
 class RulesVersions(BaseModel):
-    """Every version, the newest first."""
+    """A page of versions, the newest first."""
 
     items: list[RulesAnswer]
-    next: None
+    next: str | None
 
 
 BODY_EXAMPLE: dict[str, Any] = {

@@ -145,8 +145,7 @@ def create_run(
 
 
 def _waiting(service: Service, run: str) -> list[dict[str, Any]]:
-    commands = reversed(service.store.commands.of_run(run))
-    return [as_ack(command) for command in commands if command.seen_at is None]
+    return [as_ack(command) for command in service.store.commands.waiting(run)]
 
 
 def _check_reach(service: Service, access: Access, run: str, project: str) -> None:

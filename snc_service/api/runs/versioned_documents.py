@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
-from snc_service.api.conventions.answers import answer
 from snc_service.api.conventions.parameters import ProjectName, RunName
-from snc_service.api.conventions.versions import CHANGING, IfMatch, origin, seen, versioned
+from snc_service.api.conventions.versions import (
+    CHANGING,
+    IfMatch,
+    VersionQuery,
+    listed,
+    origin,
+    seen,
+    versioned,
+)
 from snc_service.api.ingest.body import JsonBody
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
@@ -62,10 +70,11 @@ class DocumentKind(Generic[T]):
         """Answer with one version, or 304."""
         return versioned(request, stored.version, self.as_answer(stored))
 
-    def listed(self, request: Request, stored: list[VersionedDocument[T]]) -> Response:
-        """Answer with every version."""
-        items = [self.as_answer(each) for each in stored]
-        return answer(request, {"items": items, "next": None})
+    def listed(
+        self, request: Request, query: VersionQuery, read: Callable[..., list[VersionedDocument[T]]]
+    ) -> Response:
+        """Answer with a page of versions, read with one more than it may have."""
+        return listed(request, query, read, lambda each: each.version, self.as_answer)
 
     def route_of_one(self, name: str, *problems: str) -> dict[str, Any]:
         """Return how OpenAPI describes a route that answers with one version."""
@@ -103,7 +112,7 @@ def document_router(kind: DocumentKind[T]) -> APIRouter:
     def get_of_run(request: Request, service: InService, run: RunName) -> Response:
         return kind.shown(request, kind.documents(service.store).of_run(run))
 
-    @router.put(of_run, **kind.route_of_one(f"put_{noun}", "run-unknown", *CHANGING))
+    @router.put(of_run, **kind.route_of_one(f"put_{noun}", "run-unknown", "run-full", *CHANGING))
     def put_for_run(
         request: Request,
         service: InService,
@@ -124,14 +133,23 @@ def document_router(kind: DocumentKind[T]) -> APIRouter:
     @router.get(
         f"{of_run}/versions", **kind.route_of_all(f"list_{singular}_versions", "run-unknown")
     )
-    def list_of_run(request: Request, service: InService, run: RunName) -> Response:
-        return kind.listed(request, kind.documents(service.store).versions_of_run(run))
+    def list_of_run(
+        request: Request,
+        service: InService,
+        run: RunName,
+        query: Annotated[VersionQuery, Query()],
+    ) -> Response:
+        read = partial(kind.documents(service.store).versions_of_run, run)
+        return kind.listed(request, query, read)
 
     @router.get(of_project, **kind.route_of_one(f"get_project_{noun}"))
     def get_of_project(request: Request, service: InService, project: ProjectName) -> Response:
         return kind.shown(request, kind.documents(service.store).of_project(project))
 
-    @router.put(of_project, **kind.route_of_one(f"put_project_{noun}", *CHANGING))
+    @router.put(
+        of_project,
+        **kind.route_of_one(f"put_project_{noun}", "run-full", "service-full", *CHANGING),
+    )
     def put_for_project(
         request: Request,
         service: InService,
@@ -150,7 +168,13 @@ def document_router(kind: DocumentKind[T]) -> APIRouter:
         return kind.shown(request, stored)
 
     @router.get(f"{of_project}/versions", **kind.route_of_all(f"list_project_{singular}_versions"))
-    def list_of_project(request: Request, service: InService, project: ProjectName) -> Response:
-        return kind.listed(request, kind.documents(service.store).versions_of_project(project))
+    def list_of_project(
+        request: Request,
+        service: InService,
+        project: ProjectName,
+        query: Annotated[VersionQuery, Query()],
+    ) -> Response:
+        read = partial(kind.documents(service.store).versions_of_project, project)
+        return kind.listed(request, query, read)
 
     return router

@@ -107,6 +107,7 @@ def as_item(token: Token) -> dict[str, Any]:
         "body-too-large",
         "media-type",
         "token-exists",
+        "service-full",
         "invalid",
         "overloaded",
         "store-unavailable",

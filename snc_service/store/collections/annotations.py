@@ -7,32 +7,29 @@ from snc_service.store.sql.records import (
     runs,
 )
 from snc_service.store.sql.records.annotations import annotations_of
-from snc_service.store.types import (
-    TooManyAnnotations,
-)
-from snc_service.store.types.annotations import MAX_ANNOTATIONS, Annotation
+from snc_service.store.types import RunBounds, RunFull
+from snc_service.store.types.annotations import Annotation
 
 
 class Annotations:
     """Annotations by run. Each method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, bounds: RunBounds) -> None:
         self._database = database
+        self._most = bounds.annotations
 
     def add(
         self, run: str, step: int, text: str, quiet_steps: int, *, author: str, now: float
     ) -> Annotation:
-        """Mark a planned change (event ``annotation``). Raises `RunUnknown`, `TooManyAnnotations`.
+        """Mark a planned change (event ``annotation``). Raises `RunUnknown`, `RunFull`.
 
         For a step in the past it takes effect from the next batch on.
         """
         with self._database.write() as connection:
             run_id = runs.lock(connection, run)
             number = len(annotations_of(connection, run_id)) + 1
-            if number > MAX_ANNOTATIONS:
-                raise TooManyAnnotations(
-                    f"a run has at most {MAX_ANNOTATIONS} annotations, and {run} has them all"
-                )
+            if number > self._most:
+                raise RunFull("annotations", "annotations", self._most, field="step")
             made = Annotation(number, step, quiet_steps, text, author, now)
             connection.execute(
                 "insert into annotation (run_id, id, step, quiet_steps, text, author, at) "

@@ -9,15 +9,16 @@ from snc_service.store.sql.records import (
     events,
     runs,
 )
-from snc_service.store.types import EventQuery, Page
+from snc_service.store.types import EventQuery, Page, RunBounds
 from snc_service.wire import Severity
 
 
 class Events:
     """Events by run and id. Each method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, bounds: RunBounds) -> None:
         self._database = database
+        self._most = bounds.events
 
     def page(self, query: EventQuery) -> Page:
         """Return one page of `StoredEvent`s."""
@@ -29,3 +30,19 @@ class Events:
         """Return the number of events of each (run, rule, severity)."""
         with self._database.read() as connection:
             return events.counts(connection)
+
+    def forget(self) -> int:
+        """Delete the oldest events of runs that have more than one may have; return how many.
+
+        Their counts stay. Cost: a look at every run, and short transactions.
+        """
+        with self._database.read() as connection:
+            runs_over = events.overfull(connection, self._most)
+        deleted = 0
+        for run_id, last in runs_over:
+            gone = events.FORGOTTEN_AT_ONCE
+            while gone == events.FORGOTTEN_AT_ONCE:
+                with self._database.write() as connection:
+                    gone = events.forget(connection, run_id, last)
+                deleted += gone
+        return deleted

@@ -8,6 +8,7 @@ from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import (
     incidents,
 )
+from snc_service.store.types import RunBounds
 from snc_service.store.types.incidents import (
     Gather,
     Incident,
@@ -23,8 +24,9 @@ from snc_service.wire import Severity
 class Incidents:
     """Incidents that `snc_service.alerts` gathers from events. Each method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, bounds: RunBounds) -> None:
         self._database = database
+        self._most = bounds.incidents
 
     def work(self, now: float) -> Work:
         """Return the pending work, in one cheap read."""
@@ -53,6 +55,19 @@ class Incidents:
         with self._database.write() as connection:
             incidents.lock(connection)
             return sum([incidents.change(connection, each, now) for each in changes])
+
+    def forget(self) -> int:
+        """Delete the oldest incidents that are over, of runs that have more than one may have.
+
+        Returns how many.
+        """
+        with self._database.read() as connection:
+            runs_over = incidents.overfull(connection, self._most)
+        deleted = 0
+        for run_id in runs_over:
+            with self._database.write() as connection:
+                deleted += incidents.forget(connection, run_id, self._most)
+        return deleted
 
     def get(self, id_: int) -> Incident | None:
         """Return one incident, None if it does not exist."""

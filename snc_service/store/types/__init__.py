@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from snc_service.store.types.annotations import Annotation
+from snc_service.store.types.bounds import Bounds as Bounds
 from snc_service.store.types.bounds import RunBounds as RunBounds
+from snc_service.store.types.bounds import StoreBounds as StoreBounds
 from snc_service.store.types.documents import VersionedDocument as VersionedDocument
+from snc_service.store.types.errors import BoundReached as BoundReached
 from snc_service.store.types.errors import CommandsWaiting as CommandsWaiting
 from snc_service.store.types.errors import HistoryThinned as HistoryThinned
 from snc_service.store.types.errors import LayerTableMismatch as LayerTableMismatch
@@ -24,13 +27,13 @@ from snc_service.store.types.errors import RunFull as RunFull
 from snc_service.store.types.errors import RunUnknown as RunUnknown
 from snc_service.store.types.errors import SequenceConflict as SequenceConflict
 from snc_service.store.types.errors import SequenceGap as SequenceGap
+from snc_service.store.types.errors import ServiceFull as ServiceFull
 from snc_service.store.types.errors import StoreDamaged as StoreDamaged
 from snc_service.store.types.errors import StoreError as StoreError
 from snc_service.store.types.errors import StoreFull as StoreFull
 from snc_service.store.types.errors import StoreUnavailable as StoreUnavailable
 from snc_service.store.types.errors import TokenExists as TokenExists
 from snc_service.store.types.errors import TokenUnknown as TokenUnknown
-from snc_service.store.types.errors import TooManyAnnotations as TooManyAnnotations
 from snc_service.store.types.errors import VersionConflict as VersionConflict
 from snc_service.store.types.histories import Buckets as Buckets
 from snc_service.store.types.histories import Extent as Extent

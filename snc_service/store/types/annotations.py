@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_ANNOTATIONS = 1_000  # of one run: detection reads all of them when one is added
-
 
 @dataclass(frozen=True)
 class Annotation:

@@ -45,21 +45,31 @@ class VersionConflict(StoreError):
         self.current = current
 
 
-class TooManyAnnotations(StoreError):
-    """The run has the maximum number of annotations."""
-
-
-class RunFull(StoreError):
-    """The run names as many things of a kind as one may; ``bound`` says which, as a setting."""
+class BoundReached(StoreError):
+    """There is as much of a kind as there may be; ``bound`` says which, as a setting."""
 
     def __init__(self, what: str, bound: str, limit: int, field: str) -> None:
         super().__init__(
-            f"{what} of a run must be at most {limit:,}, and it has no room for more: send fewer "
-            f"names, or let an operator raise SNC_{bound.upper()}"
+            f"{what} must be at most {limit:,}, and there is no room for more: make fewer, or let "
+            f"an operator raise SNC_{bound.upper()}"
         )
         self.bound = bound
         self.limit = limit
         self.field = field
+
+
+class RunFull(BoundReached):
+    """The run has as much of a kind as one may have."""
+
+    def __init__(self, what: str, bound: str, limit: int, field: str) -> None:
+        super().__init__(f"{what} of a run", f"run_{bound}", limit, field)
+
+
+class ServiceFull(BoundReached):
+    """The whole store has as much of a kind as it may have."""
+
+    def __init__(self, what: str, bound: str, limit: int, field: str) -> None:
+        super().__init__(what, f"store_{bound}", limit, field)
 
 
 class TokenUnknown(StoreError):

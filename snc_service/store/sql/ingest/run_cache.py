@@ -33,6 +33,7 @@ MOST_OF_ONE_RUN = 100_000  # of them, but for the layer table that was used last
 LAYER_BYTES = 200  # that a layer of a table takes, its name included
 MOST_WRITERS = 64  # remembered of one run, and as many layouts
 LEAST_LAYERS = 64  # what the smallest run costs
+SMALL = 8  # layers that a writer counts as; and places of a list that count as a layer
 
 _NUMBER = "select run_id from run_name where run = ?"
 _LOCK = (
@@ -117,9 +118,12 @@ class RunAtWork:
         """Return the cost of caching the run, in layers."""
         tables = sum(len(known.layers) for known in self.tables.values())
         newest = [newest for _, newest in self.latest.values()] + [self.standing.newest]
-        num_bytes = sum(each.values.nbytes for each in newest)
+        num_bytes = sum(each.values.nbytes for each in newest) + len(self.rule_state or b"")
         layers = sum(len(each.steps) for each in newest)
-        return LEAST_LAYERS + tables + layers + num_bytes // LAYER_BYTES
+        small = len(self.attempts.first_steps) + len(self.annotations) + len(self.layouts)
+        # A writer has the checksums of 64 batches, and a place for each layer that it reported.
+        written = SMALL * len(self.writers) + sum(map(len, self.overlap.layers.values())) // SMALL
+        return LEAST_LAYERS + tables + layers + num_bytes // LAYER_BYTES + small + written
 
     def writer(self, connection: Connection, name: str) -> Writer:
         """Return a writer, a new one if the run has none of that name."""

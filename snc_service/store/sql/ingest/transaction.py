@@ -25,6 +25,7 @@ from snc_service.store.types import (
     Event,
     LayerTableMismatch,
     Outcome,
+    RunFull,
     RunRows,
     StoredEvent,
     StoreError,
@@ -110,6 +111,8 @@ def _store(
             f"got {batch.num_layers}"
         )
     placed = work.attempts.placed(batch, writer)
+    if placed.is_new and len(work.attempts.first_steps) >= book.bounds.attempts:
+        raise RunFull("attempts", "attempts", book.bounds.attempts, field="steps")
     rows = RunRows(
         work.run,
         batch,

@@ -80,4 +80,4 @@ def check_room(connection: Connection, run_id: int, limit: int) -> None:
         "select count(*) from writer where run_id = ?", (run_id,)
     ).fetchone()
     if count >= limit:
-        raise RunFull("writers", "run_writers", limit, field="writer")
+        raise RunFull("writers", "writers", limit, field="writer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.records import audit, events, runs
-from snc_service.store.types import END_STATES, CommandsWaiting, Event, RunClosed
+from snc_service.store.types import END_STATES, CommandsWaiting, Event, RunClosed, RunFull
 from snc_service.store.types.records import MAX_WAITING_COMMANDS, StoredCommand
 from snc_service.wire import CommandAction
 
@@ -19,8 +19,9 @@ def add(
     *,
     author: str,
     now: float,
+    most: int,
 ) -> StoredCommand:
-    """Store a command with its event and audit entry."""
+    """Store a command with its event and audit entry; a run has at most ``most``."""
     run_id = runs.lock(connection, run)
     found = runs.load(connection, run)
     if found.state in END_STATES:
@@ -33,6 +34,8 @@ def add(
     (last,) = connection.execute(
         "select coalesce(max(id), 0) from command where run_id = ?", (run_id,)
     ).fetchone()
+    if last >= most:
+        raise RunFull("commands", "commands", most, field="action")
     command = StoredCommand(int(last) + 1, action, reason, author, now)
     connection.execute(
         "insert into command (run_id, id, action, reason, author, at) values (?, ?, ?, ?, ?, ?)",
@@ -47,10 +50,11 @@ def add(
     return command
 
 
-def every(connection: Connection, run_id: int) -> list[StoredCommand]:
-    """Return every command of a run, newest first."""
+def page(connection: Connection, run_id: int, limit: int, below: int) -> list[StoredCommand]:
+    """Return a run's commands with an id below ``below``, newest first."""
     rows = connection.execute(
-        f"select {_COLUMNS} from command where run_id = ? order by id desc", (run_id,)
+        f"select {_COLUMNS} from command where run_id = ? and id < ? order by id desc limit ?",
+        (run_id, below, limit),
     )
     return [StoredCommand(*row) for row in rows]
 

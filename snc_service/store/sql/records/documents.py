@@ -8,17 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit, runs
-from snc_service.store.types import VersionConflict, VersionedDocument
+from snc_service.store.types import (
+    Bounds,
+    RunFull,
+    ServiceFull,
+    VersionConflict,
+    VersionedDocument,
+)
 from snc_service.store.types.records import AuditAction
 from snc_service.wire import Policy, RuleSettings
 
 T = TypeVar("T")
 
 _NEWEST = "order by version desc"
+NEWEST: Final = 2**31 - 1  # above every version
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class DocumentTables(Generic[T]):
 
     def of_run(self, connection: Connection, run_id: int) -> VersionedDocument[T]:
         """Return the document in force: the run's own, else its project's, else the default."""
-        own = connection.execute(f"{self._of_run} limit 1", (run_id,)).fetchone()
+        own = connection.execute(f"{self._of_run} limit 1", (run_id, NEWEST)).fetchone()
         if own is not None:
             return self._stored(own)
         (project,) = connection.execute(
@@ -51,18 +58,22 @@ class DocumentTables(Generic[T]):
 
     def of_project(self, connection: Connection, project: str) -> VersionedDocument[T]:
         """Return a project's document, the default with version 0 if it has none."""
-        row = connection.execute(f"{self._of_project} limit 1", (project,)).fetchone()
+        row = connection.execute(f"{self._of_project} limit 1", (project, NEWEST)).fetchone()
         return self.nothing if row is None else self._stored(row)
 
-    def versions_of_run(self, connection: Connection, run_id: int) -> list[VersionedDocument[T]]:
-        """Return every version of the run's own document, newest first."""
-        return [self._stored(row) for row in connection.execute(self._of_run, (run_id,))]
+    def versions_of_run(
+        self, connection: Connection, run_id: int, limit: int, below: int
+    ) -> list[VersionedDocument[T]]:
+        """Return the versions below ``below`` of the run's own document, newest first."""
+        rows = connection.execute(f"{self._of_run} limit ?", (run_id, below, limit))
+        return [self._stored(row) for row in rows]
 
     def versions_of_project(
-        self, connection: Connection, project: str
+        self, connection: Connection, project: str, limit: int, below: int
     ) -> list[VersionedDocument[T]]:
-        """Return every version of a project's document, newest first."""
-        return [self._stored(row) for row in connection.execute(self._of_project, (project,))]
+        """Return the versions below ``below`` of a project's document, newest first."""
+        rows = connection.execute(f"{self._of_project} limit ?", (project, below, limit))
+        return [self._stored(row) for row in rows]
 
     def put_for_run(
         self,
@@ -73,9 +84,15 @@ class DocumentTables(Generic[T]):
         author: str,
         now: float,
         if_version: int | None,
+        bounds: Bounds,
     ) -> VersionedDocument[T]:
-        """Store the next version of a run's own document, with its event and audit entry."""
+        """Store the next version of a run's own document, with its event and audit entry.
+
+        Raises `VersionConflict`, `RunFull`.
+        """
         run_id = runs.lock(connection, run)
+        if self._count(connection, "run", "run_id", run_id) >= bounds.run.versions:
+            raise RunFull(f"versions of the {self.noun}", "versions", bounds.run.versions, self.key)
         version = self._next(self._version_of_run(connection, run_id), if_version)
         self._insert_for_run(connection, run_id, version, content, author, now)
         message = f"{self.noun} version {version} by {author or 'nobody named'}"
@@ -100,8 +117,13 @@ class DocumentTables(Generic[T]):
         author: str,
         now: float,
         if_version: int | None,
+        bounds: Bounds,
     ) -> VersionedDocument[T]:
-        """Store the next version of a project's document, with its audit entry."""
+        """Store the next version of a project's document, with its audit entry.
+
+        Raises `VersionConflict`, `RunFull`, `ServiceFull`.
+        """
+        self._check_project(connection, project, bounds)
         inserted = 0
         while not inserted:  # again if another process took the same version
             version = self._next(self.of_project(connection, project).version, if_version)
@@ -114,15 +136,39 @@ class DocumentTables(Generic[T]):
         audit.append(connection, self.project_audit, project, author=author, now=now, detail=detail)
         return VersionedDocument(content, version, "project", author, now)
 
+    def _check_project(self, connection: Connection, project: str, bounds: Bounds) -> None:
+        count = self._count(connection, "project", "project", project)
+        if count >= bounds.run.versions:
+            raise RunFull(f"versions of the {self.noun}", "versions", bounds.run.versions, self.key)
+        if count:
+            return
+        (projects,) = connection.execute(
+            f"select count(distinct project) from project_{self.key}"
+        ).fetchone()
+        if projects >= bounds.store.projects:
+            raise ServiceFull(
+                f"projects with {self.noun} of their own",
+                "projects",
+                bounds.store.projects,
+                "project",
+            )
+
+    def _count(self, connection: Connection, owner: str, column: str, value: int | str) -> int:
+        (count,) = connection.execute(
+            f"select count(*) from {owner}_{self.key} where {column} = ?", (value,)
+        ).fetchone()
+        return int(count)
+
     @property
     def _of_run(self) -> str:
         columns = "body, version, 'run', author, at"
-        return f"select {columns} from run_{self.key} where run_id = ? {_NEWEST}"
+        return f"select {columns} from run_{self.key} where run_id = ? and version < ? {_NEWEST}"
 
     @property
     def _of_project(self) -> str:
         columns = "body, version, 'project', author, at"
-        return f"select {columns} from project_{self.key} where project = ? {_NEWEST}"
+        where = "where project = ? and version < ?"
+        return f"select {columns} from project_{self.key} {where} {_NEWEST}"
 
     def _version_of_run(self, connection: Connection, run_id: int) -> int:
         """Return the version in force without reading its body."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.types import Event, EventQuery, Page, StoredEvent
 from snc_service.wire import Severity
 
+FORGOTTEN_AT_ONCE: Final = 5_000  # so that ingest never waits longer for it
 _COLUMNS = (
     "run.run, event.run_id, event.id, event.at, event.step, event.rule, event.severity, "
     "event.message, event.layer, event.layers, event.value, event.limit_value, event.rules_version"
@@ -87,6 +88,35 @@ def page(connection: Connection, query: EventQuery, run_id: int | None) -> Page:
     _, last_run_id, last_id, last_at = shown[-1][:4]
     key: tuple[Any, ...] = (last_id,) if run_id is not None else (last_at, last_run_id, last_id)
     return Page([_stored(row) for row in shown], key)
+
+
+def overfull(connection: Connection, most: int) -> list[tuple[int, int]]:
+    """Return runs with more than ``most`` events, and the newest id that each of them is to forget.
+
+    Ids have no gaps.
+    """
+    rows = connection.execute(
+        "select run.run_id, run.next_event - 1 - ? from run where run.next_event - 1 > ? "
+        "and exists (select 1 from event where event.run_id = run.run_id "
+        "and event.id <= run.next_event - 1 - ?)",
+        (most, most, most),
+    )
+    return [(int(run_id), int(last)) for run_id, last in rows]
+
+
+def forget(connection: Connection, run_id: int, last: int) -> int:
+    """Delete the oldest `FORGOTTEN_AT_ONCE` events up to id ``last``; return how many."""
+    (first,) = connection.execute(
+        "select min(id) from event where run_id = ?", (run_id,)
+    ).fetchone()
+    if first is None:
+        return 0
+    below = min(last + 1, first + FORGOTTEN_AT_ONCE)
+    for table in ("alert_outbox", "event"):
+        gone = connection.execute(
+            f"delete from {table} where run_id = ? and id < ?", (run_id, below)
+        ).rowcount
+    return gone
 
 
 def counts(connection: Connection) -> dict[tuple[str, str, Severity], int]:

@@ -137,6 +137,32 @@ def opened(connection: Connection) -> list[tuple[Incident, RunFacts]]:
     return [(incident, facts[incident.run]) for incident in incidents]
 
 
+def overfull(connection: Connection, most: int) -> list[int]:
+    """Return the runs with more than ``most`` incidents that are over."""
+    rows = connection.execute(
+        "select run_id from incident where state <> 'open' group by run_id having count(*) > ?",
+        (most,),
+    )
+    return [int(run_id) for (run_id,) in rows]
+
+
+def forget(connection: Connection, run_id: int, most: int) -> int:
+    """Delete the incidents of a run that are over, but the newest ``most``; return how many."""
+    lock(connection)
+    over = "incident where run_id = ? and state <> 'open'"
+    gone = f"select id from {over} and id <= ?"
+    newest = connection.execute(
+        f"select id from {over} order by id desc limit 1 offset ?", (run_id, most)
+    ).fetchone()
+    if newest is None:
+        return 0
+    connection.execute(
+        f"delete from delivery where run_id = ? and incident in ({gone})",
+        (run_id, run_id, newest[0]),
+    )
+    return connection.execute(f"delete from {over} and id <= ?", (run_id, newest[0])).rowcount
+
+
 def load(connection: Connection, id_: int) -> Incident | None:
     """Return one incident."""
     row = connection.execute(f"{_INCIDENT} where incident.id = ?", (id_,)).fetchone()

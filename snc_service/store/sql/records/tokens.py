@@ -6,7 +6,7 @@ import dataclasses
 
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.records import audit
-from snc_service.store.types import QuotaExceeded, TokenExists, TokenUnknown
+from snc_service.store.types import QuotaExceeded, ServiceFull, TokenExists, TokenUnknown
 from snc_service.store.types.records import Token
 
 _SELECT = (
@@ -15,8 +15,11 @@ _SELECT = (
 )
 
 
-def add(connection: Connection, token: Token) -> None:
-    """Store a new token. Raises `TokenExists`."""
+def add(connection: Connection, token: Token, most: int) -> None:
+    """Store a new token; there are at most ``most``. Raises `TokenExists`, `ServiceFull`."""
+    (count,) = connection.execute("select count(*) from token").fetchone()
+    if count >= most:
+        raise ServiceFull("tokens, revoked ones included,", "tokens", most, field="name")
     added = connection.execute(
         "insert into token (id, name, digest, scopes, project, author, created_at, expires_at, "
         "revoked_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (name) do nothing",

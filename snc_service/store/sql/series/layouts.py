@@ -104,7 +104,7 @@ class LayerBook:
         known: dict[str, int] = dict(rows.fetchall())
         new = [spec for spec in table.layers if spec.name not in known]
         if new and len(known) + len(new) > self.bounds.layers:
-            raise RunFull("layers", "run_layers", self.bounds.layers, field="layers")
+            raise RunFull("layers", "layers", self.bounds.layers, field="layers")
         for index, spec in enumerate(new, start=len(known)):
             known[spec.name] = index
         connection.executemany(
@@ -214,7 +214,7 @@ class LayerBook:
         if rows and sum(max(size, LEAST_TABLE) for size in sizes) > self.bounds.table_layers:
             raise RunFull(
                 f"layers in all layer tables, of each at least {LEAST_TABLE:,},",
-                "run_table_layers",
+                "table_layers",
                 self.bounds.table_layers,
                 field="layers",
             )
@@ -227,14 +227,14 @@ class LayerBook:
             known = set(metric_names(connection, run_id, kind))
             new, limit = [name for name in names if name not in known], getattr(self.bounds, noun)
             if new and len(known) + len(new) > limit:
-                raise RunFull(f"names of {noun}", f"run_{noun}", limit, field=noun)
+                raise RunFull(f"names of {noun}", noun, limit, field=noun)
         (count,) = connection.execute(
             "select count(*) from layout where run_id = ?", (run_id,)
         ).fetchone()
         if count >= self.bounds.layouts:
             raise RunFull(
                 "combinations of layers, metrics and scalars",
-                "run_layouts",
+                "layouts",
                 self.bounds.layouts,
                 field="metrics",
             )
