@@ -162,3 +162,18 @@ def test_a_policy_of_too_many_entries_is_422(api):
 def test_a_project_has_a_name_that_fits_a_path(api, project):
     told = api.get(f"/api/v1/projects/{project}/policy")
     assert_problem(told, 422, "invalid", "project")
+
+
+def test_versions_are_listed_page_by_page_newest_first(api):
+    for factor in range(1, 6):
+        body = {"entries": [{"pattern": "*", "threshold": float(factor)}]}
+        assert api.put(f"{RUN}/policy", json=body).status_code == 200
+    path, seen = f"{RUN}/policy/versions?limit=2", []
+    cursor = ""
+    while cursor is not None:
+        told = api.get(path + (f"&cursor={cursor}" if cursor else "")).json()
+        assert len(told["items"]) <= 2
+        seen += [each["policy_version"] for each in told["items"]]
+        cursor = told["next"]
+    assert seen == [5, 4, 3, 2, 1]
+    assert_problem(api.get(f"{RUN}/policy/versions?cursor=x"), 422, "invalid", "cursor")

@@ -160,6 +160,46 @@ def test_an_answer_that_was_taken_is_not_given_up():
     on_a_loop(work)
 
 
+def test_a_body_in_chunks_arrives_whole_and_those_of_one_read_are_one_message():
+    async def work(served):
+        heard = []
+
+        async def app(scope, receive, send):
+            message = await receive()
+            heard.append(message["body"])
+            while message.get("more_body"):
+                message = await receive()
+                heard.append(message["body"])
+            await at_once(scope, receive, send)
+
+        server, transport = Served(app), Transport()
+        served.append(server)
+        connection = server.connect(transport)
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        pieces = (head + b"1\r\na\r\n2\r\nbc\r\n3\r\nd", b"ef\r\n1\r\ng\r\n", b"0\r\n\r\n" + GET)
+        for data in pieces:
+            connection.data_received(data)
+            await settled()
+        assert [body for body in heard if body] == [b"abcd", b"efg"]
+        assert transport.written.count(b" 200 OK") == 2  # and what follows it is a request
+
+    on_a_loop(work)
+
+
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
+def test_nothing_is_upgraded_and_nothing_is_said_of_it(upgrade, caplog):
+    async def work(served):
+        server, transport = Served(at_once), Transport()
+        served.append(server)
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: " + upgrade
+        server.connect(transport).data_received(head + b"\r\n\r\n")
+        await settled()
+        assert transport.written.startswith(b"HTTP/1.1 200 ")
+        assert not caplog.records
+
+    on_a_loop(work)
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [
