@@ -69,7 +69,9 @@ def get_about(request: Request, service: InService) -> Response:
     limits = {
         **dataclasses.asdict(service.limits),
         **{
-            f"run_{name}": limit for name, limit in dataclasses.asdict(service.store.bounds).items()
+            f"{of}_{name}": limit
+            for of, bounds in dataclasses.asdict(service.store.bounds).items()
+            for name, limit in bounds.items()
         },
         "steps": MAX_STEPS,
         "layers": MAX_LAYERS,
