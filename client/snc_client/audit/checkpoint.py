@@ -7,7 +7,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snc_client.audit.harmless import require_harmless
+from snc_client.audit.pickled import Bad
 from snc_client.audit.stored import Stored, Unreadable, Weights, shown, size_of
+from snc_client.audit.window import ZIP_ERRORS, Window
 from snc_client.layers.reasons import no_numbers
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -95,21 +98,42 @@ def _records(path: Path) -> set[int] | None:
 
     Refuses files that torch must not load. TorchScript archives carry code by design, and tar files
     take another path through torch.load: both ran code before torch 2.6 in spite of weights_only
-    (CVE-2025-32434). A compressed entry could unpack to any size.
+    (CVE-2025-32434). A compressed entry could unpack to any size. `require_harmless` has the rest.
     """
     size = size_of(path)
     if tarfile.is_tarfile(path):
         raise _bad(path, "it is also a tar file, which no torch since 0.1 writes")
     with path.open("rb") as file:
         if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
+            _check_legacy(path, LEGACY_MAGIC + file.read(MAX_PICKLE_BYTES))
             return None
+        try:
+            with zipfile.ZipFile(Window(file, 0, size)) as archive:
+                entries = archive.infolist()
+                _check_entries(path, size, entries)
+                for entry in entries:
+                    if entry.filename.endswith(".pkl"):
+                        require_harmless(archive.read(entry))
+        except Bad as error:
+            raise _bad(path, f"of its pickle, {error}") from None
+        except ZIP_ERRORS as error:
+            raise _bad(
+                path, f"its zip directory cannot be read ({shown(error)}): is it cut off?"
+            ) from None
+    return {entry.file_size for entry in entries}
+
+
+def _check_legacy(path: Path, raw: bytes) -> None:
+    end = 0
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise _bad(
-            path, f"its zip directory cannot be read ({shown(error)}): is it cut off?"
-        ) from None
+        # Magic number, version, machine, object, keys of the storages that follow.
+        for _ in range(5):
+            end = require_harmless(raw, end)
+    except Bad as error:
+        raise _bad(path, f"of its pickles, {error}") from None
+
+
+def _check_entries(path: Path, size: int, entries: Iterable[zipfile.ZipInfo]) -> None:
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise _bad(path, "it is a TorchScript archive, which carries code: save a state_dict")
     for entry in entries:
@@ -118,7 +142,6 @@ def _records(path: Path) -> set[int] | None:
             raise _bad(path, f"{shown(entry.filename)} is compressed, which torch never does")
         if entry.file_size > (MAX_PICKLE_BYTES if pickled else size):
             raise _bad(path, f"{shown(entry.filename)} claims {entry.file_size} bytes")
-    return {entry.file_size for entry in entries}
 
 
 def _load(path: Path, *, mmap: bool) -> Any:
