@@ -400,7 +400,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "neither a safetensors file" in refusal(text)
     assert "No such file" in refusal(tmp_path / "nothing")
-    assert "is a folder" in refusal(tmp_path)
+    assert "is a folder without .metadata" in refusal(tmp_path)
     assert "regular file" in refusal(tmp_path / "pipe")
     assert "null" in refusal(Path("a\0b"))
     text.write_text(json.dumps({"config": 1}))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from snc_client.audit.harmless import require_harmless
+from snc_client.audit.model_keys import MAX_NESTING, MODEL_KEYS, is_optimizer
 from snc_client.audit.pickled import Bad
 from snc_client.audit.stored import Stored, Unreadable, Weights, shown, size_of
 from snc_client.audit.window import ZIP_ERRORS, Window
@@ -25,18 +26,6 @@ ZIP_MAGIC = b"PK\x03\x04"
 # protocol 2, the long 0x1950a86a20f9469cfc6c, stop: the start of torch.save files before torch 1.6.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 MAX_PICKLE_BYTES = 256 << 20
-# Keys under which trainers store the model, tried in this order.
-MODEL_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "network",
-    "net",
-    "weights",
-    "params",
-)
-MAX_NESTING = 16
 # Messages of torch 2.4 and later for a pickle that names more than tensors.
 REFUSED = r"unsupported (?:global: GLOBAL|GLOBAL|class) ([^\s`']+)"
 # Pages of a mapped file stay in memory until it is unmapped: that happens after so many bytes.
@@ -205,7 +194,7 @@ def _leaves(root: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         name, value = waiting.pop()
-        optimizer = name.rpartition(".")[2].startswith("optim")
+        optimizer = is_optimizer(name.rpartition(".")[2])
         if not isinstance(value, Mapping) or optimizer or id(value) in seen:
             yield name, value
             continue

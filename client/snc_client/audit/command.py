@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="snc audit",
-        description="Measure every weight of a .safetensors file, an index of shards or a torch "
-        "checkpoint (its pickled code is never run), one matrix in memory at a time.",
+        description="Measure every weight of a .safetensors file, an index of shards, a torch "
+        "checkpoint or a folder of torch.distributed.checkpoint (pickled code is never run), one "
+        "matrix in memory at a time.",
         epilog="Exit status: 0; 1 if a weight exceeds its threshold or might; 2 for wrong usage or "
         "a file that cannot be read.",
     )

@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from snc_client.audit.checkpoint import LEGACY_MAGIC, ZIP_MAGIC, Mapped
+from snc_client.audit.distributed import METADATA, read_distributed
 from snc_client.audit.safetensors import read_safetensors
-from snc_client.audit.stored import Stored, Unreadable, Weights, reason_of, shown, size_of
+from snc_client.audit.stored import Stored, Unreadable, Weights, beside, reason_of, shown, size_of
 
 MAX_INDEX_BYTES = 32 << 20
+MAX_FILES = 100_000
 
 
 def read_weights(path: Path) -> Weights:
     """Return the tensors of a safetensors file, a torch checkpoint or an index of either's shards.
 
-    Of safetensors files only headers are read here. Raises `Unreadable`.
+    Of a folder it reads what ``torch.distributed.checkpoint`` wrote, else its only index, else its
+    only safetensors file. Of safetensors files only headers are read here. Raises `Unreadable`.
     """
+    if path.name == METADATA:
+        return read_distributed(path.parent)
+    if path.is_dir():
+        if (path / METADATA).exists():
+            return read_distributed(path)
+        path = _only_file(path)
     mapped, start = Mapped(), _start(path)
     # The header length of a safetensors file has zero bytes, text has none.
     if start.lstrip().startswith(b"{") and b"\0" not in start and path.suffix != ".safetensors":
         return _shards(path, mapped)
     return _one(path, start, mapped)
+
+
+def _only_file(folder: Path) -> Path:
+    """Return the file of a folder that stands for all: its index, else its safetensors file."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in itertools.islice(entries, MAX_FILES)]
+    except OSError as error:
+        raise Unreadable(f"cannot read {shown(folder)}: {reason_of(error)}") from None
+    for suffix in (".safetensors.index.json", ".index.json", ".safetensors"):
+        found = sorted(name for name in names if name.endswith(suffix))
+        if len(found) == 1:
+            return folder / found[0]
+        if found:
+            raise Unreadable(
+                f"{shown(folder)} has {len(found)} files *{suffix}, such as {shown(found[0])}: "
+                "name one of them"
+            )
+    raise Unreadable(
+        f"{shown(folder)} is a folder without {METADATA}, *.index.json or *.safetensors: name a "
+        "file of weights"
+    )
 
 
 def _one(path: Path, start: bytes, mapped: Mapped) -> Weights:
@@ -53,12 +86,14 @@ def _shards(path: Path, mapped: Mapped) -> Weights:
 
     Tensors of a shard that the index does not name are left out: a loader would not use them.
     """
-    homes = _weight_map(path)
+    shards: dict[str, set[str]] = {}
+    for name, shard in _weight_map(path).items():
+        shards.setdefault(shard, set()).add(name)
     tensors: list[Stored] = []
     left_out: list[str] = []
-    for shard in dict.fromkeys(homes.values()):
-        found = {tensor.name: tensor for tensor in _shard(path, shard, mapped).tensors}
-        named = {name for name, home in homes.items() if home == shard}
+    for shard, named in shards.items():
+        home = beside(path, shard)
+        found = {tensor.name: tensor for tensor in _one(home, _start(home), mapped).tensors}
         if missing := sorted(named - set(found)):
             raise Unreadable(
                 f"{shown(path)} names {shown(missing[0])} in {shown(shard)}, which does not hold it"
@@ -66,18 +101,8 @@ def _shards(path: Path, mapped: Mapped) -> Weights:
         used = {name for name, x in found.items() if name in named or x.alias_of in named}
         tensors += [tensor for name, tensor in found.items() if name in used]
         left_out += [f"{name} (in {shard}, not in the index)" for name in found if name not in used]
-    count = len(set(homes.values()))
+    count = len(shards)
     return Weights(f"index of {count} shard{'s'[: count > 1]}", tuple(tensors), tuple(left_out))
-
-
-def _shard(index: Path, name: str, mapped: Mapped) -> Weights:
-    # Every writer puts a plain file name there: anything else could lead to another folder.
-    if not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
-        raise Unreadable(
-            f"{shown(index)} names the shard {shown(name)}: a shard must lie beside its index"
-        )
-    path = index.parent / name
-    return _one(path, _start(path), mapped)
 
 
 def _weight_map(path: Path) -> Mapping[str, str]:

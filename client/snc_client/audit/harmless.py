@@ -14,7 +14,7 @@ from torch import Tensor
 from snc_client.audit.pickled import Bad, Made, Name, Reference, Table, inert
 from snc_client.audit.stored import shown
 
-MOST_STEPS = 4_000_000  # 90,000 tensors; torch's loader takes some 4 us a step
+MOST_STEPS = 2_000_000  # 44,000 tensors; torch's loader takes some 4 us a step
 # Keys whose hash a file can choose: with n equal ones a dict takes n^2 / 2 comparisons.
 MOST_CHOSEN_KEYS = 10_000
 MOST_VALUES_OF_A_KEY = 64

@@ -35,7 +35,7 @@ class Name(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """What a call would have returned; ``state`` and ``pairs`` are what it would have been given."""
+    """What a call would have returned; ``state`` and ``pairs`` are what it would have got."""
 
     function: Any
     arguments: Any
@@ -212,6 +212,10 @@ def _skip(form: struct.Struct) -> Step:
     return lambda m: m.number(form) and None
 
 
+def _drop(m: _Machine) -> None:
+    m.pop()
+
+
 def _memoize(m: _Machine) -> None:
     m.memo[len(m.memo)] = m.stack[-1]
 
@@ -280,8 +284,7 @@ _NAMED_STEPS: dict[bytes, Step] = {
     b"\x80": _skip(U8),
     b"\x95": _skip(U64),  # a frame: only a hint for readers of streams
     b"(": _Machine.mark,
-    b"0": lambda m: m.pop() and None,
-    b"1": lambda m: m.since_mark() and None,
+    b"0": _drop,
     b"N": _constant(None),
     b"\x88": _constant(True),
     b"\x89": _constant(False),

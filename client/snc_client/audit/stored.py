@@ -55,6 +55,19 @@ def size_of(path: Path) -> int:
     return status.st_size
 
 
+def beside(index: Path, name: str) -> Path:
+    """Return the path of a file that an index names; raise `Unreadable` for one elsewhere.
+
+    Every writer puts a plain file name there: anything else could lead to another folder. A
+    symbolic link in the folder is followed, as hubs keep their files that way.
+    """
+    if not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
+        raise Unreadable(
+            f"{shown(index)} names the shard {shown(name)}: a shard must lie beside its index"
+        )
+    return index.parent / name
+
+
 def reason_of(error: Exception) -> str:
     """Return the system's message, without the path that it repeats."""
     return getattr(error, "strerror", None) or clean(str(error))
