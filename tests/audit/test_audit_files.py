@@ -15,10 +15,10 @@ from spectra import gaussian
 from torch import Tensor, nn
 from weight_files import header_and_data, safetensors_bytes, write_index, write_safetensors
 
-from snc_client.audit import checkpoint
-from snc_client.audit.files import read_weights
+from snc_client.audit.formats import checkpoint
+from snc_client.audit.formats.files import read_weights
+from snc_client.audit.formats.stored import Unreadable, Weights
 from snc_client.audit.matrices import reason
-from snc_client.audit.stored import Unreadable, Weights
 
 TENSORS = {
     "b.10.weight": gaussian(7, 5),

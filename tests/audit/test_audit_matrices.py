@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snc_client.audit.formats.stored import Stored
 from snc_client.audit.matrices import Part, parts, reason
-from snc_client.audit.stored import Stored
 from snc_client.layers import find_layers
 
 

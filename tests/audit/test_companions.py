@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from weight_files import header_and_data, safetensors_bytes, write_index
 
-from snc_client.audit.files import read_weights
 from snc_client.audit.findings import audit
+from snc_client.audit.formats.files import read_weights
+from snc_client.audit.formats.stored import Unreadable
 from snc_client.audit.limits import policy_of
-from snc_client.audit.stored import Unreadable
 from snc_client.layers import find_layers
 
 FP8 = torch.float8_e4m3fn

@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from weight_files import write_index, write_safetensors
 
 from snc_client.audit import main
-from snc_client.audit.files import read_weights
+from snc_client.audit.formats.files import read_weights
+from snc_client.audit.formats.stored import Unreadable
 from snc_client.audit.matrices import reason
-from snc_client.audit.stored import Unreadable
 
 RANKS = 2
 TURNED = torch.arange(12.0).view(3, 4).t()

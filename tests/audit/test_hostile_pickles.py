@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from snc_client.audit import harmless
-from snc_client.audit.checkpoint import LEGACY_MAGIC
-from snc_client.audit.files import read_weights
-from snc_client.audit.harmless import require_harmless
-from snc_client.audit.pickled import Bad, Made, Name, Table, inert
-from snc_client.audit.stored import Unreadable
+from snc_client.audit.formats import harmless
+from snc_client.audit.formats.checkpoint import LEGACY_MAGIC
+from snc_client.audit.formats.files import read_weights
+from snc_client.audit.formats.harmless import require_harmless
+from snc_client.audit.formats.pickled import Bad, Made, Name, Table, inert
+from snc_client.audit.formats.stored import Unreadable
 
 START = b"\x80\x02"
 # 60 tuples, each of the one before twice: hashing the last takes 2^60 steps.

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from snc_client.audit.files import read_weights
 from snc_client.audit.findings import COLUMNS, audit, ordered
+from snc_client.audit.formats.files import read_weights
+from snc_client.audit.formats.stored import Unreadable, clean
 from snc_client.audit.limits import policy_of
 from snc_client.audit.report import as_json, print_report
-from snc_client.audit.stored import Unreadable, clean
 
 SORTS = tuple(sign + name for name in COLUMNS for sign in ("", "-"))
 

@@ -11,9 +11,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from snc_client.audit.formats.stored import Unreadable, Weights
 from snc_client.audit.limits import require_matched, threshold_of
 from snc_client.audit.matrices import Part, parts, quantised, reason
-from snc_client.audit.stored import Unreadable, Weights
 from snc_client.audit.weigh import Weighed, weigh
 from snc_service.wire import Policy
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from snc_client.audit.formats.stored import Unreadable, clean, reason_of, shown, size_of
 from snc_client.audit.matrices import Part
-from snc_client.audit.stored import Unreadable, clean, reason_of, shown, size_of
 from snc_service.wire import Policy, WireError
 
 MAX_POLICY_BYTES = 1 << 20

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from snc_client.audit.stored import Stored, shown
+from snc_client.audit.formats.stored import Stored, shown
 from snc_client.layers.companions import quantised_weight_of
 from snc_client.layers.reasons import COMPANION
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snc_client.audit.findings import Finding, Findings
-from snc_client.audit.stored import Weights, shown
+from snc_client.audit.formats.stored import Weights, shown
 
 PIPED_WIDTH = 200  # columns of a table that does not go to a terminal
 NAMES_SHOWN = 3

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snc_client.audit.harmless import require_harmless
-from snc_client.audit.model_keys import MAX_NESTING, MODEL_KEYS, is_optimizer
-from snc_client.audit.pickled import Bad
-from snc_client.audit.stored import Stored, Unreadable, Weights, shown, size_of
-from snc_client.audit.window import ZIP_ERRORS, Window
+from snc_client.audit.formats.harmless import require_harmless
+from snc_client.audit.formats.model_keys import MAX_NESTING, MODEL_KEYS, is_optimizer
+from snc_client.audit.formats.pickled import Bad
+from snc_client.audit.formats.stored import Stored, Unreadable, Weights, shown, size_of
+from snc_client.audit.formats.window import ZIP_ERRORS, FileWindow
 from snc_client.layers.reasons import no_numbers
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -97,7 +97,7 @@ def _records(path: Path) -> set[int] | None:
             _check_legacy(path, LEGACY_MAGIC + file.read(MAX_PICKLE_BYTES))
             return None
         try:
-            with zipfile.ZipFile(Window(file, 0, size)) as archive:
+            with zipfile.ZipFile(FileWindow(file, 0, size)) as archive:
                 entries = archive.infolist()
                 _check_entries(path, size, entries)
                 for entry in entries:

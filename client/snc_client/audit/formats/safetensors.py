@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snc_client.audit.stored import Stored, Unreadable, Weights, reason_of, shown, size_of
+from snc_client.audit.formats.stored import Stored, Unreadable, Weights, reason_of, shown, size_of
 
 LENGTH_BYTES = 8
 # A name takes some 150 bytes: room for 200,000 tensors, and a gigabyte at most once parsed.

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from snc_client.audit.pickled import Bad, Made, Name, Reference, Table, inert
-from snc_client.audit.stored import shown
+from snc_client.audit.formats.pickled import Bad, Made, Name, Reference, Table, inert
+from snc_client.audit.formats.stored import shown
 
 MOST_STEPS = 2_000_000  # 44,000 tensors; torch's loader takes some 4 us a step
 # Keys whose hash a file can choose: with n equal ones a dict takes n^2 / 2 comparisons.

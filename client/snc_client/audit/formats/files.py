@@ -9,10 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snc_client.audit.checkpoint import LEGACY_MAGIC, ZIP_MAGIC, Mapped
-from snc_client.audit.distributed import METADATA, read_distributed
-from snc_client.audit.safetensors import read_safetensors
-from snc_client.audit.stored import Stored, Unreadable, Weights, beside, reason_of, shown, size_of
+from snc_client.audit.formats.checkpoint import LEGACY_MAGIC, ZIP_MAGIC, Mapped
+from snc_client.audit.formats.distributed import METADATA, read_distributed
+from snc_client.audit.formats.safetensors import read_safetensors
+from snc_client.audit.formats.stored import (
+    Stored,
+    Unreadable,
+    Weights,
+    beside,
+    reason_of,
+    shown,
+    size_of,
+)
 
 MAX_INDEX_BYTES = 32 << 20
 MAX_FILES = 100_000

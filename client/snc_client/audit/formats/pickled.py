@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from snc_client.audit.stored import Unreadable, clean
+from snc_client.audit.formats.stored import Unreadable, clean
 
 # Beyond what a training writes: 200,000 tensors take 9 million steps.
 MOST_STEPS = 16_000_000

@@ -16,10 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snc_client.audit.model_keys import model_of
-from snc_client.audit.pickled import Bad, Made, Name, Table, inert
-from snc_client.audit.piece import Piece, read_piece
-from snc_client.audit.stored import Stored, Unreadable, Weights, beside, reason_of, shown, size_of
+from snc_client.audit.formats.model_keys import model_of
+from snc_client.audit.formats.pickled import Bad, Made, Name, Table, inert
+from snc_client.audit.formats.piece import StoredPiece, read_piece
+from snc_client.audit.formats.stored import (
+    Stored,
+    Unreadable,
+    Weights,
+    beside,
+    reason_of,
+    shown,
+    size_of,
+)
 
 METADATA = ".metadata"
 MAX_METADATA_BYTES = 256 << 20
@@ -190,9 +198,9 @@ def _size(path: Path, value: Any) -> tuple[int, ...]:
     raise _bad(path, "a size in it must be a torch.Size of whole numbers")
 
 
-def _homes(path: Path, value: Any) -> dict[str, dict[str, Piece]]:
+def _homes(path: Path, value: Any) -> dict[str, dict[str, StoredPiece]]:
     """Return where the pieces lie: by the name of the tensor and the text of their offsets."""
-    homes: dict[str, dict[str, Piece]] = {}
+    homes: dict[str, dict[str, StoredPiece]] = {}
     for key, info in _pairs(path, value):
         index = _attributes(path, key, "MetadataIndex")
         stored = _attributes(path, info, "_StorageInfo")
@@ -200,7 +208,7 @@ def _homes(path: Path, value: Any) -> dict[str, dict[str, Piece]]:
         match index.get("fqn"), stored:
             case str(name), {"relative_path": str(file), "offset": int(first), "length": int(size)}:
                 packed = bool(stored.get("transform_descriptors"))
-                homes.setdefault(name, {})[str(offsets)] = Piece(file, first, size, packed)
+                homes.setdefault(name, {})[str(offsets)] = StoredPiece(file, first, size, packed)
             case name, _:
                 raise _bad(
                     path, f"the place of {_text(name)} must be a file, an offset and a length"
@@ -212,7 +220,7 @@ def _read(
     folder: Path,
     name: str,
     weight: _Weight,
-    homes: Mapping[str, Piece],
+    homes: Mapping[str, StoredPiece],
     first: int,
     last: int,
 ) -> Tensor:

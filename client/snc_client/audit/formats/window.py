@@ -21,7 +21,7 @@ ZIP_ERRORS = (
 )
 
 
-class Window(io.RawIOBase):
+class FileWindow(io.RawIOBase):
     """``length`` bytes of ``file`` from ``start``; refuses (OSError) to read very much at once."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from snc_client.audit.pickled import Bad, Made, Name, Reference, inert
-from snc_client.audit.stored import Unreadable, reason_of, shown, size_of
-from snc_client.audit.window import ZIP_ERRORS, Window
+from snc_client.audit.formats.pickled import Bad, Made, Name, Reference, inert
+from snc_client.audit.formats.stored import Unreadable, reason_of, shown, size_of
+from snc_client.audit.formats.window import ZIP_ERRORS, FileWindow
 
 MAX_PICKLE_BYTES = 64 << 10  # one tensor takes some 200
 MOST_STEPS = 1_000
@@ -21,7 +21,7 @@ LOCAL_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredPiece:
     """Where a piece lies: ``length`` bytes of a file from ``first``; ``packed``: compressed."""
 
     file: str
@@ -32,7 +32,7 @@ class Piece:
 
 def read_piece(
     path: Path,
-    piece: Piece,
+    piece: StoredPiece,
     sizes: tuple[int, ...],
     dtype: torch.dtype,
     first: int,
@@ -59,7 +59,7 @@ def read_piece(
 def _read(
     file: BinaryIO,
     path: Path,
-    piece: Piece,
+    piece: StoredPiece,
     sizes: tuple[int, ...],
     dtype: torch.dtype,
     first: int,
@@ -90,11 +90,11 @@ def _read(
     return whole.as_strided(shape, strides)[first:last]
 
 
-def _entries(file: BinaryIO, piece: Piece) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def _entries(file: BinaryIO, piece: StoredPiece) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """Return the pickle of the archive, and the place and length of each entry of numbers."""
     raw: bytes | None = None
     data: dict[str, tuple[int, int]] = {}
-    with zipfile.ZipFile(Window(file, piece.first, piece.length)) as archive:
+    with zipfile.ZipFile(FileWindow(file, piece.first, piece.length)) as archive:
         for entry in archive.infolist():
             _, _, inside = entry.filename.partition("/")
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > piece.length:
@@ -110,7 +110,7 @@ def _entries(file: BinaryIO, piece: Piece) -> tuple[bytes, dict[str, tuple[int, 
     return raw, data
 
 
-def _place(file: BinaryIO, piece: Piece, entry: zipfile.ZipInfo) -> tuple[int, int]:
+def _place(file: BinaryIO, piece: StoredPiece, entry: zipfile.ZipInfo) -> tuple[int, int]:
     # The lengths of name and extra field in the entry's own header differ from the directory's.
     file.seek(piece.first + entry.header_offset)
     header = file.read(LOCAL_HEADER_BYTES)

@@ -1,0 +1,1 @@
+"""Reads the tensors of files: safetensors, torch checkpoints, indexes, distributed checkpoints."""
