@@ -127,7 +127,7 @@ def cap_(weight: Tensor, sigma_upper: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(breach, aim / torch.where(breach, sigma_upper, 1.0), 1.0).float()
 
 
-class Seen(NamedTuple):
+class SpanView(NamedTuple):
     """A weight on the span of some vectors: W x_i are orthogonal, of the lengths s. See `seen`."""
 
     s_B: Tensor  # float64, ascending
@@ -146,7 +146,7 @@ class Seen(NamedTuple):
 
 
 @torch.no_grad()
-def seen(weight: Tensor, rows_BN: Tensor) -> Seen:
+def seen(weight: Tensor, rows_BN: Tensor) -> SpanView:
     """Return what the span of ``rows_BN`` (float32) shows of the singular values of ``weight``.
 
     The rows are independent vectors of the small side of the weight (m, n), as those of a warm
@@ -157,11 +157,11 @@ def seen(weight: Tensor, rows_BN: Tensor) -> Seen:
         rows = rows_BN.double()
         root = torch.linalg.inv(torch.linalg.cholesky_ex(rows @ rows.mT).L)
         squares, turn = torch.linalg.eigh(root @ (products @ products.mT) @ root.mT)
-    return Seen(squares.clamp(min=0).sqrt(), turn.mT @ root, products)
+    return SpanView(squares.clamp(min=0).sqrt(), turn.mT @ root, products)
 
 
 @torch.no_grad()
-def clip_seen_(weight: Tensor, rows_BN: Tensor, found: Seen, aim: Tensor) -> None:
+def clip_seen_(weight: Tensor, rows_BN: Tensor, found: SpanView, aim: Tensor) -> None:
     """Clip the singular values above ``aim`` (0-d) that `seen` has found, in place.
 
     W <- W (I - X' D X), D = max(0, 1 - aim / s): the factor on the right is a contraction, so that
