@@ -33,8 +33,7 @@ def _hot_attention(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def _decay_sign(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for group in optimizer.param_groups:
-        group["weight_decay"] = DECAY
+    optimizer.param_groups[1]["weight_decay"] = DECAY
 
 
 @torch.no_grad()
@@ -49,11 +48,11 @@ FAULTS: Final = {
         _hot_attention,
         "query and key of all blocks pass their thresholds within a few steps",
     ),
-    # A sign typed into a configuration: weights grow by a small factor at every step.
+    # A sign typed into a parameter group: its weights grow by a small factor at every step.
     "decay-sign": Fault(
-        f"weight decay has the wrong sign ({DECAY:g})",
+        f"the weight decay of query and key has the wrong sign ({DECAY:g})",
         _decay_sign,
-        "all weights grow together, long before the loss shows it",
+        "query and key of all blocks grow together, long before the loss shows it",
     ),
     # A checkpoint whose scale was stored apart and applied twice.
     "bad-restore": Fault(
