@@ -1,4 +1,4 @@
-"""Background tasks: detection of silent runs, folding, deletion and thinning.
+"""Background tasks: detection of silent runs, folding, deletion, thinning, verification.
 
 A clock leaps when it is set or corrected. These tasks must not follow it: a run that just reported
 is not silent, and one that ended today is not a month old.
@@ -23,6 +23,7 @@ SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
 # Folding takes a fifth of one core while there is something to fold.
 FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
+VERIFY_PAUSE_SECONDS = 86_400.0  # between verifications of all that is stored
 KEEP_PAUSE_SECONDS = 300.0  # between checks of age and size of history, and of events
 LAG_PAUSE_SECONDS = 0.25
 LEAP_SECONDS = 2.0  # between two readings; an adjusted clock drifts only by milliseconds
@@ -96,11 +97,17 @@ def start_chores(
         for run in deleted:
             log.info("run %r was deleted: SNC_KEEP_DAYS and SNC_KEEP_BYTES say so", run)
 
+    def verify() -> None:
+        service.store.damages.verify()
+
     pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
     return [
         asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
         asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
         asyncio.create_task(_repeat(keep, KEEP_PAUSE_SECONDS, "old runs could not be deleted")),
+        asyncio.create_task(
+            _repeat(verify, VERIFY_PAUSE_SECONDS, "the store could not be verified")
+        ),
         asyncio.create_task(_watch_loop(service.exposition.observe_lag)),
     ]
 

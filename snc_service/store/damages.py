@@ -23,6 +23,7 @@ class Damages:
         self._database = database
         self._book = book
         self._known: set[tuple[str, str]] = set()  # noted by this process
+        self._engine: tuple[str, ...] = ()  # what the last verification heard from the engine
 
     def note(self, error: StoreDamaged) -> None:
         """Remember damage: once per place an event ``damaged`` of its run, and a line in the log.
@@ -42,7 +43,8 @@ class Damages:
     def count(self) -> int:
         """Return how many damaged places are known and not repaired; lost commits are one."""
         with self._database.read() as connection:
-            return damages.count(connection) + (self._database.lost() is not None)
+            known = damages.count(connection)
+        return known + (len(self._engine) or self._database.lost() is not None)
 
     def verify(self) -> Verified:
         """Read everything and compare checksums. Ingest continues; each read is short.
@@ -52,6 +54,9 @@ class Damages:
         verified = verification.verify(self._database, self._book)
         for error in verified.damaged:
             self.note(error)
+        for sentence in verified.engine:
+            log.error("the store is damaged: %s", sentence)
+        self._engine = verified.engine
         return verified
 
     def repair(self, *, now: float) -> Iterator[Repaired]:

@@ -2,12 +2,14 @@
 
 import os
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import back_up_store, open_store
+from snc_service.store.engines import sqlite, sqlite_connection
 from snc_service.store.engines.many_rows import for_many
 from snc_service.store.sql.database import schema
 from snc_service.store.types import StoreFull, StoreUnavailable, Window
@@ -187,3 +189,81 @@ def test_a_store_of_an_older_release_becomes_its_owners_alone(tmp_path):
     open_store(url).close()  # beside the first, whose log it finds
     assert set(modes(tmp_path).values()) == {"0o600"}
     store.close()
+
+
+def test_a_snapshot_gets_no_older_than_its_bound(store, monkeypatch):
+    new_run(store)
+    monkeypatch.setattr(sqlite_connection, "MOST_SNAPSHOT_SECONDS", -1.0)
+    with pytest.raises(StoreUnavailable, match="must end within -1 seconds"):
+        store.runs.get("r1")
+    monkeypatch.undo()
+    assert store.runs.get("r1").run == "r1"
+
+
+def test_a_long_statement_is_cut_off_too(store, monkeypatch):
+    monkeypatch.setattr(sqlite_connection, "MOST_SNAPSHOT_SECONDS", 0.1)
+    count = "with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c"
+    with (
+        store._database.read() as connection,
+        pytest.raises(StoreUnavailable, match="must end within 0 seconds"),
+    ):
+        connection.execute(count).fetchall()
+
+
+def test_a_log_that_a_foreign_reader_keeps_long_is_said_once(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sqlite, "MOST_LOG_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 1)
+    new_run(store)
+    store.batches.put_layer_table("r1", LAYERS)
+    reader = sqlite3.connect(tmp_path / "snc.db", isolation_level=None)
+    reader.execute("begin")
+    reader.execute("select count(*) from run").fetchall()
+    for seq in range(60):
+        stored(store, batch(LAYERS, seq, [seq], {"sigma": [[1, 2]]}))
+        store._database.checkpoint()
+    assert store.log_bytes() > 200_000
+    assert caplog.text.count("another program reads the file in one transaction") == 1
+    reader.close()
+    store._database.checkpoint()
+    stored(store, batch(LAYERS, 60, [60], {"sigma": [[1, 2]]}))
+    with store._database.write() as connection:
+        connection.execute("pragma journal_size_limit = 0")
+    store._database._shorten_log()
+    store._database.checkpoint()
+    stored(store, batch(LAYERS, 61, [61], {"sigma": [[1, 2]]}))
+    store._database.checkpoint()
+    assert "it grows no more" in caplog.text
+
+
+def test_a_damaged_index_is_found_and_made_anew(store, tmp_path):
+    new_run(store)
+    store.batches.put_layer_table("r1", LAYERS)
+    stored(store, *(batch(LAYERS, seq, [seq], {"sigma": [[1, 2]]}) for seq in range(5)))
+    with store._database.write() as connection:
+        (sql,) = connection.execute(
+            "select sql from sqlite_master where name = 'tail_by_step'"
+        ).fetchone()
+        # An index without the row of step 3, as a flipped bit in its key makes it.
+        connection.execute("pragma writable_schema = on")
+        connection.execute(
+            "update sqlite_master set sql = sql || ' where step0 <> 3' where name = 'tail_by_step'"
+        )
+    store.close()
+    with open_again(tmp_path) as file:
+        file.execute("reindex tail_by_step")
+        file.execute("pragma writable_schema = on")
+        file.execute("update sqlite_master set sql = ? where name = 'tail_by_step'", (sql,))
+        file.commit()
+    again = open_store(f"sqlite:///{tmp_path}/snc.db")
+    steps = again.histories.of_layers("r1", "sigma", ["a"], Window()).steps.tolist()
+    assert steps == [0, 1, 2, 4]  # nothing tells of it while reading
+    assert "missing from index tail_by_step" in again.damages.verify().engine[0]
+    assert again.damages.count() > 0
+    assert list(again.damages.repair(now=NOW)) == []
+    assert again.damages.verify().engine == ()
+    assert len(again.histories.of_layers("r1", "sigma", ["a"], Window()).steps) == 5
+    again.close()
+
+
+def open_again(folder):
+    return closing(sqlite3.connect(folder / "snc.db"))

@@ -160,7 +160,15 @@ class SqliteDatabase:
                 )
 
     def _shorten_log(self) -> None:
-        """Write the log back and cut it off, if no reader is in its way and the disk allows."""
+        """Write the log back and cut it off, if no reader is in its way and the disk allows.
+
+        A try that fails would take the space that is left: the file grows first.
+        """
+        (pages,) = self._writer.execute("pragma page_count").fetchone()
+        (size,) = self._writer.execute("pragma page_size").fetchone()
+        growth = pages * size - self.path.stat().st_size
+        if growth > 0 and growth + SHORT_BYTES > shutil.disk_usage(self.path.parent).free:
+            return
         with suppress(sqlite3.Error):
             self._writer.execute("pragma busy_timeout = 0")
             self._writer.execute("pragma wal_checkpoint(truncate)").fetchall()
@@ -181,7 +189,8 @@ class SqliteDatabase:
         except StoreUnavailable as error:
             return [str(error)]
         lost = self.lost()
-        return [text for (text,) in rows if text != "ok"] + ([lost] if lost else [])
+        found = [" ".join(text.split()) for (text,) in rows if text != "ok"]
+        return found + ([lost] if lost else [])
 
     def mend(self) -> None:
         """Make the indexes anew, if they do not fit the tables."""

@@ -13,7 +13,7 @@ from snc_service.store.sql.series import damage, stored_tiles
 from snc_service.store.sql.series.checksums import BLOCK_BYTES, BatchPlace, TileKey, broken_blocks
 from snc_service.store.sql.series.layouts import LayerBook, Layout
 from snc_service.store.sql.series.stored_tiles import StoredTile
-from snc_service.store.types import StoreDamaged, Verified
+from snc_service.store.types import StoreDamaged, StoreUnavailable, Verified
 
 TILES_AT_ONCE = 128  # of 35 KB
 BATCHES_AT_ONCE = 16
@@ -53,15 +53,20 @@ Broken = BrokenTile | BrokenBatch
 
 def verify(database: Database, book: LayerBook) -> Verified:
     """See `Damages.verify`."""
-    tally = Tally()
-    found = [each.error for run_id in runs_of(database) for each in broken(
-        database, book, run_id, tally)]  # fmt: skip
+    tally, found = Tally(), []
+    problems = database.problems()
+    try:
+        for run_id in runs_of(database):
+            found += [each.error for each in broken(database, book, run_id, tally)]
+    except StoreUnavailable:
+        if not problems:
+            raise
     return Verified(
         tiles=tally.tiles,
         batches=tally.batches,
         unchecked=tally.unchecked,
         damaged=tuple(found),
-        engine=tuple(database.problems()),
+        engine=tuple(problems),
     )
 
 
@@ -101,7 +106,8 @@ def _broken_tiles(database: Database, run_id: int, tally: Tally) -> Iterator[Bro
                 key, tile = TileKey(run_id, attempt, metric, level, block), StoredTile(*columns)
                 tally.tiles += 1
                 tally.unchecked += tile.crc is None
-                error = _of_tile(connection, key, tile)
+                is_sound = tile.crc is not None and tile.is_intact(key)
+                error = None if is_sound else _of_tile(connection, key, tile)
                 if error is not None:
                     found.append(BrokenTile(key, tile.step0, error))
         yield from found
@@ -111,6 +117,7 @@ def _broken_tiles(database: Database, run_id: int, tally: Tally) -> Iterator[Bro
 
 
 def _of_tile(connection: Connection, key: TileKey, tile: StoredTile) -> StoreDamaged | None:
+    """Return what is wrong with a tile that its checksum does not clear."""
     try:
         if key.level:
             stored_tiles.entries(connection, key, tile, 1)
@@ -138,7 +145,7 @@ def _broken_batches(
                 place = BatchPlace(run_id, *numbers)
                 tally.batches += 1
                 tally.unchecked += crcs is None
-                count = -(-len(data) // BLOCK_BYTES)
+                count = -(-len(data) // BLOCK_BYTES) if isinstance(data, bytes) else 1
                 blocks = [] if crcs is None else broken_blocks(place, steps, 0, data, crcs, count)
                 layout = layouts.get(place.layout)
                 if blocks or layout is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from snc_service.store import tiles
 from snc_service.store.sql.database.dialect import Connection
@@ -18,7 +19,7 @@ def of_tile(connection: Connection, key: TileKey, step0: int, step1: int) -> Sto
         "select kind, name from metric where run_id = ? and metric = ?", (run_id, metric)
     ).fetchone()
     kind, name = row or ("layer", f"metric {metric}")
-    low = block * tiles.BLOCK_LAYERS
+    low = block * tiles.BLOCK_LAYERS if isinstance(block, int) else 0
     ends = range(low, low + tiles.BLOCK_LAYERS) if kind == "layer" else range(0)
     layers = _layers(connection, run_id, ends)
     return StoreDamaged(
@@ -27,12 +28,12 @@ def of_tile(connection: Connection, key: TileKey, step0: int, step1: int) -> Sto
         metrics=(name,),
         layers=_ends(layers),
         num_layers=len(layers),
-        steps=(step0, step1),
-        rollup=level > 0,
+        steps=whole_steps(step0, step1),
+        rollup=bool(level),
     )
 
 
-def of_steps(run: str, steps: tuple[int, ...]) -> StoreDamaged:
+def of_steps(run: str, steps: tuple[int, int]) -> StoreDamaged:
     """Return the error about a row whose steps cannot be read; only a verification says which."""
     return StoreDamaged(
         run=run,
@@ -40,7 +41,7 @@ def of_steps(run: str, steps: tuple[int, ...]) -> StoreDamaged:
         metrics=(),
         layers=(),
         num_layers=0,
-        steps=(steps[0], steps[1]),
+        steps=steps,
     )
 
 
@@ -48,7 +49,11 @@ def of_batch(
     connection: Connection, place: BatchPlace, layout: Layout | None, blocks: Collection[int]
 ) -> StoreDamaged:
     """Return the error about blocks of a batch in the tail; ``layout`` None: it has none."""
-    names, indexes = _columns(layout, max(place.n, 1), blocks) if layout else ([], set())
+    names, indexes = (
+        _columns(layout, place.n, blocks)
+        if layout and isinstance(place.n, int) and place.n > 0
+        else ([], set())
+    )
     layers = _layers(connection, place.run_id, indexes)
     return StoreDamaged(
         run=_run(connection, place.run_id),
@@ -56,7 +61,7 @@ def of_batch(
         metrics=tuple(names),
         layers=_ends(layers),
         num_layers=len(layers),
-        steps=(place.step0, place.step1),
+        steps=whole_steps(place.step0, place.step1),
     )
 
 
@@ -75,6 +80,11 @@ def _columns(layout: Layout, n: int, blocks: Collection[int]) -> tuple[list[str]
             else:
                 names[layout.scalars[column - num_columns]] = None
     return list(names), indexes
+
+
+def whole_steps(first: Any, last: Any) -> tuple[int, int]:
+    """Return steps that can be shown, 0 for what is none: SQLite stores the types of a row too."""
+    return (first if isinstance(first, int) else 0, last if isinstance(last, int) else 0)
 
 
 def _run(connection: Connection, run_id: int) -> str:

@@ -47,7 +47,7 @@ class UnreadableSteps(ValueError):
 
     def __init__(self, first: Any, last: Any) -> None:
         super().__init__(f"a row has steps {first!r} to {last!r}")
-        self.steps = tuple(each if isinstance(each, int) else 0 for each in (first, last))
+        self.steps = damage.whole_steps(first, last)
 
 
 def unpack_steps(first: int, last: int, n: int, packed: bytes | None) -> Steps:
