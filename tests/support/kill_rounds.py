@@ -9,7 +9,13 @@ processes, the job, whose spool may also lose the end of its last record. Then:
 * every row acknowledged to the job is, too; of the others, the last ones may be missing if the job
   was killed (they were not in its spool yet), and the round says how many;
 * counters of breaches are exact, so nothing was taken in twice;
+* the events of a run have all numbers, none twice, and have passed the outbox; each incident was
+  delivered to a receiver at least once;
+* a run that was deleted meanwhile is gone with all its rows;
 * whatever was killed served again by itself.
+
+SQLite lies on a small disk, where mounting is allowed, and one of the victims is that disk: it is
+full for a while.
 
 After the last round all rounds are compared once more.
 """
@@ -21,22 +27,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import pytest
 from chaos_job import Job
+from listeners import Listener, listening
 from postgres_server import PostgresServer, running_postgres
 from service_process import Service, create, post, services, until
+from small_disk import SmallDisk, small_disk
 from store_victim import LAYERS, WRITERS, batch_number
 from test_store_kill import check
 from unkind_proxy import UnkindProxy, unkind
 
 from snc_service.store import open_store
 
-Victim = str  # service, postgres or job
+Victim = str  # service, postgres, disk or job
 FAULT_RATE = 0.2  # of requests
+DISK_MEGABYTES = 96
 
 
 @dataclass
@@ -48,10 +58,13 @@ class World:
     services: list[Service]
     proxies: list[UnkindProxy]
     server: PostgresServer | None
+    disk: SmallDisk | None
+    listener: Listener
 
     @property
     def victims(self) -> list[Victim]:
-        return ["service", "job"] + ["postgres"] * (self.server is not None)
+        others = {"postgres": self.server, "disk": self.disk}
+        return ["service", "job"] + [name for name, there in others.items() if there is not None]
 
     def said(self) -> str:
         return "\n".join(service.said() for service in self.services)
@@ -61,13 +74,25 @@ class World:
 def world(engine: str, folder: Path, seed: int) -> Iterator[World]:
     """Start a store with one service (SQLite) or two (PostgreSQL), each behind a proxy."""
     with ExitStack() as stack:
-        server, url, number = None, f"sqlite:///{folder}/snc.db", 1
+        server, disk, number = None, None, 1
+        if engine == "sqlite":
+            with suppress(pytest.skip.Exception):  # without the right to mount
+                disk = stack.enter_context(small_disk(folder / "disk", DISK_MEGABYTES))
+        url = f"sqlite:///{folder if disk is None else disk.folder}/snc.db"
         if engine == "postgres":
             server = stack.enter_context(running_postgres())
             url, number = server.new_url(), 2
-        started = stack.enter_context(services(url, folder, number))
+        listener = stack.enter_context(listening())
+        started = stack.enter_context(
+            services(url, folder, number, SNC_ALERT_NETWORKS="127.0.0.0/8")
+        )
+        routing = {
+            "receivers": {"pager": {"type": "webhook", "url": listener.url, "secret": "x" * 16}},
+            "routes": [{"receivers": ["pager"]}],
+        }
+        httpx.put(f"{started[0].url}/api/v1/alerting", json=routing).raise_for_status()
         proxies = [stack.enter_context(unkind(one.url, seed + i)) for i, one in enumerate(started)]
-        yield World(folder, url, started, proxies, server)
+        yield World(folder, url, started, proxies, server, disk, listener)
 
 
 class Writer(threading.Thread):
@@ -104,6 +129,31 @@ class Writer(threading.Thread):
         return answer.status_code != 503
 
 
+class Deleter(threading.Thread):
+    """Delete a run through all services in turn, until one says that it is gone."""
+
+    def __init__(self, run: str, urls: list[str]) -> None:
+        super().__init__()
+        self.run_name, self.urls, self.is_done = run, urls, False
+        create(urls[0], LAYERS, run)
+        with httpx.Client(timeout=30) as client:
+            for seq in range(3):
+                assert post(client, urls[0], batch_number("one", seq), run).status_code == 200
+
+    def run(self) -> None:
+        for turn in range(3_000):
+            try:
+                url = f"{self.urls[turn % len(self.urls)]}/api/v1/runs/{self.run_name}"
+                status = httpx.delete(url, timeout=30).status_code
+            except httpx.TransportError:
+                status = 503
+            if status in (204, 404):
+                self.is_done = True
+                return
+            assert status == 503, status
+            time.sleep(0.01)
+
+
 @dataclass
 class Round:
     """One round, and what came of it."""
@@ -113,18 +163,20 @@ class Round:
     killed: list[Victim] = field(default_factory=list)
     slowest_start: float = 0.0
     lost_rows: int = 0
+    events: int = 0
 
     def play(self, world: World) -> None:
         """Let everybody write, kill, start again, let them end, and compare."""
         rng = random.Random(self.seed)
         direct = f"direct{self.number}"
         create(world.services[0].url, LAYERS, direct)
+        self.deleter = Deleter(f"old{self.number}", [one.url for one in world.services])
         for proxy in world.proxies:
             proxy.rate = FAULT_RATE
         urls = [proxy.url for proxy in world.proxies]
         self.writers = [Writer(name, direct, urls) for name in WRITERS]
-        for writer in self.writers:
-            writer.start()
+        for thread in (*self.writers, self.deleter):
+            thread.start()
         self.job = Job(rng.choice(urls), f"job{self.number}", world.folder)
         try:
             for victim in self._plan(world, rng):
@@ -143,14 +195,52 @@ class Round:
                 proxy.rate = 0.0
             for writer in self.writers:
                 writer.stop.set()
-            for writer in self.writers:
-                writer.join()
+            for thread in (*self.writers, self.deleter):
+                thread.join()
         self.job.finish()
+        until(lambda: self._told(world), world.said)
+        self._check_events(world)
         self.check(world)
+
+    def _told(self, world: World) -> bool:
+        """Return whether every incident of the writers' run was delivered, and there is one."""
+        incidents = httpx.get(
+            f"{world.services[0].url}/api/v1/incidents",
+            params={"run": f"direct{self.number}", "limit": 100},
+            timeout=30,
+        )
+        if incidents.status_code != 200:
+            return False
+        wanted = {item["incident"] for item in incidents.json()["items"]}
+        heard = {request.json()["incident"] for request in list(world.listener.heard)}
+        return bool(wanted) and wanted <= heard
+
+    def _check_events(self, world: World) -> None:
+        for run in (f"direct{self.number}", f"job{self.number}"):
+            items, cursor = [], None
+            while True:
+                params = {"limit": 100} | ({"cursor": cursor} if cursor else {})
+                page = httpx.get(
+                    f"{world.services[0].url}/api/v1/runs/{run}/events", params=params, timeout=30
+                ).json()
+                items += page["items"]
+                cursor = page["next"]
+                if cursor is None:
+                    break
+            numbers = sorted(item["id"] for item in items)
+            assert numbers == list(range(1, len(numbers) + 1)), (run, numbers)
+            self.events += len(numbers)
 
     def check(self, world: World) -> None:
         """Compare everything of this round with what the store has."""
         with closing(open_store(world.store_url)) as store:
+            assert self.deleter.is_done
+            with store._database.read() as connection:
+                for table in ("deleted_run", "alert_outbox"):
+                    left = connection.execute(f"select run_id from {table}").fetchall()
+                    assert left == [], (table, left)
+                names = connection.execute("select run from run_name").fetchall()
+                assert (self.deleter.run_name,) not in names
             acknowledged = {writer.writer: writer.acknowledged for writer in self.writers}
             check(store, acknowledged, f"direct{self.number}")
             self.lost_rows = self.job.check(store)
@@ -181,6 +271,10 @@ class Round:
             service.kill()
             time.sleep(down)
             self.slowest_start = max(self.slowest_start, service.start())
+        elif victim == "disk":
+            world.disk.fill()
+            time.sleep(down)
+            world.disk.release()
         elif victim == "postgres":
             world.server.kill()
             time.sleep(down)
@@ -198,7 +292,8 @@ class Round:
         return (
             f"round {self.number}: killed {' and '.join(self.killed)}{torn}; {batches} batches "
             f"and {self.job.handed + 1 - self.lost_rows} rows of the job stored, "
-            f"{self.lost_rows} rows never in a spool; slowest start {self.slowest_start:.1f} s"
+            f"{self.lost_rows} rows never in a spool; {self.events} events; "
+            f"slowest start {self.slowest_start:.1f} s"
         )
 
 

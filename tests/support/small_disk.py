@@ -26,6 +26,10 @@ class SmallDisk:
             while file.write(b"x" * 4_096):
                 pass
 
+    def release(self) -> None:
+        """Give back what `fill` took."""
+        (self.folder / "filler").unlink()
+
     def protect(self) -> None:
         """Let nothing be written to it any more."""
         self._mount("remount,ro")
