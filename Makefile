@@ -21,8 +21,10 @@ test: check                    ## format, lint, types, import contracts, then th
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(or $(ARGS),--ignore tests/integrations)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory test-frameworks)
 
-chaos: $(VENV)/.test           ## full disks, leaping clocks, bad networks; 50 rounds of kill -9 (ARGS="--rounds 9")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k chaos
+chaos: $(VENV)/.test           ## full disks, power losses, flipped bits, leaping clocks; 100 rounds of kill -9 (ARGS="--rounds 9")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k "chaos or disk or power"
+	OMP_NUM_THREADS=1 $(BIN)/python bench/service/power.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/service/damage.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/service/chaos.py $(ARGS)
 
 test-frameworks: $(FRAMEWORKS)/.test  ## the adapters and the coverage, with the frameworks themselves

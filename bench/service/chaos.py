@@ -1,10 +1,10 @@
 """kill -9 under load and a bad network, many rounds per engine: `make chaos`.
 
-    python bench/service/chaos.py [--rounds 50] [--engines sqlite postgres] [--seed N]
+    python bench/service/chaos.py [--rounds 100] [--engines sqlite postgres] [--seed N]
 
 Prints a line per round; tests/support/kill_rounds.py says what a round is and what is compared
 after it. Ends with an error at the first bit that is lost, torn or doubled. A seed repeats the
-moments of the kills, as far as processes keep time. Target: 50 rounds per engine without an error.
+moments of the kills, as far as processes keep time. Target: 100 rounds per engine without an error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "store"))
 
 from kill_rounds import play
 
-TARGET_ROUNDS = 50  # per engine
+TARGET_ROUNDS = 100  # per engine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=50, help="per engine")
+    parser.add_argument("--rounds", type=int, default=100, help="per engine")
     parser.add_argument("--engines", nargs="+", default=["sqlite", "postgres"])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     asked = parser.parse_args()

@@ -67,7 +67,7 @@ def served(store: Store, widths: Sequence[int] = (40,)) -> tuple[dict[str, Answe
     answers: dict[str, Answer] = {}
     refused = 0
     for run in ("a", "b"):
-        for metric in ("sigma", "threshold", "loss"):
+        for metric in ("sigma", "loss"):
             for points in (None, 10**6, *widths):
                 try:
                     how, found = answer(store, run, metric, points)
@@ -136,6 +136,10 @@ def outcome(path: Path, good: dict[str, Answer]) -> str:
         return f"fewer values, {'told by verify' if found.damaged or found.engine else 'silent'}"
 
 
+def counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
+
+
 def pages_of(path: Path, part: str) -> list[int]:
     with closing(sqlite3.connect(path)) as file:
         rows = file.execute("select pageno from dbstat where name = ?", (part,))
@@ -191,12 +195,13 @@ def main() -> None:
                 data[at] ^= 1 << chance.randrange(8)
                 copy.write_bytes(data)
             found[part][outcome(copy, good)] += 1
-        total: Counter[str] = Counter()
+            if (number + 1) % 100 == 0:
+                print(f"{number + 1} flips: {counted(sum(found.values(), Counter()))}", flush=True)
+        total = sum(found.values(), Counter())
         for part, counts in found.items():
-            total += counts
-            print(f"  {part}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
+            print(f"  {part}: {counted(counts)}")
         wrong = sum(n for what, n in total.items() if what.startswith("WRONG"))
-        print(f"all: {', '.join(f'{n} {what}' for what, n in sorted(total.items()))}")
+        print(f"all: {counted(total)}")
         print(f"target 0 wrong values served: {'met' if not wrong else 'missed'}")
 
 

@@ -119,3 +119,18 @@ def test_a_clock_that_leaps_ahead_makes_no_run_too_old_to_keep(tmp_path, monkeyp
         assert api.get(RUN).status_code == 200
         clock.now, steady.now = clock.now + 2.1 * DAY, steady.now + 2.1 * DAY
         until(lambda: api.get(RUN).status_code == 404)
+
+
+def test_the_service_verifies_by_itself_what_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(background_tasks, "VERIFY_PAUSE_SECONDS", 0.05)
+    with serving_app(settings_in(tmp_path), clock=time.time) as api:
+        register(api, TABLE)
+        api.send(batch_of(TABLE, sigma=[[1]]))
+        assert "snc_store_damaged 0" in api.get("/metrics").text
+        with api.service.store._database.write() as connection:
+            connection.execute("update tail set v = ? where run_id = 1", (b"\x00" * 4,))
+        until(lambda: "snc_store_damaged 1" in api.get("/metrics").text)
+        (event,) = api.get(f"{RUN}/events", params={"rule": "damaged"}).json()["items"]
+        assert event["severity"] == "critical"
+        assert "snc db verify" in event["message"]
+        until(lambda: api.get("/api/v1/incidents").json()["items"])
