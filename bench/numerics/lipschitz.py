@@ -226,8 +226,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(" ".join(["python", "bench/numerics/lipschitz.py", *sys.argv[1:]]))
-    print(f"{platform.machine()}, {torch.get_num_threads()} thread; Python "
-          f"{platform.python_version()}, torch {torch.__version__}, seed {options.seed}\n")  # fmt: skip
+    print(f"{platform.machine()}, {torch.get_num_threads()} thread, seed {options.seed}; Python "
+          f"{platform.python_version()}, torch {torch.__version__}\n")  # fmt: skip
     torch.manual_seed(options.seed)
     section_1(options.restarts, options.rounds)
     section_2(options.restarts, options.rounds)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.model.live_parameters import Slots
-from snc_client.callback.monitor.update_norms import moves, supported
-from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED
+from snc_client.callback.monitor.update_norms import Move, UpdateSigma, moves, supported
+from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED, UPDATE_RATIOS
 from snc_client.devices import to_device
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
@@ -41,6 +41,9 @@ class NormSignals:
       ``guard``: from the guard's own copy. Else, with ``optimizer=``: for SGD from gradient,
       momentum and learning rate, for Adam and AdamW from their moments; about five reads of each
       weight. Absent for others, because that would take a second copy of the model.
+    * ``update_sigma``: the spectral norm of that step, for the same optimizers, from below. An
+      eighth of the layers in turn. With it come ``update_sigma_ratio``, over sigma, and
+      ``update_sigma_rms``, over sqrt(fan_out / fan_in). Of layers that are a matrix.
     * ``loss``, ``lr``, ``step_seconds``, ``callback_seconds``: scalars of the run.
 
     Norms are float32: beyond 1e19 they are infinite, below 1e-19 zero. Nothing waits for a device.
@@ -63,9 +66,11 @@ class NormSignals:
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
         self._sizes: tuple[Hashable, Tensor] | None = None  # asked for twice at each step
         self.scalars: dict[str, Tensor] = {}  # of the run as a whole, found by `begin`
-        if "update_norm" in self._wanted and not guarded and not supported(optimizer):
-            kind = "none" if optimizer is None else type(optimizer).__name__
-            self._say("update_norm", f"needs SGD, Adam or AdamW as optimizer=, got {kind}")
+        self._update_sigma = UpdateSigma()
+        for name, known in (("update_norm", guarded), ("update_sigma", False)):
+            if name in self._wanted and not known and not supported(optimizer):
+                kind = "none" if optimizer is None else type(optimizer).__name__
+                self._say(name, f"needs SGD, Adam or AdamW as optimizer=, got {kind}")
 
     @property
     def steps_of(self) -> torch.optim.Optimizer | None:
@@ -81,7 +86,8 @@ class NormSignals:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics that the job selects, in the order of a row."""
-        return tuple(name for name in NORM_METRICS if name in self._wanted)
+        found = tuple(name for name in NORM_METRICS if name in self._wanted)
+        return (*found, *UPDATE_RATIOS) if "update_sigma" in found else found
 
     def wanted(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scalars without those that the job switched off."""
@@ -129,16 +135,26 @@ class NormSignals:
         # the device holds whether the step was skipped.
         if getattr(self._optimizer, "found_inf", None) is not None:
             return
-        if self.steps_of is not None:
-            self._found["update_norm"] = self._updates(layers)
+        if self.steps_of is not None or self._measures_updates:
+            self._updates(layers)
         if "grad_norm" in self._wanted:
             self._gradients(layers, all_gradients)
 
     @torch.no_grad()
     def of(self, layers: Sequence[Layer], device: torch.device, sigma: Tensor) -> dict[str, Tensor]:
         """Return `metrics` of layers on one device, float32 [l] each; ``sigma`` [l] is theirs."""
-        names = [name for name in self.metrics if name not in ("frobenius", "stable_rank")]
-        named = {name: self._stacked(name, layers, device) for name in names}
+        named = {
+            name: self._stacked(name, layers, device)
+            for name in self.metrics
+            if name not in ("frobenius", "stable_rank", *UPDATE_RATIOS)
+        }
+        if "update_sigma" in named:
+            rms = [(layer.fan_out / layer.fan_in) ** 0.5 for layer in layers]
+            for name, over in zip(
+                UPDATE_RATIOS, (sigma, to_device(rms, device, torch.float32)), strict=True
+            ):
+                update = named["update_sigma"]
+                named[name] = torch.where(update < 0, NOT_MEASURED, update / over)
         frobenius = self.frobenius(layers, device)
         if frobenius is not None and "frobenius" in self._wanted:
             named["frobenius"] = frobenius
@@ -237,19 +253,34 @@ class NormSignals:
         *norms, total = torch.where(total == 0, NOT_MEASURED, told).unbind()
         return dict(zip(found, norms, strict=True)), total
 
-    def _updates(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    @property
+    def _measures_updates(self) -> bool:
+        return "update_sigma" in self._wanted and supported(self._optimizer)
+
+    def _updates(self, layers: Sequence[Layer]) -> None:
+        """Measure the last step of the layers: its norm, and sigma of those whose turn it is."""
         assert self._optimizer is not None
+        normed = list(layers) if self.steps_of is not None else []
+        turn = self._update_sigma.chosen(layers) if self._measures_updates else []
         of: dict[int, list[Layer]] = {}
-        for layer in layers:
+        for layer in dict.fromkeys([*normed, *turn]):
             parameter = layer.parameter()
             if parameter is not None:
                 of.setdefault(id(parameter), []).append(layer)
         found: dict[str, Tensor] = {}
+        sigmas: dict[str, Tensor] = {}
         for move in moves(self._optimizer, set(of)):
-            here = of[id(move.parameter)]
-            sizes = [by_rows(layer.part(move.direction)) for layer in here]
-            found.update((x.name, size * move.factor) for x, size in zip(here, sizes, strict=True))
-        return found
+            for layer in of[id(move.parameter)]:
+                if normed:
+                    found[layer.name] = by_rows(layer.part(move.direction)) * move.factor
+                if layer in turn and (sigma := self._sigma_of(layer, move)) is not None:
+                    sigmas[layer.name] = sigma
+        self._found["update_sigma"] = sigmas
+        if normed:
+            self._found["update_norm"] = found
+
+    def _sigma_of(self, layer: Layer, move: Move) -> Tensor | None:
+        return self._update_sigma.measure(layer, move.direction, move.factor)
 
     def _say(self, signal: str, what: str) -> None:
         if signal not in self._said:

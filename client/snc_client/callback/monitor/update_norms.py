@@ -1,4 +1,7 @@
-"""The optimizer's last step of each parameter, from the optimizer's state: no copy of weights."""
+"""The optimizer's last step of each parameter, from the optimizer's state: no copy of weights.
+
+`moves` yields it, and `UpdateSigma` measures its spectral norm.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,14 @@ import torch
 from torch import Tensor
 
 from snc_client.callback.chunks import chunks
+from snc_client.estimator import BlockPower
+from snc_client.layers import Layer
+from snc_client.operators import Matrix
 
 # The exact step of these classes is known; a subclass may take another one.
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+TURNS = 8  # of `UpdateSigma`: an update's sigma is measured once in so many measurements
+BLOCK = 8  # vectors kept of each update
 
 
 class Move(NamedTuple):
@@ -101,3 +109,40 @@ def _bias(beta: float | Tensor, steps: Tensor) -> Tensor:
 def _each(values: Tensor) -> Any:
     """Return one factor per parameter: numbers from a CPU, else tensors, which are not read."""
     return values.tolist() if values.device.type == "cpu" else list(values.unbind())
+
+
+class UpdateSigma:
+    """Sigma of the optimizer's updates, from warm blocks, a part of the layers in each turn.
+
+    An update is measured as the matrix that its layer is: a layer whose operator is no single
+    matrix, or another one than its parameter laid out as outputs x rest, has none. Two products of
+    8 columns with each update of the turn, four times where it has changed much.
+    """
+
+    def __init__(self) -> None:
+        self._powers: dict[str, tuple[tuple[int, int], BlockPower]] = {}
+        self._turn = 0
+
+    def chosen(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Return the layers of the next turn."""
+        turns = min(TURNS, max(len(layers), 1))
+        self._turn += 1
+        return [x for i, x in enumerate(layers) if i % turns == self._turn % turns]
+
+    def measure(self, layer: Layer, direction: Tensor, factor: float | Tensor) -> Tensor | None:
+        """Return sigma of ``factor`` * ``direction``, 0-d; None where the layer has none.
+
+        ``direction`` is shaped like the layer's parameter.
+        """
+        update, operator = layer.part(direction), layer.operator()
+        if update.ndim < 2 or not isinstance(operator, Matrix):
+            return None
+        matrix = Matrix(update.flatten(1))
+        if matrix.shape not in (operator.shape, operator.shape[::-1]) or min(matrix.shape) < 1:
+            return None
+        known = self._powers.get(layer.name)
+        if known is None or known[0] != matrix.shape:
+            made = BlockPower([matrix.shape], device=update.device, block=BLOCK)
+            known = self._powers[layer.name] = matrix.shape, made
+        found: Tensor = known[1].step_([matrix]).sigma[0]
+        return found * abs(factor) if isinstance(factor, float) else found * factor.abs()

@@ -44,8 +44,8 @@ class Reading(TypedDict):
     certificate of this step, ``carried`` for one of ``certified_age`` steps ago plus what the
     weight has moved since (a bound too, but a looser one), and ``aged`` for a bound of the weight
     ``bound_age`` steps ago, which is no bound of the weight at this step. ``frobenius`` to
-    ``update_norm`` are described at `NormSignals`. ``guard`` is the step's length relative to what
-    the guard allows: above 1 it is undone.
+    ``update_sigma_rms`` are described at `NormSignals`. ``guard`` is the step's length relative to
+    what the guard allows: above 1 it is undone.
     """
 
     sigma: float | None
@@ -59,6 +59,9 @@ class Reading(TypedDict):
     stable_rank: float | None
     grad_norm: float | None
     update_norm: float | None
+    update_sigma: float | None
+    update_sigma_ratio: float | None
+    update_sigma_rms: float | None
     guard: float | None
     certified_age: float | None
     bound_age: float | None
@@ -105,6 +108,9 @@ class Latest(Mapping[str, Reading]):
             stable_rank=values.get("stable_rank"),
             grad_norm=values.get("grad_norm"),
             update_norm=values.get("update_norm"),
+            update_sigma=values.get("update_sigma"),
+            update_sigma_ratio=values.get("update_sigma_ratio"),
+            update_sigma_rms=values.get("update_sigma_rms"),
             guard=values.get("guard"),
             certified_age=values.get("certified_age"),
             bound_age=values.get("bound_age"),

@@ -26,8 +26,10 @@ from snc_service.wire import ABSENT
 
 METRICS: Final = ("sigma", "threshold", "scale", "residual", "sigma_upper")
 """Measured by a device group, in every row."""
-NORM_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm")
+NORM_METRICS: Final = ("frobenius", "stable_rank", "grad_norm", "update_norm", "update_sigma")
 """Measured by `NormSignals`, where the job selects them."""
+UPDATE_RATIOS: Final = ("update_sigma_ratio", "update_sigma_rms")
+"""They come with update_sigma: over sigma, and over sqrt(fan_out / fan_in)."""
 GUARD_METRIC: Final = "guard"
 AGE_METRICS: Final = ("certified_age", "bound_age")
 """In steps, added on the host by `BoundProvenance`."""
@@ -37,7 +39,7 @@ NOT_MEASURED: Final = -1.0
 
 def device_metrics(norms: Sequence[str], *, guarded: bool) -> tuple[str, ...]:
     """Return the metrics that the devices of a job measure, in the order of a row."""
-    wanted = [name for name in NORM_METRICS if name in norms]
+    wanted = [name for name in (*NORM_METRICS, *UPDATE_RATIOS) if name in norms]
     return (*METRICS, *wanted, *([GUARD_METRIC] if guarded else []))
 
 
