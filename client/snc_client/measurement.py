@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from snc_client.bounds import any_bound
 from snc_client.estimator import BlockPower
-from snc_client.layers import find_layers
+from snc_client.layers import find_layers, grids_of
+from snc_client.one_forward import Example
 from snc_client.operators import BlockDiagonal, LowRank, Matrix, Operator
 
 # Without a spectral gap 32 iterations from random vectors reach 1e-3 and 48 reach 1e-4. Sigma has
@@ -42,6 +43,7 @@ def measure(
     *,
     conv: Literal["reshape", "operator"] = "reshape",
     grids: Mapping[str, Sequence[int]] | None = None,
+    example_input: Example | None = None,
 ) -> dict[str, Measurement]:
     """Return sigma, a certified bound, Frobenius norm and stable rank of each matrix, by name.
 
@@ -51,14 +53,20 @@ def measure(
     A tensor with more than 2 dimensions is measured as the matrix out x (product of the rest).
 
     ``conv="operator"`` measures a model's convolutions as linear maps on images of the sizes
-    ``grids`` (`snc_client.layers.find_layers`). Their bound lies some per cent above sigma, further
-    where the padding reflects or repeats (`snc_client.torus`), and is NaN where it would take more
-    than a second.
+    ``grids`` (`snc_client.layers.find_layers`), or of those that they meet in one forward pass of
+    ``example_input``, which leaves nothing in the model. Their bound lies some per cent above
+    sigma, further where the padding reflects or repeats (`snc_client.torus`), and is NaN where it
+    would take more than a second.
 
     Waits for the device. Costs some tens of reads of each weight, and one Gram matrix with a
     Cholesky factorization in float64. Neither the weights nor the global random state change.
     Raises ValueError if there is no matrix.
     """
+    if example_input is not None:
+        if not isinstance(model_or_weights, nn.Module):
+            raise ValueError("example_input must be None for weights without a model")
+        if conv == "operator":
+            grids = grids_of(model_or_weights, example_input, grids)
     operators = _operators(model_or_weights, conv, grids)
     if not operators:
         raise ValueError(

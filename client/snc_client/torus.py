@@ -60,6 +60,12 @@ def on_torus(convolution: Convolution) -> Torus | None:
     return Torus(matrices, times * 2.0**-shift, error)
 
 
+def padding_norm(convolution: Convolution) -> float:
+    """Return a bound of the norm of the padding, and of reading it once for each output."""
+    kernel = convolution.tensors[0].shape[2:]
+    return math.prod(_axis(convolution.geometry, i, k)[2] for i, k in enumerate(kernel))
+
+
 def _axis(geometry: Geometry, i: int, k: int) -> tuple[int, int, float]:
     """Return one dimension's size of the torus, its stride there, and the norm of its padding."""
     height, stride, mode = geometry.grid[i], geometry.stride[i], geometry.mode

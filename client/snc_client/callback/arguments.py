@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from snc_client.callback.guard.settings import GuardSettings
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.schedule.measure_schedule import LONGEST
+from snc_client.callback.schedule.network_bound import NetworkBound
+from snc_client.layers import grids_of
 
 
 def check_together(optimizers: Sequence[object], masters: object, guard: object) -> None:
@@ -25,6 +29,37 @@ def check_together(optimizers: Sequence[object], masters: object, guard: object)
             )
     if guard and len(optimizers) > 1:
         raise ValueError("optimizer must be a single one with guard: a step is undone as a whole")
+
+
+def example(
+    model: nn.Module | Mapping[str, nn.Module],
+    conv: str,
+    grids: Mapping[str, Sequence[int]] | None,
+    example_input: Any,
+    signals: Sequence[str],
+) -> tuple[Mapping[str, Sequence[int]] | None, NetworkBound]:
+    """Return the sizes that convolutions meet in a forward pass, and the bound of the networks.
+
+    For {prefix: module}, ``example_input`` is {prefix: input} of some of them. Raises ValueError
+    where it is missing or does not fit.
+    """
+    wanted = "lipschitz" in signals
+    if example_input is None:
+        if wanted:
+            raise ValueError("example_input must be an input of the model for the signal lipschitz")
+        return grids, NetworkBound({})
+    models = model if isinstance(model, Mapping) else {"": model}
+    inputs = example_input if isinstance(model, Mapping) else {"": example_input}
+    if not isinstance(inputs, Mapping) or not set(inputs) <= set(models):
+        raise ValueError(f"example_input must map prefixes among {', '.join(models)} to inputs")
+    if conv == "operator":
+        for prefix, given in inputs.items():
+            met = grids_of(models[prefix], given)
+            named = {f"{prefix}.{name}" if prefix else name: x for name, x in met.items()}
+            grids = {**named, **(grids or {})}
+    names = {prefix: f"lipschitz_{prefix}" if prefix else "lipschitz" for prefix in inputs}
+    bounds = {names[prefix]: (models[prefix], given) for prefix, given in inputs.items()}
+    return grids, NetworkBound(bounds if wanted else {})
 
 
 def check_counts(**counts: int | None) -> None:

@@ -36,6 +36,7 @@ from snc_client.callback.service.commands import OnCommand
 from snc_client.callback.service.reporter import Reporter, weakly
 from snc_client.callback.step_sequence import StepSequence
 from snc_client.layers import Coverage, find_layers
+from snc_client.one_forward import Example
 from snc_client.policy import make_policy
 from snc_service.wire import Action, Command, Policy
 
@@ -66,7 +67,7 @@ class SNCallback:
         ``masters`` (None): {parameter or its name: the float32 tensor that the optimizer steps}.
         Set it for mixed precision if `Masters` does not find the masters in ``optimizer``.
         ``guard`` (False): True or `GuardSettings` undo steps that would ruin the training.
-        Costs copies of the weights, with AdamW five times their memory.
+        Costs copies: with AdamW five times the weights' memory.
 
     What is held
         ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, or {glob: one of
@@ -81,22 +82,23 @@ class SNCallback:
 
     What counts as a layer; see `snc_client.layers.find_layers`
         ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
-        ``grids`` (None: 16 per dimension): {module: input size} for ``"operator"``. The norm grows
-        with the size: set that of the training's inputs, as `watch_grids(most=...)` collects it.
+        ``grids`` (None: 16 per dimension): {module: input size} for ``"operator"``. Or
+        ``example_input`` (None): a model's input, whose forward pass meets the sizes before the
+        training. The norm grows with them. The signal ``lipschitz`` needs it too.
         ``split`` (None): {glob: parts} of fused weights. Known classes are cut without it.
-        ``maps`` (None): {glob: ``"gain"`` or ``"rows"``} for normalisations and embeddings.
+        ``maps`` (None): {glob: ``"gain"`` or ``"rows"``}, of normalisations and embeddings.
         ``logits`` (None): {glob: heads} measures the attention logits of each head.
 
     When it is measured, and how exactly
         ``every`` (1 step): measure and act once in so many steps. Above 1 layers grow in between.
-        ``certify_every`` (100 measurements): certify each layer once in so many. None: never.
+        ``certify_every`` (100): certify each layer once in so many measurements. None: never.
         ``strict`` (False): prove a bound of each layer to be rescaled or capped at every
         measurement, by a certificate, or by an earlier one plus the distance moved since (Weyl) if
         that is at most the threshold. Set it where evidence is not enough; copies these weights.
         ``idle_every`` (None: 5 measurements on a CPU; 1 elsewhere, and with ``guard``, ``every`` or
         update_norm): measure a layer once in so many while it cannot reach 0.9 of its threshold at
-        twice its recent growth, or has none. Layers whose sigma moves by 3 % a step, or whose
-        gradient vanishes, are always measured. Set 1 to see every layer in every row.
+        twice its recent growth, or has none. Not where sigma moves by 3 % a step, or the gradient
+        vanishes. Set 1 to see every layer in every row.
         ``max_overhead`` (None): a share of the step time in (0, 1), such as 0.01. Idle layers are
         measured up to 50 steps apart to keep to it; their sigma may be 1 % off then.
         ``signals`` (loss, lr, times, gradient and Frobenius norm, stable rank): what else to
@@ -106,19 +108,17 @@ class SNCallback:
         ``url`` (None: SNC_URL; without that nothing leaves the process): the service.
         ``token`` (None: SNC_TOKEN): the bearer token, where the service asks for one.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
-        ``project`` (None: SNC_PROJECT): the project that the run belongs to.
-        ``name`` (None): what people call the run; ``config`` (None): its settings, as JSON.
+        ``project`` (None: SNC_PROJECT), ``name`` and ``config`` (JSON) of the run: None.
         ``spool`` (None): a local folder that keeps rows until the service has stored them, even
-        after the job has ended. Set it where the service may be unreachable for long.
-        ``on_command`` (None: commands are logged): called at a step boundary with each `Command`
-        of the service. The loop waits for it, and its exceptions reach the loop.
+        after the job has ended, where the service may be unreachable for long.
+        ``on_command`` (None: logged): called at a step boundary with each `Command`. The loop waits
+        for it, and its exceptions reach the loop.
 
     Steps are counted on the host, from 1; step 0 is a measurement of the untouched weights. `step`
     never waits for the device or the network. It raises `ThresholdBreached` and, with ``guard``,
     `GuardStopped`; other failures are counted in ``errors`` and logged once. What a signal handler
     raises meanwhile, such as torch's for a dead loader worker, reaches the loop. A value measured
-    at one step reaches the host (``latest``, the service, the ``stop`` action) at the next call,
-    or later if the device lags behind.
+    at one step reaches the host (``latest``, the service, ``stop``) at the next call, or later.
 
     After a measured step the spectral norm of a rescaled layer is at most its threshold, up to the
     rounding of the product, if the layer had a certificate at that step or, with ``strict``, a
@@ -146,6 +146,7 @@ class SNCallback:
         schedule: Schedule | None = None,
         conv: Literal["reshape", "operator"] = "reshape",
         grids: Mapping[str, Sequence[int]] | None = None,
+        example_input: Example | Mapping[str, Example] | None = None,
         split: Mapping[str, str | Mapping[str, int]] | None = None,
         maps: Mapping[str, str] | None = None,
         logits: Mapping[str, int | tuple[int, int]] | None = None,
@@ -169,6 +170,7 @@ class SNCallback:
         first = self._optimizers[0] if self._optimizers else None
         arguments.check_together(self._optimizers, masters, guard)
         arguments.check_cost(every, idle_every, max_overhead, guard)
+        grids, bounded = arguments.example(model, conv, grids, example_input, signals)
         model = as_one(model)
         find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
         coverage = find(model)
@@ -229,6 +231,7 @@ class SNCallback:
             ownership,
             ThresholdFactor(schedule),
             norms,
+            bounded,
             self._overhead,
             reporter,
             steps,

@@ -13,6 +13,7 @@ from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.policy_in_force import PolicyInForce
+from snc_client.callback.schedule.network_bound import NetworkBound
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import ThresholdFactor
 from snc_client.callback.service.reporter import Reporter
@@ -35,6 +36,7 @@ class StepSequence:
         ownership: Ownership,
         factor: ThresholdFactor,
         signals: NormSignals,
+        network: NetworkBound,
         overhead: Overhead,
         reporter: Reporter,
         optimizer_steps: OptimizerSteps,
@@ -48,6 +50,7 @@ class StepSequence:
         self._ownership = ownership
         self._factor = factor
         self._signals = signals
+        self._network = network
         self._overhead = overhead
         self._reporter = reporter
         self._optimizer_steps = optimizer_steps
@@ -99,6 +102,7 @@ class StepSequence:
         if scalars.get("lr") is None:
             scalars |= self._optimizer_steps.learning_rate()
         scalars = self._signals.wanted(scalars)
+        scalars |= self._network.at(self.step)
         steps, seconds = self._overhead.since_row()
         if steps:
             scalars["step_seconds"] = seconds / steps

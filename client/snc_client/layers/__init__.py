@@ -1,7 +1,7 @@
 """Layers of a model: their names, views and linear maps; skipped tensors with the reason."""
 
-from snc_client.layers.conv import watch_grids
+from snc_client.layers.conv import grids_of, watch_grids
 from snc_client.layers.coverage import Coverage, Layer, Skipped
 from snc_client.layers.walk import find_layers
 
-__all__ = ["Coverage", "Layer", "Skipped", "find_layers", "watch_grids"]
+__all__ = ["Coverage", "Layer", "Skipped", "find_layers", "grids_of", "watch_grids"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 
 from snc_client.layers.view import View, flat, flattened
+from snc_client.one_forward import Example, run_once
 from snc_client.operators import Adjoint, BlockDiagonal, Convolution, Geometry, Matrix, Operator
 
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -103,6 +105,24 @@ def _extents(module: AnyConv) -> tuple[int, ...]:
     """Return the extent of a kernel, with its dilation, in each dimension."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
     return tuple(d * (k - 1) + 1 for k, d in sizes)
+
+
+def grids_of(
+    model: nn.Module, example_input: Example, given: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Sequence[int]]:
+    """Return the input size of every convolution in one forward pass; those ``given`` come first.
+
+    The forward pass leaves no hook and changes neither buffers nor random states. Raises ValueError
+    where it fails.
+    """
+    try:
+        with watch_grids(model, most=sys.maxsize) as met:
+            run_once(model, example_input)
+    except Exception as error:
+        raise ValueError(
+            f"example_input must be what the model's forward pass takes, got {error!r}"
+        ) from error
+    return {**met, **(given or {})}
 
 
 @contextmanager

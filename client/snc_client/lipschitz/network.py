@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from snc_client.lipschitz.graph import Graph
 from snc_client.lipschitz.result import LipschitzBound, Refused, SubNetwork
 from snc_client.lipschitz.rounding import times
 from snc_client.lipschitz.trace import NotTraced, traced
+from snc_client.one_forward import run_once
 
 
 def lipschitz_bound(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> LipschitzBound:
@@ -147,8 +147,7 @@ def _arguments(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Te
         if not isinstance(child, torch.jit.ScriptModule)
     ]
     try:
-        with torch.no_grad(), _put_back(module):
-            module(*inputs)
+        run_once(module, inputs)
     except Exception:  # whatever its forward pass does with the example: nothing is known then
         return {}
     finally:
@@ -160,14 +159,3 @@ def _arguments(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Te
         for name, args in plain.items()
         if args and all(isinstance(x, Tensor) and x.is_floating_point() for x in args)
     }
-
-
-@contextmanager
-def _put_back(module: nn.Module) -> Iterator[None]:
-    buffers = [(x, x.clone()) for x in module.buffers()]
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)

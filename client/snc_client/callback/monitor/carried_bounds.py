@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from snc_client.bounds import per_frobenius
 from snc_client.callback.monitor.norms import by_rows
 from snc_client.certificate import carry
-from snc_client.operators import BlockDiagonal, Matrix, Operator
+from snc_client.operators import Adjoint, BlockDiagonal, Convolution, Matrix, Operator
 
 ROUNDOFF = 2.0**-24  # of float32
 SQUARE_UNDERFLOW = 2.0**-63  # below this a square may vanish in float32
@@ -34,14 +35,15 @@ class CarriedBounds:
     def certified(self, i: int, operator: Operator, upper: Tensor) -> None:
         """Carry from the present weight of layer ``i``, whose certified bound is ``upper``.
 
-        An operator that is neither a matrix nor block-diagonal has no certificate, so no bound.
+        Only of a matrix, of blocks and of a convolution, whose norm follows from its kernel's.
         Where ``upper`` is not finite, neither is the weight: then the start is a zero matrix, of
         norm zero, so that the next bound is the Frobenius norm.
         """
-        if not isinstance(operator, Matrix | BlockDiagonal):
+        stored = _stored(operator)
+        if stored is None:
             return
         proven = upper.isfinite()
-        self._copies[i] = torch.where(proven, operator.weight, 0)
+        self._copies[i] = torch.where(proven, stored[0], 0)
         self._certified[i].copy_(torch.where(proven, upper, 0))
 
     def known(self, i: int) -> bool:
@@ -72,11 +74,20 @@ class CarriedBounds:
         for i, operator in operators.items():
             if i not in self._copies:
                 drift[i].fill_(math.inf)
-            elif isinstance(operator, Matrix | BlockDiagonal):
-                weight = operator.weight
+            elif (stored := _stored(operator)) is not None:
+                weight, factor = stored
                 wide = torch.promote_types(weight.dtype, torch.float32)  # exact for low precision
-                drift[i].copy_(frobenius_upper(weight.to(wide) - self._copies[i]))
+                drift[i].copy_(frobenius_upper(weight.to(wide) - self._copies[i]) * factor)
         return carry(self._certified, drift=drift)
+
+
+def _stored(operator: Operator) -> tuple[Tensor, float] | None:
+    """Return what the map is made of, and its norm over the Frobenius norm of that, at most."""
+    if isinstance(operator, Matrix | BlockDiagonal):
+        return operator.weight, 1.0
+    if isinstance(operator, Convolution | Adjoint):
+        return operator.tensors[0], per_frobenius(operator)
+    return None
 
 
 class SteppedBounds:

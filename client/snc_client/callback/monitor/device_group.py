@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snc_client.bounds import bound, certifiable
+from snc_client.bounds import bound, certifiable, last_bound
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
 from snc_client.callback.monitor.enforcement import Enforcement, WarmCaps
@@ -70,7 +70,7 @@ class DeviceGroup:
         self.device = device
         operators = [layer.operator() for layer in layers]
         shapes = [operator.shape for operator in operators]
-        self._certifiable = [certifiable(operator) for operator in operators]
+        self._certifiable = [certifiable(operator, loosely=strict) for operator in operators]
         self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._enforcement = Enforcement(self.layers, masters)
@@ -114,7 +114,7 @@ class DeviceGroup:
         self.thresholds.register(estimates.sigma)
         nan, inf = (torch.full_like(estimates.sigma, x) for x in (math.nan, math.inf))
         upper = nan.clone()
-        proven = [i for i, x in operators.items() if certify and certifiable(x)]
+        proven = [i for i in operators if certify and self._certifiable[i]]
         self._certify(operators, proven, estimates.sigma, upper)
         if self._stepped is not None:
             self._stepped.acted(upper, torch.ones_like(upper))
@@ -213,11 +213,14 @@ class DeviceGroup:
         upper: Tensor,
     ) -> None:
         for i in certify:
-            upper[i].copy_(bound(operators[i], sigma[i]))
+            # Strict holds a convolution too, by a bound too loose to divide by without need.
+            bounded = last_bound if self._strict else bound
+            upper[i].copy_(bounded(operators[i], sigma[i]))
             if i in self._caps.layers or (self._strict and i in self._held):
                 self._carried.certified(i, operators[i], upper[i])
         if certify:
-            self._refill(list(certify), upper > REFILL_RATIO * sigma)
+            # The bound of a convolution is loose: it says nothing of the block.
+            self._refill(list(certify), (upper > REFILL_RATIO * sigma) & (self._watched == 1))
 
     def _refill(self, certified: Sequence[int], lost: Tensor) -> None:
         """Replace the vectors of warm blocks that have lost the top singular direction.

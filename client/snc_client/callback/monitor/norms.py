@@ -20,6 +20,7 @@ log = logging.getLogger("snc")
 
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
 ALL_SIGNALS: Final = NORM_METRICS + RUN_SIGNALS
+KNOWN_SIGNALS: Final = (*ALL_SIGNALS, "lipschitz")  # the only one that waits for its result
 LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
 LONG = 2**16  # rows whose norms are summed in float64
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
@@ -45,6 +46,7 @@ class NormSignals:
       eighth of the layers in turn. With it come ``update_sigma_ratio``, over sigma, and
       ``update_sigma_rms``, over sqrt(fan_out / fan_in). Of layers that are a matrix.
     * ``loss``, ``lr``, ``step_seconds``, ``callback_seconds``: scalars of the run.
+    * ``lipschitz``: a scalar too, of `snc_client.callback.schedule.network_bound`.
 
     Norms are float32: beyond 1e19 they are infinite, below 1e-19 zero. Nothing waits for a device.
     """
@@ -326,6 +328,6 @@ def _checked(wanted: Iterable[str]) -> frozenset[str]:
         raise ValueError(f"signals must be a sequence of names, got {wanted!r}")
     names = tuple(wanted)
     for name in names:
-        if name not in ALL_SIGNALS:
-            raise ValueError(f"signals must be among {', '.join(ALL_SIGNALS)}, got {name!r}")
+        if name not in KNOWN_SIGNALS:
+            raise ValueError(f"signals must be among {', '.join(KNOWN_SIGNALS)}, got {name!r}")
     return frozenset(names)
