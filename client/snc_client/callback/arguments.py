@@ -12,7 +12,9 @@ from snc_client.callback.guard.settings import GuardSettings
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.schedule.measure_schedule import LONGEST
 from snc_client.callback.schedule.network_bound import NetworkBound
-from snc_client.layers import grids_of
+from snc_client.layers import Logits, grids_of
+from snc_client.layers.coverage import ALL_HEADS
+from snc_service.wire import Policy
 
 
 def check_together(optimizers: Sequence[object], masters: object, guard: object) -> None:
@@ -60,6 +62,12 @@ def example(
     names = {prefix: f"lipschitz_{prefix}" if prefix else "lipschitz" for prefix in inputs}
     bounds = {names[prefix]: (models[prefix], given) for prefix, given in inputs.items()}
     return grids, NetworkBound(bounds if wanted else {})
+
+
+def with_logits(logits: Logits | None, policy: Policy) -> Logits | None:
+    """Return ``"auto"`` where nobody chose attentions, and the policy names logits."""
+    named = any(entry.pattern.endswith(ALL_HEADS) for entry in policy.entries)
+    return "auto" if logits is None and named else logits
 
 
 def check_counts(**counts: int | None) -> None:

@@ -35,7 +35,7 @@ from snc_client.callback.schedule.threshold_schedule import Schedule, ThresholdF
 from snc_client.callback.service.commands import OnCommand
 from snc_client.callback.service.reporter import Reporter, weakly
 from snc_client.callback.step_sequence import StepSequence
-from snc_client.layers import Coverage, find_layers
+from snc_client.layers import Coverage, Logits, find_layers
 from snc_client.one_forward import Example
 from snc_client.policy import make_policy
 from snc_service.wire import Action, Command, Policy
@@ -64,8 +64,8 @@ class SNCallback:
         ``optimizer`` (None): measures after each of its steps, so that the loop needs no call of
         `step`. May be wrapped, or a list: the first one counts the steps, and a layer is held
         after the step of its own optimizer. None: call `step` after each optimizer step.
-        ``masters`` (None): {parameter or its name: the float32 tensor that the optimizer steps}.
-        Set it for mixed precision if `Masters` does not find the masters in ``optimizer``.
+        ``masters`` (None): {parameter or its name: the float32 tensor that the optimizer steps},
+        for mixed precision, if `Masters` does not find them in ``optimizer``.
         ``guard`` (False): True or `GuardSettings` undo steps that would ruin the training.
         Costs copies: with AdamW five times the weights' memory.
 
@@ -77,8 +77,7 @@ class SNCallback:
         copies the weights; ``normalize`` brings sigma to the threshold, up or down.
         ``policy`` (None): threshold and action per layer, as on the wire; instead of ``threshold``.
         With neither, nothing is written unless the service sends a policy.
-        ``schedule`` (None): step -> factor of all thresholds, those of the service included, such
-        as ``warm_up(1000, start=3.0)``. Set it where weights must grow early on.
+        ``schedule`` (None): step -> factor of all thresholds, such as ``warm_up(1000, start=3.0)``.
 
     What counts as a layer; see `snc_client.layers.find_layers`
         ``conv`` (``"reshape"``): ``"operator"`` measures convolutions as linear maps, at more cost.
@@ -87,7 +86,8 @@ class SNCallback:
         training. The norm grows with them. The signal ``lipschitz`` needs it too.
         ``split`` (None): {glob: parts} of fused weights. Known classes are cut without it.
         ``maps`` (None): {glob: ``"gain"`` or ``"rows"``}, of normalisations and embeddings.
-        ``logits`` (None): {glob: heads} measures the attention logits of each head.
+        ``logits`` (None): {glob: heads} or ``"auto"`` measures attention logits, head by head, and
+        so does a threshold of ``"*.attn:logits"`` where the class is known.
 
     When it is measured, and how exactly
         ``every`` (1 step): measure and act once in so many steps. Above 1 layers grow in between.
@@ -111,8 +111,7 @@ class SNCallback:
         ``project`` (None: SNC_PROJECT), ``name`` and ``config`` (JSON) of the run: None.
         ``spool`` (None): a local folder that keeps rows until the service has stored them, even
         after the job has ended, where the service may be unreachable for long.
-        ``on_command`` (None: logged): called at a step boundary with each `Command`. The loop waits
-        for it, and its exceptions reach the loop.
+        ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
 
     Steps are counted on the host, from 1; step 0 is a measurement of the untouched weights. `step`
     never waits for the device or the network. It raises `ThresholdBreached` and, with ``guard``,
@@ -149,7 +148,7 @@ class SNCallback:
         example_input: Example | Mapping[str, Example] | None = None,
         split: Mapping[str, str | Mapping[str, int]] | None = None,
         maps: Mapping[str, str] | None = None,
-        logits: Mapping[str, int | tuple[int, int]] | None = None,
+        logits: Logits | None = None,
         every: int = 1,
         certify_every: int | None = 100,
         strict: bool = False,
@@ -172,9 +171,10 @@ class SNCallback:
         arguments.check_cost(every, idle_every, max_overhead, guard)
         grids, bounded = arguments.example(model, conv, grids, example_input, signals)
         model = as_one(model)
+        chosen = make_policy(threshold, action, policy)
+        logits = arguments.with_logits(logits, chosen)
         find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
         coverage = find(model)
-        chosen = make_policy(threshold, action, policy)
         known_masters = Masters(model, masters, self._optimizers)
         ownership = Ownership(model, self._optimizers, known_masters.of)
         in_force = PolicyInForce(chosen, ownership, strict=strict)

@@ -2,6 +2,7 @@
 
 from snc_client.layers.conv import grids_of, watch_grids
 from snc_client.layers.coverage import Coverage, Layer, Skipped
+from snc_client.layers.products.logits import Logits
 from snc_client.layers.walk import find_layers
 
-__all__ = ["Coverage", "Layer", "Skipped", "find_layers", "grids_of", "watch_grids"]
+__all__ = ["Coverage", "Layer", "Logits", "Skipped", "find_layers", "grids_of", "watch_grids"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NoReturn, TypeAlias
+from typing import Final, Literal, NoReturn, TypeAlias
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from snc_client.layers.names import canonical
 from snc_client.operators import Operator
 
 Clip: TypeAlias = Literal["values", "entries", "rows"]
+
+ALL_HEADS: Final = ":logits"
+"""After the name of an attention: a further name of the logits of each of its heads."""
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -140,6 +143,7 @@ def _enforced(layer: Layer) -> str:
 def _remark(layer: Layer) -> str:
     others = dict.fromkeys(map(canonical, layer.names[1:]))
     others.pop(canonical(layer.name), None)  # a wrapper's path to it is no other name
+    others = {name: None for name in others if not name.endswith(ALL_HEADS)}
     tied = f"tied with {', '.join(others)}" if others else ""
     return "; ".join(text for text in (tied, layer.note) if text)
 

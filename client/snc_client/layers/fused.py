@@ -91,7 +91,7 @@ def fused(module: nn.Module, key: str, parent: nn.Module | None, child: str) -> 
     owner, what = (parent, child) if key == "weight" else (module, key)
     if owner is None:
         return None
-    told = next((_KNOWN[name].get(what) for name in _names(owner) if name in _KNOWN), None)
+    told = next((_KNOWN[name].get(what) for name in class_names(owner) if name in _KNOWN), None)
     if told is None and what == "gate_up_proj" and getattr(owner, "has_gate", False) is True:
         told = _GATE_UP  # experts of transformers
     if told is None:
@@ -102,10 +102,10 @@ def fused(module: nn.Module, key: str, parent: nn.Module | None, child: str) -> 
 
 def is_in_by_out(module: nn.Module) -> bool:
     """Return whether a stack of experts is stored experts x in x out."""
-    return getattr(module, "is_transposed", False) is True or _IN_BY_OUT in _names(module)
+    return getattr(module, "is_transposed", False) is True or _IN_BY_OUT in class_names(module)
 
 
-def _names(module: nn.Module) -> list[str]:
+def class_names(module: nn.Module) -> list[str]:
     """Return the names of its class and of that class's bases: wrappers such as FSDP2 subclass."""
     found: list[str] = []
     for base in type(module).__mro__:

@@ -50,7 +50,7 @@ def views(
         return (View("embedding", note=NOT_KNOWN if added else None, linear=not added),)
     if isinstance(module, nn.Linear):
         return (View("linear", note=_fused(name)),)
-    if _is_hf_conv1d(module, weight):
+    if is_hf_conv1d(module, weight):
         return (View("linear", lay=Tensor.t, note=_fused(name)),)
     return _by_shape(module, key, weight)
 
@@ -75,7 +75,7 @@ def _family(module: nn.Module) -> str:
     return next((base.__name__ for base in type(module).__mro__ if base.__name__ in _GATES), "")
 
 
-def _is_hf_conv1d(module: nn.Module, weight: Tensor) -> bool:
+def is_hf_conv1d(module: nn.Module, weight: Tensor) -> bool:
     """Return whether this is the Conv1D of Hugging Face: a linear layer stored in x out."""
     named = type(module).__name__ == "Conv1D" and weight.ndim == 2
     return named and getattr(module, "nf", None) == weight.shape[1]

@@ -18,7 +18,7 @@ from snc_client.layers.maps import asked, mapped
 from snc_client.layers.module_views import Conv, views
 from snc_client.layers.names import canonical_paths
 from snc_client.layers.place import Place, layer
-from snc_client.layers.products.logits import Heads, logit_layers
+from snc_client.layers.products.logits import Logits, logit_layers
 from snc_client.layers.products.lora import lora_layer, lora_pairs
 from snc_client.layers.reasons import COMPANION, is_sharded, nothing, packed, reason
 from snc_client.layers.sources import sources
@@ -32,7 +32,7 @@ def find_layers(
     grids: Mapping[str, Sequence[int]] | None = None,
     split: Mapping[str, Parts] | None = None,
     maps: Mapping[str, str] | None = None,
-    logits: Mapping[str, Heads] | None = None,
+    logits: Logits | None = None,
     all_must_match: bool = True,
 ) -> Coverage:
     """Return every matrix of the model as a layer, and the other tensors with the reason.
@@ -55,6 +55,8 @@ def find_layers(
     ``logits`` adds a layer for each head of the attentions that it names, ``{"blocks.*.attn": 12}``
     or ``(heads of q, heads of k)``: sigma of Wq' Wk / sqrt(size). Not with rotary embeddings: then
     the map depends on the distance, and the product of the sigmas of q and k is its bound.
+    ``"auto"`` finds projections and heads of known classes. ``blocks.0.attn:logits`` names the
+    logits of all heads of ``blocks.0.attn``.
 
     Nothing in the model changes. Raises ValueError if the model holds no matrix, on this rank or on
     others, or if an entry of ``split``, ``maps`` or ``logits`` does not fit, or matches nothing.
@@ -85,7 +87,7 @@ def find_layers(
             layers.append(lora_layer(place, partner))
         elif place.name not in pairs:
             layers += _layers(place, split or {}, conv, grids or {})
-    layers += logit_layers(places, logits or {}, all_must_match=all_must_match)
+    layers += logit_layers(model, places, logits or {}, all_must_match=all_must_match)
     if not layers and not shards and all_must_match:
         raise ValueError(nothing(model, skipped))
     measured = sum(place.size for place in places if not reasons.get(place.name))
