@@ -109,8 +109,7 @@ class SNCallback:
         ``token`` (None: SNC_TOKEN): the bearer token, where the service asks for one.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
         ``project`` (None: SNC_PROJECT), ``name`` and ``config`` (JSON) of the run: None.
-        ``spool`` (None): a local folder that keeps rows until the service has stored them, even
-        after the job has ended, where the service may be unreachable for long.
+        ``spool`` (None): a local folder that keeps rows until the service has stored them.
         ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
 
     Steps are counted on the host, from 1; step 0 is a measurement of the untouched weights. `step`

@@ -1,7 +1,7 @@
 """Attentions whose projections and heads are known by the class of the module.
 
-Projections here are classes whose logits are (Wq x + b)'(Wk y + c) / sqrt(size): nothing rotates q and k
-(rotary embeddings) or normalises them in between, and no class of that name does otherwise.
+Listed are classes whose logits are (Wq x + b)'(Wk y + c) / sqrt(size): nothing rotates q and k
+(rotary embeddings) or normalises them in between.
 """
 
 from __future__ import annotations
