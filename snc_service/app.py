@@ -11,6 +11,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Final
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
@@ -35,8 +36,8 @@ from snc_service.api.runs import (
 from snc_service.api.security import audit, authorization, session, tokens
 from snc_service.api.security.access_log import AccessLog
 from snc_service.api.security.authentication import AuthenticationMiddleware
-from snc_service.api.security.rate_limit import Shares
-from snc_service.api.state import Budget, Limits, Readiness, Service
+from snc_service.api.security.rate_limit import ShareLimits, Shares
+from snc_service.api.state import Budget, Limits, Readiness, Service, read_place
 from snc_service.api.system import docs, health, openapi, prometheus
 from snc_service.auth import TokenCache
 from snc_service.background_tasks import start_chores, steady_seconds
@@ -77,6 +78,11 @@ ROUTERS: Final = tuple(
         health,
         docs,
     )
+)
+
+# Their answers are made of much that is stored, or of what all runs have.
+HEAVY: Final = tuple(
+    part.router for part in (layers, onset, worst, history, compare, heatmap, prometheus)
 )
 
 
@@ -133,7 +139,10 @@ def create_app(
     problems.install(app)
     authorization.check_complete(ROUTERS)
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(authorization.authorised)])
+        needs = [Depends(authorization.authorised)]
+        if router in HEAVY:  # the place is free again before the answer is sent
+            needs.append(Depends(read_place, scope="function"))
+        app.include_router(router, dependencies=needs)
     ui.mount(app)
     app.add_middleware(ShortCut)
     app.add_middleware(HeadRequests)
@@ -164,6 +173,7 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
         alerts=Alerts(
             store,
             allowed=networks(settings.alert_networks),
+            most_a_minute=settings.alert_messages_per_minute,
             observe=exposition.observe_delivery,
             clock=clock,
         ),
@@ -176,15 +186,21 @@ def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Servi
             settings.token_requests_per_second,
             settings.token_requests_at_once,
             settings.token_runs,
+            settings.streams,
         ),
         budget=Budget(settings.max_inflight_bytes),
         tokens=TokenCache(store.tokens.all, clock),
         readiness=Readiness(store.ping),
         shares=Shares(
-            settings.token_requests_per_second,
-            settings.token_inflight_bytes,
-            settings.token_requests_at_once,
+            ShareLimits(
+                settings.token_requests_per_second,
+                settings.token_inflight_bytes,
+                settings.token_requests_at_once,
+                settings.token_reads_at_once,
+                settings.token_streams,
+            )
         ),
+        reading=CapacityLimiter(settings.reads_at_once),
         clock=clock,
         public_host=settings.public_host,
     )

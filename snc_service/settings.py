@@ -45,6 +45,12 @@ class Settings:
     """SNC_PUBLIC_HOST: host:port under which Prometheus reaches the service, for the targets of
     service discovery. The default is the Host header of the request."""
 
+    reads_at_once: int = 8
+    """SNC_READS_AT_ONCE: reads of much history at once, of all clients; more of them wait."""
+
+    streams: int = 200
+    """SNC_STREAMS: open streams of all clients; then 503."""
+
     metrics_series: int = 10_000
     """SNC_METRICS_SERIES: the maximum number of per-layer series on /metrics."""
 
@@ -79,6 +85,12 @@ class Settings:
 
     token_requests_at_once: int = 128
     """SNC_TOKEN_REQUESTS_AT_ONCE: concurrent requests of one token, with open streams; then 429."""
+
+    token_reads_at_once: int = 4
+    """SNC_TOKEN_READS_AT_ONCE: reads of much history of one token at once; more of them wait."""
+
+    token_streams: int = 64
+    """SNC_TOKEN_STREAMS: open streams of one token; then 429."""
 
     token_runs: int = 1_000
     """SNC_TOKEN_RUNS: existing runs that one token has created; then 403."""
@@ -139,6 +151,9 @@ class Settings:
 
     access_log: bool = True
     """SNC_ACCESS_LOG: a line of JSON on stderr per request."""
+
+    alert_messages_per_minute: int = 20
+    """SNC_ALERT_MESSAGES_PER_MINUTE: messages about one run to one receiver; then one a minute."""
 
     alert_networks: tuple[str, ...] = ()
     """SNC_ALERT_NETWORKS: networks, separated by commas, that receivers of alerts may be in
@@ -269,6 +284,10 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "token_inflight_bytes": (1_024, 64 * 1_024 * MIB),
     "token_requests_per_second": (0.1, 1_000_000),
     "token_requests_at_once": (1, 1_000_000),
+    "reads_at_once": (1, 32),
+    "streams": (1, 10_000),
+    "token_reads_at_once": (1, 32),
+    "token_streams": (1, 10_000),
     "token_runs": (0, 1_000_000_000),
     "run_metrics": (1, 1_000_000),
     "run_scalars": (1, 1_000_000),
@@ -286,5 +305,6 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "store_projects": (0, 1_000_000),
     "store_silences": (0, 100_000),
     "store_routings": (1, 2**31 - 2),
+    "alert_messages_per_minute": (1, 1_000),
     "body_deadline_seconds": (0.1, 3_600),
 }

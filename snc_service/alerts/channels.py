@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from snc_service.alerts.address import Network
@@ -40,7 +41,7 @@ def tell(receiver: Receiver, message: Message, allowed: Sequence[Network]) -> No
     elif isinstance(receiver, Slack):
         post(receiver.url, _bytes({"text": slack_text(message)}), _JSON, allowed)
     else:
-        body = _bytes(alerts_of(message, now))
+        body = _bytes([alert for each in _each(message) for alert in alerts_of(each, now)])
         url = f"{receiver.url}/api/v2/alerts"
         post(url, body, {**_JSON, **_basic(receiver)}, allowed)
 
@@ -112,6 +113,20 @@ def _alert(message: Message, severity: str, ends: float) -> dict[str, Any]:
         "endsAt": rfc3339(max(ends, incident.opened_at)),
     }
     return alert if message.link is None else {**alert, "generatorURL": message.link}
+
+
+def _each(message: Message) -> list[Message]:
+    """Return a message per incident: Alertmanager groups by itself, and must know them all."""
+    alone = replace(message, others=())
+    return [
+        alone,
+        *(
+            replace(
+                alone, incident=other, status="resolved" if other.state == "resolved" else "firing"
+            )
+            for other in message.others
+        ),
+    ]
 
 
 def _basic(receiver: Alertmanager) -> dict[str, str]:

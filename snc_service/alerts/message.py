@@ -15,11 +15,15 @@ VERSION = 1  # of the JSON form: fields are added, never renamed
 
 @dataclass(frozen=True)
 class Message:
-    """One incident for one receiver. ``service_url`` is the public URL of the page."""
+    """One incident for one receiver. ``service_url`` is the public URL of the page.
+
+    A message with ``others``, incidents of the same run, is a digest.
+    """
 
     status: Status
     incident: Incident
     service_url: str | None = None
+    others: tuple[Incident, ...] = ()
 
     @property
     def key(self) -> str:
@@ -35,6 +39,8 @@ class Message:
         more = len(incident.entries) + incident.omitted - 1
         also = f", then {more} more" if more else ""
         title = f"[{word}] {incident.run}: {first.rule}{where} at step {first.step}{also}"
+        if self.others:
+            title += f", and {len(self.others)} more incidents of this run"
         return one_line(title)
 
     @property
@@ -72,6 +78,7 @@ class Message:
             "acknowledged_by": incident.acknowledged_by or None,
             "events": [_event(entry) for entry in incident.entries],
             "omitted": incident.omitted,
+            "more_incidents": [other.id for other in self.others],
             "link": self.link,
         }
 

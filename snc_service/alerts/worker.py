@@ -18,7 +18,7 @@ from typing import Final
 from snc_service.alerts import incidents, plan
 from snc_service.alerts.address import Network
 from snc_service.alerts.channels import tell
-from snc_service.alerts.document import Alerting
+from snc_service.alerts.document import Alerting, rank
 from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
 from snc_service.alerts.turns import Turns
@@ -32,6 +32,8 @@ TROUBLE_SECONDS: Final = 5.0  # pause after the store could not be read or writt
 LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # after this a claimed delivery is free again
 LEAP_SECONDS: Final = 60.0  # a clock that goes back by more makes waits too long
 CLOSING_SECONDS: Final = 3.0  # for deliveries under way at `close`
+HELD_SECONDS: Final = 1.0  # between two looks while all runs that wait are held
+DIGEST_INCIDENTS: Final = 200  # in one digest; what is left waits for the next
 EVENTS_AT_ONCE: Final = 200  # per transaction, so that ingest never waits longer for one
 CHANGES_AT_ONCE: Final = 100
 
@@ -41,9 +43,10 @@ log = logging.getLogger(__name__)
 class Alerts:
     """Alerts of one service: `start` it, `close` it before its store.
 
-    ``allowed`` are networks that receivers may be in although they are not public; ``observe``
-    hears one of `DELIVERY_OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one
-    store share the work.
+    ``allowed`` are networks that receivers may be in although they are not public;
+    ``most_a_minute`` messages of one run to one receiver are followed by digests; ``observe`` hears
+    one of `DELIVERY_OUTCOMES` per attempt; ``clock`` is Unix time. Several services on one store
+    share the work.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Alerts:
         store: Store,
         *,
         allowed: Sequence[Network] = (),
+        most_a_minute: int = 20,
         observe: Callable[[str], None] = lambda outcome: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._allowed = allowed
+        self._most_a_minute = most_a_minute
         self._observe = observe
         self._clock = clock
         self._document = (0, Alerting({}))
@@ -160,7 +165,7 @@ class Alerts:
 
     def _tell_all(self, receiver: str) -> None:
         """Tell one receiver what is due, one message after the other; runs take turns."""
-        turns = self._turns.setdefault(receiver, Turns())
+        turns = self._turns.setdefault(receiver, Turns(self._most_a_minute))
         try:
             while not self._closing.is_set():
                 now = self._clock()
@@ -168,12 +173,15 @@ class Alerts:
                 if not waiting:
                     return
                 each = turns.next(waiting, time.monotonic())
-                turns.told(each, time.monotonic())
-                found = self._store.deliveries.due(receiver, each.run, now)
-                if found is None:  # another service was faster, or the run was deleted
+                if each is None:  # all runs that wait are held
+                    self._closing.wait(HELD_SECONDS)
                     continue
-                if self._store.deliveries.claim(found[0], now=now, until=now + LEASE_SECONDS):
-                    self._try(*found)
+                is_digest = turns.told(each, time.monotonic())
+                most = DIGEST_INCIDENTS if is_digest else 1
+                found = self._store.deliveries.due(receiver, each.run, now, limit=most)
+                until = now + LEASE_SECONDS
+                ours = self._store.deliveries.claim([d for d, _ in found], now=now, until=until)
+                self._see_to([pair for pair, is_ours in zip(found, ours, strict=True) if is_ours])
         except StoreError as error:
             log.warning("alerts to %s wait for the store: %s", receiver, error)
             self._closing.wait(TROUBLE_SECONDS)
@@ -181,43 +189,67 @@ class Alerts:
             log.exception("alerts to %s could not be seen to", receiver)
             self._closing.wait(TROUBLE_SECONDS)
 
-    def _try(self, delivery: AlertDelivery, incident: Incident) -> None:
-        """See to one delivery; whatever is raised is a failure of this one, and counted."""
+    def _see_to(self, claimed: Sequence[tuple[AlertDelivery, Incident]]) -> None:
+        """See to deliveries of one run; what is to be told of them is one message."""
+        now = self._clock()
+        alerting = self._alerting(self._store.incidents.work(now).version)
+        silences = self._store.silences.active(now)
+        waits, tells = [], []
+        for delivery, incident in claimed:
+            step = plan.next_step(delivery, incident, alerting, silences, now)
+            if isinstance(step, plan.Wait):
+                after = replace(delivery, next_at=step.until, silenced=step.silenced)
+                waits.append((after, incident.revision))
+            else:
+                tells.append((delivery, incident, step))
+        if waits:
+            self._store.deliveries.save(waits, now=now)
+        if tells:
+            self._try(alerting, tells)
+
+    def _try(
+        self, alerting: Alerting, tells: Sequence[tuple[AlertDelivery, Incident, plan.Tell]]
+    ) -> None:
+        """Send one message; whatever is raised is a failure of this one, and counted."""
+        delivery, incident, step = min(tells, key=_in_a_digest)
+        others = tuple(each for _, each, _ in tells if each is not incident)
+        message = Message(step.message, incident, alerting.service_url, others)
         try:
-            self._see_to(delivery, incident)
-        except StoreError:
-            raise
+            tell(alerting.receivers[delivery.receiver], message, self._allowed)
         except NotDelivered as error:
-            self._failed(delivery, incident, error)
+            self._failed(tells, error)
+            return
         except Exception as error:  # the others must not wait behind it
             log.exception("an alert to %s could not be made", delivery.receiver)
             words = f"the message could not be made: {type(error).__name__}"
-            self._failed(delivery, incident, NotDelivered(words, outage=False))
-
-    def _see_to(self, delivery: AlertDelivery, incident: Incident) -> None:
-        now = self._clock()
-        alerting = self._alerting(self._store.incidents.work(now).version)
-        step = plan.next_step(delivery, incident, alerting, self._store.silences.active(now), now)
-        if isinstance(step, plan.Wait):
-            after = replace(delivery, next_at=step.until, silenced=step.silenced)
-            self._store.deliveries.save(after, revision=incident.revision, now=now)
+            self._failed(tells, NotDelivered(words, outage=False))
             return
-        message = Message(step.message, incident, alerting.service_url)
-        tell(alerting.receivers[delivery.receiver], message, self._allowed)
         now = self._clock()
-        after = plan.after_success(delivery, incident, step, now)
-        self._store.deliveries.save(after, revision=incident.revision, now=now)
+        after = [(plan.after_success(d, i, step, now), i.revision) for d, i, step in tells]
+        self._store.deliveries.save(after, now=now)
         self._observe("delivered")
         if delivery.failures:
             log.info("alerts to %s arrive again", delivery.receiver)
 
-    def _failed(self, delivery: AlertDelivery, incident: Incident, error: NotDelivered) -> None:
-        now = self._clock()
-        after = plan.after_failure(delivery, str(error), error.retry_after, now, plan.jitter())
-        given_up = after.next_at is None
-        if delivery.failures == 0 or given_up:
+    def _failed(
+        self, tells: Sequence[tuple[AlertDelivery, Incident, plan.Tell]], error: NotDelivered
+    ) -> None:
+        now, jitter = self._clock(), plan.jitter()
+        after = [
+            (plan.after_failure(d, str(error), error.retry_after, now, jitter), i.revision)
+            for d, i, _ in tells
+        ]
+        (first, _, _), (failed, _) = tells[0], after[0]
+        given_up = failed.next_at is None
+        if first.failures == 0 or given_up:
             then = "it is given up" if given_up else "it will be tried again"
-            log.warning("%s did not take an alert, %s: %s", delivery.receiver, then, error)
-        hold = after.next_at if error.outage else None
-        self._store.deliveries.save(after, revision=incident.revision, now=now, hold_until=hold)
+            log.warning("%s did not take an alert, %s: %s", first.receiver, then, error)
+        hold = failed.next_at if error.outage else None
+        self._store.deliveries.save(after, now=now, hold_until=hold)
         self._observe("abandoned" if given_up else error.outcome)
+
+
+def _in_a_digest(told: tuple[AlertDelivery, Incident, plan.Tell]) -> tuple[bool, int, int]:
+    """Return the place of an incident in a digest: it speaks of the most severe that lasts."""
+    _, incident, step = told
+    return step.message == "resolved", -rank(incident.severity), -incident.id

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -38,6 +39,7 @@ class Limits:
     token_requests_per_second: float
     token_requests_at_once: int
     token_runs: int
+    streams: int
 
 
 class Budget:
@@ -97,6 +99,8 @@ class Service:
     tokens: TokenCache
     shares: Shares
     readiness: Readiness
+    # Reads of much history at once. Ingest, too, needs threads, connections and processor time.
+    reading: CapacityLimiter
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
     # Bodies inflated at once: cores are few, and a body that waits holds no memory.
@@ -127,3 +131,13 @@ async def _access(request: Request) -> Access:
 
 
 InAccess = Annotated[Access, Depends(_access)]
+
+
+async def read_place(service: InService, access: InAccess) -> AsyncIterator[None]:
+    """Hold a place for a read of much history; one that finds none waits.
+
+    The places of one token are taken first, so that its reads do not wait in those of all.
+    """
+    share = service.shares.of(access)
+    async with share.reading if share is not None else nullcontext(), service.reading:
+        yield

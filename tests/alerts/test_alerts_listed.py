@@ -95,9 +95,9 @@ def test_what_waits_is_told_by_run_with_its_most_severe_incident(store):
         DueRun("r1", "p", "critical", NOW),
         DueRun("r2", "p", "warning", NOW),
     ]
-    delivery, found = store.deliveries.due("chat", "r1", NOW)
+    ((delivery, found),) = store.deliveries.due("chat", "r1", NOW)
     assert found.severity == "critical"
-    assert store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
-    assert store.deliveries.due("chat", "r1", NOW)[1].severity == "info"
-    assert store.deliveries.due("chat", "r3", NOW) is None
+    assert store.deliveries.claim([delivery], now=NOW, until=NOW + 15) == [True]
+    assert store.deliveries.due("chat", "r1", NOW)[0][1].severity == "info"
+    assert store.deliveries.due("chat", "r3", NOW) == []
     assert store.deliveries.waiting("mail", NOW) == []

@@ -46,7 +46,8 @@ def run_with_events(store, run="r1", rules=("breach",)):
 def due(store, receiver, now):
     """Return what is due to a receiver of the first run, None if nothing is of any."""
     runs = sorted(each.run for each in store.deliveries.waiting(receiver, now))
-    return store.deliveries.due(receiver, runs[0], now) if runs else None
+    found = store.deliveries.due(receiver, runs[0], now) if runs else []
+    return found[0] if found else None
 
 
 def gathered(store, limit=100):
@@ -149,8 +150,8 @@ def test_the_open_incident_is_there_when_more_events_come(store):
 def test_only_one_of_two_who_claim_a_delivery_has_it(store):
     with_incident(store, "chat")
     delivery, _ = due(store, "chat", NOW)
-    assert store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
-    assert not store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
+    assert store.deliveries.claim([delivery], now=NOW, until=NOW + 15) == [True]
+    assert store.deliveries.claim([delivery], now=NOW, until=NOW + 15) == [False]
     assert due(store, "chat", NOW) is None
     assert store.incidents.work(NOW).due == ()
     assert due(store, "chat", NOW + 15) is not None  # the first died on the way
@@ -159,28 +160,28 @@ def test_only_one_of_two_who_claim_a_delivery_has_it(store):
 def test_a_change_does_not_break_a_claim_and_is_due_once_that_is_over(store):
     made = with_incident(store, "chat")
     delivery, _ = due(store, "chat", NOW)
-    store.deliveries.claim(delivery, now=NOW, until=NOW + 15)
+    store.deliveries.claim([delivery], now=NOW, until=NOW + 15)
     worse = replace(made, severity="critical", revision=made.revision + 1)
     store.incidents.change([IncidentChange(worse, wake=True)], now=NOW + 1)
     assert due(store, "chat", NOW + 1) is None
     after = replace(delivery, told="firing", told_at=NOW, next_at=NOW + 600)
-    store.deliveries.save(after, revision=made.revision, now=NOW + 2)
+    store.deliveries.save([(after, made.revision)], now=NOW + 2)
     assert due(store, "chat", NOW + 2) is not None
 
 
 def test_who_read_a_delivery_before_somebody_else_made_it_cannot_claim_it(store):
     made = with_incident(store, "chat")
     read, _ = due(store, "chat", NOW)
-    store.deliveries.claim(read, now=NOW, until=NOW + 15)
+    store.deliveries.claim([read], now=NOW, until=NOW + 15)
     after = replace(read, told="firing", told_at=NOW, next_at=NOW + 600)
-    store.deliveries.save(after, revision=made.revision, now=NOW)
-    assert not store.deliveries.claim(read, now=NOW, until=NOW + 15)
+    store.deliveries.save([(after, made.revision)], now=NOW)
+    assert store.deliveries.claim([read], now=NOW, until=NOW + 15) == [False]
 
 
 def test_what_became_of_a_delivery_is_kept(store):
     made = with_incident(store, "chat")
     after = AlertDelivery(made.id, "chat", NOW + 60, "firing", NOW, "warning")
-    store.deliveries.save(after, revision=made.revision, now=NOW)
+    store.deliveries.save([(after, made.revision)], now=NOW)
     assert due(store, "chat", NOW + 59) is None
     assert due(store, "chat", NOW + 60)[0] == after
 
@@ -190,7 +191,7 @@ def test_what_changed_while_it_was_told_is_told_again(store):
     worse = replace(made, severity="critical", revision=made.revision + 1)
     assert store.incidents.change([IncidentChange(worse, wake=True)], now=NOW + 1) == 1
     after = AlertDelivery(made.id, "chat", NOW + 600, "firing", NOW, "warning")
-    store.deliveries.save(after, revision=made.revision, now=NOW + 2)
+    store.deliveries.save([(after, made.revision)], now=NOW + 2)
     delivery, found = due(store, "chat", NOW + 2)
     assert (delivery.told, found.severity) == ("firing", "critical")
 
@@ -216,7 +217,7 @@ def test_an_outage_puts_off_everything_else_that_is_due_to_its_receiver(store):
     store.incidents.gather(opening("chat", "pager"), now=NOW, limit=100)
     delivery, found = due(store, "chat", NOW)
     failed = replace(delivery, next_at=NOW + 8, failures=1, failing_since=NOW, error="down")
-    store.deliveries.save(failed, revision=found.revision, now=NOW, hold_until=NOW + 8)
+    store.deliveries.save([(failed, found.revision)], now=NOW, hold_until=NOW + 8)
     assert store.incidents.work(NOW + 7).due == ("pager",)
     assert store.incidents.work(NOW + 8).due == ("chat", "pager")
     chat, pager = store.deliveries.health()
@@ -261,7 +262,7 @@ def test_a_silence_lasts_until_it_ends_and_what_it_held_is_due_again(store):
     assert store.silences.active(NOW + 59) == [silence]
     assert store.silences.active(NOW + 60) == []
     held = AlertDelivery(made.id, "chat", NOW + 60, silenced=True)
-    store.deliveries.save(held, revision=made.revision, now=NOW)
+    store.deliveries.save([(held, made.revision)], now=NOW)
     assert store.incidents.work(NOW + 1).due == ()
     assert store.silences.delete(silence.id, author="ben", now=NOW + 1)
     assert store.incidents.work(NOW + 1).due == ("chat",)
@@ -273,9 +274,9 @@ def test_a_silence_lasts_until_it_ends_and_what_it_held_is_due_again(store):
 def test_every_change_lets_a_silenced_delivery_be_looked_at_again(store):
     made = with_incident(store, "chat", "pager")
     held = AlertDelivery(made.id, "chat", NOW + 60, silenced=True)
-    store.deliveries.save(held, revision=made.revision, now=NOW)
+    store.deliveries.save([(held, made.revision)], now=NOW)
     told = AlertDelivery(made.id, "pager", NOW + 60, "firing", NOW, "warning")
-    store.deliveries.save(told, revision=made.revision, now=NOW)
+    store.deliveries.save([(told, made.revision)], now=NOW)
     joined = replace(made, entries=(*made.entries, entry(9)), revision=made.revision + 1)
     store.incidents.change([IncidentChange(joined)], now=NOW + 1)
     assert store.incidents.work(NOW + 1).due == ("chat",)

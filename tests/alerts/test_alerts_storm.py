@@ -41,7 +41,7 @@ def test_a_message_that_cannot_be_made_is_a_counted_failure_and_holds_up_no_othe
     assert [each.json()["run"] for each in hook.heard] == ["other"]
     assert watched.health()["failures"] == 1
     assert "ZeroDivisionError" in watched.health()["error"]
-    delivery, _ = watched.api.service.store.deliveries.due("hook", "r", watched.clock() + 3.0)
+    ((delivery, _),) = watched.api.service.store.deliveries.due("hook", "r", watched.clock() + 3.0)
     assert (delivery.failures, delivery.next_at) == (1, pytest.approx(watched.clock(), abs=1.1))
 
 
@@ -67,3 +67,66 @@ def test_a_storm_of_one_run_delays_the_alarm_of_another_by_one_delivery(watched)
         heard = hook.wait_for(before + 1)
     assert [each.json()["run"] for each in heard[:before]] == ["r"] * before
     assert heard[before].json()["run"] == "other"
+
+
+@pytest.fixture
+def frugal(tmp_path, monkeypatch):
+    """A service that sends two messages a minute about one run."""
+    monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "SWEEP_SECONDS", 0.05)
+    settings = settings_in(tmp_path, alert_networks=LOOPBACK, alert_messages_per_minute=2)
+    clock = Clock()
+    with serving_app(settings, clock=clock) as api:
+        yield Watched(api, clock)
+
+
+def storm(watched, number):
+    for seq in range(number):  # an incident each: values are lost, and the steps leap
+        batch = batch_of(TABLE, seq, (1_000 * seq,), dropped=1, sigma=[[1.0, 1.0]])
+        assert watched.api.send(batch).status_code == 200
+    until(lambda: len(watched.incidents(run="r")) == number)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_storm_of_one_run_ends_in_a_digest_that_is_the_message_of_each(frugal, status):
+    go_on = threading.Event()
+
+    def late(handler):
+        go_on.wait(30)
+        says(status)(handler)
+
+    with listening(late) as hook:
+        frugal.route(hook=hook.url)
+        storm(frugal, 9)
+        go_on.set()
+        if status == 500:
+            until(lambda: frugal.deliveries()["failed"] >= 1)
+            hook.answer = says(200)
+            frugal.pass_time(2)
+        heard = [each.json() for each in hook.wait_for(3)]
+        until(lambda: frugal.health()["waiting"] == 0)
+    assert [len(each["more_incidents"]) for each in heard[:2]] == [0, 0]
+    *_, digest = heard
+    assert len(digest["more_incidents"]) >= 6
+    assert "more incidents of this run" in digest["title"]
+    told = {each["incident"] for each in heard} | set(digest["more_incidents"])
+    assert told == {each["incident"] for each in frugal.incidents(run="r")}
+    assert frugal.deliveries()["delivered"] == (3 if status == 200 else 2)
+
+
+def test_alertmanager_gets_every_incident_of_a_digest(frugal):
+    go_on = threading.Event()
+
+    def late(handler):
+        go_on.wait(30)
+        says(200)(handler)
+
+    with listening(late) as hook:
+        url = hook.url.removesuffix("/hooks/secret-path")
+        frugal.route(am={"type": "alertmanager", "url": url})
+        storm(frugal, 9)
+        go_on.set()
+        *_, digest = hook.wait_for(3)
+    named = {alert["labels"]["incident"] for each in hook.heard for alert in each.json()}
+    assert len(digest.json()) > 1
+    assert named == {str(each["incident"]) for each in frugal.incidents(run="r")}

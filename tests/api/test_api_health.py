@@ -119,6 +119,7 @@ def test_the_service_tells_its_types_and_limits(api):
         "store_projects": 10_000,
         "store_silences": 1_000,
         "store_routings": 10_000,
+        "streams": 200,
         "steps": 1024,
         "layers": 65_536,
         "metrics_and_scalars": 32,

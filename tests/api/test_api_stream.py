@@ -89,9 +89,10 @@ def test_an_unknown_run_has_no_stream(api):
     assert_problem(api.get("/api/v1/runs/..%00/stream"), 422, "invalid", "run")
 
 
-def test_there_is_a_bound_on_open_streams(api, monkeypatch):
-    monkeypatch.setattr(stream, "MAX_STREAMS", 0)
+def test_there_is_a_bound_on_open_streams(api):
+    api.service.streams = api.service.limits.streams
     assert_problem(api.get(f"{RUN}/stream"), 503, "overloaded")
+    api.service.streams = 0
 
 
 def test_streams_end_when_the_service_is_about_to_stop(api):

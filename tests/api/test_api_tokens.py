@@ -15,7 +15,7 @@ from api_cases import (
     table_of,
 )
 
-from snc_service.api.security.rate_limit import Share
+from snc_service.api.security.rate_limit import Share, ShareLimits
 from snc_service.auth import SECRET, access_of, make_token
 from snc_service.problems import Problem
 from snc_service.wire import MEDIA_TYPE, encode
@@ -242,7 +242,7 @@ def test_a_change_by_cookie_from_another_site_is_refused(api, root):
 
 def test_a_share_lets_a_burst_through_and_then_its_rate():
     now = [0.0]
-    share = Share(2.0, 100, 5, lambda: now[0])
+    share = Share(ShareLimits(2.0, 100, 5), lambda: now[0])
     share.ask()
     share.ask()
     with pytest.raises(Problem, match="2 per second") as refused:
@@ -260,7 +260,7 @@ def test_a_share_lets_a_burst_through_and_then_its_rate():
 
 
 def test_a_slow_rate_says_how_long_to_wait():
-    share = Share(0.1, 100, 5, lambda: 0.0)
+    share = Share(ShareLimits(0.1, 100, 5), lambda: 0.0)
     share.ask()
     with pytest.raises(Problem) as refused:
         share.ask()

@@ -118,7 +118,7 @@ def test_what_may_ask_every_node_is_asked_and_nothing_else_is_allowed_to(postgre
         assert store.incidents.gather(as_incident, now=NOW, limit=10) == 2
         assert len(store.incidents.open()) == 1
         assert [each.run for each in store.deliveries.waiting("mail", NOW)] == ["r1"]
-        assert store.deliveries.due("mail", "r1", NOW) is not None
+        assert store.deliveries.due("mail", "r1", NOW)
         store.fold(1, now=NOW + 3_600)
         store.runs.mark_silent(NOW + 1, NOW + 2)
         store.runs.shrink(10**9)

@@ -25,7 +25,6 @@ from snc_service.store.types import (
     VersionConflict,
 )
 from snc_service.store.types.incidents import (
-    AlertDelivery,
     Entry,
     Incident,
     IncidentChange,
@@ -203,10 +202,10 @@ def test_incidents_that_are_over_give_way_to_newer_ones_and_the_open_one_stays(s
     left, _ = store.incidents.page(run="r1")
     assert [each.state for each in left] == ["resolved", "resolved", "open"]
     due = []
-    while (found := store.deliveries.due("hook", "r1", NOW)) is not None:
-        due.append(found[1].id)
-        told: AlertDelivery = replace(found[0], next_at=None)
-        store.deliveries.save(told, revision=found[1].revision, now=NOW)
+    for delivery, found in store.deliveries.due("hook", "r1", NOW, limit=9):
+        due.append(found.id)
+        told = replace(delivery, next_at=None)
+        store.deliveries.save([(told, found.revision)], now=NOW)
     assert sorted(due) == sorted(each.id for each in left)
     assert store.incidents.forget() == 0
 

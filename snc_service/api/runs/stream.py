@@ -29,7 +29,6 @@ from snc_service.store.types import EventQuery, Run, RunUnknown, StoreError
 
 PAUSE_SECONDS: Final = 0.5  # between two reads: at most 2 messages a second
 PING_SECONDS: Final = 15.0
-MAX_STREAMS: Final = 200
 WORST_LAYERS: Final = 50
 MAX_EVENTS: Final = 100  # in one message; the list of events is complete
 HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -41,11 +40,13 @@ EXAMPLE = (
 )
 
 
-async def _existing(service: InService, run: RunName) -> Run:
+async def _existing(service: InService, access: InAccess, run: RunName) -> Run:
     if service.draining:
         raise Problem("draining", "the service is stopping")
-    if service.streams >= MAX_STREAMS:
-        raise Problem("overloaded", f"{MAX_STREAMS} streams are open already")
+    if service.streams >= service.limits.streams:
+        raise Problem("overloaded", f"{service.limits.streams} streams are open already")
+    if share := service.shares.of(access):
+        share.check_streams()
     return await run_in_threadpool(service.store.runs.get, run)
 
 
@@ -79,7 +80,10 @@ async def stream_run(
 async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[bytes]:
     version, last_event = -1, None
     spoke = time.monotonic()
+    share = service.shares.of(access)
     service.streams += 1
+    if share is not None:
+        share.streams += 1
     try:
         while not service.draining and service.tokens.counts(access):
             found = await run_in_threadpool(service.store.runs.get, run)
@@ -102,6 +106,8 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
         return  # the client reconnects and gets the reason
     finally:
         service.streams -= 1
+        if share is not None:
+            share.streams -= 1
 
 
 def _update(service: Service, run: Run, last_event: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Limits per token: requests per second, concurrent requests, and bytes held."""
+"""Limits per token: requests per second, concurrent requests, reads and streams, bytes held."""
 
 from __future__ import annotations
 
@@ -6,34 +6,53 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from anyio import CapacityLimiter
 
 from snc_service.auth import Access
 from snc_service.problems import Problem
 
 
+@dataclass(frozen=True)
+class ShareLimits:
+    """The most that one token may have."""
+
+    requests_per_second: float
+    inflight_bytes: int
+    at_once: int
+    reads: int = 4  # of much history; more of them wait
+    streams: int = 64
+
+
 class Share:
     """One token's part. A bucket holds one second's requests and fills at that rate.
 
-    ``exports`` are those of its requests that hold a place of the few that exports have.
+    ``exports`` and ``streams`` are those of its requests that hold a place of the few there are;
+    ``reading`` has the places of its reads of much history.
     """
 
-    def __init__(
-        self,
-        requests_per_second: float,
-        inflight_bytes: int,
-        at_once: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self._rate = requests_per_second
-        self._burst = max(requests_per_second, 1.0)
+    def __init__(self, limits: ShareLimits, clock: Callable[[], float]) -> None:
+        self._rate = limits.requests_per_second
+        self._burst = max(self._rate, 1.0)
         self._left = self._burst
-        self._limit = inflight_bytes
-        self._most = at_once
+        self._limit = limits.inflight_bytes
+        self._most = limits.at_once
+        self._most_streams = limits.streams
+        self.reading = CapacityLimiter(limits.reads)
         self._clock = clock
         self._at = clock()
         self.held = 0
         self.under_way = 0
         self.exports = 0
+        self.streams = 0
+
+    def check_streams(self) -> None:
+        """Raise `Problem` (429) if the token has as many streams as one may have."""
+        if self.streams >= self._most_streams:
+            raise Problem(
+                "rate-limited", f"streams of one token must be at most {self._most_streams}"
+            )
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -80,16 +99,8 @@ class Share:
 class Shares:
     """The shares of all tokens, created at first use. For the event loop's thread."""
 
-    def __init__(
-        self,
-        requests_per_second: float,
-        inflight_bytes: int,
-        at_once: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._rate = requests_per_second
-        self._bytes = inflight_bytes
-        self._at_once = at_once
+    def __init__(self, limits: ShareLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
         self._clock = clock
         self._of: dict[str, Share] = {}
 
@@ -98,6 +109,5 @@ class Shares:
         if access.token is None:
             return None
         if access.token.id not in self._of:
-            share = Share(self._rate, self._bytes, self._at_once, self._clock)
-            self._of[access.token.id] = share
+            self._of[access.token.id] = Share(self._limits, self._clock)
         return self._of[access.token.id]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import (
     incidents,
@@ -25,26 +27,35 @@ class Deliveries:
         with self._database.read() as connection:
             return incidents.waiting(connection, receiver, now)
 
-    def due(self, receiver: str, run: str, now: float) -> tuple[AlertDelivery, Incident] | None:
-        """Return what is due of a run: its most severe incident, or the one due for longest."""
+    def due(
+        self, receiver: str, run: str, now: float, *, limit: int = 1
+    ) -> list[tuple[AlertDelivery, Incident]]:
+        """Return what is due of a run: its most severe incidents, of those due for longest."""
         with self._database.read() as connection:
-            return incidents.due(connection, receiver, run, now)
+            return incidents.due(connection, receiver, run, now, limit)
 
-    def claim(self, delivery: AlertDelivery, *, now: float, until: float) -> bool:
-        """Reserve a delivery until it is saved or ``until``; False if it changed since the read."""
+    def claim(self, deliveries: Sequence[AlertDelivery], *, now: float, until: float) -> list[bool]:
+        """Reserve deliveries until they are saved or ``until``; False: changed since the read."""
         with self._database.write() as connection:
-            return incidents.claim(connection, delivery, now, until)
+            incidents.lock(connection)
+            return [incidents.claim(connection, each, now, until) for each in deliveries]
 
     def save(
-        self, delivery: AlertDelivery, *, revision: int, now: float, hold_until: float | None = None
+        self,
+        results: Iterable[tuple[AlertDelivery, int]],
+        *,
+        now: float,
+        hold_until: float | None = None,
     ) -> None:
-        """Store the result of a claimed delivery.
+        """Store the results of claimed deliveries, each with the revision that was told.
 
-        It is due at once if its incident is no longer at ``revision``. ``hold_until`` postpones all
-        other due deliveries of this receiver.
+        One is due at once if its incident is at another revision. ``hold_until`` postpones all
+        other due deliveries of the same receivers.
         """
         with self._database.write() as connection:
-            incidents.save_delivery(connection, delivery, revision, now, hold_until)
+            incidents.lock(connection)
+            for delivery, revision in results:
+                incidents.save_delivery(connection, delivery, revision, now, hold_until)
 
     def wake(self, now: float) -> None:
         """Make every waiting delivery due now, except those that silences hold.

@@ -240,23 +240,25 @@ def waiting(connection: Connection, receiver: str, now: float) -> list[DueRun]:
 
 
 def due(
-    connection: Connection, receiver: str, run: str, now: float
-) -> tuple[AlertDelivery, Incident] | None:
-    """Return the delivery of a run's most severe incident, of those the one due for longest."""
-    row = connection.execute(
+    connection: Connection, receiver: str, run: str, now: float, limit: int
+) -> list[tuple[AlertDelivery, Incident]]:
+    """Return a run's due deliveries, the most severe first, of those the one due for longest."""
+    rows = connection.execute(
         f"{_DELIVERY} join incident on incident.id = delivery.incident "
         f"where delivery.receiver = ? and delivery.next_at <= ? and {_FREE} "
         "and delivery.run_id = (select run_id from run_name where run = ?) "
-        f"order by {_RANK} desc, delivery.next_at, delivery.incident limit 1",
-        (receiver, now, now, run),
-    ).fetchone()
-    incident = None if row is None else load(connection, row[0])
-    return None if incident is None else (_delivery(row), incident)
+        f"order by {_RANK} desc, delivery.next_at, delivery.incident limit ?",
+        (receiver, now, now, run, limit),
+    ).fetchall()
+    found = [(_delivery(row), load(connection, row[0])) for row in rows]
+    return [(delivery, incident) for delivery, incident in found if incident is not None]
 
 
 def claim(connection: Connection, delivery: AlertDelivery, now: float, until: float) -> bool:
-    """Claim a delivery; False if it changed since the read or another process has claimed it."""
-    lock(connection)
+    """Claim a delivery; False if it changed since the read or another process has claimed it.
+
+    The caller holds the lock.
+    """
     changed = connection.execute(
         "update delivery set claimed_until = ? where incident = ? and receiver = ? "
         f"and next_at = ? and {_FREE}",
@@ -272,8 +274,7 @@ def save_delivery(
     now: float,
     hold_until: float | None,
 ) -> None:
-    """Store the result of a delivery."""
-    lock(connection)
+    """Store the result of a delivery. The caller holds the lock."""
     row = connection.execute(
         "select revision from incident where id = ?", (delivery.incident,)
     ).fetchone()
