@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 
 from starlette.concurrency import run_in_threadpool
@@ -65,19 +66,48 @@ class Leaps:
         return self._steady() - self._last_at
 
 
+class Stops:
+    """The times in which this process did not run: stopped, suspended, or starved of its processor.
+
+    Nobody could be heard then. ``pause_seconds`` lie between two looks of one that runs.
+    """
+
+    def __init__(self, pause_seconds: float, steady: Callable[[], float] = steady_seconds) -> None:
+        self._pause, self._steady = pause_seconds, steady
+        self._last = steady()
+        self._stops: deque[tuple[float, float]] = deque()  # (its end, its seconds)
+
+    def heard_since(self, seconds: float) -> float:
+        """Return how far back ``seconds`` reach in which this process ran. Call it at each look."""
+        now = self._steady()
+        if now - self._last > 2 * self._pause:
+            self._stops.append((now, now - self._last - self._pause))
+        self._last = now
+        back = seconds
+        for end, lost in reversed(self._stops):
+            if now - end < back:
+                back += lost
+        while self._stops and now - self._stops[0][0] > back:
+            self._stops.popleft()
+        return back
+
+
 def start_chores(
     service: Service, settings: Settings, steady: Callable[[], float]
 ) -> list[asyncio.Task[None]]:
     """Start the background tasks; they run until they are cancelled."""
     silent_seconds = settings.silent_seconds
+    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
     heard, kept = Leaps(service.clock, steady), Leaps(service.clock, steady)
+    stops = Stops(pause)
 
     def sweep() -> None:
         now = heard.look()
         # After a leap or a start every run gets the full time to report again: while there was no
         # service none of them could.
+        back = stops.heard_since(silent_seconds)
         if heard.quiet_seconds >= silent_seconds:
-            service.store.runs.mark_silent(now - silent_seconds, now)
+            service.store.runs.mark_silent(now - back, now)
 
     def fold() -> None:
         service.store.fold(FOLD_SECONDS, now=service.clock())
@@ -100,7 +130,6 @@ def start_chores(
     def verify() -> None:
         service.store.damages.verify()
 
-    pause = min(max(silent_seconds / SWEEPS, MIN_SWEEP_SECONDS), MAX_SWEEP_SECONDS)
     return [
         asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
         asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),

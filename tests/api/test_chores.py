@@ -1,13 +1,15 @@
 """What a leaping clock may decide, and what it may not."""
 
+import signal
 import time
 
+import httpx
 import pytest
 from api_cases import RUN, Clock, batch_of, register, serving_app, settings_in, table_of
-from service_process import until
+from service_process import create, post, services, until
 
 from snc_service import background_tasks
-from snc_service.background_tasks import Leaps, steady_seconds
+from snc_service.background_tasks import Leaps, Stops, steady_seconds
 from snc_service.store.types import StoreFull
 
 TABLE = table_of("a")
@@ -38,6 +40,42 @@ def test_steady_seconds_pass_as_seconds_do():
     time.sleep(0.05)
     passed = steady_seconds() - before
     assert 0.05 <= passed <= time.monotonic() - at + 0.01
+
+
+def test_time_in_which_the_process_did_not_run_counts_for_no_silence():
+    steady = Clock()
+    stops = Stops(15.0, steady)
+
+    def passed(seconds):
+        steady.now += seconds
+        return stops.heard_since(300.0)
+
+    assert [passed(15.1) for _ in range(30)] == [300.0] * 30
+    assert passed(1_015) == 1_300  # stopped for a thousand seconds
+    assert [passed(15) for _ in range(19)] == [1_300] * 19
+    assert passed(65) == 350  # the first one lies too far back by now; this was one of 50
+    assert [passed(15) for _ in range(40)][-1] == 300
+    assert not stops._stops
+
+
+def test_after_a_stop_nobody_is_called_silent_who_could_not_be_heard(tmp_path):
+    store = f"sqlite:///{tmp_path}/snc.db"
+    with (
+        services(store, tmp_path, 1, SNC_SILENT_SECONDS="2") as (one,),
+        httpx.Client(base_url=one.url, timeout=60) as http,
+    ):
+        create(one.url, TABLE, "r")
+        post(http, one.url, batch_of(TABLE, sigma=[[1]]), "r")
+        one.process.send_signal(signal.SIGSTOP)
+        time.sleep(3)  # longer than a run may be quiet
+        begun = time.monotonic()
+        one.process.send_signal(signal.SIGCONT)
+        seen = []
+        while not seen or seen[-1] == "active":
+            seen.append(http.get(RUN).json()["state"])
+        assert seen[-1] == "silent"  # as ever, once it had the time to report
+        assert time.monotonic() - begun > 1.5
+        assert len(seen) > 1
 
 
 @pytest.mark.parametrize("leap", [DAY, -DAY])
