@@ -1,0 +1,16 @@
+"""Weights of which this process holds a part: where the part lies, and how to multiply with it."""
+
+from snc_client.operators.sharded.known import shard_of
+from snc_client.operators.sharded.matrix import Piece, ShardedMatrix
+from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError, flat_blocks
+
+__all__ = [
+    "Block",
+    "Group",
+    "Piece",
+    "Shard",
+    "ShardError",
+    "ShardedMatrix",
+    "flat_blocks",
+    "shard_of",
+]

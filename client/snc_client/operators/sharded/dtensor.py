@@ -1,0 +1,160 @@
+"""The shard of a DTensor: FSDP2, tensor parallelism, and both on a mesh of several dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from snc_client.operators.entries import plain
+from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Return whether it is a DTensor, by its attributes: the library is not imported."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what a DTensor holds in this process, without gradient history; other tensors as is.
+
+    It shares the DTensor's memory.
+    """
+    if not is_dtensor(tensor):
+        return plain(tensor)
+    inside: Any = tensor
+    return plain(inside._local_tensor)  # to_local() would be recorded by autograd
+
+
+def shard_of_dtensor(tensor: Any) -> Shard | None:
+    """Return where the local part lies; None if every process holds all of it.
+
+    Raises `ShardError` for a mesh without this process, for placements other than Shard,
+    _StridedShard and Replicate, and where two dimensions are each cut by several mesh dimensions.
+    """
+    mesh, placements = tensor.device_mesh, tensor.placements
+    here = mesh.get_coordinate()
+    if here is None:
+        raise ShardError("a DTensor on a mesh without this rank: no part of it lies here")
+    kinds = [_kind(placement) for placement in placements]
+    cut: dict[int, list[int]] = {}  # dimension of the tensor -> dimensions of the mesh
+    for axis, (kind, placement) in enumerate(zip(kinds, placements, strict=True)):
+        if kind == "shard":
+            cut.setdefault(placement.dim % tensor.ndim, []).append(axis)
+    if not cut:
+        return None
+    along, across = _sides(cut)
+    local = local_part(tensor)
+    indices = [
+        _indices(tensor.shape[d], mesh, placements, cut.get(d, [])) for d in range(tensor.ndim)
+    ]
+    size = tuple(map(len, indices))
+    if math.prod(size) != local.numel() or (local.numel() and size != tuple(local.shape)):
+        raise ShardError(
+            f"a DTensor whose part must be {size}, got {tuple(local.shape)}: not made by chunks"
+        )
+    replicas = [axis for axis, kind in enumerate(kinds) if kind == "replicate"]
+    return Shard(
+        shape=tuple(tensor.shape),
+        blocks=tuple(_blocks(local, indices)) if local.numel() else (),
+        group=_all_of(mesh),
+        axis=along,
+        counts=all(here[axis] == 0 for axis in replicas),
+        across=None if across is None else mesh.get_group(across),
+    )
+
+
+def _kind(placement: Any) -> str:
+    name = type(placement).__name__
+    kinds = {"Shard": "shard", "_StridedShard": "shard", "Replicate": "replicate"}
+    if name not in kinds:
+        raise ShardError(f"a DTensor of placement {placement}: its entries are no weights yet")
+    return kinds[name]
+
+
+def _sides(cut: dict[int, list[int]]) -> tuple[int, int | None]:
+    """Return the dimension along which products stay distributed, and the mesh's for the other."""
+    if len(cut) == 1:
+        return next(iter(cut)), None
+    single = [d for d, axes in cut.items() if len(axes) == 1]
+    if len(cut) > 2 or not single:
+        raise ShardError(
+            "a DTensor cut in too many ways: two dimensions, one of them once, at most"
+        )
+    inner = max(single, key=lambda d: cut[d])  # the last mesh dimension has the nearest neighbours
+    return next(d for d in cut if d != inner), cut[inner][0]
+
+
+def _indices(size: int, mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[int]:
+    """Return the indices of one dimension that lie here, in the order of the local part."""
+    here, found = mesh.get_coordinate(), torch.arange(size, device="cpu")
+    for axis in _order(mesh, placements, axes):
+        pieces = getattr(placements[axis], "split_factor", 1)
+        if pieces > 1 and pieces == _later(mesh, axes, axis):
+            pieces = 1  # those dimensions have been applied before
+        parts = torch.chunk(found, pieces) if len(found) else [found]
+        found = torch.cat([_chunk(part, mesh.size(axis), here[axis]) for part in parts])
+    indices: list[int] = found.tolist()
+    return indices
+
+
+def _order(mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[int]:
+    """Return the mesh dimensions in the order in which they cut: FSDP cuts what the others left."""
+    last = [
+        axis
+        for axis in axes
+        if (factor := getattr(placements[axis], "split_factor", 1)) > 1
+        and factor == _later(mesh, axes, axis)
+    ]
+    return [axis for axis in axes if axis not in last] + last[::-1]
+
+
+def _later(mesh: Any, axes: Sequence[int], axis: int) -> int:
+    parts = 1
+    for other in axes:
+        parts *= mesh.size(other) if other > axis else 1
+    return parts
+
+
+def _chunk(indices: Tensor, parts: int, which: int) -> Tensor:
+    chunks = torch.chunk(indices, parts) if len(indices) else ()
+    return chunks[which] if which < len(chunks) else indices[:0]
+
+
+def _blocks(local: Tensor, indices: Sequence[Sequence[int]]) -> list[Block]:
+    """Return the local part as boxes of consecutive indices."""
+    found = [Block(local, ())]
+    for axis, here in enumerate(indices):
+        found = [
+            Block(block.local.narrow(axis, at, length), (*block.start, start))
+            for block in found
+            for at, start, length in _runs(here)
+        ]
+    return found
+
+
+def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return (place, first index, length) of each run of consecutive indices."""
+    runs: list[tuple[int, int, int]] = []
+    for at, index in enumerate(indices):
+        if runs and index == runs[-1][1] + runs[-1][2]:
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((at, index, 1))
+    return runs
+
+
+def _all_of(mesh: Any) -> Group:
+    """Return the group of all ranks of the mesh, or these ranks where no group is known."""
+    if mesh.ndim == 1:
+        group: Group = mesh.get_group()
+        return group
+    ranks = tuple(sorted(mesh.mesh.flatten().tolist()))
+    world = dist.group.WORLD
+    if world is not None and ranks == tuple(range(dist.get_world_size())):
+        return world
+    return ranks

@@ -1,0 +1,17 @@
+"""Which kinds of shards are known: one function for each, asked in turn."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from snc_client.operators.sharded.dtensor import is_dtensor, shard_of_dtensor
+from snc_client.operators.sharded.shard import Shard
+
+
+def shard_of(parameter: Tensor) -> Shard | None:
+    """Return where the part of a parameter lies that this process holds; None if it holds all.
+
+    No collective, no wait, no read of entries. Raises `ShardError` with the reason, one sentence,
+    for a part that cannot be measured.
+    """
+    return shard_of_dtensor(parameter) if is_dtensor(parameter) else None
