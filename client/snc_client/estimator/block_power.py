@@ -121,7 +121,7 @@ class BlockPower:
         self._block, self._seed = block, seed
         self._steps = [0] * len(self._shapes)
         self._hurried: set[int] = set()
-        sizes = [min(block, *shape) * min(shape) for shape in self._shapes]
+        sizes = [math.prod(self._block_shape(i)) for i in range(len(self._shapes))]
         self._noise = _normal(max(sizes, default=0) + SPARE_NOISE, seed).to(self._device)
         self._blocks = [self._random_rows(i) for i in range(len(self._shapes))]
         solvers(self._noise.device)  # compiles and checks the kernels now, and not in a step
@@ -247,7 +247,7 @@ class BlockPower:
     def _iterate(self, items: Sequence[_Item]) -> Estimates:
         order: list[_Item] = []
         columns: list[Tensor] = []
-        for groups in _equal_blocks(items, self._block):
+        for groups in self._equal_blocks(items):
             products = [self._multiply(group) for group in groups]
             both = ritz(_joined([p.r_KBB for p in products]), _joined([p.g_KBB for p in products]))
             turns = both.split([len(group) for group in groups]) if len(groups) > 1 else [both]
@@ -265,6 +265,14 @@ class BlockPower:
         sigma, residual, energy, scale = found.unbind()
         return Estimates(sigma, residual, energy.sqrt().mul_(scale))
 
+    def _equal_blocks(self, items: Sequence[_Item]) -> list[list[list[_Item]]]:
+        """Sort items into groups of vectors of equal length, and those by their number."""
+        equal: dict[int, dict[int, list[_Item]]] = {}
+        for item in items:
+            b, n = self._block_shape(item.layer)
+            equal.setdefault(b, {}).setdefault(n, []).append(item)
+        return [list(groups.values()) for groups in equal.values()]
+
     def _multiply(self, group: Sequence[_Item]) -> _Products:
         """Multiply by W and W': the layers of a group one by one, the b x b algebra at once.
 
@@ -275,10 +283,7 @@ class BlockPower:
             _multiply(item.operator, v_BN) for item, v_BN in zip(group, v_KBN.unbind(), strict=True)
         ]
         x, r, u_scale = (torch.stack(parts) for parts in zip(*there_and_back, strict=True))
-        # aminmax over dimensions is 20 times as slow.
-        x_scale = torch.maximum(x.amax((1, 2)), -x.amin((1, 2))).clamp_(min=TINY)
-        x.div_(x_scale[:, None, None])
-        return _Products(v_KBN, x, r, _gram(x), u_scale, x_scale)
+        return _products(v_KBN, x, r, u_scale)
 
     def _explored(self, layer: int) -> Tensor:
         """Count a step of a layer and return its block, every 8 steps with a new weakest vector."""
@@ -308,10 +313,14 @@ class BlockPower:
     def _store(self, layer: int, block_BN: Tensor) -> None:
         self._blocks[layer] = block_BN
 
+    def _block_shape(self, layer: int) -> tuple[int, int]:
+        """Return the number of a layer's vectors and their length."""
+        small = min(self._shapes[layer])
+        return min(self._block, small), small
+
     def _random_rows(self, layer: int) -> Tensor:
         """Return b random vectors of about unit length, nearly orthogonal if n is large."""
-        n = min(self._shapes[layer])
-        b = min(self._block, n)
+        b, n = self._block_shape(layer)
         return self._window(b * n, layer, self._steps[layer]).view(b, n) / math.sqrt(n)
 
     def _window(self, size: int, layer: int, step: int) -> Tensor:
@@ -336,17 +345,6 @@ def _explorer(kept_BN: Tensor, new_N: Tensor) -> Tensor:
     return unit.unsqueeze(0)
 
 
-def _equal_blocks(items: Sequence[_Item], block: int) -> list[list[list[_Item]]]:
-    """Sort items into groups of equal small side, and those by their block size."""
-    groups: dict[int, list[_Item]] = {}
-    for item in items:
-        groups.setdefault(min(item.operator.shape), []).append(item)
-    equal: dict[int, list[list[_Item]]] = {}
-    for small, group in groups.items():
-        equal.setdefault(min(block, small), []).append(group)
-    return list(equal.values())
-
-
 def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return X = U W, R = U U' and the scale of U = V W' / scale (or of W, where m < n).
 
@@ -362,6 +360,14 @@ def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]
     scale = torch.maximum(high, -low).clamp_(min=TINY)
     u_BM.div_(scale)
     return back(u_BM.mT).mT, _gram(u_BM), scale
+
+
+def _products(v_KBN: Tensor, x_KBN: Tensor, r_KBB: Tensor, u_scale: Tensor) -> _Products:
+    """Scale X, which is overwritten, to entries <= 1."""
+    # aminmax over dimensions is 20 times as slow.
+    x_scale = torch.maximum(x_KBN.amax((1, 2)), -x_KBN.amin((1, 2))).clamp_(min=TINY)
+    x_KBN.div_(x_scale[:, None, None])
+    return _Products(v_KBN, x_KBN, r_KBB, _gram(x_KBN), u_scale, x_scale)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

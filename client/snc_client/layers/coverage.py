@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snc_client.layers.names import canonical
 from snc_client.operators import Operator
+from snc_client.operators.sharded import ShardedMatrix
 
 Clip: TypeAlias = Literal["values", "entries", "rows"]
 
@@ -55,6 +56,7 @@ class Layer:
     _parameter: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _partner: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _part: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False, default=_same)
+    _shard: Callable[[], ShardedMatrix] | None = field(kw_only=True, repr=False, default=None)
 
     def without_weight(self, reason: str) -> Layer:
         """Return this layer such that each look-up raises LookupError with the ``reason``."""
@@ -62,7 +64,10 @@ class Layer:
         def gone() -> NoReturn:
             raise LookupError(f"layer {self.name!r}: {reason}")
 
-        return replace(self, _weight=gone, _operator=gone, _parameter=gone, _partner=None)
+        shard = None if self._shard is None else gone
+        return replace(
+            self, _weight=gone, _operator=gone, _parameter=gone, _partner=None, _shard=shard
+        )
 
     def weight(self) -> Tensor:
         """Return the view to multiply in place: a factor f multiplies sigma by f.
@@ -79,6 +84,19 @@ class Layer:
     def operator(self) -> Operator:
         """Return the linear map whose sigma is this layer's. Cheap, except for computed weights."""
         return self._operator()
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether this process holds a part of the matrix only: it has no `operator`."""
+        return self._shard is not None
+
+    def shard(self) -> ShardedMatrix:
+        """Return the matrix of a ``sharded`` layer, with the pieces that lie here now.
+
+        Raises LookupError as `weight` does, also where it is not sharded as it was.
+        """
+        assert self._shard is not None, "the caller asks `sharded` first"
+        return self._shard()
 
     def parameter(self) -> Tensor | None:
         """Return the parameter object that stores the matrix; None where the matrix is computed.

@@ -84,8 +84,11 @@ class Place:
         """Return whether any of its parameters, under any of its names, is not trained."""
         return not all(parameter.requires_grad for parameter in self.parameters)
 
-    def reader(self, read: Read, shape: torch.Size) -> Callable[[], Tensor]:
-        """Return a function that looks the module up in the model and reads a tensor from it."""
+    def reader(self, read: Read, shape: torch.Size | None) -> Callable[[], Tensor]:
+        """Return a function that looks the module up in the model and reads a tensor from it.
+
+        It raises LookupError for a tensor of another ``shape``, if one is given.
+        """
         root, name, path = self.root, self.name, self.path.split(".")[:-1]
 
         def look_up() -> Tensor:
@@ -98,7 +101,7 @@ class Place:
                 raise LookupError(
                     f"layer {name!r} must still be in the model, it is gone"
                 ) from None
-            if tensor.shape != shape:
+            if shape is not None and tensor.shape != shape:
                 want, got = tuple(shape), tuple(tensor.shape)
                 raise LookupError(f"layer {name!r} must have the shape {want}, got {got}")
             return tensor

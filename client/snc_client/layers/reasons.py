@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snc_client.layers.coverage import Skipped
+from snc_client.operators.sharded import is_dtensor, is_whole
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GAINS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-_SHARDED = (
+SHARDED = (
     "a {}: sharded, no rank holds the matrix, and sigma of a shard is not its own; audit a "
     "gathered checkpoint"
 )
@@ -28,13 +29,14 @@ def reason(
     ``parameters`` are those that it is computed from: marks of other libraries show sharded ones.
     """
     if any(map(is_sharded, parameters)):
-        return _SHARDED.format(type(parameters[0]).__name__)
+        return SHARDED.format(type(parameters[0]).__name__)
     if isinstance(module, GAINS):
         return "gain or bias of a normalisation: diagonal, no matrix; maps= measures a gain"
-    return no_numbers(weight) or _no_matrix(module, weight)
+    return no_numbers(weight) or no_matrix(module, weight)
 
 
-def _no_matrix(module: nn.Module, weight: Tensor) -> str | None:
+def no_matrix(module: nn.Module, weight: Tensor) -> str | None:
+    """Return why a weight of this shape is no matrix, None if it may be one."""
     if weight.ndim < 2:
         return "a vector: no singular values to hold"
     if weight.numel() == 0:
@@ -50,7 +52,7 @@ def no_numbers(weight: Tensor) -> str | None:
         return "not initialised yet: run a forward, then look again"
     plain = weight.detach()
     if is_sharded(weight):
-        return _SHARDED.format(type(plain).__name__)
+        return SHARDED.format(type(plain).__name__)
     if type(plain) is not Tensor:
         return f"a {type(plain).__name__}: quantised and other special tensors are not supported"
     if plain.is_meta:
@@ -69,7 +71,7 @@ def is_sharded(weight: Tensor) -> bool:
     by vectors and empty tensors, whose shapes show nothing.
     """
     flat = getattr(weight, "_fsdp_flattened", False) or type(weight).__name__ == "FlatParameter"
-    dtensor = hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+    dtensor = is_dtensor(weight) and not is_whole(weight)
     # Megatron's mark on plain tensors that hold some rows or columns of a weight.
     marked = getattr(weight, "tensor_model_parallel", False) is True
     return flat or dtensor or marked or hasattr(weight, "ds_id")

@@ -17,6 +17,8 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from snc_client.operators.sharded import is_whole, local_part
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,7 +49,11 @@ def sources(module: nn.Module) -> Iterator[Source]:
 
 def _stored(key: str) -> Callable[[nn.Module], Tensor]:
     # getattr would also find it after it has become a computed weight.
-    return lambda module: cast(Tensor, module._parameters[key]).detach()
+    def read(module: nn.Module) -> Tensor:
+        parameter = cast(Tensor, module._parameters[key])
+        return local_part(parameter) if is_whole(parameter) else parameter.detach()
+
+    return read
 
 
 def _parametrized(module: nn.Module) -> Iterator[Source]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -20,9 +20,11 @@ from snc_client.layers.names import canonical_paths
 from snc_client.layers.place import Place, layer
 from snc_client.layers.products.logits import Logits, logit_layers
 from snc_client.layers.products.lora import lora_layer, lora_pairs
-from snc_client.layers.reasons import COMPANION, is_sharded, nothing, packed, reason
+from snc_client.layers.reasons import COMPANION, is_sharded, no_matrix, nothing, packed, reason
+from snc_client.layers.sharded import refused, sharded_layer, stand_in
 from snc_client.layers.sources import sources
 from snc_client.layers.view import Parts, View, cut
+from snc_client.operators.sharded import ShardError
 
 
 def find_layers(
@@ -68,9 +70,9 @@ def find_layers(
     pairs = lora_pairs(places)
     what = {x.name: found for x in places if (found := asked(x, maps or {}))}
     alone = [x for x in places if x.name not in pairs and x.name not in what]
-    reasons = {x.name: reason(x.module, x.value, x.source.parameters) for x in alone}
-    reasons |= _companions(model, places, [x for x in alone if reasons[x.name] is None])
     shards = {x.name for x in places if _sharded(x)}
+    reasons = {x.name: _reason(x, sharded=x.name in shards) for x in alone}
+    reasons |= _companions(model, places, [x for x in alone if reasons[x.name] is None])
     _check_conv(conv)
     if all_must_match:
         _check_grids(grids or {}, places)
@@ -85,8 +87,16 @@ def find_layers(
             skipped.append(Skipped(place.name, place.shape, why, place.name in shards))
         elif partner:
             layers.append(lora_layer(place, partner))
-        elif place.name not in pairs:
-            layers += _layers(place, split or {}, conv, grids or {})
+        elif place.name in pairs:
+            continue
+        elif place.name not in shards:
+            layers += _layers(place, split or {}, conv, grids or {}, layer)
+        else:
+            try:
+                layers += _layers(place, split or {}, conv, grids or {}, sharded_layer)
+            except ShardError as error:
+                reasons[place.name] = str(error)
+                skipped.append(Skipped(place.name, place.shape, str(error), sharded=True))
     layers += logit_layers(model, places, logits or {}, all_must_match=all_must_match)
     if not layers and not shards and all_must_match:
         raise ValueError(nothing(model, skipped))
@@ -121,6 +131,15 @@ def _places(model: nn.Module) -> list[Place]:
     return list(places.values())
 
 
+def _reason(place: Place, *, sharded: bool) -> str | None:
+    if not sharded:
+        return reason(place.module, place.value, place.source.parameters)
+    if why := refused(place):
+        return why
+    place.value = stand_in(place)
+    return no_matrix(place.module, place.value)
+
+
 def _sharded(place: Place) -> bool:
     """Return whether other ranks hold a part of the weight."""
     return any(map(is_sharded, (*place.source.parameters, place.value)))
@@ -139,12 +158,18 @@ def _joined(path: str, key: str) -> str:
 
 
 def _layers(
-    place: Place, split: Mapping[str, Parts], conv: Conv, grids: Mapping[str, Sequence[int]]
+    place: Place,
+    split: Mapping[str, Parts],
+    conv: Conv,
+    grids: Mapping[str, Sequence[int]],
+    make: Callable[[Place, View], Layer],
 ) -> list[Layer]:
     grid = next((grids[path] for path in place.paths if path in grids), None)
     try:
         whole = views(place.module, place.name, place.value, conv, grid)
-        return [layer(place, view) for view in _split(place, whole, split)]
+        return [make(place, view) for view in _split(place, whole, split)]
+    except ShardError:
+        raise
     except ValueError as error:
         raise ValueError(f"{place.name}: {error}") from None
 

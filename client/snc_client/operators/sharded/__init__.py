@@ -1,5 +1,6 @@
 """Weights of which this process holds a part: where the part lies, and how to multiply with it."""
 
+from snc_client.operators.sharded.dtensor import is_dtensor, is_whole, local_part
 from snc_client.operators.sharded.known import shard_of
 from snc_client.operators.sharded.matrix import Piece, ShardedMatrix
 from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError, flat_blocks
@@ -12,5 +13,8 @@ __all__ = [
     "ShardError",
     "ShardedMatrix",
     "flat_blocks",
+    "is_dtensor",
+    "is_whole",
+    "local_part",
     "shard_of",
 ]

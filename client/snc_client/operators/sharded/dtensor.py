@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,11 @@ from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError
 def is_dtensor(tensor: Tensor) -> bool:
     """Return whether it is a DTensor, by its attributes: the library is not imported."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def is_whole(tensor: Any) -> bool:
+    """Return whether it is a DTensor of which every process holds all entries."""
+    return is_dtensor(tensor) and all(type(p).__name__ == "Replicate" for p in tensor.placements)
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -47,24 +51,25 @@ def shard_of_dtensor(tensor: Any) -> Shard | None:
             cut.setdefault(placement.dim % tensor.ndim, []).append(axis)
     if not cut:
         return None
-    along, across = _sides(cut)
+    along, other = _sides(cut)
     local = local_part(tensor)
     indices = [
         _indices(tensor.shape[d], mesh, placements, cut.get(d, [])) for d in range(tensor.ndim)
     ]
     size = tuple(map(len, indices))
-    if math.prod(size) != local.numel() or (local.numel() and size != tuple(local.shape)):
+    if size != tuple(local.shape):
         raise ShardError(
             f"a DTensor whose part must be {size}, got {tuple(local.shape)}: not made by chunks"
         )
     replicas = [axis for axis, kind in enumerate(kinds) if kind == "replicate"]
     return Shard(
         shape=tuple(tensor.shape),
-        blocks=tuple(_blocks(local, indices)) if local.numel() else (),
+        blocks=tuple(_blocks(local, indices)),
         group=_all_of(mesh),
         axis=along,
         counts=all(here[axis] == 0 for axis in replicas),
-        across=None if across is None else mesh.get_group(across),
+        other=other,
+        across=None if other is None else mesh.get_group(cut[other][0]),
     )
 
 
@@ -77,7 +82,7 @@ def _kind(placement: Any) -> str:
 
 
 def _sides(cut: dict[int, list[int]]) -> tuple[int, int | None]:
-    """Return the dimension along which products stay distributed, and the mesh's for the other."""
+    """Return the dimension along which products stay distributed, and the other one, if any."""
     if len(cut) == 1:
         return next(iter(cut)), None
     single = [d for d, axes in cut.items() if len(axes) == 1]
@@ -86,7 +91,7 @@ def _sides(cut: dict[int, list[int]]) -> tuple[int, int | None]:
             "a DTensor cut in too many ways: two dimensions, one of them once, at most"
         )
     inner = max(single, key=lambda d: cut[d])  # the last mesh dimension has the nearest neighbours
-    return next(d for d in cut if d != inner), cut[inner][0]
+    return next(d for d in cut if d != inner), inner
 
 
 def _indices(size: int, mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[int]:
@@ -138,8 +143,8 @@ def _blocks(local: Tensor, indices: Sequence[Sequence[int]]) -> list[Block]:
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return (place, first index, length) of each run of consecutive indices."""
-    runs: list[tuple[int, int, int]] = []
+    """Return (place, first index, length) of each run of consecutive indices; one at least."""
+    runs: list[tuple[int, int, int]] = [] if indices else [(0, 0, 0)]
     for at, index in enumerate(indices):
         if runs and index == runs[-1][1] + runs[-1][2]:
             runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)

@@ -42,15 +42,17 @@ class Shard:
 
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
-    """None where no entry lies here: such a process takes part with zeros."""
+    """None, or empty ones, where no entry lies here: such a process takes part with zeros."""
     group: Group
     """Every process that holds a part or a replica of the tensor."""
     axis: int = 0
     """The dimension that is cut; of two, the one along which W V stays distributed."""
     counts: bool = True
     """Whether this process's blocks enter sums over the group. False: another one's replica."""
+    other: int | None = None
+    """The second dimension that is cut, if any."""
     across: Group | None = None
-    """Where a second dimension is cut: the processes that hold the same indices of ``axis``."""
+    """With ``other``: the processes that hold the same indices of ``axis``."""
     cuts: tuple[int, ...] = ()
     """Of flat memory: the offsets in the flattened tensor at which another process begins."""
 
