@@ -145,10 +145,25 @@ def largest_upper(
     """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
-    gram = _gram(weight_MN, _chosen(arithmetic, weight_MN.device))
+    return _upper(_gram(weight_MN, _chosen(arithmetic, weight_MN.device)), sigma)
+
+
+@torch.no_grad()
+def upper_of_gram(g_NN: Tensor, long: int, sigma: Tensor) -> Tensor:
+    """Bound the norm of W as `sigma_upper` does, from G = W'W in float64, ``long`` = rows of W.
+
+    The sums that G is made of may have been taken in any order, and over several processes. For
+    float32 and narrower entries nothing of it leaves the range of float64.
+    """
+    one = torch.ones((), dtype=torch.float64, device=g_NN.device)
+    gram = _Gram(g_NN, one, g_NN.diagonal().sum(), long, "float64")
+    return _upper(gram, sigma)
+
+
+def _upper(gram: _Gram, sigma: Tensor) -> Tensor:
     known = torch.where(gram.finite, torch.where(gram.squares > 0, math.nan, 0.0), math.inf)
     scaled = sigma.to(gram.factor.dtype).abs() * 2.0**gram.shift * gram.factor
-    search = _first_passing if weight_MN.device.type == "cpu" else _lowest_passing
+    search = _first_passing if gram.g_NN.device.type == "cpu" else _lowest_passing
     found = search(gram, [scaled * (1 + eta) for eta in RUNGS])
     upper = rounded_up(torch.where(known.isnan(), found / gram.factor * 2.0**-gram.shift, known))
     if flushes():  # a result below this would be written as zero

@@ -26,6 +26,7 @@ from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS, NormSignals
+from snc_client.callback.monitor.sharded.start import ShardedStart
 from snc_client.callback.optimizer_hooks import OptimizerHooks
 from snc_client.callback.outer_edge import OuterEdge
 from snc_client.callback.policy_in_force import PolicyInForce
@@ -174,10 +175,24 @@ class SNCallback:
         logits = arguments.with_logits(logits, chosen)
         find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
         coverage = find(model)
+        start = ShardedStart(find)
         known_masters = Masters(model, masters, self._optimizers)
         ownership = Ownership(model, self._optimizers, known_masters.of)
         in_force = PolicyInForce(chosen, ownership, strict=strict)
         policies = in_force.by_layer_strictly(coverage)
+        norms = NormSignals(signals, model, first, guarded=bool(guard))
+        sharded = start.met(
+            coverage,
+            policies,
+            {"every": every, "guard": guard, "signals": signals, "strict": strict},
+            certify_every=certify_every,
+            strict=strict,
+            metrics=norms.metrics,
+            steps_of=norms.steps_of,
+        )
+        if sharded is None:
+            coverage = start.find(model)
+            policies = in_force.by_layer_strictly(coverage)
         self._attempt = 0
         self._edge = OuterEdge()
         self._overhead = Overhead()
@@ -186,7 +201,6 @@ class SNCallback:
         if guard:
             limits = GuardSettings() if guard is True else guard
             self._guard = Guard(model, coverage.layers, first, limits)
-        norms = NormSignals(signals, model, first, guarded=self._guard is not None)
         full = guard or (idle_every is None and (every > 1 or norms.steps_of is not None))
         self._monitor = monitor = LayerMonitor(
             coverage.layers,
@@ -198,6 +212,7 @@ class SNCallback:
             guard=self._guard,
             masters=known_masters,
             idle_every=1 if full else idle_every,
+            sharded=sharded,
         )
         if strict:
             arguments.check_certifiable(monitor.uncertifiable())
@@ -219,7 +234,7 @@ class SNCallback:
         collector = RowCollector(monitor, self._guard, norms, self._overhead, reporter)
         self._optimizer_steps = steps = OptimizerSteps(model, self._optimizers)
         self._follower = ModelFollower(
-            model, coverage, find, monitor, in_force, norms, self._guard, steps, reporter
+            model, coverage, start.find, monitor, in_force, norms, self._guard, steps, reporter
         )
         self._steps = StepSequence(
             every,

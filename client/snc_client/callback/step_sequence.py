@@ -74,6 +74,11 @@ class StepSequence:
         self._reporter.at_step()
         if self.step % self._every:
             return
+        with self._monitor.taking_part(self.step):
+            self._measured(scalars)
+
+    def _measured(self, scalars: dict[str, Any]) -> None:
+        """Collect what has arrived, and measure; raise what the rows say after that."""
         breach = self._collector.collect()
         try:
             self._measure(scalars)

@@ -56,12 +56,14 @@ class Layer:
     _parameter: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _partner: Callable[[], Tensor] | None = field(kw_only=True, repr=False, default=None)
     _part: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False, default=_same)
-    _shard: Callable[[], ShardedMatrix] | None = field(kw_only=True, repr=False, default=None)
+    _shard: Callable[[Tensor | None], ShardedMatrix] | None = field(
+        kw_only=True, repr=False, default=None
+    )
 
     def without_weight(self, reason: str) -> Layer:
         """Return this layer such that each look-up raises LookupError with the ``reason``."""
 
-        def gone() -> NoReturn:
+        def gone(*_: object) -> NoReturn:
             raise LookupError(f"layer {self.name!r}: {reason}")
 
         shard = None if self._shard is None else gone
@@ -90,13 +92,14 @@ class Layer:
         """Return whether this process holds a part of the matrix only: it has no `operator`."""
         return self._shard is not None
 
-    def shard(self) -> ShardedMatrix:
+    def shard(self, values: Tensor | None = None) -> ShardedMatrix:
         """Return the matrix of a ``sharded`` layer, with the pieces that lie here now.
 
-        Raises LookupError as `weight` does, also where it is not sharded as it was.
+        ``values``: of these instead of the weight, such as its gradient. Raises LookupError as
+        `weight` does, also where the weight is whole now.
         """
         assert self._shard is not None, "the caller asks `sharded` first"
-        return self._shard()
+        return self._shard(values)
 
     def parameter(self) -> Tensor | None:
         """Return the parameter object that stores the matrix; None where the matrix is computed.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snc_client.layer_row import Mask
 from snc_client.layers import Layer
+from snc_client.operators.sharded import local_part
 from snc_client.policy import HOLDING, LayerPolicy
 
 log = logging.getLogger("snc")
@@ -87,10 +88,13 @@ def owners(
     """
     if not optimizers:
         return [0] * len(layers)
-    held = [_memory(optimizer) for optimizer in optimizers]
-    written = [_written(layer, master_of) for layer in layers]
+    held = [_memory(optimizer) | _identities(optimizer) for optimizer in optimizers]
+    written = [
+        {_identity(layer.parameter())} if layer.sharded else _written(layer, master_of)
+        for layer in layers
+    ]
     found = [next((k for k, memory in enumerate(held) if memory & here), None) for here in written]
-    ours = {_place(p) for p in model.parameters()}
+    ours = {x for p in model.parameters() for x in (_place(p), _identity(p))} - NOWHERE
     copies = next((k for k, memory in enumerate(held) if not memory & ours), None)
     return [copies if owner is None else owner for owner in found]
 
@@ -98,6 +102,15 @@ def owners(
 def _memory(optimizer: torch.optim.Optimizer) -> set[int]:
     places = {_place(p) for group in optimizer.param_groups for p in group["params"]}
     return places - NOWHERE
+
+
+def _identities(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {_identity(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _identity(parameter: object) -> int:
+    """Return a key of the object, which is no address: a shard may have no memory on a rank."""
+    return -2 - id(parameter)
 
 
 def _written(layer: Layer, master_of: MasterOf) -> set[int]:
@@ -112,6 +125,6 @@ def _written(layer: Layer, master_of: MasterOf) -> set[int]:
 def _place(tensor: Tensor) -> int:
     """Return where the memory of a tensor is; one of `NOWHERE` where it has none of its own."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        return local_part(tensor).untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
         return -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.saved_state import by_name
 from snc_client.callback.monitor.device_group import DeviceGroup
 from snc_client.callback.monitor.norms import NormSignals
+from snc_client.callback.monitor.sharded.sharded_group import ShardedGroup
 from snc_client.callback.monitor.step_plan import StepPlan
 from snc_client.callback.monitor.step_planner import StepPlanner
 from snc_client.callback.monitor.undone_scales import UndoneScales
@@ -67,8 +69,10 @@ class LayerMonitor:
         masters: Masters,
         guard: Guard | None = None,
         idle_every: int | None = None,
+        sharded: ShardedGroup | None = None,
     ) -> None:
         self.layers = tuple(layers)
+        self._sharded = sharded
         self._signals = signals
         self._guard = guard
         self._masters = masters
@@ -85,6 +89,7 @@ class LayerMonitor:
             strict=strict,
             max_overhead=max_overhead,
             idle_every=idle_every,
+            apart=() if sharded is None else sharded.indices,
         )
         self._undone = UndoneScales(self.layers, masters)
         self._held: set[int] = set()
@@ -101,8 +106,9 @@ class LayerMonitor:
 
     @property
     def missing(self) -> frozenset[int]:
-        """Return the indices of layers that could not be looked up."""
-        return self._located.missing
+        """Return the indices of layers that could not be looked up, or measured by all ranks."""
+        gone = {} if self._sharded is None else self._sharded.gone
+        return self._located.missing | {i for i, x in enumerate(self.layers) if x.name in gone}
 
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
         """Put thresholds and actions, one per layer, in force after the measurement of ``step``.
@@ -120,17 +126,21 @@ class LayerMonitor:
             self._regroup(self._warm())
         for group in self._groups:
             group.set_policy([self._policies[i] for i in group.indices])
+        if self._sharded is not None:
+            self._sharded.set_policy([self._policies[i] for i in self._sharded.indices], step)
 
     def stretch(self, factor: float, step: int) -> None:
         """Multiply all thresholds by ``factor`` after the measurement of ``step``; no wait."""
         if factor == self._stretch:
             return
         self._stretch = factor
-        for group in self._groups:
+        for group in self._all_groups:
             group.thresholds.stretch(factor)
         if factor < FALL * self._known_stretch:
             self._known_stretch = factor
             self._planner.restart(step)
+            if self._sharded is not None:
+                self._sharded.restart(step)
         self._known_stretch = max(factor, self._known_stretch)
 
     def relist(
@@ -156,6 +166,8 @@ class LayerMonitor:
                 warm[name] = {"reference": kept}
         self._provenance.forget(exchanged)
         self.layers = tuple(layers)
+        if self._sharded is not None:
+            self._sharded.relist([layers[i] for i in self._sharded.indices])
         self._undone = UndoneScales(self.layers, self._masters)
         self.latest = self.latest.wider([layer.name for layer in layers])
         self.rows.widen(more)
@@ -171,7 +183,8 @@ class LayerMonitor:
     def uncertifiable(self) -> list[str]:
         """Return the names of held layers for which there is no certificate."""
         held = (x for i, x in enumerate(self.layers) if i in self._held and i not in self.missing)
-        return [layer.name for layer in held if not certifiable(layer.operator(), loosely=True)]
+        whole = (layer for layer in held if not layer.sharded)
+        return [layer.name for layer in whole if not certifiable(layer.operator(), loosely=True)]
 
     @torch.no_grad()
     def register(self, step: int) -> None:
@@ -179,6 +192,8 @@ class LayerMonitor:
         self._signals.register([layer for group in self._groups for layer in group.layers])
         certify = self._planner.certifies
         rows = [self._with_norms(group.register(certify=certify)) for group in self._groups]
+        if self._sharded is not None:
+            rows.append(self._sharded.register())
         self._note_writes()
         if self._guard is not None:
             rows = [
@@ -252,7 +267,7 @@ class LayerMonitor:
             yield pending, row
 
     def _take_at_once(self) -> bool:
-        free = all(reading_is_free(group.device) for group in self._groups)
+        free = all(reading_is_free(group.device) for group in self._all_groups)
         return free or self._closed or not several_ranks()
 
     def close(self) -> None:
@@ -285,16 +300,33 @@ class LayerMonitor:
 
         Names on one side only are logged: a reference that is not found would be measured anew.
         """
-        self._regroup(by_name(state, self.layers))
+        known = by_name(state, self.layers)
+        self._regroup(known)
+        if self._sharded is not None:
+            self._sharded.load([known.get(layer.name) for layer in self._sharded.layers])
+
+    @contextmanager
+    def taking_part(self, step: int) -> Iterator[None]:
+        """Begin ``step``; other ranks get this one's share of sharded layers, whatever happens."""
+        if self._sharded is None:
+            yield
+            return
+        self._sharded.open(step)
+        try:
+            yield
+        finally:
+            self._sharded.take_part()
 
     def _step(self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]) -> list[DeviceRow]:
-        for device in {group.device for group in self._groups}:
+        for device in {group.device for group in self._all_groups}:
             self.rows.start(device)
+        rows = []
+        if self._sharded is not None:
+            rows.append(self._sharded.step(plan.written[self._sharded.indices]))
         every = [i for group in self._groups for i in group.indices]
         self._masters.refresh(self.layers[i] for i in every if i in self._held)
         measured = [self.layers[i] for i in every if plan.measured[i]]
         self._signals.begin(measured, known=known, all_gradients=plan.all_gradients)
-        rows = []
         for group in self._groups:
             here = plan.of(group.indices)
             if here.measured.any():
@@ -347,11 +379,17 @@ class LayerMonitor:
         """Update the plans of the next steps with a row that has arrived."""
         self._planner.learn(row)
         self._undone.saw(row)
+        if self._sharded is not None:
+            self._sharded.learn(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():
             lost = row.metric("residual") >= row.metric("sigma")
-            for group in self._groups:
+            for group in self._all_groups:
                 group.hurry(late[group.indices], lost[group.indices])
+
+    @property
+    def _all_groups(self) -> list[DeviceGroup | ShardedGroup]:
+        return [*self._groups, *([] if self._sharded is None else [self._sharded])]
 
     def _can_mend(self, error: LookupError | RuntimeError) -> bool:
         """Return whether looking the weights up again can help."""
@@ -362,7 +400,7 @@ class LayerMonitor:
     def _warm(self) -> dict[str, dict[str, Any]]:
         return {
             layer.name: state
-            for group in self._groups
+            for group in self._all_groups
             for layer, state in zip(group.layers, group.state(), strict=True)
         }
 
@@ -381,6 +419,8 @@ class LayerMonitor:
         watched = WATCHED_BLOCK if self.cadence.turns == 1 else HELD_BLOCK
         places: dict[tuple[torch.device, int], list[int]] = {}
         for i, device in self._located.devices.items():
+            if self.layers[i].sharded:
+                continue
             block = HELD_BLOCK if i in self._held else watched
             places.setdefault((device, block), []).append(i)
         return [

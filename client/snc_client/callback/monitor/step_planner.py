@@ -28,7 +28,10 @@ class StepPlanner:
         strict: bool,
         max_overhead: float | None,
         idle_every: int | None,
+        apart: Collection[int] = (),
     ) -> None:
+        self._apart = np.zeros(num_layers, np.bool_)  # layers that others plan: always measured
+        self._apart[list(apart)] = True
         self.cadence = Cadence(num_layers, max_overhead)
         self._proofs = Cadence(num_layers, None)  # of sigma_upper, for ``strict``
         self._schedule = CertifySchedule(num_layers, certify_every) if certify_every else None
@@ -49,13 +52,14 @@ class StepPlanner:
         ``all_gradients``: whether their norm is wanted; it is measured when a turn begins.
         """
         due, in_turn = self.cadence.due(step)
+        due[self._apart] = True
         if self._strict:
             due[sorted(held)] = True
         if not due.any():
             return None
         certified = np.zeros(self._num_layers, np.bool_)
         if self._schedule:
-            certified[self._schedule.due(due)] = True
+            certified[self._schedule.due(due & ~self._apart)] = True
         active = self.cadence.active
         in_turns = self.cadence.turns * self.cadence.pace > 1
         return StepPlan(
@@ -86,7 +90,7 @@ class StepPlanner:
         up = row.metric("scale") > 1  # brought up to its threshold: it is there now
         sigma = np.where(up, sigma * row.metric("scale"), sigma)
         if self._schedule:
-            self._schedule.saw(row.step, sigma, threshold)
+            self._schedule.saw(row.step, np.where(self._apart, np.nan, sigma), threshold)
         if row.step > self._known_from:
             self.cadence.saw(row.step, sigma, threshold, _unusual(row))
             if self._strict:
@@ -106,6 +110,7 @@ class StepPlanner:
     def widen(self, more: int) -> None:
         """Plan for ``more`` layers, the last ones."""
         self._num_layers += more
+        self._apart = np.pad(self._apart, (0, more))
         self.cadence, self._proofs = self.cadence.wider(more), self._proofs.wider(more)
         if self._schedule:
             self._schedule = self._schedule.wider(more)

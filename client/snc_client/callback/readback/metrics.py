@@ -11,11 +11,13 @@ metric                          device  reason
 threshold                       inf     sigma is never above it
 scale, sigma_upper              NaN     a bound of a finite weight is a number or inf
 frobenius ... guard, grad_norm  -1      norms are not negative, and NaN is a measurement
+residual                        -inf    no metric of the layer was measured
 ==============================  ======  ====================================================
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,6 +37,8 @@ AGE_METRICS: Final = ("certified_age", "bound_age")
 """In steps, added on the host by `BoundProvenance`."""
 NOT_MEASURED: Final = -1.0
 """The value on a device for a norm, the guard's metric and the scalar grad_norm."""
+NO_SHARE: Final = -math.inf
+"""The residual of a layer whose ranks did not all give their share, or did not agree."""
 
 
 def device_metrics(norms: Sequence[str], *, guarded: bool) -> tuple[str, ...]:
@@ -45,6 +49,7 @@ def device_metrics(norms: Sequence[str], *, guarded: bool) -> tuple[str, ...]:
 
 def mark_absent(metrics: Sequence[str], values: Floats) -> None:
     """Write ABSENT into ``values`` (float32 [M, L]) where a device did not measure a metric."""
+    values[:, np.isneginf(values[list(metrics).index("residual")])] = ABSENT
     for metric, row in zip(metrics, values, strict=True):
         if metric == "threshold":
             row[np.isinf(row)] = ABSENT

@@ -47,8 +47,8 @@ def sharded_layer(place: Place, view: View) -> Layer:
         raise ShardError(f"sharded, and no rank holds the map of this {view.kind}")
     shape, parameter = view.operator(view.lay(part)).shape, _parameter(place)
 
-    def look_up() -> ShardedMatrix:
-        shard = shard_of(parameter())
+    def look_up(values: Tensor | None = None) -> ShardedMatrix:
+        shard = shard_of(parameter(), values)
         if shard is None or shard.shape != tuple(whole.shape):
             got = "whole" if shard is None else f"of shape {shard.shape}"
             raise LookupError(

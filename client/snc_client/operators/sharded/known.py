@@ -8,10 +8,13 @@ from snc_client.operators.sharded.dtensor import is_dtensor, shard_of_dtensor
 from snc_client.operators.sharded.shard import Shard
 
 
-def shard_of(parameter: Tensor) -> Shard | None:
+def shard_of(parameter: Tensor, values: Tensor | None = None) -> Shard | None:
     """Return where the part of a parameter lies that this process holds; None if it holds all.
 
-    No collective, no wait, no read of entries. Raises `ShardError` with the reason, one sentence,
-    for a part that cannot be measured.
+    ``values``: of these instead, which have the parameter's shape and are distributed in its way or
+    another: its gradient, a moment of the optimizer. No collective, no wait, no read of entries.
+    Raises `ShardError` with the reason, one sentence, for a part that cannot be measured.
     """
-    return shard_of_dtensor(parameter) if is_dtensor(parameter) else None
+    if is_dtensor(parameter):
+        return shard_of_dtensor(parameter if values is None else values)
+    return None

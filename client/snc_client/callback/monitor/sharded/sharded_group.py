@@ -1,0 +1,330 @@
+"""ShardedGroup: measures and holds the sharded layers, all processes of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snc_client.callback.monitor.device_group import presumed, rms
+from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
+from snc_client.callback.monitor.sharded.carried import ShardedBounds
+from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
+from snc_client.callback.monitor.sharded.extras import extras
+from snc_client.callback.monitor.sharded.record import (
+    FROBENIUS,
+    GRADIENT,
+    MOVED,
+    NO_GRADIENT,
+    NO_UPDATE,
+    UPDATE,
+    Record,
+)
+from snc_client.callback.monitor.sharded.sharded_sums import Found, ShardedSums
+from snc_client.callback.monitor.step_planner import StepPlanner
+from snc_client.callback.monitor.thresholds import Thresholds
+from snc_client.callback.readback.device_row import DeviceRow
+from snc_client.callback.readback.metrics import NO_SHARE, NOT_MEASURED
+from snc_client.certificate import sigma_upper, upper_of_gram
+from snc_client.constraint import rescale_
+from snc_client.devices import reading_is_free, to_device
+from snc_client.estimator import Estimates
+from snc_client.layer_row import LayerRow, Mask
+from snc_client.layers import Layer
+from snc_client.operators.sharded import ShardedMatrix
+from snc_client.policy import LayerPolicy
+from snc_client.precision import SMALLEST_NORMAL
+from snc_service.wire import absent
+
+FIRST_ROUNDS = 40  # the first sigma is the reference of the whole run
+# Numbers that the first certificates sum at a time. Later ones come in turns, a few at a step.
+AT_ONCE = 1 << 24
+MOST_UNSOUND = 3
+GONE = "sharded, and not measured any more: a rank gives no share of it, or another one"
+
+
+class ShardedGroup:
+    """L sharded layers, on one device here; the interface of `DeviceGroup`, and `take_part`.
+
+    Every process of a layer makes one measurement at each step that the counter says, whatever lies
+    on it: processes wait for each other. What is measured, certified and written follows from sums
+    alone, so it is the same everywhere. A process that cannot give its share says so in its place,
+    and nobody measures or writes that layer at that step.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        indices: Sequence[int],
+        device: torch.device,
+        *,
+        certify_every: int | None,
+        strict: bool,
+        metrics: Sequence[str],
+        steps_of: torch.optim.Optimizer | None,
+    ) -> None:
+        self.indices, self.device = list(indices), device
+        self.gone: dict[str, str] = {}
+        """Layers that could not be measured for some rows, and the reason."""
+        self._metrics, self._steps_of = tuple(metrics), steps_of
+        self._sums = ShardedSums(layers, device)
+        self.relist(layers)
+        matrices = [layer.shard() for layer in layers]
+        self._gathered = [is_gathered(x) for x in matrices]
+        self._long = [x.shape[x.axis] for x in matrices]
+        self._dtypes = [layer.weight().dtype for layer in layers]
+        self._terms = to_device(
+            [float(len(x.members)) for x in self._sums.agreed], device, torch.float32
+        )
+        self.thresholds = Thresholds([rms(layer) for layer in layers], device)
+        self._outside = OutsideEnergy(len(layers), device)
+        self._carried = ShardedBounds(len(layers), device) if strict else None
+        self._certifies = certify_every is not None
+        self._planner = StepPlanner(
+            len(layers),
+            certify_every=certify_every,
+            strict=strict,
+            max_overhead=None,
+            idle_every=1,
+        )
+        self._held: tuple[int, ...] = ()
+        self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
+        self._open: int | None = None  # the step whose measurement is due, until it is made
+        self._row: DeviceRow | None = None
+
+    def relist(self, layers: Sequence[Layer]) -> None:
+        """Look the same matrices up through these ``layers`` from now on."""
+        self.layers = self._sums.layers = tuple(layers)
+
+    def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
+        """Put thresholds and actions in force, one per layer of the group, after ``step``."""
+        self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
+        self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
+        self._planner.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Treat every layer as active until a row of a step after ``step`` has arrived."""
+        self._planner.restart(step)
+
+    @torch.no_grad()
+    def register(self) -> DeviceRow:
+        """Return a first measurement, with a certificate of each layer unless there are none."""
+        for _ in range(FIRST_ROUNDS - 1):
+            self._sums.measured(self._codes(0), ())
+        upper = torch.full_like(self.thresholds.value, math.nan)
+        for proofs in self._chunks():
+            found = self._sums.measured(self._codes(0), proofs)
+            self._certify(proofs, found, upper)
+        estimates = found.estimates
+        self._outside.note(estimates.sigma, estimates.captured, _frobenius(found.sums))
+        self.thresholds.register(estimates.sigma)
+        chosen = range(len(self.layers)) if self._certifies else ()
+        nothing, none = (torch.full_like(upper, x) for x in (math.nan, math.inf))
+        return self._row_of(estimates, found.sums, none, nothing, upper, chosen)
+
+    def open(self, step: int) -> None:
+        """Begin ``step``: a measurement is due, by `step` or, if that fails, by `take_part`."""
+        self._open, self._row = step, None
+
+    def take_part(self) -> None:
+        """Let the others go on where this process has failed to come as far as its own `step`."""
+        if self._open is not None:
+            self.step(np.zeros(len(self.layers), np.bool_), empty=True)
+
+    @torch.no_grad()
+    def step(self, written: Mask, *, empty: bool = False) -> DeviceRow:
+        """Measure all layers, certify those whose turn it is, and hold those ``written``, bool [L].
+
+        A second call at one step returns the row of the first. ``empty``: give no share.
+        """
+        if self._row is not None:
+            return self._row
+        assert self._open is not None, "open() comes first"
+        number, self._open = self._open, None
+        proofs = self._due(number)
+        found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
+        sigma, captured = found.estimates.sigma, found.estimates.captured
+        size = _frobenius(found.sums)
+        rise = self._outside.rise(sigma, captured, size)
+        residual = torch.where(rise > SUDDEN, sigma, found.estimates.residual)
+        self._outside.note(sigma, captured, size)
+        self.thresholds.register(sigma)
+        upper = torch.full_like(sigma, math.nan)
+        if self._carried is not None:
+            squares = torch.stack([x.values["squares"][MOVED] for x in found.sums]).float()
+            rest = [i for i in self._held if i not in proofs]
+            upper = self._carried.bounds(rest, squares, self._terms)
+        self._certify(proofs, found, upper)
+        divisor = upper
+        if self._carried is None:
+            divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
+        divisor = torch.where(sigma.isfinite(), divisor, math.nan)
+        scale = self._act([i for i in self._held if written[i]], found.matrices, divisor)
+        self._outside.acted(scale, ())
+        sound = torch.stack(list(found.sound))
+        residual = torch.where(sound, residual, NO_SHARE)
+        estimates = Estimates(sigma, residual, captured)
+        threshold = self.thresholds.value
+        self._row = self._row_of(estimates, found.sums, threshold, scale, upper, proofs)
+        return self._row
+
+    def learn(self, row: LayerRow) -> None:
+        """Update the plans of the next steps with a row that has arrived, of all layers."""
+        here = LayerRow(row.step, row.metrics, row.values[:, self.indices], {}, row.time)
+        self._planner.learn(here)
+        self._unsound = np.where(absent(here.metric("sigma")), self._unsound + 1, 0)
+        for i in np.flatnonzero(self._unsound == MOST_UNSOUND):
+            self.gone.setdefault(self.layers[i].name, GONE)
+
+    def hurry(self, late: Mask, lost: Mask) -> None:
+        """Refill the vectors of layers that have leapt, bool [L] on the host; see `DeviceGroup`."""
+        again = [i for i, both in enumerate((late & lost).tolist()) if both]
+        if again:
+            fresh = to_device([True] * len(again), self.device, torch.bool)
+            self._sums.power.refill_(fresh, again)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the warm state of each layer, as `DeviceGroup` does; equal on all processes."""
+        state = self._sums.power.state_dict()
+        columns = zip(self.thresholds.reference, state["blocks"], state["steps"], strict=True)
+        return [{"reference": r, "block": v, "iterations": n} for r, v, n in columns]
+
+    @torch.no_grad()
+    def load(self, states: Sequence[Any]) -> None:
+        """Continue from ``states``, one per layer or None, equal on all processes.
+
+        The number of processes that wrote them does not matter. Vectors of another length, as those
+        of a whole matrix may be, are not used. All processes must call it.
+        """
+        reference = list(self.thresholds.reference.unbind())
+        for i, state in enumerate(states):
+            if state is not None:
+                reference[i] = state["reference"].to(reference[i])
+                self._sums.power.load_block(i, state.get("block"))
+        self.thresholds.restore(torch.stack(reference))
+        self._planner.restart(-1)
+        for _ in range(FIRST_ROUNDS):
+            self._sums.measured(self._codes(0), ())
+
+    def _due(self, number: int) -> list[int]:
+        """Return the layers to be certified at this step, the same on all processes."""
+        plan = self._planner.plan(number, self._held, all_gradients=False)
+        assert plan is not None, "sharded layers are measured at every step"
+        due = {i for i, turn in enumerate(plan.certified.tolist()) if turn}
+        if self._carried is not None:
+            due |= {i for i in self._held if plan.pressing[i] or not self._carried.known(i)}
+        return sorted(due)
+
+    def _chunks(self) -> list[list[int]]:
+        """Divide all layers into those certified at a time; one chunk at least."""
+        chunks: list[list[int]] = [[]]
+        size = 0
+        for i, known in enumerate(self._sums.agreed if self._certifies else ()):
+            more = math.prod(known.proof)
+            if chunks[-1] and size + more > AT_ONCE:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(i)
+            size += more
+        return chunks
+
+    def _codes(self, number: int, written: Mask | None = None) -> Tensor:
+        """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
+        bits = self.thresholds.value.view(torch.int32).to(torch.int64)
+        held = np.isin(np.arange(len(self.layers)), self._held)
+        actions = 2 * held + (0 if written is None else written)
+        more = to_device(actions.tolist(), self.device, torch.int64)
+        return torch.stack([bits + number, bits * 7 + 3 * number + more])
+
+    def _more(self) -> list[Extras]:
+        """Return what else is summed of each layer."""
+        found = extras(self.layers, self._metrics, self._steps_of)
+        if self._carried is None:
+            return found
+        moved = (self._carried.moved(i, layer.shard()) for i, layer in enumerate(self.layers))
+        return [replace(x, moved=square) for x, square in zip(found, moved, strict=True)]
+
+    def _certify(self, proofs: Sequence[int], found: Found, upper: Tensor) -> None:
+        for i in proofs:
+            sigma = found.estimates.sigma[i]
+            upper[i].copy_(self._bound(i, found.sums[i], sigma))
+            if self._carried is not None and i in self._held:
+                self._carried.certified(i, found.matrices[i], upper[i])
+
+    def _bound(self, i: int, sums: Record, sigma: Tensor) -> Tensor:
+        """Return a certified bound of layer ``i``, 0-d; NaN where a process gave no share."""
+        total = sums.values["proof"].double()
+        if self._gathered[i]:
+            found = sigma_upper(total, sigma)
+        else:
+            torn = sums.values["torn"].double()
+            found = upper_of_gram(total + torn.mT @ torn, self._long[i], sigma)
+        if self._dtypes[i] == torch.float64:  # squares of entries below 2^-537 are lost
+            found = found.clamp(min=SMALLEST_NORMAL)
+        return torch.where(sums.values["lost"][0] == 0, found, math.nan)
+
+    def _act(
+        self, held: Sequence[int], matrices: Sequence[ShardedMatrix | None], bound: Tensor
+    ) -> Tensor:
+        """Multiply the pieces of layers above their threshold; return the factors, [L]."""
+        threshold = self.thresholds.value
+        if reading_is_free(self.device):
+            breached = (bound > threshold).tolist()
+            held = [i for i in held if breached[i]]
+        weights: list[Tensor] = []
+        places: list[int] = []
+        for i in held:
+            matrix = matrices[i]
+            pieces = [] if matrix is None else [piece.local for piece in matrix.pieces]
+            # The factor is computed without a piece, too: it is reported.
+            weights += pieces or [torch.empty(0, dtype=self._dtypes[i], device=self.device)]
+            places += [i] * max(1, len(pieces))
+        scale = torch.ones_like(bound)
+        if not weights:
+            return scale
+        at = to_device(places, self.device, torch.int64)
+        return scale.index_copy(0, at, rescale_(weights, bound[at], threshold[at]))
+
+    def _row_of(
+        self,
+        found: Estimates,
+        sums: Sequence[Record],
+        threshold: Tensor,
+        scale: Tensor,
+        upper: Tensor,
+        certified: Collection[int],
+    ) -> DeviceRow:
+        row = DeviceRow(
+            device=self.device,
+            layers=self.indices,
+            certified=[self.indices[i] for i in certified],
+            sigma=found.sigma,
+            threshold=threshold,
+            scale=scale,
+            residual=found.residual,
+            sigma_upper=upper,
+        )
+        norms = _norms(sums, found.sigma)
+        return row.with_metrics({name: norms[name] for name in self._metrics})
+
+
+def _frobenius(sums: Sequence[Record]) -> Tensor:
+    return torch.stack([x.values["squares"][FROBENIUS] for x in sums]).sqrt().float()
+
+
+def _norms(sums: Sequence[Record], sigma: Tensor) -> dict[str, Tensor]:
+    """Return the norms of each layer, float32 [L], by the name of their metric."""
+    squares = torch.stack([x.values["squares"] for x in sums], 1)
+    frobenius, gradient, update = (squares[k].sqrt().float() for k in (FROBENIUS, GRADIENT, UPDATE))
+    rank = torch.where((sigma == 0) & (frobenius == 0), 0.0, (frobenius / sigma).square())
+    return {
+        "frobenius": frobenius,
+        "stable_rank": rank,
+        "grad_norm": torch.where(squares[NO_GRADIENT] > 0, NOT_MEASURED, gradient),
+        "update_norm": torch.where(squares[NO_UPDATE] > 0, NOT_MEASURED, update),
+    }

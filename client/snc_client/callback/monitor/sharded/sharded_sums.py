@@ -1,0 +1,234 @@
+"""ShardedSums: one iteration of all sharded layers, by one sum per group of processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record
+from snc_client.callback.monitor.sharded.groups import Groups, Members, members
+from snc_client.callback.monitor.sharded.record import Form, Record, alike, unpacked
+from snc_client.devices import reading_is_free
+from snc_client.estimator import Estimates
+from snc_client.estimator.sharded_power import ShardedPower, row_runs
+from snc_client.layers import Layer
+from snc_client.operators.sharded import ShardedMatrix
+
+log = logging.getLogger("snc")
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all processes know of a layer from the start; its pieces must go on to fit it."""
+
+    members: Members
+    across: Members | None
+    axis: int
+    torn: tuple[int, ...]
+    columns: int
+    """Of W V in this process: the rows of its pieces."""
+    form: Form
+    proof: tuple[int, int]
+
+    def fits(self, matrix: ShardedMatrix) -> bool:
+        """Return whether the sums with these pieces are those that were agreed."""
+        across = None if matrix.across is None else members(matrix.across)
+        now = (members(matrix.group), across, matrix.axis, matrix.torn, _columns(matrix))
+        return now == (self.members, self.across, self.axis, self.torn, self.columns)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of an iteration; all but ``matrices`` is equal on all processes."""
+
+    estimates: Estimates
+    sums: Sequence[Record]
+    sound: Sequence[Tensor]
+    """0-d bool each: all processes have given their share, and agree on what they measure."""
+    matrices: Sequence[ShardedMatrix | None]
+    """The pieces that lie here; None where this process could not give its share."""
+
+
+class ShardedSums:
+    """The warm vectors of L sharded layers, and the sums that advance them.
+
+    Every call of `measured` makes the same collectives on every process: one per group. A process
+    without pieces adds zeros. One that fails adds NaN and says so: then no process has a sigma.
+    """
+
+    def __init__(self, layers: Sequence[Layer], device: torch.device) -> None:
+        self.layers, self._device = tuple(layers), device
+        matrices = [layer.shard() for layer in layers]
+        self._groups = Groups(
+            [x.group for x in matrices] + [x.across for x in matrices if x.across is not None]
+        )
+        self.power = ShardedPower(
+            [(x.shape[x.axis], x.small) for x in matrices], device=device, block=BLOCK
+        )
+        self.agreed = [
+            Agreed(
+                members=members(x.group),
+                across=None if x.across is None else members(x.across),
+                axis=x.axis,
+                torn=x.torn,
+                columns=_columns(x),
+                form=Form(*self.power.block_shape(i), len(x.torn)),
+                proof=proof_size(x),
+            )
+            for i, x in enumerate(matrices)
+        ]
+        self._said: set[str] = set()
+
+    @torch.no_grad()
+    def measured(
+        self,
+        codes: Tensor,
+        proofs: Sequence[int],
+        more: Callable[[], Sequence[Extras]] | None = None,
+        *,
+        absent: bool = False,
+    ) -> Found:
+        """Make one iteration, with the sums for a certificate of the layers in ``proofs``.
+
+        ``codes`` (int64 [2, L]): a layer is measured only where they are equal on all processes, as
+        its vectors must be. ``absent``: give no share of any layer.
+        """
+        every = range(len(self.layers))
+        forms = [
+            replace(x.form, proof=x.proof if i in proofs else None)
+            for i, x in enumerate(self.agreed)
+        ]
+        numbers = [(self.power.agreed(i) + codes[:, i]).remainder(61).float() for i in every]
+        vectors = [self.power.vectors(i) for i in every]
+        matrices = [None if absent else self._looked_up(i) for i in every]
+        ahead = [self._ahead(i, matrices[i], v) for i, v in enumerate(vectors)]
+        extras = None if absent else self._extras(more)
+        dtype = torch.float64 if proofs else torch.float32
+
+        def own(i: int) -> Tensor:
+            besides = Extras() if extras is None else extras[i]
+            found = self._record(
+                i, matrices[i], vectors[i], ahead[i], forms[i], numbers[i], besides
+            )
+            return found.packed(forms[i], dtype)
+
+        sums: dict[int, Record] = {}
+        for stage in self._stages():
+            parts = {
+                group: [ahead[i].reshape(-1).to(dtype) for i in first] + [own(i) for i in whole]
+                for group, (first, whole) in stage.items()
+            }
+            totals = {group: torch.cat(each) for group, each in parts.items()}
+            self._groups.sum_(totals)
+            for group, (first, whole) in stage.items():
+                sizes = [ahead[i].numel() for i in first]
+                sizes.append(totals[group].numel() - sum(sizes))
+                *fronts, rest = torch.split(totals[group], sizes)
+                for i, front in zip(first, fronts, strict=True):
+                    ahead[i] = front.view(ahead[i].shape).float()
+                sums.update(zip(whole, unpacked(rest, [forms[i] for i in whole]), strict=True))
+        records = [sums[i] for i in every]
+        same = [alike(x.values["agreed"], len(self.agreed[i].members)) for i, x in sums.items()]
+        same = [same[list(sums).index(i)] for i in every]
+        sound = [s & (x.values["lost"][0] == 0) for s, x in zip(same, records, strict=True)]
+        self._complain(sound)
+        shares = [x.share for x in records]
+        estimates = self.power.finish(list(every), vectors, shares, sound, same)
+        return Found(estimates, records, sound, matrices)
+
+    def _stages(self) -> list[dict[Members, tuple[list[int], list[int]]]]:
+        """Return what is summed over each group, first and then: products W V, and records.
+
+        Where two dimensions are cut, W V is a sum over one group before the record is over another.
+        A group that has such sums takes the records of its own layers along.
+        """
+        inner = {x.across for x in self.agreed if x.across is not None}
+        early: dict[Members, tuple[list[int], list[int]]] = {g: ([], []) for g in sorted(inner)}
+        late: dict[Members, tuple[list[int], list[int]]] = {}
+        for i, x in enumerate(self.agreed):
+            if x.across is not None:
+                early[x.across][0].append(i)
+            if x.across is None and x.members in early:
+                early[x.members][1].append(i)
+            else:
+                late.setdefault(x.members, ([], []))[1].append(i)
+        return [stage for stage in (early, late) if stage]
+
+    def _record(
+        self,
+        i: int,
+        matrix: ShardedMatrix | None,
+        v_BN: Tensor,
+        ahead: Tensor,
+        form: Form,
+        numbers: Tensor,
+        extras: Extras,
+    ) -> Record:
+        """Return this process's record of a layer; if that fails, one that says so."""
+        if matrix is None:
+            return Record.lost(form, numbers)
+        across = self.agreed[i].across
+        first = across is None or across[0] == dist.get_rank()
+        try:
+            share = self.power.share(matrix, v_BN, ahead, first=first)
+            return record(matrix, share, form, numbers, extras)
+        except Exception as error:  # an outer edge, as that of the callback: the others wait
+            self._say(f"{self.layers[i].name} is not measured: {error}")
+            return Record.lost(form, numbers)
+
+    def _extras(self, more: Callable[[], Sequence[Extras]] | None) -> Sequence[Extras] | None:
+        """Return what ``more`` gives of each layer; None if it fails: then there is no share."""
+        if more is None:
+            return [Extras()] * len(self.layers)
+        try:
+            return more()
+        except Exception as error:  # an outer edge, as above
+            self._say(f"sharded layers are not measured: {error!r}")
+            return None
+
+    def _looked_up(self, i: int) -> ShardedMatrix | None:
+        """Return the pieces of a layer, None if they are not as they were agreed to be."""
+        try:
+            found = self.layers[i].shard()
+            if self.agreed[i].fits(found):
+                return found
+            self._say(f"{self.layers[i].name} was sharded anew: not covered any more")
+        except Exception as error:  # an outer edge, as above
+            self._say(f"not measured any more: {error}")
+        return None
+
+    def _ahead(self, i: int, matrix: ShardedMatrix | None, v_BN: Tensor) -> Tensor:
+        """Return W V of the rows that lie here, (b, columns); NaN where that fails."""
+        if matrix is not None:
+            try:
+                return self.power.ahead(i, matrix, v_BN)
+            except Exception as error:  # an outer edge, as above
+                self._say(f"{self.layers[i].name} is not measured: {error}")
+        return torch.full((len(v_BN), self.agreed[i].columns), torch.nan, device=self._device)
+
+    def _complain(self, sound: Sequence[Tensor]) -> None:
+        if not reading_is_free(self._device):
+            return
+        lost = [self.layers[i].name for i, ok in enumerate(sound) if not bool(ok)]
+        if lost:
+            self._say(
+                "the ranks do not agree, or one gave no share: not measured at such a step: "
+                + ", ".join(lost[:5]),
+                once="lost",
+            )
+
+    def _say(self, sentence: str, *, once: str | None = None) -> None:
+        if (once or sentence) not in self._said:
+            self._said.add(once or sentence)
+            log.warning("snc: %s", sentence)
+
+
+def _columns(matrix: ShardedMatrix) -> int:
+    return sum(size for _, size in row_runs(matrix))
