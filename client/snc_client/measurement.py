@@ -128,7 +128,7 @@ def _operators(
 ) -> dict[str, Operator]:
     if isinstance(source, nn.Module):
         layers = find_layers(source, conv=conv, grids=grids).layers
-        return {layer.name: layer.operator() for layer in layers}
+        return {layer.name: layer.operator() for layer in layers if not layer.sharded}
     if isinstance(source, Tensor):
         source = [source]
     named = source.items() if isinstance(source, Mapping) else enumerate(source)

@@ -1,4 +1,4 @@
-"""Two ranks that share one model: what is sharded is listed with the reason, and the rest is right.
+"""Kinds of shards that are not known are listed with the reason, and the rest is right.
 
 A number from a shard would be a wrong one: sigma of some rows of a matrix is not sigma of it.
 """
@@ -34,27 +34,6 @@ class Model(nn.Module):
         return self.shared(self.whole(x))
 
 
-def fully_sharded(model: Model) -> nn.Module:
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = dist.device_mesh.init_device_mesh("cpu", (RANKS,))
-    for part in (model.shared[0], model.shared[2]):
-        fully_shard(part, mesh=mesh)
-    return model
-
-
-def tensor_parallel(model: Model) -> nn.Module:
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        RowwiseParallel,
-        parallelize_module,
-    )
-
-    mesh = dist.device_mesh.init_device_mesh("cpu", (RANKS,))
-    plan = {"shared.0": ColwiseParallel(), "shared.2": RowwiseParallel()}
-    return parallelize_module(model, mesh, plan)
-
-
 def flat(model: Model) -> nn.Module:
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
@@ -70,8 +49,6 @@ def flat_with_names(model: Model) -> nn.Module:
 
 
 WAYS = {
-    "fully_shard": fully_sharded,
-    "tensor parallel": tensor_parallel,
     "FSDP1": flat,
     "FSDP1, use_orig_params": flat_with_names,
 }
@@ -125,26 +102,6 @@ def test_shards_are_listed_with_the_reason_and_whole_weights_are_held(tmp_path):
         ]
         assert matrices
         assert all("sharded" in reason for reason in matrices), found["skipped"]
-
-
-def test_a_model_that_is_sharded_whole_starts_and_is_listed_with_the_reason():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-        model = nn.Linear(3, 3, bias=False)
-        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-        with SNCallback(model, threshold={"weight": "3x init"}) as callback:
-            callback.step()
-        assert (callback.errors, callback.layers.layers) == (0, ())
-        (skipped,) = callback.layers.skipped
-        assert skipped.sharded
-        assert "sharded, no rank holds the matrix" in skipped.reason
-        with pytest.raises(ValueError, match="matches none"):
-            SNCallback(model, threshold={"wieght": "3x init"})
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_partition_of_zero_is_known_by_its_mark():

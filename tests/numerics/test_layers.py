@@ -498,14 +498,28 @@ def mesh():
     dist.destroy_process_group()
 
 
-def test_a_sharded_tensor_is_skipped_with_its_type(mesh):
+def test_a_sharded_tensor_is_a_layer_of_its_whole_shape_without_an_operator(mesh):
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     sharded = torch.distributed.tensor.distribute_tensor(model[1].weight.detach(), mesh)
     model[1].weight = nn.Parameter(sharded)
     coverage = find_layers(model)
+    first, second = coverage.layers
+    assert (first.sharded, second.sharded) == (False, True)
+    assert (second.name, second.shape, second.cappable) == ("1.weight", (3, 3), False)
+    (here,) = second.shard().pieces
+    assert torch.equal(here.local, sharded.to_local())
+    with pytest.raises(LookupError, match="must be whole to be multiplied"):
+        second.operator()
+
+
+def test_a_partial_sum_is_skipped_with_the_reason(mesh):
+    tensor = torch.distributed.tensor
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    part = tensor.DTensor.from_local(model[1].weight.detach(), mesh, [tensor.Partial()])
+    model[1].weight = nn.Parameter(part)
+    coverage = find_layers(model)
     assert list(named(coverage)) == ["0.weight"]
-    assert "a DTensor: sharded" in reasons(coverage)["1.weight"]
-    assert "audit a gathered checkpoint" in reasons(coverage)["1.weight"]
+    assert "placement P" in reasons(coverage)["1.weight"]
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class SNCallback:
     Under torch.distributed every rank measures and acts alike on its replica. Rank 0 reports, and
     pipeline stages their own layers. Policies and commands of the service are obeyed at the same
     step on all ranks, within 20 steps, if each has a callback. ``max_overhead`` must be None then.
-    Sharded weights are skipped, with the reason.
+    Sharded weights are measured and held by all ranks that hold a part, see docs/layers.md.
 
     Raises ValueError for a model without a matrix and for arguments that contradict each other.
     """
@@ -174,32 +174,20 @@ class SNCallback:
         chosen = make_policy(threshold, action, policy)
         logits = arguments.with_logits(logits, chosen)
         find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
-        coverage = find(model)
-        start = ShardedStart(find)
         known_masters = Masters(model, masters, self._optimizers)
         ownership = Ownership(model, self._optimizers, known_masters.of)
         in_force = PolicyInForce(chosen, ownership, strict=strict)
-        policies = in_force.by_layer_strictly(coverage)
         norms = NormSignals(signals, model, first, guarded=bool(guard))
-        sharded = start.met(
-            coverage,
-            policies,
-            {"every": every, "guard": guard, "signals": signals, "strict": strict},
-            certify_every=certify_every,
-            strict=strict,
-            metrics=norms.metrics,
-            steps_of=norms.steps_of,
-        )
-        if sharded is None:
-            coverage = start.find(model)
-            policies = in_force.by_layer_strictly(coverage)
+        alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
+        start = ShardedStart(find)
+        found = start.met(find(model), in_force.by_layer_strictly, norms, alike)
+        coverage, policies, sharded = found
         self._attempt = 0
         self._edge = OuterEdge()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars given before their measurement
         self._guard: Guard | None = None
-        if guard:
-            limits = GuardSettings() if guard is True else guard
+        if limits := GuardSettings() if guard is True else guard:
             self._guard = Guard(model, coverage.layers, first, limits)
         full = guard or (idle_every is None and (every > 1 or norms.steps_of is not None))
         self._monitor = monitor = LayerMonitor(

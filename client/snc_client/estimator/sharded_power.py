@@ -34,7 +34,7 @@ LOWEST_BAND = -(BANDS // 2)
 
 
 @dataclass(frozen=True)
-class Share:
+class Summand:
     """What one process adds to the sums of a layer."""
 
     x_BN: Tensor  # of W'U, without torn rows
@@ -95,7 +95,7 @@ class ShardedPower(BlockPower):
         return joined * scale
 
     @torch.no_grad()
-    def share(self, matrix: ShardedMatrix, v_BN: Tensor, u_BM: Tensor, *, first: bool) -> Share:
+    def share(self, matrix: ShardedMatrix, v_BN: Tensor, u_BM: Tensor, *, first: bool) -> Summand:
         """Return what this process adds to the sums; ``first``: that it is the one to add U'U.
 
         ``u_BM`` is what `ahead` returned, after the sum where there is one.
@@ -106,7 +106,7 @@ class ShardedPower(BlockPower):
         torn_TN = v_BN.new_zeros(len(matrix.torn), v_BN.shape[1])
         bands = v_BN.new_zeros(BANDS)
         if not matrix.counts:
-            return Share(x_BN, r_BB, bands, torn_TN)
+            return Summand(x_BN, r_BB, bands, torn_TN)
         with full_precision(self._device):
             for piece in matrix.rows:
                 span = slice(piece.column, piece.column + piece.local.shape[1])
@@ -117,14 +117,14 @@ class ShardedPower(BlockPower):
             if first and u_BM.numel():
                 r_BB = _gram(u_BM)
                 bands = _band(u_BM)
-        return Share(x_BN, r_BB, bands, torn_TN)
+        return Summand(x_BN, r_BB, bands, torn_TN)
 
     @torch.no_grad()
     def finish(
         self,
         which: Sequence[int],
         vectors: Sequence[Tensor],
-        sums: Sequence[Share],
+        sums: Sequence[Summand],
         sound: Sequence[Tensor],
         alike: Sequence[Tensor],
     ) -> Estimates:
@@ -158,7 +158,7 @@ class ShardedPower(BlockPower):
         return torch.stack([total, weighted]).remainder(61)
 
     def _whole(
-        self, layer: int, v_BN: Tensor, sums: Share, sound: Tensor
+        self, layer: int, v_BN: Tensor, sums: Summand, sound: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return V, X, R and the scale of U, torn rows included; NaN where not ``sound``."""
         exponent = self._exponents[layer]

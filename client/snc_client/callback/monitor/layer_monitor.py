@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from snc_client.bounds import certifiable
 from snc_client.callback.guard.guard import Guard
+from snc_client.callback.guard.judged_rows import judged_rows
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.saved_state import by_name
@@ -37,7 +37,7 @@ from snc_client.callback.readback.metrics import (
 )
 from snc_client.callback.readback.pending_row import PendingRow
 from snc_client.callback.schedule.measure_schedule import Cadence
-from snc_client.devices import reading_is_free, to_device
+from snc_client.devices import reading_is_free
 from snc_client.estimator import LAG
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
@@ -72,7 +72,7 @@ class LayerMonitor:
         sharded: ShardedGroup | None = None,
     ) -> None:
         self.layers = tuple(layers)
-        self._sharded = sharded
+        self._shards = [] if sharded is None else [sharded]
         self._signals = signals
         self._guard = guard
         self._masters = masters
@@ -89,7 +89,7 @@ class LayerMonitor:
             strict=strict,
             max_overhead=max_overhead,
             idle_every=idle_every,
-            apart=() if sharded is None else sharded.indices,
+            apart=[i for each in self._shards for i in each.indices],
         )
         self._undone = UndoneScales(self.layers, masters)
         self._held: set[int] = set()
@@ -107,8 +107,7 @@ class LayerMonitor:
     @property
     def missing(self) -> frozenset[int]:
         """Return the indices of layers that could not be looked up, or measured by all ranks."""
-        gone = {} if self._sharded is None else self._sharded.gone
-        return self._located.missing | {i for i, x in enumerate(self.layers) if x.name in gone}
+        return self._located.missing.union(*(each.missing for each in self._shards))
 
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
         """Put thresholds and actions, one per layer, in force after the measurement of ``step``.
@@ -126,8 +125,8 @@ class LayerMonitor:
             self._regroup(self._warm())
         for group in self._groups:
             group.set_policy([self._policies[i] for i in group.indices])
-        if self._sharded is not None:
-            self._sharded.set_policy([self._policies[i] for i in self._sharded.indices], step)
+        for each in self._shards:
+            each.set_policy([self._policies[i] for i in each.indices], step)
 
     def stretch(self, factor: float, step: int) -> None:
         """Multiply all thresholds by ``factor`` after the measurement of ``step``; no wait."""
@@ -139,8 +138,8 @@ class LayerMonitor:
         if factor < FALL * self._known_stretch:
             self._known_stretch = factor
             self._planner.restart(step)
-            if self._sharded is not None:
-                self._sharded.restart(step)
+            for each in self._shards:
+                each.restart(step)
         self._known_stretch = max(factor, self._known_stretch)
 
     def relist(
@@ -166,8 +165,8 @@ class LayerMonitor:
                 warm[name] = {"reference": kept}
         self._provenance.forget(exchanged)
         self.layers = tuple(layers)
-        if self._sharded is not None:
-            self._sharded.relist([layers[i] for i in self._sharded.indices])
+        for each in self._shards:
+            each.relist([layers[i] for i in each.indices])
         self._undone = UndoneScales(self.layers, self._masters)
         self.latest = self.latest.wider([layer.name for layer in layers])
         self.rows.widen(more)
@@ -182,9 +181,8 @@ class LayerMonitor:
 
     def uncertifiable(self) -> list[str]:
         """Return the names of held layers for which there is no certificate."""
-        held = (x for i, x in enumerate(self.layers) if i in self._held and i not in self.missing)
-        whole = (layer for layer in held if not layer.sharded)
-        return [layer.name for layer in whole if not certifiable(layer.operator(), loosely=True)]
+        found = (self.layers[i] for i in sorted(self._held - self.missing))
+        return [x.name for x in found if not (x.sharded or certifiable(x.operator(), loosely=True))]
 
     @torch.no_grad()
     def register(self, step: int) -> None:
@@ -192,8 +190,7 @@ class LayerMonitor:
         self._signals.register([layer for group in self._groups for layer in group.layers])
         certify = self._planner.certifies
         rows = [self._with_norms(group.register(certify=certify)) for group in self._groups]
-        if self._sharded is not None:
-            rows.append(self._sharded.register())
+        rows += [each.register() for each in self._shards]
         self._note_writes()
         if self._guard is not None:
             rows = [
@@ -223,7 +220,9 @@ class LayerMonitor:
         rows = self._repeated(plan, known)
         judged: dict[str, Any] = {}
         if self._guard is not None:
-            rows, judged = self._guarded(self._guard, rows)
+            references = [(x.indices, x.thresholds.reference) for x in self._groups]
+            held = sorted(self._held)
+            rows, judged = judged_rows(self._guard, rows, references, len(self.layers), held)
         scalars = {**self._signals.scalars, **scalars, **judged}
         return self.rows.ship(step, self._stops, rows, scalars)
 
@@ -244,7 +243,7 @@ class LayerMonitor:
         try:
             rows = self._step(plan, known)
         except (LookupError, RuntimeError) as error:
-            if not self._can_mend(error):
+            if not self._located.explains(error, self.layers):
                 raise
             self._regroup(self._warm())
             rows = self._step(plan, known)
@@ -302,37 +301,36 @@ class LayerMonitor:
         """
         known = by_name(state, self.layers)
         self._regroup(known)
-        if self._sharded is not None:
-            self._sharded.load([known.get(layer.name) for layer in self._sharded.layers])
+        for each in self._shards:
+            each.load([known.get(layer.name) for layer in each.layers])
 
     @contextmanager
     def taking_part(self, step: int) -> Iterator[None]:
         """Begin ``step``; other ranks get this one's share of sharded layers, whatever happens."""
-        if self._sharded is None:
-            yield
-            return
-        self._sharded.open(step)
+        for each in self._shards:
+            each.open(step)
         try:
             yield
         finally:
-            self._sharded.take_part()
+            for each in self._shards:
+                each.take_part()
 
     def _step(self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]) -> list[DeviceRow]:
         for device in {group.device for group in self._all_groups}:
             self.rows.start(device)
-        rows = []
-        if self._sharded is not None:
-            rows.append(self._sharded.step(plan.written[self._sharded.indices]))
+        rows = [each.step(plan.written[each.indices]) for each in self._shards]
         every = [i for group in self._groups for i in group.indices]
         self._masters.refresh(self.layers[i] for i in every if i in self._held)
         measured = [self.layers[i] for i in every if plan.measured[i]]
         self._signals.begin(measured, known=known, all_gradients=plan.all_gradients)
+        norms = self._signals.update_norms
         for group in self._groups:
             here = plan.of(group.indices)
             if here.measured.any():
                 layers = [self.layers[i] for i in group.indices if plan.measured[i]]
                 sizes = self._signals.frobenius(layers, group.device)
-                row = group.step(here, self._step_norms(group.layers), sizes)
+                steps = {} if self._writes is None else self._writes.norms(group.layers, norms)
+                row = group.step(here, steps, sizes)
                 rows.append(self._with_norms(row))
         return rows
 
@@ -344,43 +342,12 @@ class LayerMonitor:
         if self._writes is not None:
             self._writes.note(x.parameter() for group in self._groups for x in group.layers)
 
-    def _step_norms(self, layers: Sequence[Layer]) -> dict[int, Tensor]:
-        """Return the norm of the optimizer's step for layers that nothing else has written."""
-        if self._writes is None:
-            return {}
-        norms = self._signals.update_norms
-        known = {k: norms[x.name] for k, x in enumerate(layers) if x.name in norms}
-        return {k: norm for k, norm in known.items() if self._writes.moved(layers[k].parameter())}
-
-    def _guarded(
-        self, guard: Guard, rows: Sequence[DeviceRow]
-    ) -> tuple[list[DeviceRow], dict[str, Any]]:
-        """Let the guard judge the step; return the rows with its metric, and its scalars."""
-        at = [to_device(row.layers, row.device, torch.int64) for row in rows]
-
-        def of_all(places: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
-            every = torch.full((len(self.layers),), math.nan, device=guard.device)
-            for here, found in zip(places, values, strict=True):
-                every.index_copy_(0, here, found)
-            return every
-
-        groups = [to_device(group.indices, group.device, torch.int64) for group in self._groups]
-        strain, judged = guard.settle(
-            of_all(at, [row.sigma for row in rows]),
-            of_all(at, [row.threshold for row in rows]),
-            of_all(at, [row.scale for row in rows]),
-            of_all(groups, [group.thresholds.reference for group in self._groups]),
-            sorted(self._held),
-        )
-        found = [{GUARD_METRIC: strain[here]} for here in at]
-        return [row.with_metrics(more) for row, more in zip(rows, found, strict=True)], judged
-
     def _learn(self, row: LayerRow) -> None:
         """Update the plans of the next steps with a row that has arrived."""
         self._planner.learn(row)
         self._undone.saw(row)
-        if self._sharded is not None:
-            self._sharded.learn(row)
+        for each in self._shards:
+            each.learn(row)
         late = row.metric("residual") > LAG * row.metric("sigma")
         if late.any():
             lost = row.metric("residual") >= row.metric("sigma")
@@ -389,13 +356,7 @@ class LayerMonitor:
 
     @property
     def _all_groups(self) -> list[DeviceGroup | ShardedGroup]:
-        return [*self._groups, *([] if self._sharded is None else [self._sharded])]
-
-    def _can_mend(self, error: LookupError | RuntimeError) -> bool:
-        """Return whether looking the weights up again can help."""
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            return False
-        return isinstance(error, LookupError) or self._located.changed(self.layers)
+        return [*self._groups, *self._shards]
 
     def _warm(self) -> dict[str, dict[str, Any]]:
         return {

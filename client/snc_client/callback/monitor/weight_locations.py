@@ -26,6 +26,12 @@ class Located:
         """Return whether a weight has been moved, replaced, retyped or removed since."""
         return any(identity(layers[i]) != seen for i, seen in self.identities.items())
 
+    def explains(self, error: Exception, layers: Sequence[Layer]) -> bool:
+        """Return whether looking the weights up again can help after ``error``."""
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return False
+        return isinstance(error, LookupError) or self.changed(layers)
+
     def exchanged(self, layers: Sequence[Layer]) -> set[int]:
         """Return which weights are other tensors than before, or gone, or not known here."""
         now = map(identity, layers)

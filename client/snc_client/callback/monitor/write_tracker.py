@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import optimizer as shared
 
 from snc_client.callback.model.optimizers import is_reader
 from snc_client.constraint import FULL
+from snc_client.layers import Layer
 
 MOST_WRITES = 2  # by one step of SGD, Adam or AdamW to a parameter: decay, then the step itself
 
@@ -60,6 +61,14 @@ class WriteTracker:
             return False
         writes = parameter._version - noted.version  # fused steps do not increment it
         return parameter.data_ptr() == noted.place and writes <= MOST_WRITES
+
+    def norms(self, layers: Sequence[Layer], norms: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Return the norms of the optimizer's step for ``layers`` that nothing else has written.
+
+        ``norms`` has them by name; the result is by place among the layers.
+        """
+        known = {k: norms[x.name] for k, x in enumerate(layers) if x.name in norms}
+        return {k: norm for k, norm in known.items() if self.moved(layers[k].parameter())}
 
     def close(self) -> None:
         """Remove the hook from the optimizer."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from snc_client.layers.view import View
-from snc_client.operators.sharded import Block, Piece, Shard, ShardedMatrix, ShardError
+from snc_client.operators.sharded import Box, Rectangle, Shard, ShardedMatrix, ShardError
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def matrix_of(shard: Shard, view: View, shape: tuple[int, int]) -> ShardedMatrix
     ]
     stored = [d for d, axis in enumerate(axes) if axis.kept]
     turned = view.lay is Tensor.t
-    pieces = [_piece(block, axes, turned) for block in shard.blocks]
+    pieces = [_piece(box, axes, turned) for box in shard.boxes]
     side, across = _side(shard, stored)
     return ShardedMatrix(
         shape=shape,
@@ -68,13 +68,13 @@ def _axis(size: int, pick: slice | int) -> _Axis:
     return _Axis(size, range(*pick.indices(size)), kept=True)
 
 
-def _piece(block: Block, axes: Sequence[_Axis], turned: bool) -> Piece | None:
-    """Return a block's share of the matrix, which may be empty; None if it is of another matrix."""
+def _piece(box: Box, axes: Sequence[_Axis], turned: bool) -> Rectangle | None:
+    """Return a box's share of the matrix, which may be empty; None if it is of another matrix."""
     taken = [
         axis.within(start, length)
-        for axis, start, length in zip(axes, block.start, block.local.shape, strict=True)
+        for axis, start, length in zip(axes, box.start, box.local.shape, strict=True)
     ]
-    local = block.local[tuple(here for here, _ in taken)]
+    local = box.local[tuple(here for here, _ in taken)]
     if any(not axis.kept and not local.shape[d] for d, axis in enumerate(axes)):
         return None
     kept = [d for d, axis in enumerate(axes) if axis.kept]
@@ -89,7 +89,7 @@ def _piece(block: Block, axes: Sequence[_Axis], turned: bool) -> Piece | None:
             local = local.view(local.shape[0], math.prod(local.shape[1:]))
         except RuntimeError:
             raise ShardError("a shard whose memory is not in the order of its dimensions") from None
-    piece = Piece(local, *starts)
+    piece = Rectangle(local, *starts)
     return piece.turned() if turned else piece
 
 

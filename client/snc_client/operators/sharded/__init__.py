@@ -2,17 +2,17 @@
 
 from snc_client.operators.sharded.dtensor import is_dtensor, is_whole, local_part
 from snc_client.operators.sharded.known import shard_of
-from snc_client.operators.sharded.matrix import Piece, ShardedMatrix
-from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError, flat_blocks
+from snc_client.operators.sharded.matrix import Rectangle, ShardedMatrix
+from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError, flat_boxes
 
 __all__ = [
-    "Block",
+    "Box",
     "Group",
-    "Piece",
+    "Rectangle",
     "Shard",
     "ShardError",
     "ShardedMatrix",
-    "flat_blocks",
+    "flat_boxes",
     "is_dtensor",
     "is_whole",
     "local_part",

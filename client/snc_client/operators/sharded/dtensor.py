@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from snc_client.operators.entries import plain
-from snc_client.operators.sharded.shard import Block, Group, Shard, ShardError
+from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -64,7 +64,7 @@ def shard_of_dtensor(tensor: Any) -> Shard | None:
     replicas = [axis for axis, kind in enumerate(kinds) if kind == "replicate"]
     return Shard(
         shape=tuple(tensor.shape),
-        blocks=tuple(_blocks(local, indices)),
+        boxes=tuple(_boxes(local, indices)),
         group=_all_of(mesh),
         axis=along,
         counts=all(here[axis] == 0 for axis in replicas),
@@ -130,13 +130,13 @@ def _chunk(indices: Tensor, parts: int, which: int) -> Tensor:
     return chunks[which] if which < len(chunks) else indices[:0]
 
 
-def _blocks(local: Tensor, indices: Sequence[Sequence[int]]) -> list[Block]:
+def _boxes(local: Tensor, indices: Sequence[Sequence[int]]) -> list[Box]:
     """Return the local part as boxes of consecutive indices."""
-    found = [Block(local, ())]
+    found = [Box(local, ())]
     for axis, here in enumerate(indices):
         found = [
-            Block(block.local.narrow(axis, at, length), (*block.start, start))
-            for block in found
+            Box(box.local.narrow(axis, at, length), (*box.start, start))
+            for box in found
             for at, start, length in _runs(here)
         ]
     return found

@@ -13,16 +13,16 @@ from snc_client.operators.sharded.shard import Group
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Rectangle:
     """A rectangle of a matrix: ``local`` (r, c) begins at (``row``, ``column``) of the matrix."""
 
     local: Tensor
     row: int
     column: int
 
-    def turned(self) -> Piece:
+    def turned(self) -> Rectangle:
         """Return the same piece of the transposed matrix."""
-        return Piece(self.local.mT, self.column, self.row)
+        return Rectangle(self.local.mT, self.column, self.row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class ShardedMatrix:
     """
 
     shape: tuple[int, int]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Rectangle, ...]
     group: Group
     axis: int = 0
     counts: bool = True
@@ -52,7 +52,7 @@ class ShardedMatrix:
         return self.shape[1 - self.axis]
 
     @property
-    def rows(self) -> tuple[Piece, ...]:
+    def rows(self) -> tuple[Rectangle, ...]:
         """Return the pieces, of the transposed matrix where columns are distributed."""
         return tuple(p.turned() for p in self.pieces) if self.axis else self.pieces
 
@@ -62,12 +62,12 @@ class ShardedMatrix:
         return torch.stack(found).amax() if found else None
 
 
-def times(piece: Piece, v_BN: Tensor) -> Tensor:
+def times(piece: Rectangle, v_BN: Tensor) -> Tensor:
     """Return V W' for a piece W (r, c) and the rows of V (b, n) that meet its columns: (b, r)."""
     columns = v_BN[:, piece.column : piece.column + piece.local.shape[1]]
     return Matrix(piece.local).matmul(columns.mT).mT
 
 
-def back(piece: Piece, u_BM: Tensor) -> Tensor:
+def back(piece: Rectangle, u_BM: Tensor) -> Tensor:
     """Return U W for a piece W (r, c) and U (b, r), the share of its rows: (b, c)."""
     return Matrix(piece.local).rmatmul(u_BM.mT).mT

@@ -23,7 +23,7 @@ class ShardError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Box:
     """A box of a tensor: ``local`` are its entries, a view of the memory that is to be written."""
 
     local: Tensor
@@ -35,20 +35,20 @@ class Block:
 class Shard:
     """The part of one tensor of ``shape`` that lies in this process.
 
-    Each entry of the tensor lies in the ``blocks`` of exactly one process among those of ``group``
-    that have ``counts``; the others hold replicas. Everything but ``blocks``, ``counts`` and
+    Each entry of the tensor lies in the ``boxes`` of exactly one process among those of ``group``
+    that have ``counts``; the others hold replicas. Everything but ``boxes``, ``counts`` and
     ``across`` is equal on all processes of the group, and none of it depends on the entries.
     """
 
     shape: tuple[int, ...]
-    blocks: tuple[Block, ...]
+    boxes: tuple[Box, ...]
     """None, or empty ones, where no entry lies here: such a process takes part with zeros."""
     group: Group
     """Every process that holds a part or a replica of the tensor."""
     axis: int = 0
     """The dimension that is cut; of two, the one along which W V stays distributed."""
     counts: bool = True
-    """Whether this process's blocks enter sums over the group. False: another one's replica."""
+    """Whether this process's boxes enter sums over the group. False: another one's replica."""
     other: int | None = None
     """The second dimension that is cut, if any."""
     across: Group | None = None
@@ -57,19 +57,19 @@ class Shard:
     """Of flat memory: the offsets in the flattened tensor at which another process begins."""
 
 
-def flat_blocks(memory: Tensor, start: int, shape: Sequence[int]) -> tuple[Block, ...]:
+def flat_boxes(memory: Tensor, start: int, shape: Sequence[int]) -> tuple[Box, ...]:
     """Return the boxes of an interval of a flattened tensor, at most 2 d - 1 for d dimensions.
 
     ``memory`` (1-d) holds the entries from ``start`` on, in the order of a contiguous tensor of
-    ``shape``; the blocks are views of it.
+    ``shape``; the boxes are views of it.
     """
     found = _boxes(start, start + memory.numel(), tuple(shape), ())
-    blocks, at = [], 0
+    boxes, at = [], 0
     for where, size in found:
         count = math.prod(size)
-        blocks.append(Block(plain(memory)[at : at + count].view(size), where))
+        boxes.append(Box(plain(memory)[at : at + count].view(size), where))
         at += count
-    return tuple(blocks)
+    return tuple(boxes)
 
 
 def _boxes(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snc_client.callback.monitor.norms import norms
-from snc_client.callback.monitor.sharded.record import (
+from snc_client.callback.monitor.sharded.layer_sums import (
     FROBENIUS,
     GRADIENT,
     MOVED,
@@ -16,11 +16,11 @@ from snc_client.callback.monitor.sharded.record import (
     NO_UPDATE,
     UPDATE,
     Form,
-    Record,
+    LayerSums,
     agreed,
 )
-from snc_client.estimator.sharded_power import Share
-from snc_client.operators.sharded import Piece, ShardedMatrix
+from snc_client.estimator.sharded_power import Summand
+from snc_client.operators.sharded import Rectangle, ShardedMatrix
 from snc_client.precision import full_precision
 
 
@@ -36,8 +36,8 @@ class Extras:
 
 
 def record(
-    matrix: ShardedMatrix, share: Share, form: Form, numbers: Tensor, extras: Extras
-) -> Record:
+    matrix: ShardedMatrix, share: Summand, form: Form, numbers: Tensor, extras: Extras
+) -> LayerSums:
     """Return this process's record of a layer; ``numbers`` [2] must be equal on all processes."""
     squares = torch.zeros(6, dtype=torch.float64, device=numbers.device)
     squares[FROBENIUS] = _square(matrix)
@@ -60,7 +60,7 @@ def record(
     }
     if form.proof is not None:
         values["proof"] = _proof(matrix, form.proof, numbers.device)
-    return Record(values)
+    return LayerSums(values)
 
 
 def _square(matrix: ShardedMatrix) -> Tensor | float:
@@ -92,7 +92,7 @@ def proof_size(matrix: ShardedMatrix) -> tuple[int, int]:
     return (matrix.shape[matrix.axis], n) if is_gathered(matrix) else (n, n)
 
 
-def _add(piece: Piece, total: Tensor, *, whole: bool, torn: bool) -> None:
+def _add(piece: Rectangle, total: Tensor, *, whole: bool, torn: bool) -> None:
     local = piece.local.double()
     rows, columns = local.shape
     if whole:

@@ -16,14 +16,14 @@ from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
 from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
 from snc_client.callback.monitor.sharded.extras import extras
-from snc_client.callback.monitor.sharded.record import (
+from snc_client.callback.monitor.sharded.layer_sums import (
     FROBENIUS,
     GRADIENT,
     MOVED,
     NO_GRADIENT,
     NO_UPDATE,
     UPDATE,
-    Record,
+    LayerSums,
 )
 from snc_client.callback.monitor.sharded.sharded_sums import Found, ShardedSums
 from snc_client.callback.monitor.step_planner import StepPlanner
@@ -96,6 +96,12 @@ class ShardedGroup:
         self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
         self._open: int | None = None  # the step whose measurement is due, until it is made
         self._row: DeviceRow | None = None
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """Return the indices, among all layers, of those in ``gone``."""
+        places = zip(self.indices, self.layers, strict=True)
+        return frozenset(i for i, layer in places if layer.name in self.gone)
 
     def relist(self, layers: Sequence[Layer]) -> None:
         """Look the same matrices up through these ``layers`` from now on."""
@@ -256,7 +262,7 @@ class ShardedGroup:
             if self._carried is not None and i in self._held:
                 self._carried.certified(i, found.matrices[i], upper[i])
 
-    def _bound(self, i: int, sums: Record, sigma: Tensor) -> Tensor:
+    def _bound(self, i: int, sums: LayerSums, sigma: Tensor) -> Tensor:
         """Return a certified bound of layer ``i``, 0-d; NaN where a process gave no share."""
         total = sums.values["proof"].double()
         if self._gathered[i]:
@@ -293,7 +299,7 @@ class ShardedGroup:
     def _row_of(
         self,
         found: Estimates,
-        sums: Sequence[Record],
+        sums: Sequence[LayerSums],
         threshold: Tensor,
         scale: Tensor,
         upper: Tensor,
@@ -313,11 +319,11 @@ class ShardedGroup:
         return row.with_metrics({name: norms[name] for name in self._metrics})
 
 
-def _frobenius(sums: Sequence[Record]) -> Tensor:
+def _frobenius(sums: Sequence[LayerSums]) -> Tensor:
     return torch.stack([x.values["squares"][FROBENIUS] for x in sums]).sqrt().float()
 
 
-def _norms(sums: Sequence[Record], sigma: Tensor) -> dict[str, Tensor]:
+def _norms(sums: Sequence[LayerSums], sigma: Tensor) -> dict[str, Tensor]:
     """Return the norms of each layer, float32 [L], by the name of their metric."""
     squares = torch.stack([x.values["squares"] for x in sums], 1)
     frobenius, gradient, update = (squares[k].sqrt().float() for k in (FROBENIUS, GRADIENT, UPDATE))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record
 from snc_client.callback.monitor.sharded.groups import Groups, Members, members
-from snc_client.callback.monitor.sharded.record import Form, Record, alike, unpacked
+from snc_client.callback.monitor.sharded.layer_sums import Form, LayerSums, alike, unpacked
 from snc_client.devices import reading_is_free
 from snc_client.estimator import Estimates
 from snc_client.estimator.sharded_power import ShardedPower, row_runs
@@ -49,7 +49,7 @@ class Found:
     """The result of an iteration; all but ``matrices`` is equal on all processes."""
 
     estimates: Estimates
-    sums: Sequence[Record]
+    sums: Sequence[LayerSums]
     sound: Sequence[Tensor]
     """0-d bool each: all processes have given their share, and agree on what they measure."""
     matrices: Sequence[ShardedMatrix | None]
@@ -119,7 +119,7 @@ class ShardedSums:
             )
             return found.packed(forms[i], dtype)
 
-        sums: dict[int, Record] = {}
+        sums: dict[int, LayerSums] = {}
         for stage in self._stages():
             parts = {
                 group: [ahead[i].reshape(-1).to(dtype) for i in first] + [own(i) for i in whole]
@@ -170,10 +170,10 @@ class ShardedSums:
         form: Form,
         numbers: Tensor,
         extras: Extras,
-    ) -> Record:
+    ) -> LayerSums:
         """Return this process's record of a layer; if that fails, one that says so."""
         if matrix is None:
-            return Record.lost(form, numbers)
+            return LayerSums.lost(form, numbers)
         across = self.agreed[i].across
         first = across is None or across[0] == dist.get_rank()
         try:
@@ -181,7 +181,7 @@ class ShardedSums:
             return record(matrix, share, form, numbers, extras)
         except Exception as error:  # an outer edge, as that of the callback: the others wait
             self._say(f"{self.layers[i].name} is not measured: {error}")
-            return Record.lost(form, numbers)
+            return LayerSums.lost(form, numbers)
 
     def _extras(self, more: Callable[[], Sequence[Extras]] | None) -> Sequence[Extras] | None:
         """Return what ``more`` gives of each layer; None if it fails: then there is no share."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from snc_client.callback.model.distributed import joined, several_ranks
+from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.monitor.sharded.groups import Members, members
 from snc_client.callback.monitor.sharded.meeting import Meeting
 from snc_client.callback.monitor.sharded.sharded_group import ShardedGroup
@@ -46,45 +47,42 @@ class ShardedStart:
     def met(
         self,
         coverage: Coverage,
-        policies: Sequence[LayerPolicy],
-        settings: Mapping[str, object],
-        *,
-        certify_every: int | None,
-        strict: bool,
-        metrics: Sequence[str],
-        steps_of: torch.optim.Optimizer | None,
-    ) -> ShardedGroup | None:
-        """Return the group of the sharded layers, None if there are none or no agreement.
+        policies_of: Callable[[Coverage], tuple[LayerPolicy, ...]],
+        norms: NormSignals,
+        settings: Mapping[str, Any],
+    ) -> tuple[Coverage, tuple[LayerPolicy, ...], ShardedGroup | None]:
+        """Return what is measured, its policies, and the group of the sharded layers, if any.
 
-        ``coverage`` is that of the whole model, with the ``policies`` of its layers.
+        ``coverage`` is that of the whole model; ``settings`` have ``certify_every`` and ``strict``,
+        and whatever else must be equal everywhere.
         """
+        policies = policies_of(coverage)
         which = [i for i, x in enumerate(coverage.layers) if x.sharded]
         meeting = Meeting() if joined() and several_ranks() else None
         if not which:
             if meeting is not None:
                 meeting.passed()
-            return None
+            return coverage, policies, None
         layers = [coverage.layers[i] for i in which]
-        device = layers[0].weight().device
         if meeting is not None:
             told = _told(layers, [policies[i] for i in which], settings)
-            why = meeting.held(told)
-            if why is not None:
+            if (why := meeting.held(told)) is not None:
                 self._why = f"sharded, and not measured: {why}"
                 log.warning("snc: %d sharded layers are not measured: %s", len(which), why)
-                return None
+                coverage = without(coverage, lambda _: self._why)
+                return coverage, policies_of(coverage), None
         group = ShardedGroup(
             layers,
             which,
-            device,
-            certify_every=certify_every,
-            strict=strict,
-            metrics=metrics,
-            steps_of=steps_of,
+            layers[0].weight().device,
+            certify_every=settings["certify_every"],
+            strict=settings["strict"],
+            metrics=norms.metrics,
+            steps_of=norms.steps_of,
         )
         self._names = frozenset(x.name for x in layers)
         self._gone = lambda: group.gone
-        return group
+        return coverage, policies, group
 
 
 def without(coverage: Coverage, why: Callable[[Layer], str | None]) -> Coverage:

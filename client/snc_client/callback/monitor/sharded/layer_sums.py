@@ -1,4 +1,4 @@
-"""Record: what a process adds to the sums of one layer, in one piece of memory."""
+"""LayerSums: what a process adds to the sums of one layer, in one piece of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snc_client.estimator.sharded_power import BANDS, Share
+from snc_client.estimator.sharded_power import BANDS, Summand
 
 # Places in "squares": sums of squares of entries, and how many processes could not give theirs.
 FROBENIUS, MOVED, GRADIENT, NO_GRADIENT, UPDATE, NO_UPDATE = range(6)
@@ -45,29 +45,29 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Record:
+class LayerSums:
     """The numbers of one layer: of this process before the sum, of all of them after it."""
 
     values: Mapping[str, Tensor]
 
     @classmethod
-    def lost(cls, form: Form, numbers: Tensor) -> Record:
+    def lost(cls, form: Form, numbers: Tensor) -> LayerSums:
         """Return the record of a process that cannot give its share: no sum with it is a number."""
         values = {k: numbers.new_full(shape, math.nan) for k, shape in form.fields}
         return cls({**values, "lost": numbers.new_ones(1), "agreed": agreed(numbers)})
 
     @property
-    def share(self) -> Share:
+    def share(self) -> Summand:
         """Return the fields that an iteration needs."""
         narrow = {k: self.values[k].float() for k in ("x", "r", "bands", "torn")}
-        return Share(narrow["x"], narrow["r"], narrow["bands"], narrow["torn"])
+        return Summand(narrow["x"], narrow["r"], narrow["bands"], narrow["torn"])
 
     def packed(self, form: Form, dtype: torch.dtype) -> Tensor:
         """Return all numbers as one vector."""
         return torch.cat([self.values[name].reshape(-1).to(dtype) for name, _ in form.fields])
 
 
-def unpacked(flat: Tensor, forms: Sequence[Form]) -> list[Record]:
+def unpacked(flat: Tensor, forms: Sequence[Form]) -> list[LayerSums]:
     """Return the records that a vector of sums holds, as views of it."""
     records, at = [], 0
     for form in forms:
@@ -76,7 +76,7 @@ def unpacked(flat: Tensor, forms: Sequence[Form]) -> list[Record]:
             size = math.prod(shape)
             values[name] = flat[at : at + size].view(shape)
             at += size
-        records.append(Record(values))
+        records.append(LayerSums(values))
     return records
 
 
