@@ -499,8 +499,9 @@ def mesh():
 
 
 def test_a_sharded_tensor_is_a_layer_of_its_whole_shape_without_an_operator(mesh):
+    tensor = torch.distributed.tensor
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    sharded = torch.distributed.tensor.distribute_tensor(model[1].weight.detach(), mesh)
+    sharded = tensor.distribute_tensor(model[1].weight.detach(), mesh, [tensor.Shard(0)])
     model[1].weight = nn.Parameter(sharded)
     coverage = find_layers(model)
     first, second = coverage.layers
@@ -510,6 +511,16 @@ def test_a_sharded_tensor_is_a_layer_of_its_whole_shape_without_an_operator(mesh
     assert torch.equal(here.local, sharded.to_local())
     with pytest.raises(LookupError, match="must be whole to be multiplied"):
         second.operator()
+
+
+def test_a_tensor_of_which_every_rank_holds_all_is_like_any_other(mesh):
+    tensor = torch.distributed.tensor
+    model = nn.Sequential(nn.Linear(3, 3, bias=False))
+    same = tensor.distribute_tensor(model[0].weight.detach(), mesh, [tensor.Replicate()])
+    model[0].weight = nn.Parameter(same)
+    (layer,) = find_layers(model).layers
+    assert not layer.sharded
+    assert torch.equal(layer.operator().weight, same.to_local())
 
 
 def test_a_partial_sum_is_skipped_with_the_reason(mesh):

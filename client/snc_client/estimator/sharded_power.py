@@ -57,7 +57,9 @@ class ShardedPower(BlockPower):
         super().__init__(sides, device=device, block=block, seed=seed)
 
     def _block_shape(self, layer: int) -> tuple[int, int]:
-        return min(self._block, *self._shapes[layer]), self._shapes[layer][1]
+        # As many as fit, however few rows there are: one of them explores.
+        length = self._shapes[layer][1]
+        return min(self._block, length), length
 
     def block_shape(self, layer: int) -> tuple[int, int]:
         """Return number and length of a layer's vectors."""

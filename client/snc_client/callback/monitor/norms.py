@@ -15,6 +15,7 @@ from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED, UPD
 from snc_client.devices import to_device
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
+from snc_client.operators.sharded import is_dtensor, is_whole, local_part
 
 log = logging.getLogger("snc")
 
@@ -37,7 +38,7 @@ class NormSignals:
       scalar of all gradients together, unless `step` gets one of that name: the norm that clipping
       returns costs nothing. One read of each gradient. Absent where a weight is computed
       from others or its gradient is sparse, and where gradients are gone or zeroed before `step`;
-      that is logged once.
+      that is logged once. With sharded weights there is no norm of all gradients together.
     * ``update_norm``: what the optimizer's step added to the weight, without the action. With
       ``guard``: from the guard's own copy. Else, with ``optimizer=``: for SGD from gradient,
       momentum and learning rate, for Adam and AdamW from their moments; about five reads of each
@@ -190,7 +191,7 @@ class NormSignals:
                 continue
             parameter = layer.parameter()
             if parameter is not None:
-                stored[layer.name] = layer.part(parameter.detach())
+                stored[layer.name] = layer.part(local_part(parameter))
                 continue
             operator = layer.operator()
             if isinstance(operator, Matrix | BlockDiagonal):
@@ -215,12 +216,13 @@ class NormSignals:
 
     def _gradients(self, layers: Sequence[Layer], all_gradients: bool) -> None:
         """Measure the gradient of every layer; ``all_gradients``: also that of all parameters."""
-        of = [(layer, p.grad) for layer in layers if (p := layer.parameter()) is not None]
-        grads = (p.grad for p in self._slots.parameters()) if all_gradients else ()
+        of = [(layer, _here(p.grad)) for layer in layers if (p := layer.parameter()) is not None]
+        grads = (_here(p.grad) for p in self._slots.parameters()) if all_gradients else ()
         counted = {id(gradient): gradient for gradient in grads if gradient is not None}
         every = counted | {id(gradient): gradient for _, gradient in of if gradient is not None}
         dense = {i: gradient for i, gradient in every.items() if _dense(gradient)}
-        if not dense or len(dense) < len(every):
+        others = [gradient for i, gradient in every.items() if i not in dense]
+        if (others and not all(map(is_dtensor, others))) or not every:
             self._say("grad_norm", "needs dense gradients when step() is called: call it before "
                       "zero_grad()")  # fmt: skip
         if not dense:
@@ -316,6 +318,11 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         sizes = torch._foreach_norm([tensors[i] for i in places], 2, dtype=wide)
         found.update(zip(places, sizes, strict=True))
     return [found[i].float() for i in range(len(tensors))]
+
+
+def _here(gradient: Tensor | None) -> Tensor | None:
+    """Return what lies here of a gradient that every process holds whole; others as they are."""
+    return local_part(gradient) if gradient is not None and is_whole(gradient) else gradient
 
 
 def _dense(gradient: Tensor) -> bool:
