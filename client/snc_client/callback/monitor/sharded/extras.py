@@ -37,7 +37,10 @@ def extras(
 
 
 def _of(layer: Layer, steps: dict[int, Move], *, gradient: bool) -> Extras:
-    parameter = layer.parameter()
+    try:
+        parameter = layer.parameter()
+    except LookupError:  # it has no share either
+        return Extras()
     move = steps.get(id(parameter))
     found = None if parameter is None or not gradient else parameter.grad
     step = None if move is None else _like(layer, move.direction)

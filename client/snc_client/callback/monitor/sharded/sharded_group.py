@@ -44,7 +44,7 @@ from snc_service.wire import absent
 FIRST_ROUNDS = 40  # the first sigma is the reference of the whole run
 # Numbers that the first certificates sum at a time. Later ones come in turns, a few at a step.
 AT_ONCE = 1 << 24
-MOST_UNSOUND = 3
+MOST_UNSOUND = 3  # rows
 GONE = "sharded, and not measured any more: a rank gives no share of it, or another one"
 
 
@@ -93,6 +93,7 @@ class ShardedGroup:
             idle_every=1,
         )
         self._held: tuple[int, ...] = ()
+        self._written: Mask = np.ones(len(layers), np.bool_)
         self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
         self._open: int | None = None  # the step whose measurement is due, until it is made
         self._row: DeviceRow | None = None
@@ -140,7 +141,7 @@ class ShardedGroup:
     def take_part(self) -> None:
         """Let the others go on where this process has failed to come as far as its own `step`."""
         if self._open is not None:
-            self.step(np.zeros(len(self.layers), np.bool_), empty=True)
+            self.step(self._written, empty=True)
 
     @torch.no_grad()
     def step(self, written: Mask, *, empty: bool = False) -> DeviceRow:
@@ -152,6 +153,10 @@ class ShardedGroup:
             return self._row
         assert self._open is not None, "open() comes first"
         number, self._open = self._open, None
+        self._written = written
+        if self._sums.over:
+            self._row = self._nothing()
+            return self._row
         proofs = self._due(number)
         found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
         sigma, captured = found.estimates.sigma, found.estimates.captured
@@ -295,6 +300,21 @@ class ShardedGroup:
             return scale
         at = to_device(places, self.device, torch.int64)
         return scale.index_copy(0, at, rescale_(weights, bound[at], threshold[at]))
+
+    def _nothing(self) -> DeviceRow:
+        """Return a row in which no layer was measured."""
+        nan, inf = (torch.full_like(self.thresholds.value, x) for x in (math.nan, math.inf))
+        row = DeviceRow(
+            device=self.device,
+            layers=self.indices,
+            certified=[],
+            sigma=nan,
+            threshold=inf,
+            scale=nan,
+            residual=-inf,
+            sigma_upper=nan,
+        )
+        return row.with_metrics({name: nan for name in self._metrics})
 
     def _row_of(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from snc_client.callback.model.distributed import joined
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record
 from snc_client.callback.monitor.sharded.groups import Groups, Members, members
 from snc_client.callback.monitor.sharded.layer_sums import Form, LayerSums, alike, unpacked
@@ -22,6 +24,8 @@ from snc_client.operators.sharded import ShardedMatrix
 log = logging.getLogger("snc")
 
 BLOCK = 16
+MOST_UNSOUND = 3
+LAG = 3  # calls after which the host looks at a result that was copied from a device
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class ShardedSums:
             for i, x in enumerate(matrices)
         ]
         self._said: set[str] = set()
+        self._noted: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._unsound = 0  # calls in a row that measured nothing
 
     @torch.no_grad()
     def measured(
@@ -138,7 +144,7 @@ class ShardedSums:
         same = [alike(x.values["agreed"], len(self.agreed[i].members)) for i, x in sums.items()]
         same = [same[list(sums).index(i)] for i in every]
         sound = [s & (x.values["lost"][0] == 0) for s, x in zip(same, records, strict=True)]
-        self._complain(sound)
+        self._note(torch.stack(sound))
         shares = [x.share for x in records]
         estimates = self.power.finish(list(every), vectors, shares, sound, same)
         return Found(estimates, records, sound, matrices)
@@ -213,16 +219,42 @@ class ShardedSums:
                 self._say(f"{self.layers[i].name} is not measured: {error}")
         return torch.full((len(v_BN), self.agreed[i].columns), torch.nan, device=self._device)
 
-    def _complain(self, sound: Sequence[Tensor]) -> None:
+    def _note(self, sound: Tensor) -> None:
+        """Keep which layers were measured, bool [L], for `over` and for a sentence."""
         if not reading_is_free(self._device):
-            return
-        lost = [self.layers[i].name for i, ok in enumerate(sound) if not bool(ok)]
-        if lost:
-            self._say(
-                "the ranks do not agree, or one gave no share: not measured at such a step: "
-                + ", ".join(lost[:5]),
-                once="lost",
-            )
+            sound = sound.to("cpu", non_blocking=True)
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+        self._noted.append((sound, event))
+
+    @property
+    def over(self) -> bool:
+        """Return whether no layer was measured in `MOST_UNSOUND` calls in a row, or can be.
+
+        Then the processes do not make the same steps, and there must be no further call: one would
+        wait for another in vain. It is the same call for all of them, because it follows from sums.
+        """
+        if not joined():
+            self._say("the process group is gone: sharded layers are not measured any more")
+            return True
+        while len(self._noted) > (0 if reading_is_free(self._device) else LAG):
+            sound, event = self._noted.popleft()
+            if event is not None:
+                event.synchronize()  # of a call long ago
+            known = sound.tolist()
+            self._unsound = 0 if any(known) else self._unsound + 1
+            if not all(known):
+                lost = [x.name for x, ok in zip(self.layers, known, strict=True) if not ok]
+                self._say(
+                    "the ranks do not agree, or one gave no share: not measured at such a step: "
+                    + ", ".join(lost[:5]),
+                    once="lost",
+                )
+        if self._unsound >= MOST_UNSOUND:
+            self._say("the ranks do not make the same steps: sharded layers are not measured")
+        return self._unsound >= MOST_UNSOUND
 
     def _say(self, sentence: str, *, once: str | None = None) -> None:
         if (once or sentence) not in self._said:

@@ -1,0 +1,320 @@
+"""Ranks that share weights and do not do the same: no rank waits for ever, and each says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+import torch.multiprocessing as mp
+from sharded_cases import exact
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from snc_client import SNCallback
+from snc_client.callback.monitor.sharded import meeting
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        not hasattr(torch.distributed.fsdp, "fully_shard"), reason="needs torch >= 2.6"
+    ),
+]
+
+RANKS = 2
+NAMES = ["0.weight", "1.weight"]
+
+
+class Sentences(logging.Handler):
+    """Collects what the client says."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def small() -> nn.Module:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layer in model:
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+    return model
+
+
+def grown(model: nn.Module, callback: SNCallback, steps: int = 1) -> None:
+    """Make the weights grow by a tenth, as an optimizer does that the callback does not know."""
+    for _ in range(steps):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        callback.step()
+
+
+def seen(callback: SNCallback, model: nn.Module) -> dict[str, Any]:
+    return {
+        "layers": [x.name for x in callback.layers.layers],
+        "reasons": {x.name: x.reason for x in callback.layers.skipped},
+        "sigma": {k: reading["sigma"] for k, reading in callback.latest.items()},
+        "threshold": {k: reading["threshold"] for k, reading in callback.latest.items()},
+        "exact": exact(model),
+        "errors": callback.errors,
+        "step": callback.latest.step,
+    }
+
+
+def only_one_has_a_callback(rank: int) -> dict[str, Any]:
+    model, before = small(), meeting.SECONDS
+    meeting.SECONDS = 0.2  # type: ignore[misc] # nobody is under way
+    for turn in range(RANKS):
+        if rank == turn:  # the second one comes when the first has given up
+            callback = SNCallback(model, threshold="1x init")
+            grown(model, callback)
+        dist.barrier()
+    meeting.SECONDS = before  # type: ignore[misc]
+    callback.close()
+    return seen(callback, model)
+
+
+def policies_differ(rank: int) -> dict[str, Any]:
+    model = small()
+    with SNCallback(model, threshold=1.0 + rank) as callback:
+        grown(model, callback)
+    return seen(callback, model)
+
+
+def one_raises(rank: int) -> dict[str, Any]:
+    model, sigmas = small(), []
+    with SNCallback(model, threshold="1x init") as callback:
+        for step in range(5):
+            if rank == 1 and step == 2:
+                callback._follower.changed = raises  # type: ignore[method-assign]
+            grown(model, callback)
+            if rank == 1 and step == 2:
+                del callback._follower.changed
+            sigmas.append(exact(model)["0.weight"])
+    return {**seen(callback, model), "sigmas": sigmas}
+
+
+def raises() -> bool:
+    raise RuntimeError("a fault of this rank")
+
+
+def one_cannot_read_its_shard(rank: int) -> dict[str, Any]:
+    model, sigmas = small(), []
+    with SNCallback(model, threshold="1x init") as callback:
+        for step in range(4):
+            kept = model[0]._parameters["weight"]
+            if rank == 1 and step == 1:
+                del model[0]._parameters["weight"]
+            with torch.no_grad():
+                kept.mul_(1.1)
+            callback._follower.changed = lambda: False  # type: ignore[method-assign]
+            callback.step()
+            model[0]._parameters["weight"] = kept
+            sigmas.append(exact(model)["0.weight"])
+    return {**seen(callback, model), "sigmas": sigmas}
+
+
+def one_has_another_reference(rank: int) -> dict[str, Any]:
+    model = small()
+    before = exact(model)["0.weight"]
+    with SNCallback(model, threshold="1x init") as callback:
+        state = callback.state_dict()
+        if rank:
+            state["layers"]["0.weight"]["reference"] *= 2
+        callback.load_state_dict(state)
+        grown(model, callback, 6)
+    return {**seen(callback, model), "before": before}
+
+
+def one_counts_other_steps(rank: int) -> dict[str, Any]:
+    model = small()
+    with SNCallback(model, threshold="1x init") as callback:
+        state = callback.state_dict()
+        callback.load_state_dict({**state, "step": rank})
+        grown(model, callback, 6)
+    return seen(callback, model)
+
+
+def sharded_anew(rank: int) -> dict[str, Any]:
+    from torch.distributed.tensor import Shard
+
+    model = small()
+    with SNCallback(model, threshold="1x init") as callback:
+        grown(model, callback)
+        other = model[0].weight.detach().redistribute(placements=[Shard(1)])
+        model[0].weight = nn.Parameter(other)
+        grown(model, callback, 6)
+    return seen(callback, model)
+
+
+def late(rank: int) -> dict[str, Any]:
+    model, store = small(), dist.distributed_c10d._get_default_store()
+    with SNCallback(model, threshold="1x init") as callback:
+        for step in range(3):
+            if rank == 1:  # not before the other one has come as far as its measurement
+                store.wait([f"late/{step}"])
+            else:
+                store.set(f"late/{step}", "")
+            grown(model, callback)
+    return seen(callback, model)
+
+
+def without_the_service(rank: int) -> dict[str, Any]:
+    model = small()
+    callback = SNCallback(model, threshold="1x init", url="http://127.0.0.1:9", run="lost")
+    grown(model, callback, 3)
+    callback.close(timeout=0.1)
+    return seen(callback, model)
+
+
+def a_mesh_of_the_other(rank: int) -> dict[str, Any]:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
+    part = distribute_tensor(model[1].weight.detach(), DeviceMesh("cpu", [0]), [Shard(0)])
+    model[1].weight = nn.Parameter(part)
+    with SNCallback(model, threshold="1x init") as callback:
+        with torch.no_grad():
+            model[0].weight.mul_(1.1)
+        callback.step()
+    return {
+        "layers": [x.name for x in callback.layers.layers],
+        "reasons": {x.name: x.reason for x in callback.layers.skipped},
+        "errors": callback.errors,
+    }
+
+
+def the_group_is_destroyed(rank: int) -> dict[str, Any]:
+    model = small()
+    callback = SNCallback(model, threshold="1x init")
+    grown(model, callback)
+    found, before = seen(callback, model), model[0].weight.to_local().detach().clone()
+    dist.destroy_process_group()
+    grown(model, callback, 2)
+    callback.close()
+    ratio = float((model[0].weight.to_local() / before).mean())
+    return {**found, "errors": callback.errors, "unwritten": ratio}
+
+
+CASES: list[Callable[[int], dict[str, Any]]] = [
+    only_one_has_a_callback,
+    policies_differ,
+    one_raises,
+    one_cannot_read_its_shard,
+    one_has_another_reference,
+    one_counts_other_steps,
+    sharded_anew,
+    late,
+    without_the_service,
+    a_mesh_of_the_other,
+    the_group_is_destroyed,
+]
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
+    )
+    torch.set_num_threads(1)
+    found = {}
+    for case in CASES:
+        sentences = Sentences()
+        logging.getLogger("snc").addHandler(sentences)
+        found[case.__name__] = case(rank)
+        logging.getLogger("snc").removeHandler(sentences)
+        found[case.__name__]["said"] = sentences.said
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def of(ranks: list[dict[str, Any]], case: Callable[[int], object]) -> list[dict[str, Any]]:
+    return [rank[case.__name__] for rank in ranks]
+
+
+def test_a_rank_without_a_callback_is_noticed_by_those_that_have_one(ranks):
+    for rank in of(ranks, only_one_has_a_callback):
+        assert rank["layers"] == []
+        assert rank["errors"] == 0
+        assert "must be made on all 2 ranks" in rank["reasons"]["0.weight"]
+        assert len(rank["said"]) == 1
+
+
+def test_different_policies_are_noticed_by_every_rank(ranks):
+    for rank in of(ranks, policies_differ):
+        assert (rank["layers"], rank["errors"]) == ([], 0)
+        assert "must have the same policy" in rank["reasons"]["0.weight"]
+        assert len(rank["said"]) == 1
+
+
+@pytest.mark.parametrize("case", [one_raises, one_cannot_read_its_shard])
+def test_nothing_is_written_at_a_step_to_which_a_rank_gives_no_share(ranks, case):
+    first, second = of(ranks, case)
+    assert first["sigmas"] == second["sigmas"]
+    start = first["sigmas"][0]
+    lost = 2 if case is one_raises else 1
+    for step, sigma in enumerate(first["sigmas"]):
+        assert sigma == pytest.approx(start * (1.1 if step == lost else 1), rel=2e-3), step
+    assert (first["errors"], second["errors"]) == (0, int(case is one_raises))
+    assert first["layers"] == second["layers"] == NAMES
+
+
+def test_nothing_is_measured_where_ranks_would_not_scale_alike(ranks):
+    for rank in of(ranks, one_has_another_reference):
+        assert rank["layers"] == ["1.weight"]
+        assert "not measured any more" in rank["reasons"]["0.weight"]
+        assert rank["exact"]["0.weight"] == pytest.approx(rank["before"] * 1.1**6)
+        assert rank["exact"]["1.weight"] <= rank["threshold"]["1.weight"] * 1.001
+
+
+def test_ranks_that_count_different_steps_measure_nothing(ranks):
+    for rank in of(ranks, one_counts_other_steps):
+        assert rank["layers"] == []
+        assert any("do not make the same steps" in each for each in rank["said"])
+
+
+def test_a_weight_that_is_sharded_anew_is_not_covered_any_more(ranks):
+    for rank in of(ranks, sharded_anew):
+        assert (rank["layers"], rank["errors"]) == (["1.weight"], 0)
+        assert "not measured any more" in rank["reasons"]["0.weight"]
+        assert rank["exact"]["1.weight"] <= rank["threshold"]["1.weight"] * 1.001
+
+
+@pytest.mark.parametrize("case", [late, without_the_service])
+def test_a_late_rank_and_a_lost_service_change_nothing(ranks, case):
+    for rank in of(ranks, case):
+        assert (rank["layers"], rank["errors"]) == (NAMES, 0)
+        for name, norm in rank["exact"].items():
+            assert norm == pytest.approx(rank["threshold"][name], rel=2e-3)
+
+
+def test_a_mesh_without_a_rank_is_none_of_its_business(ranks):
+    first, second = of(ranks, a_mesh_of_the_other)
+    assert first["layers"] == NAMES
+    assert second["layers"] == ["0.weight"]
+    assert "a mesh without this rank" in second["reasons"]["1.weight"]
+    assert first["errors"] == second["errors"] == 0
+
+
+def test_a_group_that_is_destroyed_ends_the_measurements_and_nothing_else(ranks):
+    for rank in of(ranks, the_group_is_destroyed):
+        assert rank["errors"] == 0
+        assert len([each for each in rank["said"] if "the process group is gone" in each]) == 1
+        assert rank["unwritten"] == pytest.approx(1.1**2)
