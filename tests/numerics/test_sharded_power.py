@@ -54,7 +54,7 @@ class Places:
         self.powers = [ShardedPower(sides, device=CPU, block=16) for _ in matrices]
 
     def sigma(self, matrices: list[ShardedMatrix]) -> list[float]:
-        vectors = [power.vectors(0) for power in self.powers]
+        vectors = [power.explored(0) for power in self.powers]
         pairs = list(zip(self.powers, matrices, vectors, strict=True))
         ahead = [power.ahead(0, matrix, v) for power, matrix, v in pairs]
         shares = [

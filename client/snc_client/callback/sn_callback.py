@@ -180,8 +180,7 @@ class SNCallback:
         norms = NormSignals(signals, model, first, guarded=bool(guard))
         alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
         start = ShardedStart(find)
-        found = start.met(find(model), in_force.by_layer_strictly, norms, alike)
-        coverage, policies, sharded = found
+        coverage, policies, sharded = start.met(model, in_force.by_layer_strictly, norms, alike)
         self._attempt = 0
         self._edge = OuterEdge()
         self._overhead = Overhead()

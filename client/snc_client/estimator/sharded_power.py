@@ -74,7 +74,7 @@ class ShardedPower(BlockPower):
             self._store(layer, torch.cat([theirs, ours[len(theirs) :]]))
 
     @torch.no_grad()
-    def vectors(self, layer: int) -> Tensor:
+    def explored(self, layer: int) -> Tensor:
         """Count an iteration of a layer and return the vectors to multiply, (b, n)."""
         return self._explored(layer)
 

@@ -31,13 +31,13 @@ from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
 from snc_client.callback.readback.metrics import NO_SHARE, NOT_MEASURED
 from snc_client.certificate import sigma_upper, upper_of_gram
-from snc_client.constraint import rescale_
+from snc_client.constraint import normalize_, rescale_
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import Estimates
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
 from snc_client.operators.sharded import ShardedMatrix
-from snc_client.policy import LayerPolicy
+from snc_client.policy import HOLDING, LayerPolicy
 from snc_client.precision import SMALLEST_NORMAL
 from snc_service.wire import absent
 
@@ -93,6 +93,7 @@ class ShardedGroup:
             idle_every=1,
         )
         self._held: tuple[int, ...] = ()
+        self._normalized: frozenset[int] = frozenset()
         self._written: Mask = np.ones(len(layers), np.bool_)
         self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
         self._open: int | None = None  # the step whose measurement is due, until it is made
@@ -111,7 +112,8 @@ class ShardedGroup:
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
         """Put thresholds and actions in force, one per layer of the group, after ``step``."""
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
-        self._held = tuple(i for i, p in enumerate(policies) if p.action in ("rescale", "cap"))
+        self._held = tuple(i for i, p in enumerate(policies) if p.action in HOLDING)
+        self._normalized = frozenset(i for i, p in enumerate(policies) if p.action == "normalize")
         self._planner.restart(step)
 
     def restart(self, step: int) -> None:
@@ -229,6 +231,7 @@ class ShardedGroup:
         due = {i for i, turn in enumerate(plan.certified.tolist()) if turn}
         if self._carried is not None:
             due |= {i for i in self._held if plan.pressing[i] or not self._carried.known(i)}
+            due |= self._normalized  # a carried bound is too loose to scale up by
         return sorted(due)
 
     def _chunks(self) -> list[list[int]]:
@@ -247,7 +250,8 @@ class ShardedGroup:
     def _codes(self, number: int, written: Mask | None = None) -> Tensor:
         """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
         bits = self.thresholds.value.view(torch.int32).to(torch.int64)
-        held = np.isin(np.arange(len(self.layers)), self._held)
+        every = np.arange(len(self.layers))
+        held = np.isin(every, self._held) + 2 * np.isin(every, list(self._normalized))
         actions = 2 * held + (0 if written is None else written)
         more = to_device(actions.tolist(), self.device, torch.int64)
         return torch.stack([bits + number, bits * 7 + 3 * number + more])
@@ -286,20 +290,23 @@ class ShardedGroup:
         threshold = self.thresholds.value
         if reading_is_free(self.device):
             breached = (bound > threshold).tolist()
-            held = [i for i in held if breached[i]]
-        weights: list[Tensor] = []
-        places: list[int] = []
-        for i in held:
-            matrix = matrices[i]
-            pieces = [] if matrix is None else [piece.local for piece in matrix.pieces]
-            # The factor is computed without a piece, too: it is reported.
-            weights += pieces or [torch.empty(0, dtype=self._dtypes[i], device=self.device)]
-            places += [i] * max(1, len(pieces))
+            held = [i for i in held if breached[i] or i in self._normalized]
         scale = torch.ones_like(bound)
-        if not weights:
-            return scale
-        at = to_device(places, self.device, torch.int64)
-        return scale.index_copy(0, at, rescale_(weights, bound[at], threshold[at]))
+        for multiply_, both_ways in ((rescale_, False), (normalize_, True)):
+            weights: list[Tensor] = []
+            places: list[int] = []
+            for i in held:
+                if (i in self._normalized) is not both_ways:
+                    continue
+                matrix = matrices[i]
+                pieces = [] if matrix is None else [piece.local for piece in matrix.pieces]
+                # The factor is computed without a piece, too: it is reported.
+                weights += pieces or [torch.empty(0, dtype=self._dtypes[i], device=self.device)]
+                places += [i] * max(1, len(pieces))
+            if weights:
+                at = to_device(places, self.device, torch.int64)
+                scale = scale.index_copy(0, at, multiply_(weights, bound[at], threshold[at]))
+        return scale
 
     def _nothing(self) -> DeviceRow:
         """Return a row in which no layer was measured."""

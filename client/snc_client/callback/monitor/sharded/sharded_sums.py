@@ -112,7 +112,7 @@ class ShardedSums:
             for i, x in enumerate(self.agreed)
         ]
         numbers = [(self.power.agreed(i) + codes[:, i]).remainder(61).float() for i in every]
-        vectors = [self.power.vectors(i) for i in every]
+        vectors = [self.power.explored(i) for i in every]
         matrices = [None if absent else self._looked_up(i) for i in every]
         ahead = [self._ahead(i, matrices[i], v) for i, v in enumerate(vectors)]
         extras = None if absent else self._extras(more)

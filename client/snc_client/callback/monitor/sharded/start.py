@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 
 from snc_client.callback.model.distributed import joined, several_ranks
 from snc_client.callback.monitor.norms import NormSignals
@@ -46,16 +47,17 @@ class ShardedStart:
 
     def met(
         self,
-        coverage: Coverage,
+        model: nn.Module,
         policies_of: Callable[[Coverage], tuple[LayerPolicy, ...]],
         norms: NormSignals,
         settings: Mapping[str, Any],
     ) -> tuple[Coverage, tuple[LayerPolicy, ...], ShardedGroup | None]:
         """Return what is measured, its policies, and the group of the sharded layers, if any.
 
-        ``coverage`` is that of the whole model; ``settings`` have ``certify_every`` and ``strict``,
-        and whatever else must be equal everywhere.
+        ``settings`` have ``certify_every`` and ``strict``, and whatever else must be equal
+        everywhere. Raises ValueError as ``find`` and ``policies_of`` do.
         """
+        coverage = self._find(model)
         policies = policies_of(coverage)
         which = [i for i, x in enumerate(coverage.layers) if x.sharded]
         meeting = Meeting() if joined() and several_ranks() else None
