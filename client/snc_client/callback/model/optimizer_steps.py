@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from snc_client.callback.model.optimizers import has_hooks, mark_as_reader, outs
 log = logging.getLogger("snc")
 
 PATIENCE = 64  # calls: a minibatch in more parts is rare
+
+_version: Callable[[Tensor], int] = attrgetter("_version")
 
 
 class OptimizerSteps:
@@ -64,9 +67,7 @@ class OptimizerSteps:
 
     def note(self) -> None:
         """Remember the parameters as they are after a measurement and its action."""
-        parameters = [p for p in self._slots.parameters() if not p.is_inference()]
-        self._versions = [p._version for p in parameters]
-        self._parameters = parameters
+        self._parameters, self._versions = self._counters()
 
     def note_step(self) -> None:
         """Remember that an optimizer with weights of the model has stepped."""
@@ -74,10 +75,9 @@ class OptimizerSteps:
 
     def moved(self) -> bool:
         """Return whether a step was made since `note`. To be called once in each step()."""
-        parameters = self._slots.parameters()
-        stepped = self._stepped or not (self._optimizers or self._still(parameters))
+        stepped = self._stepped or not (self._optimizers or self._still())
         self._stepped = False
-        self._judge(parameters, stepped)
+        self._judge(stepped)
         return stepped
 
     def learning_rate(self) -> dict[str, Any]:
@@ -98,9 +98,17 @@ class OptimizerSteps:
         if self._hook is not None:
             self._hook.remove()
 
-    def _still(self, parameters: list[nn.Parameter]) -> bool:
-        versions = [p._version for p in parameters if not p.is_inference()]
-        if versions != self._versions:
+    def _counters(self) -> tuple[Sequence[nn.Parameter], list[int]]:
+        """Return the parameters that have a version counter, and the counters."""
+        parameters = self._slots.parameters()
+        try:
+            return parameters, [*map(_version, parameters)]
+        except RuntimeError:  # inference tensors have none
+            counted = [p for p in parameters if not p.is_inference()]
+            return counted, [*map(_version, counted)]
+
+    def _still(self) -> bool:
+        if self._counters()[1] != self._versions:
             return False
         if not self._known and not self._searched:
             self._searched = True
@@ -115,7 +123,7 @@ class OptimizerSteps:
             )
         return self._known
 
-    def _judge(self, parameters: list[nn.Parameter], stepped: bool) -> None:
+    def _judge(self, stepped: bool) -> None:
         """Count the call before as a skipped step if its gradients are gone, or this one."""
         if self._waiting is not None:
             parameter, gradient = self._waiting
@@ -123,7 +131,7 @@ class OptimizerSteps:
             self._waiting = None
         if stepped:
             return
-        filled = [p for p in parameters if p.grad is not None]
+        filled = [p for p in self._slots.parameters() if p.grad is not None]
         if filled:
             smallest = min(filled, key=torch.numel)
             assert smallest.grad is not None, "just filtered"
