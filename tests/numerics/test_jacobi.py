@@ -70,7 +70,7 @@ def test_dead_and_poisoned_rows_are_replaced_and_the_block_is_orthonormal() -> N
     y = torch.stack([gaussian(5, 30), torch.zeros(5, 30), gaussian(5, 30) * torch.nan])
     y[0, 3] = 1e-7 * y[0, 0]
     noise = gaussian(5, 30, seed=9)
-    unit = revive(y.clone(), noise / noise.norm(dim=1, keepdim=True))
+    unit = revive(y.clone(), lambda: noise / noise.norm(dim=1, keepdim=True))
     block = orthonormalizer(unit @ unit.mT) @ unit
     eye = torch.eye(5).expand(3, 5, 5)
     # Shorter by half the shift of 1e-5, never longer.

@@ -8,7 +8,8 @@ to four iterations. sigma never exceeds the spectral norm, up to rounding: it is
 vector u. It is an estimate from below; `certificate` gives the bound from above.
 """
 
-from snc_client.estimator.block_power import LAG, BlockPower, Estimates, Operator
+from snc_client.estimator.block_power import LAG, BlockPower, Estimates
 from snc_client.estimator.graph import warm_blocks
+from snc_client.estimator.products import Operator
 
 __all__ = ["LAG", "BlockPower", "Estimates", "Operator", "warm_blocks"]

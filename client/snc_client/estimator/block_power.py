@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from snc_client.devices import reading_is_free
+from snc_client.devices import reading_is_free, to_device
+from snc_client.estimator.products import Operator, gram, largest, there_and_back
 from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
 from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
@@ -26,22 +28,6 @@ YOUNG = COLD_ITERATIONS + 32 * MOST_ITERATIONS
 EXPLORE_STEPS = 8  # an explorer drawn anew at every step is replaced before it can grow
 SPARE_NOISE = 1 << 18  # where windows of the noise may start, at every 16th number:
 ALIGNED = 16  # 64 bytes, because the last bits of a CPU's products depend on where operands lie
-TINY = torch.finfo(torch.float32).tiny
-LONG = 4096  # rows longer than this are summed in float64
-
-
-class Operator(Protocol):
-    """A layer's shape and its products with blocks of vectors, always in float32."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n): outputs x inputs."""
-
-    def matmul(self, v_NB: Tensor) -> Tensor:
-        """W V: float32 (n, b) -> float32 (m, b)."""
-
-    def rmatmul(self, u_MB: Tensor) -> Tensor:
-        """W'U: float32 (m, b) -> float32 (n, b)."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +165,7 @@ class BlockPower:
             for k, i in enumerate(range(len(self._blocks)) if which is None else which):
                 block = self._blocks[i]
                 rows = torch.cat([block[:1], self._random_rows(i)[1:]]).unsqueeze(0)
-                fresh = (orthonormalizer(_gram(rows)) @ rows)[0]
+                fresh = (orthonormalizer(gram(rows)) @ rows)[0]
                 self._store(i, torch.where(failed[k], fresh, block))
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,45 +231,40 @@ class BlockPower:
         return found
 
     def _iterate(self, items: Sequence[_Item]) -> Estimates:
+        free = reading_is_free(self._device)
         order: list[_Item] = []
         columns: list[Tensor] = []
         for groups in self._equal_blocks(items):
-            products = [self._multiply(group) for group in groups]
+            products = [self._multiply(group, free) for group in groups]
             both = ritz(_joined([p.r_KBB for p in products]), _joined([p.g_KBB for p in products]))
             turns = both.split([len(group) for group in groups]) if len(groups) > 1 else [both]
             rotated = [turn.z_KBB @ p.x_KBN for p, turn in zip(products, turns, strict=True)]
             columns += map(_measure, products, turns, rotated)
-            self._keep(groups, rotated)
+            self._keep(groups, rotated, free)
             order += [item for group in groups for item in group]
         if not order:
             return Estimates(*self._noise.new_empty(3, 0).unbind())
         found = torch.cat(columns, 1)
         if order != list(items):
             places = {item.layer: i for i, item in enumerate(order)}
-            ordered = found.unbind(1)
-            found = torch.stack([ordered[places[item.layer]] for item in items], 1)
+            at = to_device([places[item.layer] for item in items], self._device, torch.int64)
+            found = found.index_select(1, at)
         sigma, residual, energy, scale = found.unbind()
         return Estimates(sigma, residual, energy.sqrt().mul_(scale))
 
     def _equal_blocks(self, items: Sequence[_Item]) -> list[list[list[_Item]]]:
         """Sort items into groups of vectors of equal length, and those by their number."""
         equal: dict[int, dict[int, list[_Item]]] = {}
-        for item in items:
+        for item in sorted(items, key=lambda item: item.operator.shape):
             b, n = self._block_shape(item.layer)
             equal.setdefault(b, {}).setdefault(n, []).append(item)
         return [list(groups.values()) for groups in equal.values()]
 
-    def _multiply(self, group: Sequence[_Item]) -> _Products:
-        """Multiply by W and W': the layers of a group one by one, the b x b algebra at once.
-
-        One large product over stacked weights would copy them, and is 3-6 times slower on a CPU.
-        """
+    def _multiply(self, group: Sequence[_Item], free: bool) -> _Products:
+        """Multiply by W and W', and count a step of each layer."""
         v_KBN = torch.stack([self._explored(item.layer) for item in group])
-        there_and_back = [
-            _multiply(item.operator, v_BN) for item, v_BN in zip(group, v_KBN.unbind(), strict=True)
-        ]
-        x, r, u_scale = (torch.stack(parts) for parts in zip(*there_and_back, strict=True))
-        return _products(v_KBN, x, r, u_scale)
+        x, r, u_scale = there_and_back([item.operator for item in group], v_KBN, together=free)
+        return scaled(v_KBN, x, r, u_scale)
 
     def _explored(self, layer: int) -> Tensor:
         """Count a step of a layer and return its block, every 8 steps with a new weakest vector."""
@@ -298,13 +279,15 @@ class BlockPower:
         b, n = self._blocks[layer].shape
         return step > 0 and b < n and (step + layer) % EXPLORE_STEPS == 0  # b == n spans all of R^n
 
-    def _keep(self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor]) -> None:
+    def _keep(
+        self, groups: Sequence[Sequence[_Item]], rotated: Sequence[Tensor], free: bool
+    ) -> None:
         """Store the next block of every layer: orthonormal rows, best first."""
         unit = [
-            revive(y_KBN, self._random_rows(group[0].layer))
+            revive(y_KBN, partial(self._random_rows, group[0].layer), look=free)
             for group, y_KBN in zip(groups, rotated, strict=True)
         ]
-        turns = orthonormalizer(_joined([_gram(y) for y in unit]))
+        turns = orthonormalizer(_joined([gram(y) for y in unit]))
         sizes = [len(group) for group in groups]
         for group, y, turn in zip(groups, unit, torch.split(turns, sizes), strict=True):
             for item, block in zip(group, (turn @ y).unbind(), strict=True):
@@ -345,39 +328,15 @@ def _explorer(kept_BN: Tensor, new_N: Tensor) -> Tensor:
     return unit.unsqueeze(0)
 
 
-def _multiply(operator: Operator, v_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return X = U W, R = U U' and the scale of U = V W' / scale (or of W, where m < n).
-
-    The second product follows at once, while a cache still holds the weight. U has entries up to
-    one, because squares of 1e+-30 do not fit float32. Clamping the scale keeps a zero weight at
-    zero, and passes NaN on.
-    """
-    m, n = operator.shape
-    products: list[Callable[[Tensor], Tensor]] = [operator.matmul, operator.rmatmul]
-    ahead, back = products if m >= n else reversed(products)
-    u_BM = ahead(v_BN.mT).mT
-    low, high = torch.aminmax(u_BM)  # abs().amax() copies
-    scale = torch.maximum(high, -low).clamp_(min=TINY)
-    u_BM.div_(scale)
-    return back(u_BM.mT).mT, _gram(u_BM), scale
-
-
-def _products(v_KBN: Tensor, x_KBN: Tensor, r_KBB: Tensor, u_scale: Tensor) -> _Products:
+def scaled(v_KBN: Tensor, x_KBN: Tensor, r_KBB: Tensor, u_scale: Tensor) -> _Products:
     """Scale X, which is overwritten, to entries <= 1."""
-    # aminmax over dimensions is 20 times as slow.
-    x_scale = torch.maximum(x_KBN.amax((1, 2)), -x_KBN.amin((1, 2))).clamp_(min=TINY)
+    x_scale = largest(x_KBN)
     x_KBN.div_(x_scale[:, None, None])
-    return _Products(v_KBN, x_KBN, r_KBB, _gram(x_KBN), u_scale, x_scale)
+    return _Products(v_KBN, x_KBN, r_KBB, gram(x_KBN), u_scale, x_scale)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _gram(x_KBN: Tensor) -> Tensor:
-    if x_KBN.shape[-1] > LONG:
-        x_KBN = x_KBN.double()
-    return (x_KBN @ x_KBN.mT).float()
 
 
 def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> Tensor:

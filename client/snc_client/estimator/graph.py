@@ -24,10 +24,10 @@ from snc_client.estimator.block_power import (
     MOST_ITERATIONS,
     BlockPower,
     Estimates,
-    Operator,
     _explorer,
     _Item,
 )
+from snc_client.estimator.products import Operator
 from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from snc_client.estimator.block_power import (
     BlockPower,
     Estimates,
-    _gram,
     _Item,
     _Products,
-    _products,
+    scaled,
 )
+from snc_client.estimator.products import gram
 from snc_client.operators.sharded.matrix import ShardedMatrix, back, times
 from snc_client.precision import full_precision
 
@@ -117,7 +117,7 @@ class ShardedPower(BlockPower):
                 elif piece.local.numel():
                     x_BN[:, span] += back(piece, parts[piece.row, piece.local.shape[0]])
             if first and u_BM.numel():
-                r_BB = _gram(u_BM)
+                r_BB = gram(u_BM)
                 bands = _band(u_BM)
         return Summand(x_BN, r_BB, bands, torn_TN)
 
@@ -169,7 +169,7 @@ class ShardedPower(BlockPower):
         bands = sums.bands
         if len(sums.torn_TN):
             u_BT = (v_BN @ sums.torn_TN.mT) / scale
-            x_BN, r_BB = x_BN + u_BT @ sums.torn_TN, r_BB + _gram(u_BT)
+            x_BN, r_BB = x_BN + u_BT @ sums.torn_TN, r_BB + gram(u_BT)
             bands = bands + _band(u_BT)
         at = torch.arange(BANDS, device=bands.device) + LOWEST_BAND
         highest = torch.where(bands > 0, at, LOWEST_BAND).amax()
@@ -182,12 +182,12 @@ class ShardedPower(BlockPower):
         r_BB = torch.where(sound & fits, r_BB, math.nan)
         return v_BN, x_BN, r_BB, scale
 
-    def _multiply(self, group: Sequence[_Item]) -> _Products:
+    def _multiply(self, group: Sequence[_Item], free: bool) -> _Products:
         v, x, r, scale = (
             torch.stack(parts)
             for parts in zip(*(self._sums[item.layer] for item in group), strict=True)
         )
-        return _products(v, x, r, scale)
+        return scaled(v, x, r, scale)
 
     _sums: Mapping[int, tuple[Tensor, Tensor, Tensor, Tensor]]
 

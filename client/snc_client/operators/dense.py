@@ -36,6 +36,12 @@ class Matrix:
         """Return the tensors that a product reads."""
         return (self.weight,)
 
+    @property
+    def plain(self) -> Tensor | None:
+        """Return the weight where one float32 product with it has the digits of `matmul`."""
+        short = min(self.shape) >= NARROW and max(self.shape) <= TERMS
+        return self.weight if short and self.weight.dtype == torch.float32 else None
+
     def matmul(self, v: Tensor) -> Tensor:
         """Return W v for a block v (n, b)."""
         # Transposed, because the CPU's library is 1.5 (b = 16) to 4 times (b = 8) slower with the

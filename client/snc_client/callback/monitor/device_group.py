@@ -110,7 +110,9 @@ class DeviceGroup:
         operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
         for _ in range(REGISTER_CALLS):
             estimates = self.power.step_(list(operators.values()))
-        self._outside.note(estimates.sigma, estimates.captured, self._sizes(operators, operators))
+        size = self._sizes(operators, operators)
+        share = self._outside.share(estimates.sigma, estimates.captured, size)
+        self._outside.note(estimates.sigma, share)
         self.thresholds.register(estimates.sigma)
         nan, inf = (torch.full_like(estimates.sigma, x) for x in (math.nan, math.inf))
         upper = nan.clone()
@@ -148,14 +150,17 @@ class DeviceGroup:
         self._catch_up(operators, certify)
         lag = [FAR_OFF if i in idle else LAG for i in measured]
         estimates = self.power.step_(list(operators.values()), measured, lag=lag)
-        size = (
-            self._sizes(operators, self._held)
-            if frobenius is None
-            else self._all(measured, frobenius)
-        )
-        estimates, rise, sudden = self._watched_for(
-            operators, self._spread(measured, estimates), size
-        )
+        every = len(measured) == len(self.layers)
+        at = None if every else to_device(measured, self.device, torch.int64)
+        estimates = Estimates(*self._spread(at, estimates.columns))
+        rise, sudden = None, list[int]()
+        if frobenius is not None or self._held:
+            size = (
+                self._sizes(operators, self._held)
+                if frobenius is None
+                else self._spread(at, [frobenius])[0]
+            )
+            estimates, rise, sudden = self._watched_for(operators, estimates, size)
         sigma, residual = estimates.sigma, estimates.residual
         certify.update(i for i in sudden if certifiable(operators[i]))
         self.thresholds.register(sigma)
@@ -164,7 +169,7 @@ class DeviceGroup:
         divisor = upper
         if self._strict:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
-        else:
+        elif self._held:
             divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
         near = [i for i in self._caps.layers if i in operators and plan.written[i]]
         clip = self._caps.choose(near, operators, divisor, upper, self.thresholds.value)
@@ -172,18 +177,19 @@ class DeviceGroup:
             upper = self._stepped.filled(upper, sigma, step_norms)
         held = [i for i in self._held if plan.written[i] and i not in self._caps.layers]
         capped = [i for i in self._capped if i in cap or i in clip]
-        scale = self._enforcement.act(
-            held, capped, self._normalized, divisor, self.thresholds.value
-        )
-        self._caps.act(clip, self.power, self.thresholds.value, scale)
-        self._outside.acted(scale, capped)
+        scale = torch.ones_like(sigma)
+        if self._held:
+            scale = self._enforcement.act(
+                held, capped, self._normalized, divisor, self.thresholds.value
+            )
+            self._caps.act(clip, self.power, self.thresholds.value, scale)
+            self._outside.acted(scale, capped)
         if self._stepped is not None:
             self._stepped.acted(upper, scale, capped)
         threshold = self.thresholds.value
-        if len(measured) != len(self.layers):
+        if at is not None:
             columns = torch.stack([sigma, threshold, scale, residual, upper])
-            columns = columns[:, to_device(measured, self.device, torch.int64)]
-            sigma, threshold, scale, residual, upper = columns.unbind()
+            sigma, threshold, scale, residual, upper = columns.index_select(1, at).unbind()
         return DeviceRow(
             device=self.device,
             layers=[self.indices[i] for i in measured],
@@ -279,7 +285,9 @@ class DeviceGroup:
         certified. Elsewhere the host may not look: sigma stays, its residual says that it is
         uncertain, and the rise of the energy outside, returned too, is what `presumed` allows for.
         """
-        rise = self._outside.rise(found.sigma, found.captured, size * self._watched)
+        size = size * self._watched
+        share = self._outside.share(found.sigma, found.captured, size)
+        rise = self._outside.rise(found.sigma, share)
         free = reading_is_free(self.device)
         leapt = rise > SUDDEN
         sudden = [i for i, is_sudden in enumerate(leapt.tolist()) if is_sudden] if free else []
@@ -294,7 +302,8 @@ class DeviceGroup:
             at = to_device(sudden, self.device, torch.int64)
             pairs = zip(found.columns, newer.columns, strict=True)
             found = Estimates(*(x.index_copy(0, at, y) for x, y in pairs))
-        self._outside.note(found.sigma, found.captured, size * self._watched)
+            share = self._outside.share(found.sigma, found.captured, size)
+        self._outside.note(found.sigma, share)
         return found, None if free else rise, sudden
 
     def _sizes(self, operators: Mapping[int, Operator], which: Collection[int]) -> Tensor:
@@ -312,21 +321,12 @@ class DeviceGroup:
         at = to_device(list(weights), self.device, torch.int64)
         return found.index_copy(0, at, torch.stack(norms(list(weights.values()))))
 
-    def _spread(self, places: Sequence[int], found: Estimates) -> Estimates:
-        """Return the estimates of some layers as those of all, NaN for the others."""
-        if len(places) == len(self.layers):
-            return found
-        at = to_device(places, self.device, torch.int64)
-        columns = torch.stack(found.columns)
-        nan = torch.full_like(self._watched, math.nan).expand(len(columns), -1)
-        return Estimates(*nan.index_copy(1, at, columns).unbind())
-
-    def _all(self, places: Sequence[int], values: Tensor) -> Tensor:
-        """Return the ``values`` of some layers as a vector of all layers, NaN for the others."""
-        if len(places) == len(self.layers):
-            return values
-        nan = torch.full_like(self.thresholds.value, math.nan)
-        return nan.index_copy(0, to_device(places, self.device, torch.int64), values)
+    def _spread(self, at: Tensor | None, columns: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return values of the layers ``at`` (None: all) as those of all, NaN for the others."""
+        if at is None:
+            return columns
+        nan = torch.full((len(columns), len(self.layers)), math.nan, device=self.device)
+        return nan.index_copy_(1, at, torch.stack(list(columns))).unbind()
 
     def state(self) -> list[dict[str, Any]]:
         """Return the warm state of each layer, on the device."""

@@ -25,17 +25,19 @@ class OutsideEnergy:
         self._share = torch.full((num_layers,), math.nan, device=device)
         self._sigma = self._share
 
-    def rise(self, sigma: Tensor, captured: Tensor, frobenius: Tensor) -> Tensor:
+    def share(self, sigma: Tensor, captured: Tensor, frobenius: Tensor) -> Tensor:
+        """Return the energy outside, [L], for `rise` and `note`; NaN: not known."""
+        return (frobenius / sigma).square() - (captured / sigma).square()
+
+    def rise(self, sigma: Tensor, share: Tensor) -> Tensor:
         """Return by how much the energy outside has risen since `note`, [L]; NaN: not known.
 
         A weight that has grown as a whole has grown outside as well: that is no rise.
         """
-        before = self._share * (self._sigma / sigma).square().clamp(min=1.0)
-        return _share(sigma, captured, frobenius) - before
+        return share - self._share * (self._sigma / sigma).square().clamp(min=1.0)
 
-    def note(self, sigma: Tensor, captured: Tensor, frobenius: Tensor) -> None:
+    def note(self, sigma: Tensor, share: Tensor) -> None:
         """Remember this measurement, before the action; NaN leaves what is known of a layer."""
-        share = _share(sigma, captured, frobenius)
         new = share.isfinite()
         self._share = torch.where(new, share, self._share)
         self._sigma = torch.where(new, sigma, self._sigma)
@@ -45,7 +47,3 @@ class OutsideEnergy:
         self._sigma = self._sigma * scale
         for i in capped:
             self._share[i].div_(scale[i].square())
-
-
-def _share(sigma: Tensor, captured: Tensor, frobenius: Tensor) -> Tensor:
-    return (frobenius / sigma).square() - (captured / sigma).square()

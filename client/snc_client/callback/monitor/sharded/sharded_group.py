@@ -130,7 +130,9 @@ class ShardedGroup:
             found = self._sums.measured(self._codes(0), proofs)
             self._certify(proofs, found, upper)
         estimates = found.estimates
-        self._outside.note(estimates.sigma, estimates.captured, _frobenius(found.sums))
+        size = _frobenius(found.sums)
+        share = self._outside.share(estimates.sigma, estimates.captured, size)
+        self._outside.note(estimates.sigma, share)
         self.thresholds.register(estimates.sigma)
         chosen = range(len(self.layers)) if self._certifies else ()
         nothing, none = (torch.full_like(upper, x) for x in (math.nan, math.inf))
@@ -162,10 +164,10 @@ class ShardedGroup:
         proofs = self._due(number)
         found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
         sigma, captured = found.estimates.sigma, found.estimates.captured
-        size = _frobenius(found.sums)
-        rise = self._outside.rise(sigma, captured, size)
+        share = self._outside.share(sigma, captured, _frobenius(found.sums))
+        rise = self._outside.rise(sigma, share)
         residual = torch.where(rise > SUDDEN, sigma, found.estimates.residual)
-        self._outside.note(sigma, captured, size)
+        self._outside.note(sigma, share)
         self.thresholds.register(sigma)
         upper = torch.full_like(sigma, math.nan)
         if self._carried is not None:
