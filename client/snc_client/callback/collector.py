@@ -42,10 +42,10 @@ class RowCollector:
             seconds = max(pending.host_seconds, pending.device_seconds)
             self._overhead.spent(seconds - pending.host_seconds)
             pending.scalars["callback_seconds"] = seconds / pending.num_steps
-            if "step_seconds" in row.scalars and not several_ranks():
-                # Clocks differ, and all ranks must measure the same layers at a step.
-                passed = row.scalars["step_seconds"] * pending.num_steps
-                self._monitor.cadence.paid(seconds, passed)
+            cadence = self._monitor.cadence
+            # Clocks differ, and all ranks must measure the same layers at a step.
+            if cadence.limited and "step_seconds" in row.scalars and not several_ranks():
+                cadence.paid(seconds, row.scalars["step_seconds"] * pending.num_steps)
             scalars = self._signals.wanted(row.scalars)
             self._reporter.put(row.step, row.values, scalars, row.time)
             breach = breach or pending.breach(row, names)

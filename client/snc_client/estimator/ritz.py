@@ -36,21 +36,18 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
     """Rotate to the eigenvectors of G = XX', X = UW; R = UU' is the Gram matrix of U.
 
     Ranked by G and not by R: half a step of power further, so a new direction comes up earlier.
-    ``eigh`` is the device's own if None (`solvers`), in float32, which takes LAPACK 2/5 of the time
-    of float64. ``growth`` and ``reach`` are of the same vector, on the CPU in float64: their
-    quotient errs by the square of what that vector does.
+    ``eigh`` is the device's own if None (`solvers`): on the CPU LAPACK's in float64, which costs
+    nothing at this size.
     """
     finite = (r_KBB + g_KBB).isfinite().flatten(1).all(1)  # no sum of two such Grams overflows
     r, g = (torch.where(finite[:, None, None], gram, 0.0) for gram in (r_KBB, g_KBB))
-    _, vectors = (eigh or solvers(g.device).eigh)(g)
-    z = vectors.mT.flip(-2)
-    first = z[:, :1]
     if g.device.type == "cpu":
-        first, r, g = first.double(), r.double(), g.double()
-    pairs = first * first.mT
-    growth, reach = ((gram * pairs).sum((1, 2)).clamp(min=0) for gram in (g, r))
+        r, g = r.double(), g.double()
+    values, vectors = (eigh or solvers(g.device).eigh)(g)
+    z = vectors.mT.flip(-2)
+    reach = (z[:, :1] @ r @ z[:, :1].mT)[:, 0, 0]
     energy = r.diagonal(dim1=-2, dim2=-1)[:, :-1].sum(-1)
-    return Ritz(z, growth, reach, energy, finite)
+    return Ritz(z.float(), values[:, -1].clamp(min=0), reach.clamp(min=0), energy, finite)
 
 
 def revive(y_KBN: Tensor, noise: Callable[[], Tensor], *, look: bool = False) -> Tensor:

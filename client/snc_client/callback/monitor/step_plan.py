@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from snc_client.layer_row import Mask
 
 
@@ -30,20 +28,21 @@ class StepPlan:
     """Whether the norm of all gradients together is measured."""
 
     def of(self, layers: Sequence[int]) -> StepPlan:
-        """Return the plan of some layers, by their indices among all."""
-        measured = self.measured[layers]
+        """Return the plan of some layers, by their indices among all, in ascending order."""
+        at = layers if len(layers) < len(self.measured) else slice(None)
+        measured = self.measured[at]
         return StepPlan(
             measured=measured,
-            certified=self.certified[layers] & measured,
-            capped=self.capped[layers] & measured,
-            pressing=self.pressing[layers] & measured,
-            idle=self.idle[layers] & measured,
-            written=self.written[layers] & measured,
+            certified=self.certified[at] & measured,
+            capped=self.capped[at] & measured,
+            pressing=self.pressing[at] & measured,
+            idle=self.idle[at] & measured,
+            written=self.written[at] & measured,
             all_gradients=self.all_gradients,
         )
 
 
 def indices(mask: Mask) -> list[int]:
     """Return where a mask is True."""
-    found: list[int] = np.flatnonzero(mask).tolist()
+    found: list[int] = mask.nonzero()[0].tolist()
     return found

@@ -39,13 +39,16 @@ class CertifySchedule:
         """Record a row that has arrived, float32 [L] each; NaN where a layer was not measured."""
         steps = np.maximum(step - self._seen, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.nan_to_num(sigma / threshold, nan=0.0, posinf=0.0)
+            quotient = sigma / threshold
             moved = np.abs(sigma / self._sigma - 1.0) > JUMP * steps
-        wanted = np.flatnonzero((moved & (threshold > 0)) | ((ratio > 1.0) & (self._ratio <= 1.0)))
-        self._urgent.extend(int(i) for i in wanted if i not in self._urgent)
-        self._ratio = np.where(np.isfinite(sigma), ratio, self._ratio)
-        self._sigma = np.where(np.isfinite(sigma), sigma, self._sigma)
-        self._seen = np.where(np.isfinite(sigma), step, self._seen)
+        ratio = np.where(np.isfinite(quotient), quotient, np.float32(0.0))
+        wanted = (moved & (threshold > 0)) | ((ratio > 1.0) & (self._ratio <= 1.0))
+        if wanted.any():
+            self._urgent.extend(i for i in wanted.nonzero()[0].tolist() if i not in self._urgent)
+        known = np.isfinite(sigma)
+        self._ratio = np.where(known, ratio, self._ratio)
+        self._sigma = np.where(known, sigma, self._sigma)
+        self._seen = np.where(known, step, self._seen)
 
     def renew(self, layers: Collection[int]) -> None:
         """Certify these layers at the next measurement: their weights were exchanged."""

@@ -104,7 +104,7 @@ class Cadence:
             restless = np.abs(moved) > RESTLESS * self._sigma
             growth = np.fmax(np.fmax(moved, 0.0), FORGET * self._growth)
             room = (ACTIVE * threshold - sigma) / (2.0 * np.fmax(growth, GROWTH * sigma))
-        steps = np.clip(np.nan_to_num(room, nan=NEVER), 1, NEVER).astype(np.int64)
+        steps = np.fmax(np.fmin(room, NEVER), 1.0).astype(np.int64)  # NaN: never
         # A layer whose sigma is not finite is active if it has a threshold.
         active = ~(sigma < ACTIVE * threshold) & ~absent(threshold)
         self._growth = np.where(new & np.isfinite(growth), growth, self._growth)
@@ -113,6 +113,11 @@ class Cadence:
         self._deadline = np.where(new, step + steps, self._deadline)
         self.active = np.where(new, active, self.active)
         self.odd = np.where(new, restless if odd is None else restless | odd, self.odd)
+
+    @property
+    def limited(self) -> bool:
+        """Return whether `paid` changes the pace."""
+        return self._max is not None
 
     def paid(self, callback_seconds: float, seconds: float) -> None:
         """Record the cost of a row and the seconds since the previous one; adapt the pace."""

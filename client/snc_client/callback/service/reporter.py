@@ -157,18 +157,19 @@ class Reporter:
 
     def obey(self) -> None:
         """Give the commands that have come to the user's function."""
-        self._commands.obey(None if several_ranks() else self._sender)
+        self._commands.obey(self._own_news())
 
     def take_commands(self) -> list[Command]:
         """Return the commands that wait, oldest first."""
-        return self._commands.take(None if several_ranks() else self._sender)
+        return self._commands.take(self._own_news())
 
     def take_policy(self) -> tuple[int, Policy] | None:
         """Return a policy that has come, with its version, once."""
-        if several_ranks():
-            taken, self._news = self._news.policy, News()
-        else:
-            taken = self._sender.take_policy() if self._sender else None
+        taken, sender = self._news.policy, self._own_news()
+        if taken is not None:  # what all ranks have got, at this step
+            self._news = News()
+        elif sender is not None:
+            taken = sender.take_policy()
         # The job's own is in force already.
         return None if taken is None or taken[1] == self._own_policy else taken
 
@@ -219,6 +220,10 @@ class Reporter:
             after=self._sender,
             part=ranks()[0] > 0,
         )
+
+    def _own_news(self) -> Sender | None:
+        """Return who has news for this process alone; among several ranks nobody."""
+        return None if self._sender is None or several_ranks() else self._sender
 
     def _received(self) -> News:
         if self._sender is None:
