@@ -16,6 +16,7 @@ a network as a whole nor a convolution whose reshaped kernel is the weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -23,11 +24,13 @@ import torch
 from torch import Tensor
 
 from snc_client.devices import float64_is_fast
+from snc_client.lanczos import largest_eigenvalue
 from snc_client.precision import SMALLEST_NORMAL, flushes, full_precision, in_float64
 
 Arithmetic: TypeAlias = Literal["float64", "float32"]
 
 RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely needs the second
+CLOSE_RUNG = 2e-6  # tried first where sigma comes from the Gram matrix itself
 NUMERICAL_SHIFT = 2e-6  # in float32 a bound 1e-6 below the norm was never seen to pass
 GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
 PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # several numbers in an entry
@@ -145,7 +148,8 @@ def largest_upper(
     """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
-    return _upper(_gram(weight_MN, _chosen(arithmetic, weight_MN.device)), sigma)
+    gram = _gram(weight_MN, _chosen(arithmetic, weight_MN.device))
+    return _upper(gram, _scaled(gram, sigma), RUNGS)
 
 
 @torch.no_grad()
@@ -157,14 +161,36 @@ def upper_of_gram(g_NN: Tensor, long: int, sigma: Tensor) -> Tensor:
     """
     one = torch.ones((), dtype=torch.float64, device=g_NN.device)
     gram = _Gram(g_NN, one, g_NN.diagonal().sum(), long, "float64")
-    return _upper(gram, sigma)
+    return _upper(gram, _scaled(gram, sigma), RUNGS)
 
 
-def _upper(gram: _Gram, sigma: Tensor) -> Tensor:
+@torch.no_grad()
+def norm_and_upper(weight_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the spectral norm from below, 0-d float64, and a certified bound, 0-d float32.
+
+    Both from one Gram matrix in float64, within 1e-6 of each other as a rule. NaN and inf for a
+    weight that is not finite. Cost as `certify`, and some tens of reads of the Gram matrix. It
+    waits for the device.
+    """
+    _check(weight_MN)
+    gram = _gram(weight_MN, "float64")
+    if not bool(gram.finite):
+        return torch.full_like(gram.squares, math.nan), _upper(gram, gram.squares, RUNGS)
+    lower = gram.g_NN.tril()
+    norm = largest_eigenvalue(lower + lower.tril(-1).mT).sqrt()
+    return norm / gram.factor * 2.0**-gram.shift, _upper(gram, norm, (CLOSE_RUNG, *RUNGS))
+
+
+def _scaled(gram: _Gram, sigma: Tensor) -> Tensor:
+    """Return sigma in the units of a Gram matrix."""
+    return sigma.to(gram.factor.dtype).abs() * 2.0**gram.shift * gram.factor
+
+
+def _upper(gram: _Gram, scaled: Tensor, rungs: Sequence[float]) -> Tensor:
+    """Return the first of the bounds scaled * (1 + rung) that is certified, or the last resort."""
     known = torch.where(gram.finite, torch.where(gram.squares > 0, math.nan, 0.0), math.inf)
-    scaled = sigma.to(gram.factor.dtype).abs() * 2.0**gram.shift * gram.factor
     search = _first_passing if gram.g_NN.device.type == "cpu" else _lowest_passing
-    found = search(gram, [scaled * (1 + eta) for eta in RUNGS])
+    found = search(gram, [scaled * (1 + eta) for eta in rungs])
     upper = rounded_up(torch.where(known.isnan(), found / gram.factor * 2.0**-gram.shift, known))
     if flushes():  # a result below this would be written as zero
         upper = torch.where(known.isnan(), upper.clamp(min=SMALLEST_NORMAL), upper)

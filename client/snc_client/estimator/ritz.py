@@ -39,7 +39,7 @@ def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None) -> Ritz:
     ``eigh`` is the device's own if None (`solvers`): on the CPU LAPACK's in float64, which costs
     nothing at this size.
     """
-    finite = (r_KBB + g_KBB).isfinite().flatten(1).all(1)  # no sum of two such Grams overflows
+    finite = (r_KBB + g_KBB).sum((1, 2)).isfinite()  # entries of such Grams are far from overflow
     r, g = (torch.where(finite[:, None, None], gram, 0.0) for gram in (r_KBB, g_KBB))
     if g.device.type == "cpu":
         r, g = r.double(), g.double()

@@ -57,6 +57,7 @@ class NormSignals:
     * ``lipschitz``: a scalar too, of `snc_client.callback.schedule.network_bound`.
 
     Norms are float32: beyond 1e19 they are infinite, below 1e-19 zero. Nothing waits for a device.
+    Called without gradients: `LayerMonitor` switches them off.
     """
 
     def __init__(
@@ -108,13 +109,11 @@ class NormSignals:
         self._slots = Slots(model)
         self._ranked.clear()
 
-    @torch.no_grad()
     def register(self, layers: Sequence[Layer]) -> None:
         """Measure weights that have not been trained yet: they have no gradient and no update."""
         self._found, self._sizes, self.scalars = {}, None, {}
         self._measure_weights(layers, {})
 
-    @torch.no_grad()
     def begin(
         self,
         layers: Sequence[Layer],
@@ -150,7 +149,6 @@ class NormSignals:
         if "grad_norm" in self._wanted:
             self._gradients(layers, all_gradients)
 
-    @torch.no_grad()
     def of(self, layers: Sequence[Layer], device: torch.device, sigma: Tensor) -> dict[str, Tensor]:
         """Return `metrics` of layers on one device, float32 [l] each; ``sigma`` [l] is theirs."""
         named = {

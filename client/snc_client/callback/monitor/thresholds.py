@@ -51,7 +51,6 @@ class Thresholds:
         self._stretch = to_device([factor], self._rms.device, torch.float32)
         self._refresh()
 
-    @torch.no_grad()
     def register(self, sigma: Tensor) -> None:
         """Store ``sigma`` (float32 [L]) as the reference of every layer that has none yet."""
         known = torch.isfinite(self.reference)
