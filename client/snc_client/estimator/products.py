@@ -11,7 +11,7 @@ from torch import Tensor
 
 TINY = torch.finfo(torch.float32).tiny
 LONG = 4096  # rows longer than this are summed in float64
-CACHED = 2**21  # numbers in weights that a cache still holds at their second product
+CACHED = 2**18  # numbers in weights that a fast cache still holds at their second product
 
 
 class Operator(Protocol):
