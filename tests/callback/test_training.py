@@ -109,6 +109,14 @@ def test_cap_holds_every_layer_too():
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("action", ["cap", "normalize"])
+def test_strict_holds_with_every_action_in_float32_and_bfloat16(action, dtype):
+    ratios, losses, _ = train(adamw, dtype, threshold="1.1x init", action=action, strict=True)
+    assert max(ratios) <= 1 + 1e-6
+    assert losses[-1] < losses[0] - 0.3
+
+
 def test_bfloat16_weights_land_under_the_threshold_after_rounding():
     ratios, _, _ = train(adamw, torch.bfloat16, threshold="1.1x init", strict=True)
     assert max(ratios) <= 1.001
