@@ -6,6 +6,8 @@ repeat, each addition is rounded alike.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,3 +89,15 @@ def test_long_sums_keep_nan_and_infinity() -> None:
         w = torch.ones(5_000, 20)
         w[4_999, 3] = bad
         assert torch.isnan(torch.tensor(estimate(Matrix(w), 8)))
+
+
+@pytest.mark.parametrize("shape", [(4096, 16), (4096, 64), (64, 4096), (1000, 20)])
+def test_a_rank_one_table_of_one_number_is_not_overstated(shape: tuple[int, int]) -> None:
+    """All its roundings go one way: sums of 4,096 terms in float32 were 2.7e-6 too long."""
+    worst = 0.0
+    for number in (0.1, 0.3, 0.7, 0.9, 1 / 3):
+        w = torch.full(shape, number)
+        exact = float(w[0, 0].double()) * math.sqrt(shape[0] * shape[1])
+        blocks = BlockPower([shape], device=torch.device("cpu"))
+        worst = max(worst, *(float(blocks.step_([Matrix(w)]).sigma) / exact - 1 for _ in range(3)))
+    assert worst <= 2e-6
