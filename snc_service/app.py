@@ -29,6 +29,7 @@ from snc_service.api.runs import (
     events,
     policies,
     rule_settings,
+    run_changes,
     run_creation,
     runs,
     stream,
@@ -54,6 +55,7 @@ ROUTERS: Final = tuple(
     for part in (
         run_creation,
         runs,
+        run_changes,
         batches,
         layers,
         onset,

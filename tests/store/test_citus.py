@@ -17,6 +17,7 @@ from snc_service.store.engines.postgres import WORDS
 from snc_service.store.sql.database import citus, schema
 from snc_service.store.types import EventQuery
 from snc_service.store.types.incidents import Incident, IncidentChange
+from snc_service.store.types.run_search import RunSearch
 
 LAYERS = table("a")
 
@@ -112,6 +113,7 @@ def test_what_may_ask_every_node_is_asked_and_nothing_else_is_allowed_to(postgre
         store.batches.put_layer_table("r1", LAYERS)
         stored(store, batch(LAYERS, 0, [0], {"sigma": [[1]]}), advance=breach_once)
         store.runs.page(project=None, state=None, limit=1, after=None)
+        store.runs.summary(RunSearch())
         store.events.page(EventQuery())
         store.events.counts()
         store.incidents.work(NOW)

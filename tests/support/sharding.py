@@ -16,6 +16,8 @@ from snc_service.store.sql.database import citus
 # the background. A pattern is found at the start of a statement; the reason is for the reader.
 CROSS_SHARD: dict[str, str] = {
     r"select run\.run, run\.name, .* from run join run_config": "lists runs, page by page",
+    r"select run\.state, count": "counts runs by state, for a query",
+    r"select distinct (run|run_term)\.": "lists the projects, tags and config names of all runs",
     r"select run_id, sum\(\w+(\(v\))?\) from (tile|tail) group by": "adds up the size of each run",
     r"select run(, run_id)? from run where state in": "looks for runs old enough to delete",
     r"select run_id from run where state = 'active'": "looks for runs that have gone silent",

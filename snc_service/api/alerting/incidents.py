@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, rfc3339
-from snc_service.api.conventions.parameters import Identifier, ListQuery
+from snc_service.api.conventions.parameters import Comment, Identifier, ListQuery
 from snc_service.api.ingest.body import BODY_PROBLEMS, JsonBody
 from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService
@@ -17,18 +17,11 @@ from snc_service.api.system.openapi import responses
 from snc_service.problems import Problem
 from snc_service.store.types.incidents import Incident, IncidentOrder, IncidentState
 from snc_service.wire import Severity
-from snc_service.wire.checks import MAX_WHOLE, printable
+from snc_service.wire.checks import MAX_WHOLE
 
 router = APIRouter(prefix="/api/v1", tags=["incidents"])
 
 Number = Annotated[int, Path(ge=1, le=MAX_WHOLE, description="Its number.", examples=[1])]
-
-
-def _comment(value: str) -> str:
-    return printable(value, "comment", max_bytes=256) if value else value
-
-
-Comment = Annotated[str, AfterValidator(_comment)]
 
 
 class IncidentEvent(BaseModel):

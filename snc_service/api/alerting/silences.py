@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from snc_service.api.alerting.incidents import Comment, Number
+from snc_service.api.alerting.incidents import Number
 from snc_service.api.conventions.answers import answer, rfc3339
+from snc_service.api.conventions.parameters import Comment
 from snc_service.api.ingest.body import BODY_PROBLEMS, JsonBody
 from snc_service.api.security.authorization import check_project
 from snc_service.api.state import InAccess, InService

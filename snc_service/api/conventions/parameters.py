@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from snc_service.store.types import Window
 from snc_service.wire import MAX_STEP, METRIC_NAME, RUN_NAME
+from snc_service.wire.checks import printable
 
 NAME_PATTERN: Final = f"^{RUN_NAME.pattern}$"
 METRIC_PATTERN: Final = f"^{METRIC_NAME.pattern}$"
@@ -36,6 +37,13 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Cursor = Annotated[str | None, Field(max_length=1024, description="`next` of the page before.")]
+
+
+def _comment(value: str) -> str:
+    return printable(value, "comment", max_bytes=256) if value else value
+
+
+Comment = Annotated[str, AfterValidator(_comment)]  # for the audit log
 
 
 class Query(BaseModel):

@@ -41,6 +41,7 @@ NEEDS: Final[Mapping[str, Need]] = {
     "add_annotation": Need("ingest"),
     # read: routes for users and Prometheus
     "list_runs": Need("read", "route"),
+    "summarize_runs": Need("read", "route"),
     "get_run": Need("read"),
     "list_layers": Need("read"),
     "get_layer_history": Need("read"),
@@ -77,6 +78,8 @@ NEEDS: Final[Mapping[str, Need]] = {
     "put_rules": Need("admin"),
     "put_project_rules": Need("admin"),
     "delete_run": Need("admin"),
+    "edit_run": Need("admin"),
+    "acknowledge_run": Need("admin"),
     "send_command": Need("admin"),
     "acknowledge_incident": Need("admin", "route"),
     "add_silence": Need("admin", "route"),

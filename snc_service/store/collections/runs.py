@@ -12,6 +12,8 @@ from snc_service.store.sql.records import (
     commands,
     deletion,
     documents,
+    incidents,
+    run_search,
     runs,
     tokens,
 )
@@ -22,6 +24,7 @@ from snc_service.store.types import (
     RunState,
     StoredEvent,
 )
+from snc_service.store.types.run_search import RunChange, RunSearch, RunSummary
 from snc_service.wire import Policy
 
 
@@ -81,6 +84,30 @@ class Runs:
         """Return runs, newest first."""
         with self._database.read() as connection:
             return runs.page(connection, project=project, state=state, limit=limit, after=after)
+
+    def search(self, search: RunSearch) -> Page:
+        """Return a page of the runs that a search finds, in its order."""
+        with self._database.read() as connection:
+            return run_search.page(connection, search)
+
+    def summary(self, search: RunSearch) -> RunSummary:
+        """Count what a search finds, and list what runs offer to search for."""
+        with self._database.read() as connection:
+            return run_search.summary(connection, search)
+
+    def change(self, run: str, wanted: RunChange, *, author: str, now: float) -> Run:
+        """Change name, tags, note or archive of a run. Raises `RunUnknown`."""
+        with self._database.write() as connection:
+            return runs.change(connection, run, wanted, author, now)
+
+    def acknowledge(self, run: str, *, author: str, now: float, comment: str = "") -> Run:
+        """Note that somebody knows how a run ended, and acknowledge its open incidents.
+
+        Raises `RunUnknown`.
+        """
+        with self._database.write() as connection:
+            incidents.acknowledge_run(connection, run, author, now)
+            return runs.acknowledge(connection, run, author, now, comment)
 
     def finish(self, run: str, state: EndState, now: float) -> Run:
         """Close a run (event ``run_finished``). Closing a closed run changes nothing."""

@@ -48,6 +48,7 @@ from snc_service.wire.batch import Floats as Floats
 
 RunState: TypeAlias = Literal["active", "silent", "finished", "failed"]
 EndState: TypeAlias = Literal["finished", "failed"]
+BadEnd: TypeAlias = Literal["nonfinite", "breach"]
 END_STATES: Final[tuple[EndState, ...]] = get_args(EndState)
 
 
@@ -75,6 +76,15 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: Sequence[str] = ()
     overhead: float | None = None  # newest callback_seconds / step_seconds, where both are reported
+    loss: float | None = None  # the newest one; None: not finite, or never reported
+    nonfinite_loss: bool = False  # the newest loss is not finite
+    archived: bool = False
+    note: str = ""
+    acknowledged_at: float | None = None  # when somebody took note of how the run ended
+    acknowledged_by: str = ""
+    ended_in: BadEnd | None = None  # of a run that is not active: what its last values say
+    incidents: int = 0  # open ones
+    incident_severity: Severity | None = None  # of the most severe open incident
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ AuditAction: TypeAlias = Literal[
     "token_revoked",
     "command_sent",
     "run_deleted",
+    "run_changed",
+    "run_acknowledged",
     "run_thinned",
     "run_repaired",
     "alerting_changed",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 6
+VERSION = 7
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -179,6 +179,20 @@ create table damage (
   run_id integer not null, place {text} not null, at {real} not null, detail {text} not null,
   primary key (run_id, place)){clustered};
 """,
+    7: """
+alter table run add column loss {real};
+alter table run add column nonfinite_loss integer not null default 0;
+alter table run add column archived integer not null default 0;
+alter table run add column acknowledged_at {real};
+alter table run add column acknowledged_by {text} not null default '';
+alter table run_config add column note {text} not null default '';
+
+create table run_term (
+  run_id integer not null, name {text} not null, value {text} not null, number {real},
+  primary key (run_id, name, value)){clustered};
+create index run_term_by_value on run_term (name, value, run_id);
+create index run_term_by_number on run_term (name, number, run_id);
+""",
 }
 
 # Tables with rows of a run, and the rest of their key, for deletion in slices.
@@ -205,6 +219,7 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("damage", "place"),
     ("rule_state", "run_id"),
     ("run_author", "run_id"),
+    ("run_term", "name, value"),
     ("run_config", "run_id"),
 )
 

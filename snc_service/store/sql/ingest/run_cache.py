@@ -38,7 +38,8 @@ SMALL = 8  # layers that a writer counts as; and places of a list that count as 
 _NUMBER = "select run_id from run_name where run = ?"
 _LOCK = (
     "select run.run, run.state, run.updated_at, run.last_step, run.layers, run.breaches, "
-    "run.rescales, run.guard_vetoes, run.dropped_values, run.overhead, run.next_event, "
+    "run.rescales, run.guard_vetoes, run.dropped_values, run.overhead, run.loss, "
+    "run.nonfinite_loss, run.next_event, "
     "run.next_tail, run.version, coalesce((select max(version) from run_policy where run_id = ?), "
     "(select max(version) from project_policy where project = run.project), 0), "
     "coalesce((select max(version) from run_rules where run_id = ?), "
@@ -47,12 +48,13 @@ _LOCK = (
 )
 _ROW = (
     "run", "state", "updated_at", "last_step", "layers", "breaches", "rescales", "guard_vetoes",
-    "dropped_values", "overhead", "next_event", "next_tail", "version", "policy_version",
-    "rules_version",
+    "dropped_values", "overhead", "loss", "nonfinite_loss", "next_event", "next_tail", "version",
+    "policy_version", "rules_version",
 )  # fmt: skip
 _SAVE_RUN = (
     "update run set state = ?, updated_at = ?, last_step = ?, breaches = ?, rescales = ?, "
-    "guard_vetoes = ?, dropped_values = ?, overhead = ?, next_event = ?, next_tail = ?, "
+    "guard_vetoes = ?, dropped_values = ?, overhead = ?, loss = ?, nonfinite_loss = ?, "
+    "next_event = ?, next_tail = ?, "
     "attempt = ?, worst_ratio = ?, worst_layer = ?, nonfinite_layers = ?, "
     "version = version + 1 where run_id = ?"
 )
@@ -86,6 +88,8 @@ class RunAtWork:
     guard_vetoes: int = 0
     dropped_values: int = 0
     overhead: float | None = None
+    loss: float | None = None
+    nonfinite_loss: int = 0
     next_event: int = 1
     next_tail: int = 1
     version: int = -1
@@ -333,6 +337,8 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
         work.guard_vetoes,
         work.dropped_values,
         work.overhead,
+        work.loss,
+        work.nonfinite_loss,
         work.next_event,
         work.next_tail,
         work.attempts.newest,

@@ -7,6 +7,7 @@ Changes are collected in memory and written at the end for all runs together.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ from snc_service.store.types import (
     StoreError,
     Submission,
 )
-from snc_service.wire import Batch
+from snc_service.wire import Batch, absent
 from snc_service.wire.checks import MAX_WHOLE
 
 
@@ -212,6 +213,20 @@ def _count(work: RunAtWork, batch: Batch) -> None:
     work.dropped_values = min(work.dropped_values + batch.dropped, MAX_WHOLE)
     work.last_step = max(batch.steps[-1], -1 if work.last_step is None else work.last_step)
     work.overhead = _overhead(batch, work.overhead)
+    _note_loss(work, batch)
+
+
+def _note_loss(work: RunAtWork, batch: Batch) -> None:
+    """Keep the newest loss that the batch reports."""
+    loss = batch.scalar("loss")
+    if loss is None:
+        return
+    reported = loss[~absent(loss)]
+    if not len(reported):
+        return
+    newest = float(reported[-1])
+    finite = math.isfinite(newest)
+    work.loss, work.nonfinite_loss = (newest, 0) if finite else (None, 1)
 
 
 def _overhead(batch: Batch, before: float | None) -> float | None:

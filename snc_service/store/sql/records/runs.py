@@ -6,16 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from snc_service.store.sql.database import run_terms
 from snc_service.store.sql.database.dialect import Connection, Row
-from snc_service.store.sql.records import events
+from snc_service.store.sql.records import audit, events
 from snc_service.store.types import EndState, Event, Page, Run, RunState, RunUnknown, StoredEvent
+from snc_service.store.types.run_search import RunChange
+from snc_service.wire.rule_settings import SEVERITIES
 
-_COLUMNS = """
+# What the last values of a run that is not active say. A breach that its job rescaled was held.
+ENDED_IN = """(case when run.state = 'active' then null
+when run.nonfinite_layers > 0 or run.nonfinite_loss > 0 then 'nonfinite'
+when run.worst_ratio > 1 and run.rescales < run.breaches then 'breach' else null end)"""
+_OPEN = "from incident where incident.run_id = run.run_id and incident.state = 'open'"
+INCIDENTS = f"(select count(*) {_OPEN})"
+_SEVEREST = f"""(select max(case incident.severity when 'critical' then 2 when 'warning' then 1
+else 0 end) {_OPEN})"""
+COLUMNS = f"""
 run.run, run.name, run.project, run.state, run.created_at, run.updated_at, run.last_step,
 run.layers, run.breaches, run.rescales, run.guard_vetoes, run.dropped_values, run.worst_ratio,
 run.worst_layer, run.nonfinite_layers, run.attempt, run.version, run_config.config, run_config.tags,
-run.overhead, run.run_id"""
-_SELECT = f"select {_COLUMNS} from run join run_config on run_config.run_id = run.run_id"
+run.overhead, run.loss, run.nonfinite_loss, run.archived, run_config.note, run.acknowledged_at,
+run.acknowledged_by, {ENDED_IN}, {INCIDENTS}, {_SEVEREST}, run.run_id"""
+_SELECT = f"select {COLUMNS} from run join run_config on run_config.run_id = run.run_id"
 
 
 def number(connection: Connection, run: str) -> int:
@@ -74,7 +86,7 @@ def load(connection: Connection, run: str) -> Run:
     found = row.fetchone()
     if found is None:
         raise RunUnknown(f"there is no run {run!r}")
-    return _run(found)
+    return of_row(found)
 
 
 def page(
@@ -99,7 +111,7 @@ def page(
         f"{_SELECT} where {where} order by run.run_id desc limit ?", (*values, limit + 1)
     ).fetchall()
     more = len(rows) > limit
-    return Page([_run(row) for row in rows[:limit]], (rows[limit - 1][-1],) if more else None)
+    return Page([of_row(row) for row in rows[:limit]], (rows[limit - 1][-1],) if more else None)
 
 
 def create(
@@ -131,6 +143,7 @@ def create(
         "insert into run_config (run_id, config, tags) values (?, ?, ?)",
         (run_id, json.dumps(dict(config)), json.dumps(list(tags))),
     )
+    _insert_terms(connection, run_id, config, tags)
     event = Event(step=0, rule="run_started", severity="info", message=f"run {run} started")
     events.append_to(connection, run_id, run, [event], now)
     return run_id, True
@@ -197,10 +210,63 @@ def _set_state(
     return changed > 0
 
 
-def _run(row: Row) -> Run:
-    *plain, config, tags, overhead, _ = row
-    fields = [*plain, json.loads(config), tuple(json.loads(tags)), overhead]
+def of_row(row: Row) -> Run:
+    """Return the run of a row of `COLUMNS`."""
+    plain, (config, tags, overhead, loss, broken, archived, *rest) = row[:17], row[17:-1]
+    *noted, incidents, rank = rest
+    about = (json.loads(config), tuple(json.loads(tags)), overhead)
+    severity = None if rank is None else SEVERITIES[rank]
+    fields = [*plain, *about, loss, bool(broken), bool(archived), *noted, incidents, severity]
     return Run(*fields)
+
+
+def change(connection: Connection, run: str, wanted: RunChange, author: str, now: float) -> Run:
+    """Change what users say about a run (audit ``run_changed``); the job does not notice."""
+    run_id = lock(connection, run)
+    before = load(connection, run)
+    if wanted.name is not None:
+        connection.execute("update run set name = ? where run_id = ?", (wanted.name, run_id))
+    if wanted.archived is not None:
+        connection.execute(
+            "update run set archived = ? where run_id = ?", (int(wanted.archived), run_id)
+        )
+    if wanted.note is not None:
+        connection.execute("update run_config set note = ? where run_id = ?", (wanted.note, run_id))
+    if wanted.tags is not None:
+        connection.execute(
+            "update run_config set tags = ? where run_id = ?",
+            (json.dumps(list(wanted.tags)), run_id),
+        )
+        connection.execute("delete from run_term where run_id = ?", (run_id,))
+        _insert_terms(connection, run_id, before.config, wanted.tags)
+    connection.execute("update run set version = version + 1 where run_id = ?", (run_id,))
+    names = ("name", "tags", "note", "archived")
+    detail = ", ".join(name for name in names if getattr(wanted, name) is not None)
+    audit.append(connection, "run_changed", run, author=author, now=now, detail=detail)
+    return load(connection, run)
+
+
+def acknowledge(connection: Connection, run: str, author: str, now: float, comment: str) -> Run:
+    """Note that somebody knows how the run ended (audit ``run_acknowledged``).
+
+    It counts until the run is active again.
+    """
+    run_id = lock(connection, run)
+    connection.execute(
+        "update run set acknowledged_at = ?, acknowledged_by = ?, version = version + 1 "
+        "where run_id = ?",
+        (now, author, run_id),
+    )
+    audit.append(connection, "run_acknowledged", run, author=author, now=now, detail=comment)
+    return load(connection, run)
+
+
+def _insert_terms(
+    connection: Connection, run_id: int, config: Mapping[str, Any], tags: Sequence[str]
+) -> None:
+    found = [(run_id, *term) for term in run_terms.terms(config, tags)]
+    if found:
+        connection.executemany(run_terms.INSERT, found)
 
 
 def append_event(
