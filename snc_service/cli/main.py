@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from snc_service import __version__
-from snc_service.cli import rule_arguments
+from snc_service.cli import rule_arguments, run_verbs
 from snc_service.cli.arguments import count, later, of_run_or_project, port, reader, step, steps
 from snc_service.cli.failure import Failure
 
@@ -117,11 +117,18 @@ def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
 
 
 def _runs(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    runs = reader(commands, name, "list runs, newest first")
+    runs = reader(commands, name, "list runs, newest first; or change one")
     runs.add_argument("--project", help="only runs of this project")
     runs.add_argument("--state", choices=("active", "silent", "finished", "failed"))
+    runs.add_argument(
+        "-q",
+        "--query",
+        help='what must hold, such as "tag:base* config.lr=0.01 layer:*qkv* -name:*debug*"',
+    )
+    runs.add_argument("--sort", help="attention, loss, config.lr ...; -loss is descending")
     runs.add_argument("--limit", type=count, default=50, help="at most so many (default: 50)")
-    runs.set_defaults(command=later("history", "runs"))
+    runs.set_defaults(command=later("runs", "list_runs"))
+    run_verbs.add(runs)
 
 
 def _layers(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:

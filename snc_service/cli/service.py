@@ -60,6 +60,10 @@ class ServiceClient:
         """Return the answer to a POST. Raises `Failure`."""
         return self._answer("POST", path, {}, json=body)
 
+    def patch(self, *path: str, body: object) -> Json:
+        """Return the answer to a PATCH. Raises `Failure`."""
+        return self._answer("PATCH", path, {}, json=body)
+
     def delete(self, *path: str) -> None:
         """Delete. Raises `Failure`."""
         self._answer("DELETE", path, {})

@@ -10,7 +10,7 @@ from snc_service.api.runs.query_language import (
     MOST_CHARACTERS,
     MOST_CONDITIONS,
     MOST_WILDCARDS,
-    Query,
+    RunWords,
     read,
 )
 from snc_service.store.types.run_search import (
@@ -91,7 +91,7 @@ WITHIN_QUOTES = st.characters(codec="utf-8", exclude_categories=["C"], exclude_c
 LETTERS = st.characters(codec="utf-8") | st.sampled_from('":=!<>*?-. config.lrstate9e')
 
 
-def read_or_refused(text: str) -> tuple[Query | None, str]:
+def read_or_refused(text: str) -> tuple[RunWords | None, str]:
     try:
         return read(text), ""
     except ValueError as error:

@@ -279,7 +279,7 @@ def test_a_change_is_kept_and_found_and_written_down(store):
     assert found(store, conditions=(NumberCondition("config.lr", "=", 1.0),)) == ["r"]
     again = store.runs.change("r", RunChange(archived=False), author="ann", now=NOW + 6)
     assert (again.name, again.tags, again.archived) == ("new name", ("a", "b"), False)
-    entry = store.audit.page(limit=10)[0][0]
+    entry = store.audit.page(limit=10)[0][1]
     assert (entry.action, entry.author, entry.detail) == (
         "run_changed",
         "ann",

@@ -48,7 +48,7 @@ _NAMES: Final = (*(name for name in TEXT_FIELDS if name != "any"), *NUMBER_FIELD
 
 
 @dataclass(frozen=True)
-class Query:
+class RunWords:
     """A query that was read. Without a word about archived runs, they are left out."""
 
     conditions: tuple[Condition, ...]
@@ -56,12 +56,12 @@ class Query:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _QueryPart:
     text: str  # without the quotes
     is_quoted: bool  # as a whole
 
 
-def read(text: str) -> Query:
+def read(text: str) -> RunWords:
     """Read a query. Raises `ValueError` with one sentence that says what is wrong with which part.
 
     Every text up to `MOST_CHARACTERS` is either read or refused so, in time linear in its length.
@@ -84,7 +84,7 @@ def read(text: str) -> Query:
             archived = _archived(match, negated)
         else:
             conditions.append(_condition(match[1], match[2], match[3], negated))
-    return Query(tuple(conditions), archived)
+    return RunWords(tuple(conditions), archived)
 
 
 def is_storable(text: str) -> bool:
@@ -92,7 +92,7 @@ def is_storable(text: str) -> bool:
     return all(c >= " " and c != "\x7f" and not "\ud800" <= c <= "\udfff" for c in text)
 
 
-def _parts(text: str) -> Iterator[_Part]:
+def _parts(text: str) -> Iterator[_QueryPart]:
     """Split at spaces outside double quotes. A missing quote at the end is added."""
     letters: list[str] = []
     inside = begun = plain = False
@@ -101,14 +101,14 @@ def _parts(text: str) -> Iterator[_Part]:
             inside, begun = not inside, True
         elif letter == " " and not inside:
             if begun:
-                yield _Part("".join(letters), not plain)
+                yield _QueryPart("".join(letters), not plain)
             letters, begun, plain = [], False, False
         else:
             letters.append(letter)
             begun = True
             plain = plain or not inside
     if begun:
-        yield _Part("".join(letters), not plain)
+        yield _QueryPart("".join(letters), not plain)
 
 
 def _word(word: str, negated: bool) -> Condition:
@@ -118,41 +118,41 @@ def _word(word: str, negated: bool) -> Condition:
 
 def _archived(match: re.Match[str], negated: bool) -> Archived:
     if negated or match[2] not in (":", "=") or match[3] not in ARCHIVED:
-        raise ValueError(f"archived must be one of {', '.join(ARCHIVED)}, got {shown(match[0])}")
+        raise ValueError(f"must say archived: one of {', '.join(ARCHIVED)}, got {shown(match[0])}")
     return cast(Archived, match[3])
 
 
 def _condition(field: str, operator: str, value: str, negated: bool) -> Condition:
     if not value:
-        raise ValueError(f"{shown(field)} must be followed by a value, got nothing")
+        raise ValueError(f"must have a value after {shown(field)}")
     if field not in _NAMES and not field.startswith(CONFIG):
         raise ValueError(
-            f"a field must be one of {', '.join(_NAMES)} or config.NAME, got {shown(field)}; "
+            f"must ask for a field among {', '.join(_NAMES)} and config.NAME, got {shown(field)}; "
             "quotes make it a word"
         )
     is_number = field in NUMBER_FIELDS
     number = _number(value, is_duration=field == "duration")
     if is_number or (field.startswith(CONFIG) and operator != ":" and number is not None):
         if number is None:
-            raise ValueError(f"{field} must be compared with a finite number, got {shown(value)}")
+            raise ValueError(f"must compare {field} with a finite number, got {shown(value)}")
         same = "=" if operator == ":" else operator
         return NumberCondition(field, cast(Operator, same), number, negated)
     if operator not in (":", "=", "!="):
         compared = "a number" if field.startswith(CONFIG) else "a pattern, as in field:pattern"
-        raise ValueError(f"{shown(field)} must be compared with {compared}, got {shown(value)}")
+        raise ValueError(f"must compare {field} with {compared}, got {shown(value)}")
     known = VALUES.get(field)
     if known is not None and value not in known and not set(value) & {"*", "?"}:
-        raise ValueError(f"{field} must be one of {', '.join(known)}, got {shown(value)}")
+        raise ValueError(f"must say {field}: one of {', '.join(known)}, got {shown(value)}")
     return TextCondition(field, _pattern(value, value), negated != (operator == "!="))
 
 
 def _pattern(pattern: str, given: str) -> str:
     if len(pattern) > MOST_PATTERN + 2:
-        raise ValueError(f"a value must be at most {MOST_PATTERN} letters, got {shown(given)}")
+        raise ValueError(f"must hold values of at most {MOST_PATTERN} letters, got {shown(given)}")
     # Stars in a row are one star.
     pattern = re.sub(r"\*+", "*", pattern)
     if pattern.count("*") > MOST_WILDCARDS:
-        raise ValueError(f"a pattern must hold at most {MOST_WILDCARDS} stars, got {shown(given)}")
+        raise ValueError(f"must hold at most {MOST_WILDCARDS} stars a pattern, got {shown(given)}")
     return pattern
 
 

@@ -1,4 +1,4 @@
-"""``snc runs``, ``layers``, ``history``, ``events``: data of a running service as tables."""
+"""``snc layers``, ``history``, ``events``: data of a running service as tables."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from snc_service.cli.output import Ratio, clean, local_time, print_json, print_t
 from snc_service.cli.service import ServiceClient
 
 POLL_SECONDS = 1.0
-
-
-def runs(arguments: Namespace) -> int:
-    """List runs."""
-    with ServiceClient.of(arguments) as service:
-        items = list(
-            service.items(
-                "runs", limit=arguments.limit, project=arguments.project, state=arguments.state
-            )
-        )
-    columns = ("run", "name", "project", "state", "last_step", "layers", "breaches", "rescales")
-    return _list(arguments, "Runs", (*columns, "worst_ratio", "updated_at"), items)
 
 
 def layers(arguments: Namespace) -> int:

@@ -65,6 +65,20 @@ export function span(seconds) {
 }
 
 /**
+ * Seconds in two units: 2 h 5 min.
+ * @param {Maybe} seconds
+ */
+export function duration(seconds) {
+  if (!finite(seconds)) return MISSING;
+  const at = SPANS.findIndex(([size]) => seconds >= size);
+  if (at < 0) return span(seconds);
+  const [size] = SPANS[at];
+  const rest = seconds % size;
+  const [next] = SPANS[at + 1] ?? [1];
+  return rest >= next ? `${span(seconds)} ${span(rest)}` : span(seconds);
+}
+
+/**
  * How long ago, by the service's clock.
  * @param {string | null | undefined} time
  * @param {number} now
@@ -116,6 +130,14 @@ export function shortName(name, length) {
  */
 export function ruleName(rule) {
   return rule.replaceAll("_", " ");
+}
+
+/**
+ * What happened, in words: a run that failed does not read as finished.
+ * @param {{rule: string, severity: string}} event
+ */
+export function eventName({ rule, severity }) {
+  return rule === "run_finished" && severity !== "info" ? "run failed" : ruleName(rule);
 }
 
 /**

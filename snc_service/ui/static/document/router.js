@@ -1,6 +1,6 @@
 // The address: the hash holds the whole state of a view, for links and the back button.
 
-export const MOST_COMPARED = 6;
+export const MOST_COMPARED = 50;
 
 /**
  * What an address says, and what is enough to write one.

@@ -53,11 +53,20 @@ export async function getPolicy(run, signal) {
   return { data: await body(response), etag: response.headers.get("ETag") };
 }
 
+/** Send a change, as JSON where there is `content`; returns the answer, null if it is empty. */
+export async function send(method, path, content) {
+  const options = { method, cache: "no-store" };
+  if (content !== undefined) {
+    options.headers = { "Content-Type": "application/json" };
+    options.body = JSON.stringify(content);
+  }
+  const response = await reach(url(path), options);
+  return response.status === 204 ? null : body(response);
+}
+
 /** Acknowledge an incident; returns its new state. */
-export async function acknowledge(incident) {
-  const headers = { "Content-Type": "application/json" };
-  const options = { method: "POST", headers, body: "{}", cache: "no-store" };
-  return body(await reach(url(`incidents/${incident}/acknowledge`), options));
+export function acknowledge(incident) {
+  return send("POST", `incidents/${incident}/acknowledge`, {});
 }
 
 /** PUT a policy if the current one still has the tag `etag`. */
@@ -69,14 +78,8 @@ export async function putPolicy(run, policy, etag) {
 }
 
 /** Read a session (GET), open one (POST with a token) or close it (DELETE). */
-export async function session(method, content) {
-  const options = { method, cache: "no-store" };
-  if (content) {
-    options.headers = { "Content-Type": "application/json" };
-    options.body = JSON.stringify(content);
-  }
-  const response = await reach(url("session"), options);
-  return response.status === 204 ? null : body(response);
+export function session(method, content) {
+  return send(method, "session", content);
 }
 
 async function reach(address, options) {

@@ -4,11 +4,13 @@ import { acknowledge, get } from "../service/api.js";
 import { announce, h, keyed, quietButton, setText } from "../document/dom.js";
 import { panel } from "../document/elements.js";
 import { layers, part, timeOf } from "./run/events.js";
-import { clock, count, ruleName } from "../document/format.js";
-import { runLink } from "../document/router.js";
+import { clock, count, eventName } from "../document/format.js";
+import { format, runLink } from "../document/router.js";
+import { lines } from "./runs/incident_groups.js";
 
 const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
 const MOST = 20;
+const MOST_OPEN = 500; // the service's largest page
 const MOST_TOLD = 4; // of the later rules in an entry
 const REST = 5000; // ms between two requests: incidents are formed shortly after their events
 
@@ -49,7 +51,7 @@ export class IncidentPanel {
     const go = { click: () => this.handlers.go(incident.events[0] ?? incident) };
     const head = h("span", { class: "event-head" },
       part("glyph", "", { "aria-hidden": "true" }),
-      part("rule", ruleName(incident.rule)),
+      part("rule", eventName(incident.events[0] ?? incident)),
       part("severity", ""),
       part("step", `from step ${count(incident.step)}`),
       timeOf(incident.opened_at));
@@ -93,7 +95,7 @@ export class IncidentPanel {
 function followed({ events, omitted }) {
   const later = events.slice(1);
   if (!later.length) return "";
-  const told = later.slice(0, MOST_TOLD).map(({ rule, step }) => `${ruleName(rule)} at ${count(step)}`);
+  const told = later.slice(0, MOST_TOLD).map((event) => `${eventName(event)} at ${count(event.step)}`);
   const more = later.length - told.length + omitted;
   return `then ${told.join(", ")}${more ? ` and ${count(more)} more` : ""}`;
 }
@@ -105,24 +107,27 @@ function owner({ acknowledged_at: at, acknowledged_by: by, resolved_at: resolved
   return parts.join(" \u00b7 ");
 }
 
-/** A line above the list of runs that names the runs with an open incident. */
+/** Lines above the list of runs about what is open, the most severe first. */
 export class OpenIncidents {
   constructor() {
     this.asked = -Infinity;
-    this.element = h("p", { class: "open-incidents", role: "status", hidden: true });
+    this.element = h("div", { class: "open-incidents", role: "status", hidden: true });
   }
 
   async load(signal) {
     if (performance.now() - this.asked < REST) return;
     this.asked = performance.now();
-    const { items, next } = await get("incidents", { state: "open", sort: "severity", limit: MOST }, signal);
+    const { items, next } = await get("incidents", { state: "open", sort: "severity", limit: MOST_OPEN }, signal);
     if (items === this.items) return;
     this.items = items;
     this.element.hidden = items.length === 0;
     const number = `${count(items.length)}${next ? "+" : ""} open ${items.length > 1 ? "incidents" : "incident"}`;
-    const links = items.map((one) => h("a", { href: runLink(one.run), data: { severity: one.severity } },
-      h("span", { class: "event-glyph", "aria-hidden": "true", text: `${GLYPHS.open} ` }),
-      `${one.run}: ${ruleName(one.rule)}${one.layer ? `, ${one.layer}` : ""}`));
+    const links = lines(items).map(({ severity, text, run, query }) => {
+      const href = run === null ? format({ view: "runs", query: new URLSearchParams({ q: query }) }) : runLink(run);
+      const glyph = h("span", { class: "event-glyph", "aria-hidden": "true", text: `${GLYPHS.open} ` });
+      return h("a", { href, data: { severity } }, glyph, text);
+    });
     this.element.replaceChildren(h("strong", { text: number }), ...links);
+    this.element.dataset.severity = items[0]?.severity ?? "info";
   }
 }

@@ -9,6 +9,22 @@ export function isHeld(run) {
   return run.breaches > 0 && run.rescales >= run.breaches;
 }
 
+const ENDS = { nonfinite: "in NaN", breach: "in breach" };
+
+/** How a run ended, {text, tone}: quiet once somebody acknowledged it. */
+export function endedIn(run) {
+  const end = ENDS[run.ended_in];
+  if (end === undefined) return { text: "", tone: "" };
+  const text = `${run.state === "silent" ? "stopped" : "ended"} ${end}`;
+  if (isSeen(run)) return { text: `${text}, seen`, tone: "none" };
+  return { text, tone: run.ended_in === "nonfinite" ? "broken" : "bad" };
+}
+
+/** Whether somebody acknowledged how the run stands, and nothing came since. */
+export function isSeen(run) {
+  return run.acknowledged_at !== null && run.acknowledged_at >= run.updated_at;
+}
+
 /** Above 1 and not held is bad; above 1 and held is a warning. */
 function ratioTone(run) {
   if (!(run.worst_ratio > 1)) return "";

@@ -1,113 +1,154 @@
-// The list of all runs, with those that need attention first.
+// The list of all runs, found and sorted by the service, with those that need attention first.
 
-import { get, serviceNow } from "../service/api.js";
-import { h, keyed, rowKeys, setText } from "../document/dom.js";
-import { countTone, isHeld, tellChange } from "./run_summary.js";
-import { age, count, moment, percent } from "../document/format.js";
+import { get } from "../service/api.js";
+import { h, keyed, quietButton, rowKeys, setText } from "../document/dom.js";
+import { tellChange } from "./run_summary.js";
+import { count } from "../document/format.js";
 import { OpenIncidents } from "./incidents.js";
 import { Live } from "../service/live.js";
-import {
-  nextSort, problemNote, ratioBar, showRatio, showSort, showState, sortHeader, stateBadge, waiting,
-} from "../document/elements.js";
-import { amend, format, MOST_COMPARED, runLink, withQuery } from "../document/router.js";
+import { nextSort, problemNote, showSort, waiting } from "../document/elements.js";
+import { amend, format, MOST_COMPARED, withQuery } from "../document/router.js";
+import { archive, remove, tag } from "./run_actions.js";
+import { columnsWith, configPaths, fill, headers, newRow, offered } from "./runs/columns.js";
+import { termOf, withTerm } from "./runs/run_query.js";
 import { welcome } from "./welcome.js";
 
-const COLUMNS = [
-  ["state", "State", "col-state"],
-  ["name", "Run", "col-run"],
-  ["last_step", "Step", "num"],
-  ["updated_at", "Last report", "num"],
-  ["worst_ratio", "Worst \u03c3 / threshold", "col-worst"],
-  ["breaches", "Breaches", "num"],
-  ["rescales", "Rescales", "num"],
-  ["nonfinite_layers", "Not finite", "num"],
-  ["dropped_values", "Dropped", "num"],
-  ["overhead", "Overhead", "num"],
-];
-const COUNTS = ["breaches", "rescales", "nonfinite_layers", "dropped_values"];
-const TEXTS = ["name", "state"];
+const TEXT_ORDERS = ["name", "project", "state"];
 const STATES = ["active", "silent", "finished", "failed"];
+const FIRST_ORDER = "-attention";
 const PAGE = 200;
 const MOST = 500; // the service's largest page
+const TYPED = 250; // ms without a key before the service is asked
+const HELP = [
+  ["project:gpt tag:base*", "project and tags; * stands for any letters"],
+  ["state:failed ended:nonfinite", "also active, silent, finished; ended:breach"],
+  ["config.lr=0.01 config.optim:adam*", "values of the config, nested names with dots"],
+  ["loss<2 ratio>1 duration>2h step>1000", "numbers; also breaches, rescales, incidents, overhead"],
+  ["layer:*qkv*", "runs that have such a layer"],
+  ["incident:critical archived:any", "open incidents; the archive, left out otherwise"],
+  ["-tag:debug \"two words\"", "a minus negates, quotes keep words together"],
+];
 
 export class RunsView {
   constructor(route) {
     this.limit = PAGE;
     /** @type {HTMLElement | null} */
     this.welcome = null;
-    this.chosen = new Set();
+    this.chosen = new Map(); // run -> its newest record
     this.before = new Map();
+    this.shown = [];
     this.element = h("div", { class: "view" }, waiting());
     this.build();
     this.update(route);
     this.live = new Live((signal) => this.load(signal), 2000, (problem) => this.failed(problem));
-    this.ages = setInterval(() => this.answer && !document.hidden && this.showAges(), 1000);
+    this.ages = setInterval(() => this.answer && !document.hidden && this.showRows(), 1000);
   }
 
   destroy() {
     this.live.stop();
     clearInterval(this.ages);
+    clearTimeout(this.typing);
   }
 
   build() {
     this.incidents = new OpenIncidents();
     this.summary = h("p", { class: "summary" });
+    this.problem = h("p", { class: "form-problem", role: "alert" });
     this.filter = h("input", {
       type: "search",
       id: "filter",
-      placeholder: "Filter: name, project, layer\u2026",
-      "aria-label": "Filter runs",
+      placeholder: "Search: words, project:x tag:y state:failed config.lr=0.01 layer:*qkv*",
+      "aria-label": "Search runs",
+      "aria-describedby": "query-help",
       autocomplete: "off",
       spellcheck: "false",
-      on: { input: () => this.amend({ q: this.filter.value }) },
+      on: { input: () => this.typed() },
     });
-    const states = STATES.map((name) => h("option", { value: name, text: name }));
-    this.state = h("select", {
-      "aria-label": "State",
-      on: { change: () => this.amend({ state: this.state.value }) },
-    }, h("option", { value: "", text: "any state" }), ...states);
+    this.selectors = {
+      project: this.selector("project", "Project", "any project"),
+      tag: this.selector("tag", "Tag", "any tag"),
+      state: this.selector("state", "State", "any state"),
+    };
+    this.offerStates();
+    this.columnBox = h("div", { class: "menu-box" });
+    this.columnMenu = menu("Columns", this.columnBox);
+    const help = HELP.flatMap(([text, meaning]) => [
+      h("dt", {}, h("code", { text })), h("dd", { text: meaning }),
+    ]);
+    this.help = menu("Syntax", h("dl", { class: "menu-box query-help", id: "query-help" }, ...help));
     this.compare = h("a", { class: "primary button", text: "Compare" });
-    this.head = h("tr", {},
-      h("th", { scope: "col", class: "col-pick" },
-        h("span", { class: "visually-hidden", text: "Compare" })),
-      ...COLUMNS.map(([key, label, look]) =>
-        sortHeader(label, key, () => this.order(key), { class: look })));
+    const doing = (what) => async () => {
+      if (await what([...this.chosen.values()])) this.done();
+    };
+    this.actions = [
+      quietButton("Tag\u2026", doing(tag)),
+      this.archiveButton = quietButton("Archive\u2026", doing(archive)),
+      quietButton("Delete\u2026", doing(remove)),
+      quietButton("Clear selection", () => this.clear()),
+    ];
+    this.chosenText = h("span", { class: "summary" });
+    this.selection = h("div", { class: "selection", role: "group", "aria-label": "Selected runs" },
+      this.chosenText, this.compare, ...this.actions);
+    this.head = h("tr");
     this.body = h("tbody", { on: { keydown: (event) => this.key(event) } });
     rowKeys(this.body, "a");
-    this.none = h("p", { class: "hint", hidden: true, text: "No run matches the filter." });
-    this.more = h("button", {
-      type: "button",
-      class: "quiet",
-      hidden: true,
-      text: "Show older runs",
-      on: { click: () => this.extend() },
-    });
+    this.none = h("p", { class: "hint", hidden: true, text: "No run matches the search." });
+    this.more = quietButton("Show more runs", () => this.extend(), { hidden: true });
     this.content = this.arrange();
   }
 
   arrange() {
-    const tools = h("div", { class: "tools" }, this.filter, this.state, this.compare);
+    const { project, tag: tags, state } = this.selectors;
     const table = h("table", { class: "runs" },
       h("caption", { class: "visually-hidden", text: "Runs" }),
       h("thead", {}, this.head),
       this.body);
     return h("section", {},
-      h("div", { class: "view-head" }, h("h1", { text: "Runs" }), this.summary, tools),
+      h("div", { class: "view-head" }, h("h1", { text: "Runs" }), this.summary),
       this.incidents.element,
+      h("div", { class: "search", role: "search" },
+        this.filter, project, tags, state, this.columnMenu, this.help),
+      this.problem,
+      this.selection,
       h("div", { class: "table-box" }, table),
       this.none,
       this.more);
   }
 
+  selector(field, label, any) {
+    const select = h("select", {
+      "aria-label": label,
+      on: { change: () => this.amend({ q: withTerm(this.filter.value, field, select.value) }) },
+    }, h("option", { value: "", text: any }));
+    return select;
+  }
+
+  offerStates() {
+    offer(this.selectors.state, STATES, termOf(this.filter.value, "state"));
+  }
+
   update(route) {
     this.query = route.query;
-    this.sort = route.query.get("sort") ?? "";
+    this.sort = route.query.get("sort") ?? FIRST_ORDER;
+    this.added = route.query.getAll("column");
     const words = route.query.get("q") ?? "";
     // Setting the same text again would move the caret.
     if (this.filter.value !== words) this.filter.value = words;
-    this.state.value = route.query.get("state") ?? "";
+    for (const [field, select] of Object.entries(this.selectors)) {
+      offer(select, [], termOf(words, field));
+    }
+    const columns = columnsWith(this.added);
+    const keys = columns.map(({ key }) => key).join(" ");
+    if (keys !== this.keys) {
+      this.keys = keys;
+      this.columns = columns;
+      this.head.replaceChildren(
+        h("th", { scope: "col", class: "col-pick" }, h("span", { class: "visually-hidden", text: "Select" })),
+        ...headers(columns, (key) => this.order(key)));
+      keyed(this.body, [], String, String, String);
+    }
     showSort(this.head, this.sort);
-    if (this.answer) this.show();
+    if (this.live) this.live.now();
   }
 
   amend(changes) {
@@ -116,117 +157,137 @@ export class RunsView {
     this.update(route);
   }
 
+  typed() {
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.amend({ q: this.filter.value }), TYPED);
+  }
+
   order(key) {
-    this.amend({ sort: nextSort(this.sort, key, TEXTS) });
+    const sort = key === "attention" ? FIRST_ORDER : nextSort(this.sort, key, TEXT_ORDERS);
+    this.amend({ sort: sort === FIRST_ORDER ? null : sort });
   }
 
   extend() {
-    this.limit = MOST;
+    this.limit += MOST;
     this.live.now();
   }
 
   async load(signal) {
-    const answer = await get("runs", { limit: this.limit }, signal);
-    for (const run of answer.items) {
+    const q = this.query.get("q") || null;
+    const ask = { q, sort: this.sort, config: configPaths(this.added) };
+    const [items, summary] = await Promise.all([
+      this.pages(ask, signal),
+      get("run-summary", { q }, signal),
+    ]);
+    // A field is not complete while it is typed: what was found before stays until it is.
+    setText(this.problem, "");
+    for (const run of items) {
       const before = this.before.get(run.run);
       if (before) tellChange(before, run, `Run ${run.name || run.run}`);
     }
-    this.before = new Map(answer.items.map((run) => [run.run, run]));
-    this.answer = answer;
+    this.before = new Map(items.map((run) => [run.run, run]));
+    this.shown = items;
+    this.answer = summary;
     this.show();
     await this.incidents.load(signal);
   }
 
+  async pages(ask, signal) {
+    const found = [];
+    let cursor = null;
+    do {
+      const limit = Math.min(this.limit - found.length, MOST);
+      const page = await get("runs", { ...ask, limit, cursor }, signal);
+      found.push(...page.items);
+      cursor = page.next;
+    } while (cursor && found.length < this.limit);
+    this.isMore = Boolean(cursor);
+    return found;
+  }
+
   failed(problem) {
-    if (!this.answer) this.element.replaceChildren(problemNote(problem, "This list"));
+    if (problem.status === 422 && this.query.get("q")) {
+      if (!this.content.isConnected) this.element.replaceChildren(this.content);
+      setText(this.problem, problem.message.replace(/^q /, "The search "));
+    } else if (!this.answer) this.element.replaceChildren(problemNote(problem, "This list"));
   }
 
   show() {
-    const { items, next } = this.answer;
-    if (!items.length) this.welcome ??= welcome();
-    const wanted = items.length ? this.content : this.welcome;
+    const empty = !this.shown.length && !this.query.get("q") && !this.answer.projects.length;
+    if (empty) this.welcome ??= welcome();
+    const wanted = empty ? this.welcome : this.content;
     if (this.element.firstChild !== wanted) this.element.replaceChildren(wanted);
-    const shown = sorted(items.filter((run) => this.passes(run)), this.sort);
-    const update = (row, run) => this.updateRow(row, run);
-    keyed(this.body, shown, (run) => run.run, (run) => this.row(run), update);
-    this.none.hidden = shown.length > 0;
-    this.more.hidden = !next || this.limit >= MOST;
-    setText(this.summary, counts(items, next));
+    const words = this.filter.value;
+    offer(this.selectors.project, this.answer.projects, termOf(words, "project"));
+    offer(this.selectors.tag, this.answer.tags, termOf(words, "tag"));
+    this.selectors.tag.hidden = !this.answer.tags.length;
+    this.showColumnMenu();
+    this.showRows();
+    this.none.hidden = this.shown.length > 0;
+    this.more.hidden = !this.isMore;
+    setText(this.summary, counts(this.answer, this.shown.length));
     this.showChosen();
   }
 
-  passes(run) {
-    const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const parts = [run.run, run.name, run.project, run.worst_layer, run.state, ...run.tags];
-    const text = parts.join(" ").toLowerCase();
-    const { value: state } = this.state;
-    return (!state || run.state === state) && words.every((word) => text.includes(word));
+  showRows() {
+    const make = (run) => newRow(run, this.columns, (name, on) => this.choose(name, on));
+    keyed(this.body, this.shown, (run) => run.run, make, (row, run) => fill(row, run, this.columns));
   }
 
-  row(run) {
-    const pick = h("input", {
-      type: "checkbox",
-      "aria-label": `Compare ${run.name || run.run}`,
-      on: { change: () => this.choose(run.run, pick.checked) },
-    });
-    const cell = (key, ...children) => {
-      const [, label, look] = COLUMNS.find(([name]) => name === key);
-      return h("td", { class: look, data: { key, label } }, ...children);
+  showColumnMenu() {
+    const toggle = (key, on) => {
+      const others = this.added.filter((name) => name !== key);
+      this.amend({ column: on ? [...others, key] : others });
     };
-    return h("tr", {},
-      h("td", { class: "col-pick" }, pick),
-      cell("state", stateBadge()),
-      h("th", { scope: "row", class: "col-run" },
-        h("a", { href: runLink(run.run), class: "run-name" }),
-        h("span", { class: "run-detail" })),
-      cell("last_step"),
-      cell("updated_at"),
-      cell("worst_ratio", ratioBar(), h("span", { class: "worst-layer" })),
-      ...[...COUNTS, "overhead"].map((key) => cell(key)));
+    const make = ([key, label]) => {
+      const box = h("input", { type: "checkbox", on: { change: () => toggle(key, box.checked) } });
+      return h("label", {}, box, label);
+    };
+    const update = (row, [key]) => {
+      row.firstChild.checked = this.added.includes(key);
+    };
+    keyed(this.columnBox, offered(this.answer.config), ([key]) => key, make, update);
   }
 
-  updateRow(row, run) {
-    const part = (selector) => row.querySelector(selector);
-    const id = run.name && run.name !== run.run ? run.run : "";
-    showState(part(".badge"), run.state);
-    setText(part(".run-name"), run.name || run.run);
-    setText(part(".run-detail"), [run.project, id].filter(Boolean).join(" \u00b7 "));
-    setText(part("[data-key=last_step]"), count(run.last_step));
-    const broken = run.worst_ratio === null && run.nonfinite_layers > 0;
-    showRatio(part(".ratio"), run.worst_ratio, { broken, held: isHeld(run) });
-    setText(part(".worst-layer"), run.worst_layer ?? "");
-    part(".worst-layer").title = run.worst_layer ?? "";
-    for (const key of COUNTS) {
-      const cell = part(`[data-key=${key}]`);
-      setText(cell, count(run[key]));
-      cell.dataset.tone = countTone(key, run);
-    }
-    setText(part("[data-key=overhead]"), percent(run.overhead));
-    showAge(row, run);
-  }
-
-  showAges() {
-    for (const [run, row] of this.body.keyedElements ?? []) showAge(row, this.before.get(run));
-  }
-
-  choose(run, chosen) {
-    if (chosen) this.chosen.add(run);
-    else this.chosen.delete(run);
+  choose(name, chosen) {
+    if (chosen) this.chosen.set(name, this.before.get(name));
+    else this.chosen.delete(name);
     this.showChosen();
+  }
+
+  clear() {
+    this.chosen.clear();
+    for (const box of this.body.querySelectorAll("input:checked")) box.checked = false;
+    this.showChosen();
+  }
+
+  done() {
+    this.clear();
+    this.live.now();
   }
 
   showChosen() {
-    for (const run of this.chosen) {
-      if (!this.before.has(run)) this.chosen.delete(run);
+    for (const name of this.chosen.keys()) {
+      const run = this.before.get(name);
+      if (run) this.chosen.set(name, run);
+      else this.chosen.delete(name);
     }
     const number = this.chosen.size;
     const possible = number >= 2 && number <= MOST_COMPARED;
-    const few = number ? `Compare ${number}` : "Compare";
-    setText(this.compare, number > MOST_COMPARED ? `Compare at most ${MOST_COMPARED}` : few);
-    if (possible) this.compare.href = format({ view: "compare", runs: [...this.chosen] });
+    this.selection.hidden = number === 0;
+    setText(this.chosenText, `${count(number)} selected`);
+    const most = number > MOST_COMPARED;
+    setText(this.compare, most ? `Compare at most ${MOST_COMPARED}` : number > 1 ? `Compare ${number}` : "Compare");
+    if (possible) this.compare.href = format({ view: "compare", runs: [...this.chosen.keys()] });
     else this.compare.removeAttribute("href");
     this.compare.setAttribute("aria-disabled", String(!possible));
     this.compare.title = possible ? "" : `Select two to ${MOST_COMPARED} runs`;
+    const back = number > 0 && [...this.chosen.values()].every((run) => run.archived);
+    setText(this.archiveButton, back ? "Bring back\u2026" : "Archive\u2026");
+  }
+
+  escape() {
+    if (this.chosen.size) this.clear();
   }
 
   key(event) {
@@ -237,34 +298,33 @@ export class RunsView {
   }
 }
 
-function showAge(row, run) {
-  const cell = row.querySelector("[data-key=updated_at]");
-  setText(cell, age(run.updated_at, serviceNow()));
-  cell.title = moment(run.updated_at);
-}
-
-function counts(items, next) {
-  const parts = STATES.map((state) => [items.filter((run) => run.state === state).length, state])
-    .filter(([number]) => number)
-    .map(([number, state]) => `${number} ${state}`);
-  return `${next ? `the newest ${items.length}: ` : ""}${parts.join(" \u00b7 ")}`;
-}
-
-/** Return a sorted copy; missing values come last in both directions, no `sort` keeps the order. */
-function sorted(items, sort) {
-  if (!sort) return items;
-  const down = sort.startsWith("-");
-  const key = down ? sort.slice(1) : sort;
-  return [...items].sort((one, other) => {
-    const [a, b] = [sortValue(one, key), sortValue(other, key)];
-    if (a === null || b === null) return Number(a === null) - Number(b === null);
-    const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
-    return down ? -order : order;
+/** A button that opens a box below it. */
+function menu(label, box) {
+  const element = h("details", { class: "menu" }, h("summary", { class: "button", text: label }), box);
+  element.addEventListener("focusout", (event) => {
+    const next = /** @type {Node | null} */ (event.relatedTarget);
+    if (next && !element.contains(next)) element.open = false;
   });
+  element.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !element.open) return;
+    element.open = false;
+    element.querySelector("summary").focus();
+    event.stopPropagation();
+  });
+  return element;
 }
 
-function sortValue(run, key) {
-  if (key === "name") return run.name || run.run;
-  if (key === "updated_at") return Date.parse(run.updated_at);
-  return run[key] ?? null;
+/** Add what a selector lacks of `values`, and choose `value` in it. */
+function offer(select, values, value) {
+  const known = new Set([...select.options].map((option) => option.value));
+  for (const one of [...values, value]) {
+    if (!known.has(one)) select.append(h("option", { value: one, text: one }));
+    known.add(one);
+  }
+  if (select.value !== value) select.value = value;
+}
+
+function counts({ total, states }, shown) {
+  const parts = STATES.filter((state) => states[state]).map((state) => `${count(states[state])} ${state}`);
+  return `${shown < total ? `${count(shown)} of ${count(total)} shown: ` : ""}${parts.join(" \u00b7 ")}`;
 }

@@ -1,7 +1,7 @@
 // The events of a run: the list, and their marks on the step axis.
 
 import { h, keyed, setText } from "../../document/dom.js";
-import { clock, count, moment, ruleName } from "../../document/format.js";
+import { clock, count, eventName, moment } from "../../document/format.js";
 import { color } from "../../document/theme.js";
 
 // One shape per frequent rule, one for all others.
@@ -45,7 +45,7 @@ export class EventList {
     const { at, layer, message, rule, severity, step } = event;
     const head = h("span", { class: "event-head" },
       part("glyph", GLYPHS[rule] ?? "\u25cf", { "aria-hidden": "true" }),
-      part("rule", ruleName(rule)),
+      part("rule", eventName(event)),
       part("severity", severity),
       part("step", `step ${count(step)}`),
       timeOf(at));

@@ -6,7 +6,7 @@ import { count, moment } from "../../document/format.js";
 import { matches } from "../../document/glob.js";
 
 const ACTIONS = ["observe", "rescale", "cap", "normalize", "stop"];
-const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", ""];
+const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", "Remove"];
 const HELP =
   "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, or " +
   "empty: observe only. The running job obeys with its next batch.";
@@ -27,7 +27,7 @@ export class PolicyPanel {
     this.save = h("button", { type: "submit", class: "primary", text: "Save" });
     this.reset = quietButton("Undo", () => this.fill());
     const add = quietButton("Add an entry", () => this.add());
-    const head = h("tr", {}, ...HEADS.map((text) => h("th", { scope: "col", text })));
+    const head = h("tr", {}, ...HEADS.map((text) => h("th", { scope: "col" }, h("span", { text }))));
     this.form = h("form", { class: "policy" },
       h("div", { class: "table-box" }, h("table", {}, h("thead", {}, head), this.rows)),
       h("div", { class: "form-end" }, add, this.reset, this.save),

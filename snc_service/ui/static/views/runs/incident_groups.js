@@ -1,0 +1,64 @@
+// Open incidents in few lines: each critical one by itself, the others by what they are about.
+
+import { count, eventName } from "../../document/format.js";
+
+/**
+ * @typedef {{incident: number, run: string, rule: string, severity: string, layer: string | null,
+ *   acknowledged_at: string | null, events?: {severity: string}[]}} Incident
+ * @typedef {{severity: string, text: string, run: string | null, query: string}} Line
+ */
+
+export const MOST_ALONE = 6;
+
+/**
+ * Lines for incidents that arrive with the most severe first, among those the newest. A line leads
+ * to one run or to a query that finds them all. No critical incident is left out of the lines.
+ * @param {Incident[]} items
+ * @returns {Line[]}
+ */
+export function lines(items) {
+  const open = items.filter((one) => !one.acknowledged_at);
+  const critical = open.filter((one) => one.severity === "critical");
+  const alone = critical.length > MOST_ALONE ? critical.slice(0, MOST_ALONE - 1) : critical;
+  const found = alone.map(single);
+  if (critical.length > alone.length) {
+    const rest = critical.length - alone.length;
+    found.push({ severity: "critical", text: `${count(rest)} more critical`, run: null, query: "incident:critical" });
+  }
+  /** @type {Map<string, Incident[]>} */
+  const groups = new Map();
+  for (const one of open) {
+    if (one.severity === "critical") continue;
+    const name = `${one.severity} ${title(one)}`;
+    groups.set(name, [...(groups.get(name) ?? []), one]);
+  }
+  for (const group of groups.values()) found.push(group.length === 1 ? single(group[0]) : together(group));
+  const known = items.length - open.length;
+  if (known) found.push({ severity: "info", text: `${count(known)} acknowledged`, run: null, query: "incident:any" });
+  return found;
+}
+
+/** @param {Incident} one */
+function title(one) {
+  return eventName({ rule: one.rule, severity: one.events?.[0]?.severity ?? one.severity });
+}
+
+/**
+ * @param {Incident} one
+ * @returns {Line}
+ */
+function single(one) {
+  const where = one.layer ? `, ${one.layer}` : "";
+  return { severity: one.severity, text: `${one.run}: ${title(one)}${where}`, run: one.run, query: "" };
+}
+
+/**
+ * @param {Incident[]} group
+ * @returns {Line}
+ */
+function together(group) {
+  const [{ rule, severity }] = group;
+  const number = count(new Set(group.map(({ run }) => run)).size);
+  const text = rule === "run_silent" ? `${number} runs silent` : `${number} runs: ${title(group[0])}`;
+  return { severity, text, run: null, query: rule === "run_silent" ? "state:silent" : `incident:${severity}` };
+}
