@@ -1,4 +1,4 @@
-"""The page: static ES modules and plotly.js, read and compressed once, then served from memory.
+"""The page: static ES modules, read and compressed once, then served from memory.
 
 All files except the page itself have a URL with a digest of their content, so browsers cache them
 for good and never mix two releases. URLs in the page are relative, so it works behind a proxy that
@@ -12,19 +12,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
-# The hash is that of the empty inline style element that plotly.js creates and fills by script.
-# Neither 'unsafe-inline' nor 'unsafe-eval' is needed for lines and heatmaps.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
-        "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='",
-        "img-src 'self' data: blob:",
+        "style-src 'self'",
+        "img-src 'self'",
         "connect-src 'self'",
         "frame-ancestors 'none'",
         "base-uri 'none'",
@@ -73,24 +70,22 @@ class PageFiles:
 
 @cache
 def load_page() -> PageFiles:
-    """Read the static files, and plotly.js from its package; 0.2 s at the first call."""
+    """Read the static files; 50 ms at the first call."""
     own = {
         file.relative_to(STATIC).as_posix(): Asset.of(file.read_bytes(), file.suffix)
         for file in STATIC.rglob("*")
         if file.is_file()
     }
     index = own.pop("index.html")
-    plotly = Asset.of((files("plotly") / "package_data" / "plotly.min.js").read_bytes(), ".js")
     # One digest for all modules, because they import each other by relative URL.
     together = "".join(f"{name} {own[name].digest}\n" for name in sorted(own))
     folder = hashlib.sha256(together.encode()).hexdigest()[:16]
     assets = {f"{folder}/{name}": asset for name, asset in own.items()}
-    assets[f"{plotly.digest}/plotly.js"] = plotly
     # Preload all modules: a browser finds an import only after it has read the importing module.
     modules = sorted(name for name in own if name.endswith(".js"))
     links = "\n  ".join(f'<link rel="modulepreload" href="ui/{{own}}/{name}">' for name in modules)
     text = index.body.decode().replace("{preloads}", links)
-    text = text.replace("{own}", folder).replace("{plotly}", plotly.digest)
+    text = text.replace("{own}", folder)
     return PageFiles(Asset.of(text.encode(), ".html"), assets)
 
 

@@ -29,6 +29,11 @@ def test_rows_are_layers_in_model_order_and_columns_are_steps(api):
         "run": "r",
         "metric": "sigma",
         "layers": ["a", "b", "c", "d", "e"],
+        "rows": [
+            {"first": i, "last": i, "layers": 1, "worst": name} for i, name in enumerate("abcde")
+        ],
+        "total": 5,
+        "total_rows": 5,
         "bucket_steps": 1,
         "steps": [10, 11],
         "max": [[1, 6], [2, 7], [3, None], [4, 9], [5, None]],
@@ -53,6 +58,53 @@ def test_layers_beyond_the_rows_share_them_and_none_is_lost(api):
     told = heatmap(api, layers=2)
     assert len(told["layers"]) == 2
     assert [row[0] for row in told["max"]] == [9, 5]
+
+
+def test_a_shared_row_names_its_worst_layer_and_expands_to_its_own_rows(api):
+    api.send(batch_of(TABLE, sigma=[[1, 9, 3, np.nan, 50]]))
+    told = heatmap(api, layers=2)
+    assert (told["total"], told["total_rows"]) == (5, 5)
+    assert [row["worst"] for row in told["rows"]] == ["b", "d"]  # d is not finite: worse than 50
+    first, second = told["rows"]
+    assert (second["first"], second["last"], second["layers"]) == (3, 4, 2)
+    inside = heatmap(api, layers=2, from_row=second["first"], to_row=second["last"])
+    assert inside["layers"] == ["d", "e"]
+    assert inside["max"] == [[None], [50]]
+    assert inside["total"] == 5
+
+
+def test_a_pattern_or_a_part_of_the_name_chooses_the_layers(api):
+    table = table_of("attn.qkv", "attn.out", "MLP.up")
+    register(api, table, run="m")
+    api.send(batch_of(table, sigma=[[1, 2, 3]]), run="m")
+
+    def layers(match):
+        told = api.get("/api/v1/runs/m/heatmap", params={"match": match}).json()
+        listed = api.get("/api/v1/runs/m/layers", params={"match": match, "sort": "model"}).json()
+        assert [item["layer"] for item in listed["items"]] == told["layers"]
+        assert listed["total"] == told["total"] == len(told["layers"])
+        return told["layers"]
+
+    assert layers("attn.*") == ["attn.qkv", "attn.out"]
+    assert layers("mlp") == ["MLP.up"]
+    assert layers("*[qk]kv") == ["attn.qkv"]
+    assert layers("nothing") == []
+    assert_problem(api.get(f"{RUN}/heatmap?match={'*a' * 9}"), 422, "invalid", "match")
+
+
+def test_experts_share_a_row_of_the_same_layer(api):
+    names = [f"l.{n}.{part}" for n in ("experts.0", "experts.1", "experts.12") for part in "ab"]
+    table = table_of("l.gate", *names)
+    register(api, table, run="moe")
+    api.send(batch_of(table, sigma=[[7, 1, 2, 9, 4, 5, 6]]), run="moe")
+    told = api.get("/api/v1/runs/moe/heatmap", params={"experts": True}).json()
+    assert told["layers"] == ["l.gate", "l.experts.*.a", "l.experts.*.b"]
+    assert told["max"] == [[7], [9], [6]]
+    assert [row["worst"] for row in told["rows"]] == ["l.gate", "l.experts.1.a", "l.experts.12.b"]
+    assert (told["total"], told["total_rows"]) == (7, 3)
+    # The label is the pattern that finds the experts.
+    match = {"match": told["layers"][1]}
+    assert api.get("/api/v1/runs/moe/heatmap", params=match).json()["layers"] == names[::2]
 
 
 def test_the_ratio_divides_by_the_threshold_in_force(api):

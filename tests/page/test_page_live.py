@@ -76,15 +76,3 @@ def test_a_run_that_is_deleted_while_shown_leaves_a_sentence(opened, page_servic
         wait_for_heatmap(page)
         httpx.delete(f"{page_service}/api/v1/runs/doomed").raise_for_status()
         expect(page.locator(".state h1")).to_have_text("The run doomed is not here")
-
-
-def test_tables_are_there_without_the_charts(opened, page_service, planted, browser):
-    context = browser.new_context()
-    context.route("**/plotly.js", lambda route: route.abort())
-    page = context.new_page()
-    page.goto(f"{page_service}/#/runs/planted")
-    expect(layer_row(page, "fc2.weight").locator(".ratio-number")).to_have_text("▲ 1.30")
-    expect(page.locator(".heatmap .chart-note")).to_have_text(
-        "plotly.js could not be loaded: the tables hold the same numbers."
-    )
-    context.close()

@@ -1,9 +1,7 @@
 """What the service hands to a browser: the page's files, their headers, what they must not be."""
 
 import asyncio
-import gzip
 import re
-from importlib.resources import files
 
 import httpx
 import pytest
@@ -63,7 +61,7 @@ def test_the_page_is_asked_for_again_each_time_and_unchanged_is_304(app):
 
 def test_all_that_the_page_loads_is_kept_for_good_and_served_in_both_encodings(app):
     paths = linked(ask(app, "/").text)
-    others = ("styles/base.css", "favicon.svg", "plotly.js", "styles/views.css")
+    others = ("styles/base.css", "favicon.svg", "styles/views.css")
     assert {path.split("/", 2)[2] for path in paths} == {*MODULES, *others}
     for path in paths:
         plain = ask(app, f"/{path}")
@@ -77,15 +75,6 @@ def test_all_that_the_page_loads_is_kept_for_good_and_served_in_both_encodings(a
         assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
         assert packed.content == plain.content
         assert packed.headers["etag"] != plain.headers["etag"]
-
-
-def test_plotly_is_the_installed_one_byte_for_byte(app):
-    path = next(path for path in linked(ask(app, "/").text) if path.endswith("plotly.js"))
-    installed = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
-    assert ask(app, f"/{path}").content == installed
-    compressed = ui.load_page().assets[path.removeprefix("ui/")].gzipped
-    assert gzip.decompress(compressed) == installed
-    assert len(compressed) < 0.4 * len(installed)
 
 
 def test_the_page_is_read_and_compressed_once_however_many_services_there_are():

@@ -29,10 +29,8 @@ needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists(), reason="needs Chromium: install the package chromium"
 )
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
-# plotly.js sets one style attribute that the policy forbids; ours repeats it in its style sheet.
-KNOWN_REPORT = re.compile(r"Applying inline style violates .*Content Security Policy")
 
-# A busy machine takes seconds to read plotly.js.
+# A busy machine takes seconds to draw.
 expect.set_options(timeout=15_000)
 
 Open = Callable[..., AbstractContextManager[Page]]
@@ -79,7 +77,7 @@ def watch(context: BrowserContext) -> tuple[list[str], list[str]]:
     asked: list[str] = []
 
     def console(message) -> None:
-        if message.type in ("error", "warning") and not KNOWN_REPORT.search(message.text):
+        if message.type in ("error", "warning"):
             said.append(message.text)
 
     context.on("console", console)
@@ -90,8 +88,10 @@ def watch(context: BrowserContext) -> tuple[list[str], list[str]]:
 
 
 def wait_for_heatmap(page: Page, number: int = 1) -> None:
-    expect(page.locator(".heatmap .plot:not([hidden]) .heatmaplayer image").first).to_be_attached()
-    expect(page.locator(".heatmap .plot:not([hidden]) .main-svg:first-child")).to_have_count(number)
+    drawn = page.locator(".heatmap .plot:not([hidden]) canvas")
+    expect(drawn).to_have_count(number)
+    for place in range(number):
+        expect(drawn.nth(place)).to_have_attribute("height", re.compile(r"^[1-9]\d\d"))
 
 
 def heatmap_point(page: Page, layer: int, step: float) -> tuple[float, float]:
@@ -99,10 +99,9 @@ def heatmap_point(page: Page, layer: int, step: float) -> tuple[float, float]:
     return tuple(
         page.locator(".heatmap .plot").first.evaluate(
             """(plot, [layer, step]) => {
-                const { xaxis, yaxis } = plot._fullLayout;
+                const { xaxis, yaxis } = plot.figure;
                 const box = plot.getBoundingClientRect();
-                return [box.left + xaxis._offset + xaxis.l2p(step),
-                        box.top + yaxis._offset + yaxis.l2p(layer)];
+                return [box.left + xaxis.toPixel(step), box.top + yaxis.toPixel(layer)];
             }""",
             [layer, step],
         )
@@ -110,10 +109,13 @@ def heatmap_point(page: Page, layer: int, step: float) -> tuple[float, float]:
 
 
 def traces(page: Page, selector: str) -> list[dict]:
+    """Return what the first figure of ``selector`` draws, once it has drawn."""
+    eventually(page, f"Boolean(document.querySelector({selector!r})?.figure)", True)
     return json.loads(
         page.locator(selector).first.evaluate(
-            "plot => JSON.stringify(plot.data.map(t => ({type: t.type, mode: t.mode, x: t.x,"
-            " y: t.y, yaxis: t.yaxis, symbol: t.marker?.symbol, dash: t.line?.dash})))"
+            "plot => JSON.stringify(plot.figure.data.map(t => ({type: t.type, mode: t.mode,"
+            " x: t.x, y: t.y, yaxis: t.yaxis ?? 'y', symbol: t.marker?.symbol,"
+            " dash: t.line?.dash})))"
         )
     )
 

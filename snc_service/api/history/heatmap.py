@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 
 from snc_service.api.conventions.answers import answer, etag, is_unchanged, seven_digits, unchanged
 from snc_service.api.conventions.parameters import MetricName, RunName, WindowQuery
+from snc_service.api.history import layer_rows
+from snc_service.api.history.layer_rows import LayerPattern
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
 from snc_service.store import Store
@@ -18,27 +20,49 @@ from snc_service.store.types import Buckets, Floats, Window
 from snc_service.wire import absent
 
 MAX_CELLS: Final = 2_000_000  # of a ratio: 32 bytes each during its computation
+MAX_ROWS: Final = 1_000_000
+RATIOS: Final = ("ratio", "ratio_after")
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
 
 class HeatmapQuery(WindowQuery):
-    """The metric (or `ratio`, sigma / threshold, or `ratio_after`) and the resolution."""
+    """The metric (or `ratio`, sigma / threshold, or `ratio_after`), the layers, the resolution."""
 
     metric: MetricName = "sigma"
     points: int = Field(500, ge=1, le=1_000, description="The most columns.")
     layers: int = Field(500, ge=1, le=1_000, description="The most rows; more layers share them.")
+    match: LayerPattern = ""
+    experts: bool = Field(False, description="One row for the same layer of all experts.")
+    from_row: int = Field(0, ge=0, le=MAX_ROWS, description="The first row, if each had its own.")
+    to_row: int = Field(MAX_ROWS, ge=0, le=MAX_ROWS, description="The last such row.")
+
+
+class HeatmapRow(BaseModel):
+    """What a row shows: ``layers`` of them, as rows ``first`` to ``last`` if each had its own.
+
+    ``worst`` is its layer with values that are not finite, else with the largest one.
+    """
+
+    first: int
+    last: int
+    layers: int
+    worst: str
 
 
 class Heatmap(BaseModel):
     """Rows in model order. null: not measured, or not finite where ``nonfinite`` counts it.
 
-    ``nonfinite`` is empty if all values are finite.
+    ``nonfinite`` is empty if all values are finite. ``total`` is the number of layers that match,
+    ``total_rows`` the number of rows if each had its own.
     """
 
     run: str
     metric: str
     layers: list[str]
+    rows: list[HeatmapRow]
+    total: int
+    total_rows: int
     bucket_steps: int
     steps: list[int]
     max: list[list[float | None]]
@@ -49,6 +73,12 @@ EXAMPLE: dict[str, Any] = {
     "run": "gpt-small-1",
     "metric": "sigma",
     "layers": ["fc1.weight", "fc2.weight"],
+    "rows": [
+        {"first": 0, "last": 0, "layers": 1, "worst": "fc1.weight"},
+        {"first": 1, "last": 1, "layers": 1, "worst": "fc2.weight"},
+    ],
+    "total": 2,
+    "total_rows": 2,
     "bucket_steps": 1,
     "steps": [100, 101],
     "max": [[1.1, 1.2], [2.0, None]],
@@ -75,63 +105,61 @@ def get_heatmap(
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    window = query.window(query.points)
-    if query.metric in ("ratio", "ratio_after"):
-        after = query.metric == "ratio_after"
-        found = ratio_heatmap(service.store, run, window, query.layers, after=after)
-    else:
-        found = service.store.histories.heatmap(
-            run, query.metric, window, query.layers, columns=("max",)
-        )
+    store = service.store
+    names = measured(store, run, "sigma" if query.metric in RATIOS else query.metric)
+    chosen = [names[place] for place in layer_rows.matching(names, query.match)]
+    found = layer_rows.units(chosen, experts=query.experts)
+    rows = layer_rows.rows(found, query.from_row, query.to_row, query.layers)
+    # Only what is shown is read.
+    shown = [place for row in rows for place in row.places]
+    moved = {place: i for i, place in enumerate(shown)}
+    rows = [replace(row, places=tuple(moved[place] for place in row.places)) for row in rows]
+    asked = [chosen[place] for place in shown]
+    buckets = of_metric(store, run, query.metric, asked, query.window(query.points))
+    values, nonfinite = layer_rows.merged(buckets, rows)
+    worst = layer_rows.worst_members(buckets, rows)
     content = {
         "run": run,
         "metric": query.metric,
-        "layers": list(found.rows),
-        "bucket_steps": found.bucket_steps,
-        "steps": found.steps.tolist(),
-        "max": seven_digits(found.max),
-        "nonfinite": found.nonfinite.tolist() if found.nonfinite.any() else [],
+        "layers": [row.label for row in rows],
+        "rows": [
+            {"first": row.first, "last": row.last, "layers": len(row.places), "worst": asked[at]}
+            for row, at in zip(rows, worst, strict=True)
+        ],
+        "total": len(chosen),
+        "total_rows": len(found),
+        "bucket_steps": buckets.bucket_steps,
+        "steps": buckets.steps.tolist(),
+        "max": seven_digits(values),
+        "nonfinite": nonfinite.tolist() if nonfinite.any() else [],
     }
     return answer(request, content, tag=tag)
 
 
-def ratio_heatmap(
-    store: Store, run: str, window: Window, most: int, *, after: bool = False
-) -> Buckets:
-    """Return sigma / threshold of every layer; layers that share a row show their largest.
-
-    ``after``: after the action of each step, else before it, as measured.
-
-    Rows are divided before they are merged: the largest sigma and the smallest threshold of a
-    merged row may belong to different layers. A very large model gets fewer buckets instead.
-    """
+def measured(store: Store, run: str, metric: str) -> list[str]:
+    """Return the layers that have reported ``metric``, in model order."""
     latest = store.histories.latest(run)
-    sigmas = latest.metric("sigma")
-    measured = [] if sigmas is None else np.flatnonzero(~absent(sigmas)).tolist()
-    names = [latest.layers[index].name for index in measured]
+    values = latest.metric(metric)
+    if values is None:
+        return []
+    return [latest.layers[index].name for index in np.flatnonzero(~absent(values)).tolist()]
+
+
+def of_metric(store: Store, run: str, metric: str, names: list[str], window: Window) -> Buckets:
+    """Return the largest value of each layer and bucket, of a metric or of a ratio.
+
+    A very large model gets fewer buckets instead.
+    """
     window = replace(window, points=max(1, min(window.points, MAX_CELLS // max(len(names), 1))))
+    if metric not in RATIOS:
+        return store.histories.of_layers(run, metric, names, window, columns=("max",))
     sigma = store.histories.of_layers(run, "sigma", names, window, columns=("max",))
-    ratio = _ratio(
-        sigma, store.histories.of_layers(run, "threshold", names, window, columns=("min",))
-    )
-    if after:
-        ratio = _rescaled(
-            ratio,
-            sigma,
-            store.histories.of_layers(run, "scale", names, window, columns=("min", "max")),
-        )
-    nonfinite = sigma.nonfinite
-    rows = tuple(names)
-    if len(names) > most:
-        per_row = -(-len(names) // most)
-        starts = np.arange(0, len(names), per_row)
-        ratio = np.fmax.reduceat(ratio, starts, axis=0)
-        nonfinite = np.add.reduceat(nonfinite, starts, axis=0)
-        groups = [names[start : start + per_row] for start in starts.tolist()]
-        rows = tuple(
-            g[0] if len(g) == 1 else f"{g[0]} \N{HORIZONTAL ELLIPSIS} {g[-1]}" for g in groups
-        )
-    return replace(sigma, rows=rows, mean=ratio, min=ratio, max=ratio, nonfinite=nonfinite)
+    threshold = store.histories.of_layers(run, "threshold", names, window, columns=("min",))
+    ratio = _ratio(sigma, threshold)
+    if metric == "ratio_after":
+        scale = store.histories.of_layers(run, "scale", names, window, columns=("min", "max"))
+        ratio = _rescaled(ratio, sigma, scale)
+    return replace(sigma, max=ratio)
 
 
 def _ratio(sigma: Buckets, threshold: Buckets) -> Floats:

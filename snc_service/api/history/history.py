@@ -17,7 +17,8 @@ from snc_service.api.conventions.parameters import (
 )
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
-from snc_service.store.types import Buckets
+from snc_service.store import Store
+from snc_service.store.types import Buckets, LayerUnknown
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
@@ -84,6 +85,7 @@ class LayersHistory(Along):
 
     metric: str
     layers: list[NamedColumns]
+    without: list[str]
 
 
 _ALONG: dict[str, Any] = {"run": "gpt-small-1", "bucket_steps": 1, "steps": [100, 101, 102]}
@@ -125,7 +127,7 @@ def get_layer_history(
     "/runs/{run}/history",
     response_model=LayersHistory,
     responses=responses(
-        *_LAYER_PROBLEMS, example=_ALONG | _METRIC | {"layers": [_LAYER | _COLUMNS]}
+        *_LAYER_PROBLEMS, example=_ALONG | _METRIC | {"layers": [_LAYER | _COLUMNS], "without": []}
     ),
 )
 def get_layers_history(
@@ -134,16 +136,21 @@ def get_layers_history(
     run: RunName,
     query: Annotated[LayersHistoryQuery, Query()],
 ) -> Response:
-    """Return one metric of several layers (`layer` repeated) in one answer."""
+    """Return one metric of several layers (`layer` repeated) in one answer.
+
+    Layers that the run does not have are in `without`; 404 if it has none of them.
+    """
     tag = etag(service.store.runs.get(run), request)
     if is_unchanged(request, tag):
         return unchanged(tag)
-    layers = list(dict.fromkeys(query.layer))
-    found = service.store.histories.of_layers(run, query.metric, layers, query.window(query.points))
+    asked = list(dict.fromkeys(query.layer))
+    layers, found = _of_known(service.store, run, query, asked)
     each = [
         {"layer": layer} | column for layer, column in zip(found.rows, columns(found), strict=True)
     ]
-    content = {"run": run, "metric": query.metric} | along(found) | {"layers": each}
+    without = [layer for layer in asked if layer not in layers]
+    names = {"run": run, "metric": query.metric}
+    content = names | along(found) | {"layers": each, "without": without}
     return answer(request, content, tag=tag)
 
 
@@ -172,6 +179,21 @@ def get_scalar_history(
     found = service.store.histories.of_scalar(run, scalar, query.window(query.points))
     content = {"run": run, "scalar": scalar} | along(found) | columns(found)[0]
     return answer(request, content, tag=tag)
+
+
+def _of_known(
+    store: Store, run: str, query: LayersHistoryQuery, asked: list[str]
+) -> tuple[list[str], Buckets]:
+    """Return the layers that the run has, and their history. Raises `LayerUnknown` for none."""
+    window = query.window(query.points)
+    try:
+        return asked, store.histories.of_layers(run, query.metric, asked, window)
+    except LayerUnknown:
+        there = {layer.name for layer in store.histories.latest(run).layers}
+        known = [layer for layer in asked if layer in there]
+        if not known:
+            raise
+        return known, store.histories.of_layers(run, query.metric, known, window)
 
 
 def along(buckets: Buckets) -> dict[str, Any]:

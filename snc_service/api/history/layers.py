@@ -19,6 +19,7 @@ from snc_service.api.conventions.answers import (
     unchanged,
 )
 from snc_service.api.conventions.parameters import ListQuery, RunName
+from snc_service.api.history.layer_rows import LayerPattern, matching
 from snc_service.api.state import InService
 from snc_service.api.system.openapi import responses
 from snc_service.store.types import LatestValues
@@ -44,6 +45,7 @@ class LayersQuery(ListQuery):
     """The order of the layers: ``-`` is largest first; non-finite values come first of all."""
 
     sort: Sort = Field("-ratio", description="`model` is the model's own order.")
+    match: LayerPattern = ""
 
 
 class LayerItem(BaseModel):
@@ -68,7 +70,7 @@ class LayerItem(BaseModel):
 
 
 class LayerPage(BaseModel):
-    """A page of layers; ``total`` is the number of layers of the run."""
+    """A page of layers; ``total`` is the number of layers of the run that match."""
 
     items: list[LayerItem]
     next: str | None
@@ -116,6 +118,10 @@ def list_layers(
     latest = service.store.histories.latest(run)
     group, key = _keys(latest, query.sort)
     order = np.lexsort((np.arange(len(key)), key, group))
+    chosen_by_name = matching([layer.name for layer in latest.layers], query.match)
+    total = len(chosen_by_name)
+    if total < len(latest.layers):
+        order = order[np.isin(order, chosen_by_name)]
     if after is not None:
         order = order[_behind(order, group, key, after)]
     chosen = order[: query.limit]
@@ -123,7 +129,7 @@ def list_layers(
     content = {
         "items": as_items(latest, chosen),
         "next": None if end is None else cursors.dump((int(group[end]), float(key[end]), end)),
-        "total": len(latest.layers),
+        "total": total,
     }
     return answer(request, content, tag=tag)
 

@@ -102,9 +102,15 @@ test("a short name is as short as it must be, whatever the name holds", () => {
   }
 });
 
-test("markup in a name is text for plotly.js", () => {
-  assert.equal(text.plotlyText("<b>&amp;"), "&lt;b&gt;&amp;amp;");
-  assert.equal(text.plotlyText(""), "");
+test("a run that failed reads as failed, every other event by its rule", () => {
+  assert.equal(text.eventName({ rule: "run_finished", severity: "warning" }), "run failed");
+  assert.equal(text.eventName({ rule: "run_finished", severity: "info" }), "run finished");
+  assert.equal(text.eventName({ rule: "sigma_vs_init", severity: "warning" }), "sigma vs init");
+});
+
+test("a duration has two units at most", () => {
+  assert.deepEqual([0, 59, 61, 3600, 7500, 90_000, null].map(text.duration),
+    ["0 s", "59 s", "1 min 1 s", "1 h", "2 h 5 min", "1 d 1 h", text.MISSING]);
 });
 
 test("a rule is read without its underscores", () => {

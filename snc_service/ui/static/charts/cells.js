@@ -5,6 +5,7 @@ import { aligned, columns, growth, held } from "./matrix.js";
 
 /** @typedef {import("./matrix.js").Answer} Answer */
 /** @typedef {{row: number, column: number}} Cell */
+/** @typedef {{first: number, last: number, layers: number, worst: string}} Row */
 
 export class Cells {
   /**
@@ -14,6 +15,8 @@ export class Cells {
    */
   constructor({ sigma, before, after }) {
     this.answer = sigma;
+    /** @type {Row[]} what each row shows */
+    this.rows = sigma.rows ?? sigma.layers.map((worst, i) => ({ first: i, last: i, layers: 1, worst }));
     const kept = (/** @type {(number | null)[][]} */ matrix) =>
       held(matrix, sigma, (row, i) => this.nonfinite(row, i));
     this.sigma = kept(sigma.max);
@@ -37,6 +40,37 @@ export class Cells {
     return (this.answer.nonfinite?.[row]?.[i] ?? 0) > 0;
   }
 
+  /**
+   * Whether a cell holds values, and none of them is finite.
+   * @param {number} row
+   * @param {number} i
+   */
+  onlyNonfinite(row, i) {
+    return this.answer.max[row][i] === null && this.nonfinite(row, i);
+  }
+
+  /**
+   * Whether sigma is above the threshold in a cell.
+   * @param {Cell} cell
+   */
+  isOver({ row, column }) {
+    return (this.ratio[row]?.[this.grid.source[column]] ?? 0) > 1;
+  }
+
+  /**
+   * The row of a layer, -1 if it is not to be told: of a shared row only the worst layer is known.
+   * @param {string} layer
+   */
+  rowOf(layer) {
+    return this.rows.findIndex(({ worst }) => worst === layer);
+  }
+
+  /** @param {number} row */
+  title(row) {
+    const { layers, worst } = this.rows[row];
+    return layers === 1 ? worst : `${worst}, the worst of ${count(layers)} layers`;
+  }
+
   /** @param {Cell} cell */
   sentence({ row, column }) {
     const { answer, grid } = this;
@@ -47,7 +81,7 @@ export class Cells {
     const many = `steps ${count(first)}\u2013${count(last)}${i < 0 ? "" : ", largest"}`;
     const steps = last > first ? many : `step ${count(first)}`;
     const values = i < 0 ? "not measured" : this.words(row, i);
-    return [answer.layers[row], steps, values].join(" \u00b7 ");
+    return [this.title(row), steps, values].join(" \u00b7 ");
   }
 
   /**
@@ -83,7 +117,9 @@ export class Cells {
   summary() {
     const { layers, steps, bucket_steps: bucket } = this.answer;
     const cell = bucket > 1 ? `the largest of ${count(bucket)} steps` : "one step";
-    const size = `${count(layers.length)} layers \u00d7 ${count(steps.length)} columns`;
+    const all = this.answer.total ?? layers.length;
+    const rows = all > layers.length ? `${count(all)} layers in ${count(layers.length)} rows` : `${count(all)} layers`;
+    const size = `${rows} \u00d7 ${count(steps.length)} columns`;
     return `${size} \u00b7 each cell is ${cell}`;
   }
 }

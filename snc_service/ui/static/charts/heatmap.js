@@ -2,11 +2,13 @@
 
 import { Cells } from "./cells.js";
 import { Chart, leftMargin, stepAxis } from "./chart.js";
+import { csv } from "./export.js";
 import { h, setText } from "../document/dom.js";
-import { plotlyText, shortName } from "../document/format.js";
+import { shortNames } from "../document/names.js";
 import { columnAt, extent, stretches } from "./matrix.js";
 import { isRatio } from "./metrics.js";
 import { ratioPaint, spanPaint } from "./paint.js";
+import { BROKEN, NOTHING, palette } from "./raster.js";
 import { Scale } from "./scale.js";
 import { color } from "../document/theme.js";
 
@@ -16,7 +18,10 @@ const MARK_LINES = { diamond: "rgba(22, 24, 29, 0.6)" }; // white is invisible o
 const MOST_MARKS = 1500;
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
-/** `handlers`: those of `Chart`, and `select(layer)` at a click or Enter. */
+/**
+ * `handlers`: those of `Chart`; `select(layer)` and, for rows that layers share, `rows(from, to)` and
+ * `find(pattern)`, at a click or Enter.
+ */
 export class Heatmap {
   constructor(title, handlers) {
     this.handlers = handlers;
@@ -25,6 +30,8 @@ export class Heatmap {
     const keys = "arrow keys move through layers and steps, Enter draws the layer";
     this.chart = new Chart(`${title}: ${keys}`, {
       zoom: handlers.zoom,
+      rows: handlers.rows && ((from, to) => this.dragged(from, to)),
+      csv: () => this.csv(),
       point: (step, y) => this.point(step, y),
       pick: (step, y) => this.pick(y),
       key: (event) => this.key(event),
@@ -49,64 +56,54 @@ export class Heatmap {
    * Draw the answers {sigma, before, after} that `Cells` takes; `limits` [low, high] replaces the
    * span of the colors.
    */
-  draw(answers, { metric, range, selected = [], limits = null }) {
+  draw(answers, { metric, range, selected = [], limits = null, axis = {}, began = false, small = false }) {
     this.cells = new Cells(answers);
     this.metric = metric;
     this.shown = this.cells.valuesOf(metric);
     this.selected = selected;
+    this.axis = axis;
+    this.began = began;
+    this.small = small;
     const { layers, steps } = this.cells.answer;
     if (!layers.length || !steps.length) {
       this.chart.say("No sigma has arrived yet.");
-      return Promise.resolve();
+      return;
     }
     this.paint = isRatio(metric) ? ratioPaint() : spanPaint(limits ?? extent(this.shown));
     this.scale.show(metric, this.paint);
     this.describe();
-    return this.chart.draw((width) => this.figure(width, range));
+    this.chart.draw((width) => this.figure(width, range));
   }
 
   figure(width, range) {
     const rows = this.cells.answer.layers.length;
-    const height = Math.min(Math.max(rows * 18, 96), 520);
-    const data = [this.colors(height / rows), ...this.broken(), ...this.marks(height / rows)];
+    const height = this.small ? 150 : Math.min(Math.max(rows * 18, 96), 520);
+    const data = [this.colors(), ...this.marks(height / rows)];
     const layout = {
       height: height + 42,
-      xaxis: stepAxis(range),
+      xaxis: stepAxis(range, this.axis),
       yaxis: this.rowAxis(rows, height, width),
       shapes: this.selectionMarks(),
     };
     return { data, layout };
   }
 
-  colors(rowHeight) {
+  /** The cells as places on the scale of colors, and those with only non-finite values. */
+  colors() {
     const { edges, source } = this.cells.grid;
-    return {
-      type: "heatmap",
-      x: edges,
-      y0: 0,
-      dy: 1,
-      z: this.shown.map((row) => source.map((i) => (i < 0 ? null : this.paint.place(row[i])))),
-      zmin: 0,
-      zmax: 1,
-      colorscale: this.paint.colors,
-      showscale: false,
-      hoverinfo: "skip",
-      ygap: rowHeight >= 10 ? 1 : 0,
-    };
-  }
-
-  /** The flat color for cells with only non-finite values. */
-  broken() {
-    const { edges, source } = this.cells.grid;
-    const { layers, max } = this.cells.answer;
-    const holds = (r, i) => i >= 0 && this.cells.nonfinite(r, i) && max[r][i] === null;
-    const z = layers.map((_, r) => source.map((i) => (holds(r, i) ? 1 : null)));
-    if (!z.some((row) => row.includes(1))) return [];
-    const flat = [[0, color("nonfinite")], [1, color("nonfinite")]];
-    return [{
-      type: "heatmap", x: edges, y0: 0, dy: 1, z, zmin: 0, zmax: 1,
-      colorscale: flat, showscale: false, hoverinfo: "skip",
-    }];
+    const columns = source.length;
+    const places = new Float32Array(this.shown.length * columns).fill(NOTHING);
+    this.shown.forEach((row, r) => {
+      for (let c = 0; c < columns; c += 1) {
+        const i = source[c];
+        if (i < 0) continue;
+        const place = this.paint.place(row[i]);
+        if (place !== null) places[r * columns + c] = place;
+        else if (this.cells.onlyNonfinite(r, i)) places[r * columns + c] = BROKEN;
+      }
+    });
+    const colors = palette(this.paint.colors, color("nonfinite"));
+    return { type: "cells", edges, places, rows: this.shown.length, colors };
   }
 
   /** Marks besides colors: a triangle for a breach, a cross for NaN, a line for its duration. */
@@ -122,9 +119,14 @@ export class Heatmap {
     const held = (r, c) => above(ratio, r, c) && !above(left, r, c);
     const bad = (r, c) => source[c] >= 0 && this.cells.nonfinite(r, source[c]);
     const size = rowHeight < 6 ? 6 : Math.min(8, rowHeight * 0.55);
+    const breaches = stretches(rows, source.length, over, MOST_MARKS);
+    // In a zoom, what is above its threshold at the first step may have begun long before.
+    const before = breaches.filter(({ from }) => this.began && from === 0);
+    const within = breaches.filter((one) => !before.includes(one));
     return [
       this.markTrace(stretches(rows, source.length, held, MOST_MARKS), "diamond", mode, size),
-      this.markTrace(stretches(rows, source.length, over, MOST_MARKS), "triangle-up", mode, size),
+      this.markTrace(within, "triangle-up", mode, size),
+      this.markTrace(before, "triangle-left", mode, size),
       this.markTrace(stretches(rows, source.length, bad, MOST_MARKS), "x", mode, size),
     ].filter((trace) => trace.x.length);
   }
@@ -138,35 +140,29 @@ export class Heatmap {
       sizes.push(size, 0, 0);
     }
     return {
-      type: "scatter", mode, x, y, hoverinfo: "skip", connectgaps: false,
+      type: "scatter", mode, x, y,
       line: { color: MARK_LINES[symbol] ?? MARK, width: 1 },
       marker: { symbol, size: sizes, color: MARK, line: { color: MARK_EDGE, width: 1 } },
     };
   }
 
   rowAxis(rows, height, width) {
-    const every = Math.ceil((11 * rows) / height);
+    const every = Math.ceil((12 * rows) / height);
     const letters = Math.floor((leftMargin(width) - 18) / 6.3);
-    const { layers } = this.cells.answer;
-    const at = layers.map((_, r) => r).filter((r) => r % every === 0);
+    const short = shortNames(this.cells.answer.layers, letters);
+    const at = short.map((_, r) => r).filter((r) => r % every === 0);
     return {
       range: [rows - 0.5, -0.5],
       tickvals: at,
-      ticktext: at.map((r) => plotlyText(shortName(layers[r], letters))),
-      showgrid: false,
-      zeroline: false,
-      fixedrange: true,
-      ticks: "",
-      ticklabelstandoff: 9,
+      ticktext: at.map((r) => short[r]),
+      ticklabelstandoff: 7,
     };
   }
 
   selectionMarks() {
     return this.selected.flatMap(({ layer, ink }) => {
-      const row = this.cells.answer.layers.indexOf(layer);
-      const place = { xref: "paper", yref: "y", x0: -0.006, x1: -0.001 };
-      const box = { ...place, y0: row - 0.45, y1: row + 0.45 };
-      return row < 0 ? [] : [{ type: "rect", ...box, fillcolor: ink, line: { width: 0 } }];
+      const row = this.cells.rowOf(layer);
+      return row < 0 ? [] : [{ ink, from: row - 0.45, to: row + 0.45 }];
     });
   }
 
@@ -178,9 +174,28 @@ export class Heatmap {
     this.handlers.point?.(step);
   }
 
+  /** A layer's own row chooses it; a row that several share is expanded. */
   pick(y) {
-    const layer = this.cells?.answer.layers[Math.round(y)];
-    if (layer !== undefined) this.handlers.select?.(layer);
+    const row = Math.round(y);
+    const about = this.cells?.rows[row];
+    if (about === undefined) return;
+    if (about.layers === 1) this.handlers.select?.(about.worst);
+    else if (about.last > about.first) this.handlers.rows?.(about.first, about.last);
+    else this.handlers.find?.(this.cells.answer.layers[row]);
+  }
+
+  /** Rows by a drag over them, as the service numbers them. */
+  dragged(from, to) {
+    const { rows } = this.cells;
+    const last = rows.length - 1;
+    this.handlers.rows?.(rows[Math.min(Math.max(from, 0), last)].first, rows[Math.min(to, last)].last);
+  }
+
+  /** All cells: layer, the first step of the bucket, and the largest value in it. */
+  csv() {
+    const { layers, steps } = this.cells.answer;
+    const rows = layers.flatMap((layer, r) => steps.map((step, i) => [layer, step, this.shown[r][i]]));
+    return csv([["layer", "step", this.metric], ...rows]);
   }
 
   key(event) {
@@ -205,7 +220,9 @@ export class Heatmap {
   /** Describe the cell under the pointer in words. */
   describe() {
     if (!this.cells) return; // the pointer can leave before the first answer is here
-    setText(this.readout, this.cell ? this.cells.sentence(this.cell) : this.cells.summary());
+    const inFirst = this.cell?.column === 0 && this.began;
+    const before = inFirst && this.cells.isOver(this.cell) ? " \u00b7 already at the first step shown" : "";
+    setText(this.readout, this.cell ? this.cells.sentence(this.cell) + before : this.cells.summary());
   }
 }
 

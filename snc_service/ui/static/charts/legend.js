@@ -9,6 +9,7 @@ export class Legend {
   constructor(onRemove) {
     this.onRemove = onRemove;
     this.step = null;
+    this.name = "loss";
     this.where = h("p", { class: "legend-step", text: "newest values shown" });
     this.list = h("ul", { class: "legend" });
     this.element = h("div", { class: "legend-box" }, this.where, this.list);
@@ -23,7 +24,7 @@ export class Legend {
 
   at(step, loss) {
     this.step = step;
-    const value = loss?.steps.length ? ` \u00b7 loss ${valueAt(loss, step)}` : "";
+    const value = loss?.steps.length ? ` \u00b7 ${this.name} ${valueAt(loss, step)}` : "";
     setText(this.where, step === null ? "newest values shown" : `step ${count(step)}${value}`);
     if (this.chosen) this.show(this.chosen);
   }

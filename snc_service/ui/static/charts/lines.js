@@ -1,7 +1,7 @@
 // Line charts of histories: panels over one step axis, and rails of marks above them.
 
-import { Chart, stepAxis, valueAxis } from "./chart.js";
-import { MISSING, number, plotlyText } from "../document/format.js";
+import { Chart, stepAxis } from "./chart.js";
+import { MISSING, number } from "../document/format.js";
 import { color } from "../document/theme.js";
 
 const RAIL = 17;
@@ -9,8 +9,8 @@ const GAP = 14;
 const BOTTOM = 34;
 
 /**
- * A panel is `{title, height, log, lines}`. A line is `{ink, history, dash?, band?}` with a history
- * as answered by the service. A rail is `{title, points}` with points `{step, end?, ink, symbol}`;
+ * A panel is `{title, height, log, lines}`. A line is `{name, ink, history, dash?, band?}` with a
+ * history as answered by the service; `name` is what it is called in an exported table. A rail is `{title, points}` with points `{step, end?, ink, symbol}`;
  * `end` draws a line up to that step. `margin`: the left margin, if no heatmap is above.
  */
 export class Lines {
@@ -23,9 +23,9 @@ export class Lines {
     this.chart.destroy();
   }
 
-  draw({ panels, rails = [], range, margin = null }) {
+  draw({ panels, rails = [], range, margin = null, axis = {} }) {
     return this.chart.draw(() => {
-      const { data, layout } = figure(panels, rails, range);
+      const { data, layout } = figure(panels, rails, range, axis);
       if (margin !== null) layout.margin = { l: margin, r: 12, t: 8, b: BOTTOM };
       return { data, layout };
     });
@@ -41,13 +41,13 @@ export class Lines {
 }
 
 /** The line of a layer's threshold: dashed, constant until the next value, in the layer's color. */
-export function thresholdLine({ ink, threshold }) {
-  return { ink, history: threshold, dash: "dash", band: false, width: 1.2, shape: "hv" };
+export function thresholdLine({ name, ink, threshold }) {
+  return { name: `${name} threshold`, ink, history: threshold, dash: "dash", band: false, width: 1.2, shape: "hv" };
 }
 
-function figure(panels, rails, range) {
+function figure(panels, rails, range, along) {
   const height = rails.length * RAIL + panels.reduce((sum, panel) => sum + panel.height + GAP, 0);
-  const layout = { height: height + 8 + BOTTOM, annotations: [] };
+  const layout = { height: height + 8 + BOTTOM, titles: [] };
   const data = [];
   let top = 0;
   if (rails.length) {
@@ -60,19 +60,13 @@ function figure(panels, rails, range) {
     // Rounding must not move the last panel below the paper.
     const domain = [Math.max(1 - (top + panel.height) / height, 0), 1 - top / height];
     const scale = panel.log ? { type: "log" } : { type: "linear", rangemode: "tozero" };
-    layout[`yaxis${i ? i + 1 : ""}`] = valueAxis({ domain, ...scale });
-    layout.annotations.push(axisTitle(panel.title, (domain[0] + domain[1]) / 2));
+    layout[`yaxis${i ? i + 1 : ""}`] = { domain, ...scale };
+    layout.titles.push({ text: panel.title, y: (domain[0] + domain[1]) / 2 });
     data.push(...panel.lines.flatMap((line) => traces(line, axis)));
     top += panel.height + GAP;
   });
-  layout.xaxis = stepAxis(range, { anchor: panels.length > 1 ? `y${panels.length}` : "y" });
+  layout.xaxis = stepAxis(range, along);
   return { data, layout };
-}
-
-/** A rotated title, at the same position for every panel. */
-function axisTitle(text, y) {
-  const place = { xref: "paper", yref: "paper", x: 0, xanchor: "right", xshift: -46, y };
-  return { ...place, text, showarrow: false, font: { size: 12, color: color("ink") } };
 }
 
 function railAxis(rails, bottom) {
@@ -80,17 +74,13 @@ function railAxis(rails, bottom) {
     domain: [bottom, 1],
     range: [-0.5, rails.length - 0.5],
     tickvals: rails.map((_, i) => rails.length - 1 - i),
-    ticktext: rails.map((rail) => plotlyText(rail.title)),
-    showgrid: false,
-    zeroline: false,
-    fixedrange: true,
-    ticks: "",
+    ticktext: rails.map((rail) => rail.title),
     ticklabelstandoff: 6,
   };
 }
 
 function railTraces({ points }, y) {
-  const common = { type: "scatter", yaxis: "y9", hoverinfo: "skip", cliponaxis: false };
+  const common = { type: "scatter", yaxis: "y9" };
   const lasting = points.filter((point) => point.end > point.step).map((point) => ({
     ...common,
     mode: "lines",
@@ -116,16 +106,17 @@ function railTraces({ points }, y) {
 function traces(line, yaxis) {
   const { ink, history, dash = "solid", band = true, width = 1.6, shape = "linear" } = line;
   const { steps, mean, min, max, bucket_steps: bucket } = history;
-  const common = { type: "scatter", x: steps, yaxis, hoverinfo: "skip", connectgaps: false };
+  const common = { type: "scatter", x: steps, yaxis };
   const found = [];
   if (band && bucket > 1) {
     // Buckets without min or max are left out of the band; the line itself shows the gap.
     const whole = steps.map((_, i) => i).filter((i) => min[i] !== null && max[i] !== null);
-    const edge = { ...common, x: whole.map((i) => steps[i]), mode: "lines", line: { width: 0 } };
-    found.push({ ...edge, y: whole.map((i) => max[i]) });
-    found.push({ ...edge, y: whole.map((i) => min[i]), fill: "tonexty", fillcolor: faded(ink) });
+    const [low, high] = [whole.map((i) => min[i]), whole.map((i) => max[i])];
+    const x = whole.map((i) => steps[i]);
+    found.push({ ...common, mode: "band", x, y: high, low, high, fill: "band", fillcolor: faded(ink) });
   }
-  found.push({ ...common, y: mean, mode: "lines", line: { color: ink, width, dash, shape } });
+  const { name } = line;
+  found.push({ ...common, name, history, y: mean, mode: "lines", line: { color: ink, width, dash, shape } });
   const alone = steps.map((_, i) => i).filter((i) => isolated(mean, i) || steps.length <= 40);
   if (alone.length && dash === "solid") {
     const [x, y] = [alone.map((i) => steps[i]), alone.map((i) => mean[i])];

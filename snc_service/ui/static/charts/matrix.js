@@ -9,7 +9,8 @@
  * An answer of the heatmap resource. `nonfinite` counts such values per cell; it is empty if there
  * are none.
  * @typedef {{layers: string[], steps: number[], bucket_steps: number, max: Matrix,
- *   nonfinite?: number[][]}} Answer
+ *   nonfinite?: number[][], total?: number, total_rows?: number,
+ *   rows?: {first: number, last: number, layers: number, worst: string}[]}} Answer
  */
 
 /**

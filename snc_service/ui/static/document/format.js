@@ -139,11 +139,3 @@ export function ruleName(rule) {
 export function eventName({ rule, severity }) {
   return rule === "run_finished" && severity !== "info" ? "run failed" : ruleName(rule);
 }
-
-/**
- * plotly.js reads tags and entities in its texts; names must stay what they are.
- * @param {string} name
- */
-export function plotlyText(name) {
-  return name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}

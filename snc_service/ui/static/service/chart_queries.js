@@ -16,9 +16,12 @@ export function along(run, { from, to }, signal) {
     known(get(runPath(run, path), { ...span, ...parameters }, signal));
 }
 
-/** Sigma, and its ratio to the threshold before and after actions: `ask` is that of `along`. */
-export async function heatmaps(ask, acted) {
-  const heatmap = (metric) => ask("/heatmap", { metric, layers: ROWS });
+/**
+ * Sigma, and its ratio to the threshold before and after actions: `ask` is that of `along`, `which`
+ * are the parameters that choose layers.
+ */
+export async function heatmaps(ask, acted, which = {}) {
+  const heatmap = (metric) => ask("/heatmap", { metric, layers: ROWS, ...which });
   const [sigma, before, after] = await Promise.all([
     heatmap("sigma"),
     heatmap("ratio"),

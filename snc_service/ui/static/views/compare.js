@@ -1,7 +1,6 @@
 // The comparison of runs: numbers, loss and one layer on common axes, heatmaps on one scale.
 
 import { get, runPath } from "../service/api.js";
-import { plotly } from "../charts/chart.js";
 import { along, heatmaps, histories } from "../service/chart_queries.js";
 import { NumbersTable, title } from "./compare_numbers.js";
 import { h, keyed, setText } from "../document/dom.js";
@@ -19,6 +18,8 @@ import { StepWindow } from "../charts/step_window.js";
 import { onTheme, seriesColor } from "../document/theme.js";
 
 const MARGIN = 84; // of figures without layer names
+const FEW = 6; // runs whose heatmaps are large
+const SMALL = { points: 160, layers: 120 }; // of each of many heatmaps
 
 /**
  * A compared run: its record, and the answers to the queries of its charts.
@@ -31,6 +32,7 @@ export class CompareView {
     this.names = [...new Set(route.runs)].slice(0, MOST_COMPARED);
     /** @type {Compared[]} */
     this.runs = this.names.map((name, place) => ({ name, place }));
+    this.isMany = this.names.length > FEW;
     /** @type {number | null} */
     this.from = null;
     /** @type {number | null} */
@@ -83,9 +85,9 @@ export class CompareView {
         h("h1", { text: `${this.names.length} runs, side by side` })),
       h("div", { class: "grid versus-grid" },
         panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
-        panel("area-numbers", "In numbers", [], this.numbers.element),
+        panel(this.isMany ? "area-numbers versus-wide" : "area-numbers", "In numbers", [], this.numbers.element),
         panel("area-pictures", "Layers \u00d7 steps", [this.metric.element],
-          h("div", { class: "pictures" }, ...pictures)),
+          h("div", { class: this.isMany ? "pictures many" : "pictures" }, ...pictures)),
         panel("area-layer", "\u03c3 of one layer", [this.picker],
           ...figure(this.layer, this.readouts.layer))),
     ];
@@ -136,7 +138,6 @@ export class CompareView {
     });
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
     this.numbers.show(this.runs);
-    plotly().catch(() => {});
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
   }
 
@@ -146,7 +147,7 @@ export class CompareView {
     const queries = this.present().map((run) => ({ run, ask: along(run.name, this, signal) }));
     await Promise.all(queries.map(async ({ run, ask }) => {
       const history = ask("/scalars/loss/history");
-      const [loss, pictures] = await Promise.all([history, heatmaps(ask, true)]);
+      const [loss, pictures] = await Promise.all([history, heatmaps(ask, true, this.isMany ? SMALL : {})]);
       Object.assign(run, { loss, ...pictures });
     }));
     this.pickLayer();
@@ -154,7 +155,7 @@ export class CompareView {
     this.ready = true;
     this.numbers.show(this.runs);
     const asking = (performance.now() - begin) / 1000;
-    await this.showCharts();
+    this.showCharts();
     const drawing = this.parts().reduce((sum, part) => sum + part.chart.seconds, 0);
     this.chartsAt = performance.now() + 1000 * restAfter(asking, drawing);
   }
@@ -181,7 +182,7 @@ export class CompareView {
     if (this.picked !== null) this.picker.value = this.picked;
   }
 
-  async showCharts() {
+  showCharts() {
     const limited = this.runs.every((run) => !run.sigma || hasValues(run.before));
     const acted = this.present().some((run) => run.item.rescales > 0);
     const { metric, hidden } = metricToShow(this.query.get("metric"), limited, acted);
@@ -193,32 +194,32 @@ export class CompareView {
     const range = this.from === null ? stepRange(...steps, growing) : [this.from, this.to];
     this.steps.show(this.from, this.to, steps);
     this.point(null);
-    await this.drawLines(this.loss, { title: "loss", height: 220, log }, range, "loss");
-    await this.drawLines(this.layer, { title: "\u03c3", height: 200, log }, range, "history");
+    this.drawLines(this.loss, { title: "loss", height: 220, log }, range, "loss");
+    this.drawLines(this.layer, { title: "\u03c3", height: 200, log }, range, "history");
     const limits = metric === "ratio" ? null : this.limits(metric);
-    for (const run of this.runs) await this.drawHeatmap(run, { metric, range, limits });
+    for (const run of this.runs) this.drawHeatmap(run, { metric, range, limits });
   }
 
-  async drawHeatmap(run, options) {
+  drawHeatmap(run, options) {
     const [heatmap, head] = [this.heatmaps[run.place], this.titles[run.place]];
     head.firstChild.style.backgroundColor = seriesColor(run.place);
     setText(head.lastChild, title(run));
     if (!run.item) heatmap.say("This run is not here: it was deleted, or it has not begun.");
     else if (!run.sigma) heatmap.say("No \u03c3 has arrived yet.");
-    else await heatmap.draw(run, options);
+    else heatmap.draw(run, { ...options, small: this.isMany });
   }
 
-  async drawLines(chart, axis, range, key) {
+  drawLines(chart, axis, range, key) {
     const lines = this.runs
       .filter((run) => run[key]?.steps.length)
-      .map((run) => ({ ink: seriesColor(run.place), history: run[key], threshold: run.threshold }));
+      .map((run) => ({ name: title(run), ink: seriesColor(run.place), history: run[key], threshold: run.threshold }));
     if (!lines.length) {
       chart.say("None of these runs has reported it.");
       return;
     }
     const limits = key === "loss" ? [] : lines.filter((line) => line.threshold?.steps.length);
     const points = lines.flatMap(({ history, ink }) => nonfinitePoints(history, ink));
-    await chart.draw({
+    chart.draw({
       panels: [{ ...axis, lines: [...lines, ...limits.map(thresholdLine)] }],
       rails: [{ title: "not finite", points }],
       range,

@@ -7,6 +7,7 @@ import { showState, stateBadge, swatch } from "../document/elements.js";
 import { age, count, MISSING, number, percent, ratio } from "../document/format.js";
 import { runLink } from "../document/router.js";
 import { seriesColor } from "../document/theme.js";
+import { leaves } from "./run/about.js";
 import { countTone, isHeld } from "./run_summary.js";
 
 // [label, value of a run, tone of it]; a run here is `Compared` of compare.js with its `item`.
@@ -23,6 +24,9 @@ const FACTS = [
   ["Overhead", ({ item }) => percent(item.overhead)],
   ["Last report", ({ item }) => age(item.updated_at, serviceNow())],
 ];
+
+const CONFIG = "config.";
+const MOST_CONFIG = 60; // rows
 
 export class NumbersTable {
   constructor() {
@@ -47,7 +51,9 @@ export class NumbersTable {
     const row = ([label]) => h("tr", {},
       h("th", { scope: "row", text: label }),
       ...runs.map(() => h("td")));
-    keyed(this.body, FACTS, ([label]) => label, row, (cells, [, value, tone]) => {
+    const facts = [...FACTS, ...configFacts(runs)];
+    keyed(this.body, facts, ([label]) => label, row, (cells, [label, value, tone]) => {
+      cells.classList.toggle("differs", label.startsWith(CONFIG));
       runs.forEach((run, i) => {
         const cell = cells.children[i + 1];
         setText(cell, run.item ? value(run) : MISSING);
@@ -55,6 +61,16 @@ export class NumbersTable {
       });
     });
   }
+}
+
+/** A row for each config value that is not the same in all runs. */
+function configFacts(runs) {
+  const there = runs.filter((run) => run.item);
+  const values = new Map(there.map((run) => [run.name, new Map(leaves(run.item.config))]));
+  const paths = new Set([...values.values()].flatMap((config) => [...config.keys()]));
+  const differs = (path) => new Set([...values.values()].map((config) => config.get(path))).size > 1;
+  return [...paths].filter(differs).slice(0, MOST_CONFIG)
+    .map((path) => [`${CONFIG}${path}`, ({ name }) => values.get(name)?.get(path) ?? MISSING]);
 }
 
 /**

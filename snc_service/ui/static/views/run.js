@@ -1,12 +1,13 @@
 // One run: state, heatmap, worst layers, the histories of the chosen layers, events.
 
 import { get, runPath } from "../service/api.js";
-import { plotly } from "../charts/chart.js";
 import { along, heatmaps, histories } from "../service/chart_queries.js";
+import { AboutPanel } from "./run/about.js";
 import { ChosenLayers } from "../charts/chosen.js";
 import { h, setText } from "../document/dom.js";
 import { EventList } from "./run/events.js";
 import { tellChange } from "./run_summary.js";
+import { LayerSearch } from "./run/find.js";
 import { Heatmap } from "../charts/heatmap.js";
 import { RunHead } from "./run/head.js";
 import { HistoryPanel } from "./run/history.js";
@@ -14,11 +15,13 @@ import { hasValues } from "../service/history_queries.js";
 import { LayerTable } from "./run/layers.js";
 import { IncidentPanel } from "./incidents.js";
 import { Live, restAfter } from "../service/live.js";
+import { RunStream } from "../service/stream.js";
 import { METRICS, metricToShow } from "../charts/metrics.js";
 import { forecastOrder, MOST_AHEAD, MOST_LEFT, onsetOrder } from "./run/order.js";
 import { OrderPanel } from "./run/order_panel.js";
 import { Choice, panel, problemNote, waiting } from "../document/elements.js";
 import { PolicyPanel } from "./run/policy.js";
+import { archive, edit, remove } from "./run_actions.js";
 import { amend, go, withQuery } from "../document/router.js";
 import { between, covered, stepRange, stepsOf } from "../charts/steps.js";
 import { StepWindow } from "../charts/step_window.js";
@@ -26,6 +29,8 @@ import { onTheme, seriesColor } from "../document/theme.js";
 
 const CHOSEN_AT_FIRST = 3;
 const EVENTS = 100;
+const UNHEARD = 20_000; // ms between two looks while a stream tells of changes
+const ASKED = 1000; // without a stream
 
 export class RunView {
   constructor(route) {
@@ -44,13 +49,15 @@ export class RunView {
     this.element = h("div", { class: "view" }, waiting());
     this.build();
     this.update(route);
-    this.live = new Live((signal) => this.load(signal), 1000, (problem) => this.failed(problem));
+    this.live = new Live((signal) => this.load(signal), ASKED, (problem) => this.failed(problem));
+    this.stream = new RunStream(this.run, (update) => this.pushed(update));
     this.ages = setInterval(() => this.item && !document.hidden && this.showHead(), 1000);
     this.unTheme = onTheme(() => this.recolor());
   }
 
   destroy() {
     this.live.stop();
+    this.stream.stop();
     clearInterval(this.ages);
     this.unTheme();
     this.heatmap.destroy();
@@ -61,19 +68,39 @@ export class RunView {
     const zoom = (from, to) => this.zoom(from, to);
     const point = (step) => this.point(step);
     const select = (layer) => this.select(layer);
-    this.head = new RunHead();
+    this.head = new RunHead({
+      acknowledge: () => this.refresh(),
+      edit: () => this.change(edit),
+      archive: () => this.change((item) => archive([item])),
+      remove: async () => {
+        if (await remove([this.item])) location.hash = "#/";
+      },
+    });
+    this.search = new LayerSearch({
+      amend: (changes) => this.amend(changes),
+      go: (changes) => this.goTo(changes),
+    });
     this.notice = h("p", { class: "notice", role: "status", hidden: true });
     this.steps = new StepWindow(zoom);
     this.metric = new Choice("What the colors show", METRICS, (metric) => this.amend({ metric }));
-    this.heatmap = new Heatmap("Layers by steps", { zoom, point, select });
-    const scale = (name) => this.amend({ scale: name });
-    this.history = new HistoryPanel({ zoom, point, scale, remove: select });
+    this.heatmap = new Heatmap("Layers by steps", {
+      zoom,
+      point,
+      select,
+      rows: (from, to) => this.goTo({ rows: `${from}-${to}` }),
+      find: (pattern) => this.goTo({ find: pattern, experts: "0", rows: null }),
+    });
+    this.history = new HistoryPanel({ zoom, point, amend: (changes) => this.amend(changes), remove: select });
     this.table = new LayerTable({ select, ask: () => this.refresh() });
     const show = { go: (event) => this.showEvent(event) };
     this.eventList = new EventList(show);
     this.incidents = new IncidentPanel(this.run, show);
     this.onset = new OrderPanel("area-onset", "Which layer went first", show.go);
     this.forecast = new OrderPanel("area-forecast", "Next to reach their threshold", show.go);
+    this.about = new AboutPanel(this.run, {
+      edit: () => this.change(edit),
+      go: (step) => this.showEvent({ step, layer: null }),
+    });
     this.policy = new PolicyPanel(this.run, () => this.refresh());
     this.content = this.arrange();
   }
@@ -83,17 +110,19 @@ export class RunView {
     return [
       this.head.element,
       this.notice,
+      this.head.verdict,
       this.head.facts.element,
       h("div", { class: "grid" },
         h("div", { class: "column" },
-          panel("area-heatmap", "Layers \u00d7 steps", tools, this.heatmap.element),
-          this.history.element,
-          this.onset.element,
-          this.forecast.element),
+          panel("area-heatmap", "Layers \u00d7 steps", tools, this.search.element, this.heatmap.element),
+          this.history.element),
         h("div", { class: "column" },
+          this.onset.element,
+          this.forecast.element,
           this.incidents.element,
           panel("area-layers", "Worst layers", [], this.table.element),
           panel("area-events", "Events", [], this.eventList.element),
+          this.about.element,
           panel("area-policy", "Policy", [], this.policy.element))),
     ];
   }
@@ -103,7 +132,10 @@ export class RunView {
     this.query = route.query;
     Object.assign(this, stepsOf(route.query));
     const layers = route.query.getAll("layer");
-    if (layers.length || route.query.has("none")) this.chosen.choose(layers);
+    this.search.update(route.query);
+    this.history.update(route.query);
+    this.pinned = layers.length > 0 || route.query.has("none");
+    if (this.pinned) this.chosen.choose(layers);
     if (this.item) this.refresh();
   }
 
@@ -124,12 +156,21 @@ export class RunView {
     this.live.now();
   }
 
+  goTo(changes) {
+    go({ view: "run", runs: [this.run], query: withQuery(this.query, changes) });
+  }
+
   zoom(from, to) {
-    go({ view: "run", runs: [this.run], query: withQuery(this.query, between(from, to)) });
+    this.goTo(between(from, to));
   }
 
   escape() {
     if (this.from !== null) this.zoom(null, null);
+    else if (this.search.rows) this.goTo({ rows: null });
+  }
+
+  async change(what) {
+    if (await what(this.item)) this.refresh();
   }
 
   select(layer) {
@@ -157,7 +198,7 @@ export class RunView {
     // At the first load nothing is known: request everything at once.
     const tables = this.item ? null : this.loadTables(signal);
     tables?.catch(() => {}); // reported below, or by the run itself
-    const item = await get(runPath(this.run), {}, signal);
+    const item = await this.newest(signal);
     if (this.item) tellChange(this.item, item, "This run");
     this.item = item;
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
@@ -168,23 +209,60 @@ export class RunView {
       this.showHead();
       this.version = item.version;
       this.stale = true;
-      plotly().catch(() => {});
-    }
-    await this.incidents.load(signal);
+      }
+    this.about.show(this.item);
+    await Promise.all([this.incidents.load(signal), this.about.load(signal)]);
+    this.live.interval = this.stream.isOpen ? UNHEARD : ASKED;
     if (this.stale && performance.now() >= this.chartsAt) await this.loadCharts(signal);
+    if (this.stale) this.later();
     this.notice.hidden = true;
+  }
+
+  /** Keep what the stream told, and show it. */
+  pushed(update) {
+    this.news = update;
+    this.live.now();
+  }
+
+  /** The newest record of the run: what the stream told, else what the service answers. */
+  async newest(signal) {
+    const { item, news } = this;
+    this.news = null;
+    // A new metric or scalar is in the whole record only.
+    if (item && news) return { ...item, ...news.run, config: item.config };
+    return get(runPath(this.run), {}, signal);
+  }
+
+  /** Draw what is not drawn yet as soon as charts may be drawn again. */
+  later() {
+    clearTimeout(this.waiting);
+    const wait = Math.max(this.chartsAt - performance.now(), 0) + 20;
+    if (Number.isFinite(wait)) this.waiting = setTimeout(() => this.live.now(), wait);
   }
 
   async loadTables(signal) {
     const { sort, limit } = this.table;
     [this.layers, this.events] = await Promise.all([
-      get(runPath(this.run, "/layers"), { sort, limit }, signal),
+      get(runPath(this.run, "/layers"), { sort, limit, match: this.search.match || null }, signal),
       get(runPath(this.run, "/events"), { limit: EVENTS }, signal),
       this.policy.load(signal),
     ]);
-    if (!this.chosen.made && this.layers.items.length) {
-      this.chosen.choose(this.layers.items.slice(0, CHOSEN_AT_FIRST).map((item) => item.layer));
-    }
+    if (!this.pinned) this.follow(this.layers.items, sort === "-ratio");
+  }
+
+  /**
+   * Draw the worst layers until somebody chooses others: a layer that fails now takes the place of
+   * one that does not, and nothing moves for less.
+   */
+  follow(items, areWorstFirst) {
+    const worst = items.slice(0, CHOSEN_AT_FIRST).map((item) => item.layer);
+    const listed = new Set(items.map((item) => item.layer));
+    const failing = (item) => (item.ratio ?? 0) > 1 || item.nonfinite.includes("sigma");
+    const missed = areWorstFirst &&
+      items.slice(0, CHOSEN_AT_FIRST).some((item) => failing(item) && !this.chosen.places.has(item.layer));
+    const gone = this.search.match !== this.followed || this.chosen.names.some((layer) => !listed.has(layer));
+    if (!this.chosen.made || missed || (gone && this.search.match)) this.chosen.choose(worst);
+    this.followed = this.search.match;
   }
 
   showTables() {
@@ -198,25 +276,28 @@ export class RunView {
     const begin = performance.now();
     const ask = along(this.run, this, signal);
     const ahead = this.item.state === "active";
-    const [pictures, lines, loss, onset, forecast] = await Promise.all([
-      heatmaps(ask, this.item.rescales > 0),
+    const { scalar, axis } = this.history;
+    const [pictures, lines, loss, counted, onset, forecast] = await Promise.all([
+      heatmaps(ask, this.item.rescales > 0, this.search.asked),
       histories(ask, this.chosen.names),
-      ask("/scalars/loss/history"),
+      ask(`/scalars/${encodeURIComponent(scalar)}/history`),
+      axis === "step" ? null : ask(`/scalars/${encodeURIComponent(axis)}/history`),
       get(runPath(this.run, "/onset"), { limit: MOST_LEFT }, signal),
       ahead ? get(runPath(this.run, "/forecast"), { limit: MOST_AHEAD }, signal) : null,
     ]);
     this.onset.show(onsetOrder(onset));
     this.forecast.show(forecastOrder(forecast));
-    this.data = { pictures, lines, loss };
-    this.policy.preview(pictures.sigma?.layers ?? []);
+    this.data = { pictures, lines, loss, counted };
+    this.search.show(pictures.sigma);
+    this.policy.preview((pictures.sigma?.rows ?? []).map(({ worst }) => worst));
     const asking = (performance.now() - begin) / 1000;
-    await this.showCharts();
+    this.showCharts();
     const drawing = this.heatmap.chart.seconds + this.history.lines.chart.seconds;
     this.chartsAt = performance.now() + 1000 * restAfter(asking, drawing);
   }
 
-  async showCharts() {
-    const { pictures, lines, loss } = this.data;
+  showCharts() {
+    const { pictures, lines, loss, counted } = this.data;
     const { sigma, before } = pictures;
     const acted = Boolean(pictures.after);
     const { metric, hidden } = metricToShow(this.query.get("metric"), hasValues(before), acted);
@@ -227,10 +308,13 @@ export class RunView {
     this.steps.show(this.from, this.to, steps);
     const drawn = (layer) => ({ layer, ink: this.ink(layer), ...lines.get(layer) });
     const chosen = this.chosen.names.map(drawn);
-    const log = this.query.get("scale") === "log";
-    await this.history.show({ chosen, loss, events: this.events.items, range, log, acted });
-    if (!sigma) this.heatmap.say("No \u03c3 has arrived yet.");
-    else await this.heatmap.draw(pictures, { metric, range, selected: chosen });
+    const { scalars } = this.item;
+    const marks = this.about.annotations ?? [];
+    this.history.show({ chosen, loss, counted, scalars, marks, events: this.events.items, range, acted });
+    const axis = this.history.stepAxis;
+    if (sigma && !sigma.layers.length && this.search.match) this.heatmap.say("No layer matches the search.");
+    else if (!sigma) this.heatmap.say("No \u03c3 has arrived yet.");
+    else this.heatmap.draw(pictures, { metric, range, selected: chosen, axis, began: this.from !== null });
   }
 
   /** Set the step under the pointer in every figure and in the legend. */

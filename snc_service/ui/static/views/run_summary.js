@@ -43,7 +43,11 @@ export function runFacts(run, policy) {
       tone: run.state === "silent" ? "warn" : "",
     },
     Layers: { value: count(run.layers) },
-    "Worst ratio": {
+    "Worst ratio": broken ? {
+      value: "\u2715 not finite",
+      tone: "broken",
+      detail: `largest other ${ratio(run.worst_ratio)}`,
+    } : {
       value: `${run.worst_ratio > 1 ? "\u25b2 " : ""}${ratio(run.worst_ratio)}`,
       tone: ratioTone(run),
       detail: shortName(run.worst_layer ?? "", 18),

@@ -1,59 +1,119 @@
-// The history of a run's chosen layers and of its loss, with a legend that reads out their values.
+// The history of a run's chosen layers and of a scalar, with a legend that reads out their values.
 
 import { Legend } from "../../charts/legend.js";
 import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "../../charts/lines.js";
+import { counter, counterTicks, smoothed } from "../../charts/smooth.js";
 import { h } from "../../document/dom.js";
 import { Choice, panel } from "../../document/elements.js";
-import { seriesColor } from "../../document/theme.js";
+import { count, number, span } from "../../document/format.js";
+import { color, seriesColor } from "../../document/theme.js";
 import { eventPoints } from "./events.js";
 
-const LABEL = "History of the chosen layers and loss: arrow keys move along the steps";
+const LABEL = "History of the chosen layers and a scalar: arrow keys move along the steps";
 const BEFORE = "\u03c3 is measured before a step\u2019s action; a rescale then brings it down.";
-const LOSS_PLACE = 7; // index in the colors of the series
+const SCALAR_PLACE = 7; // index in the colors of the series
+const WEIGHTS = ["0", "0.6", "0.9", "0.97", "0.99"];
+const ELAPSED = "step_seconds";
 
 export class HistoryPanel {
-  /** `handlers`: `zoom(from, to)`, `point(step)`, `remove(layer)`, `scale(name)`. */
-  constructor({ zoom, point, remove, scale }) {
+  /** `handlers`: `zoom(from, to)`, `point(step)`, `remove(layer)`, `amend(changes)` of the address. */
+  constructor({ zoom, point, remove, amend }) {
     this.point = point;
     this.legend = new Legend(remove);
     this.hint = h("p", { class: "hint", hidden: true, text: BEFORE });
     this.lines = new Lines(LABEL, { zoom, point, key: (event) => this.key(event) });
-    this.scale = new Choice("Scale", ["linear", "log"], scale);
+    this.choice = new Choice("Scale", ["linear", "log"], (scale) => amend({ scale }));
+    const select = (label, name, none) => h("select", {
+      "aria-label": label,
+      on: { change: (event) => amend({ [name]: event.target.value === none ? null : event.target.value }) },
+    });
+    this.scalars = select("Scalar below", "scalar", "loss");
+    this.weights = select("Smoothing", "smooth", "0");
+    this.axes = select("Axis", "axis", "step");
+    for (const weight of WEIGHTS) {
+      this.weights.append(h("option", { value: weight, text: weight === "0" ? "not smoothed" : `smoothed ${weight}` }));
+    }
+    const tools = [this.scalars, this.weights, this.axes, this.choice.element];
     const parts = [this.legend.element, this.hint, h("div", {}, this.lines.element)];
-    this.element = panel("area-history", "History", [this.scale.element], ...parts);
+    this.element = panel("area-history", "History", tools, ...parts);
+    this.update(new URLSearchParams());
   }
 
   destroy() {
     this.lines.destroy();
   }
 
+  /** Apply the address. */
+  update(query) {
+    const name = (key, usual) => (/^[a-z][a-z0-9_]{0,62}$/.test(query.get(key) ?? "") ? query.get(key) : usual);
+    this.scalar = name("scalar", "loss");
+    this.axis = name("axis", "step");
+    this.weight = WEIGHTS.includes(query.get("smooth") ?? "") ? Number(query.get("smooth")) : 0;
+    this.log = query.get("scale") === "log";
+    this.weights.value = String(this.weight);
+  }
+
   /**
-   * Draw `chosen` [{layer, ink, history, threshold}] and `loss`, over the marks of `events`.
+   * Draw `chosen` [{layer, ink, history, threshold}] and the scalar `loss`, over the marks of
+   * `events` and of planned changes. `counted`: the history of the axis, if it is not that of steps.
    * `acted`: an action changed weights, so what is drawn is the sigma before it.
    */
-  async show({ chosen, loss, events, range, log, acted }) {
+  show({ chosen, loss, counted, scalars, marks, events, range, acted }) {
     this.hint.hidden = !acted;
-    this.scale.show(log ? "log" : "linear");
-    this.loss = loss;
-    this.shown = chosen.filter((one) => one.history);
+    this.offer(scalars);
+    this.choice.show(this.log ? "log" : "linear");
+    this.loss = loss && smoothed(loss, this.weight);
+    this.stepAxis = this.axisOf(counted);
+    this.shown = chosen.filter((one) => one.history).map((one) => ({ ...one, name: one.layer }));
+    this.legend.name = this.scalar;
     this.legend.show(chosen);
-    const scalar = loss?.steps.length ? [{ ink: seriesColor(LOSS_PLACE), history: loss }] : [];
+    const ink = seriesColor(SCALAR_PLACE);
+    const scalar = loss?.steps.length ? [{ name: this.scalar, ink, history: this.loss }] : [];
     if (!this.shown.length && !scalar.length) {
       this.lines.say("Choose a layer in the table or in the heatmap.");
       return;
     }
+    const { log } = this;
     const thresholds = this.shown.filter((one) => one.threshold?.steps.length).map(thresholdLine);
     const panels = [
       { title: "\u03c3", height: 230, log, lines: [...this.shown, ...thresholds] },
-      { title: "loss", height: 110, log, lines: scalar },
+      { title: this.scalar, height: 110, log, lines: scalar },
     ].filter(({ lines }) => lines.length);
-    const all = [...this.shown, ...scalar];
-    const bad = all.flatMap(({ history, ink }) => nonfinitePoints(history, ink));
+    const bad = [...this.shown, ...scalar].flatMap((one) => nonfinitePoints(one.history, one.ink));
+    const planned = marks.map(({ step }) => ({ step, ink: color("accent"), symbol: "square" }));
     const rails = [
-      { title: "events", points: eventPoints(events) },
+      { title: "events", points: [...eventPoints(events), ...planned] },
       { title: "not finite", points: bad },
     ];
-    await this.lines.draw({ panels, rails, range });
+    this.lines.draw({ panels, rails, range, axis: this.stepAxis });
+  }
+
+  offer(scalars) {
+    const axes = ["step", ...scalars].map((name) => [name, name === ELAPSED ? "by time" : `by ${name}`]);
+    for (const [select, options, value] of [
+      [this.scalars, (scalars.length ? scalars : ["loss"]).map((name) => [name, name]), this.scalar],
+      [this.axes, axes, this.axis],
+    ]) {
+      const known = new Set([...select.options].map((option) => option.value));
+      for (const [name, text] of [...options, [value, value]]) {
+        if (!known.has(name)) select.append(h("option", { value: name, text }));
+        known.add(name);
+      }
+      select.value = value;
+    }
+  }
+
+  /** What the step axis says: its title, and its ticks if they are not those of steps. */
+  axisOf(counted) {
+    if (this.axis === "step") return {};
+    const isElapsed = this.axis === ELAPSED;
+    const points = counter(counted, isElapsed);
+    if (points.steps.length < 2) return { title: `step (${this.axis} does not grow)` };
+    const write = isElapsed ? span : (value) => (Math.abs(value) < 1e4 ? number(value) : count(Math.round(value)));
+    return {
+      title: isElapsed ? "time in steps" : this.axis,
+      ticks: (low, high, most) => counterTicks(points, low, high, most, write),
+    };
   }
 
   /** Show where `step` is, and the values there; null for the newest. */

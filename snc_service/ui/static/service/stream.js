@@ -1,0 +1,38 @@
+// The stream of one run: what changes arrives by itself, over one connection.
+
+import { runPath, url } from "./api.js";
+
+/**
+ * Calls `update({run, layers, events})` after every change of a run while the tab is visible. Where
+ * the service refuses a stream (too many are open), `isOpen` stays false and its user asks instead.
+ */
+export class RunStream {
+  constructor(run, update) {
+    this.run = run;
+    this.update = update;
+    this.onVisible = () => (document.hidden ? this.close() : this.open());
+    document.addEventListener("visibilitychange", this.onVisible);
+    if (!document.hidden) this.open();
+  }
+
+  get isOpen() {
+    return this.source?.readyState === EventSource.OPEN;
+  }
+
+  open() {
+    if (this.source) return;
+    this.source = new EventSource(url(runPath(this.run, "/stream")));
+    this.source.addEventListener("update", (event) => this.update(JSON.parse(event.data)));
+    this.source.addEventListener("deleted", () => this.stop());
+  }
+
+  close() {
+    this.source?.close();
+    this.source = null;
+  }
+
+  stop() {
+    this.close();
+    document.removeEventListener("visibilitychange", this.onVisible);
+  }
+}
