@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 from store import METRICS, NOW, Walk, calibrate, quiet, started, table
 
-from snc_service.api.history.heatmap import measured, of_metric
+from snc_service.api.history.heatmap import layers_with, of_metric
 from snc_service.store import Store, open_store
 from snc_service.store.types import Submission, Window
 from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, Batch, encode
@@ -135,7 +135,7 @@ def questions(run: str, num_steps: int, runs: list[str]) -> list[Query]:
         ),
         Query(
             "heatmap of ratio, 1000 x 500",
-            lambda s: of_metric(s, run, "ratio", measured(s, run, "sigma"), Window(points=500)),
+            lambda s: of_metric(s, run, "ratio", layers_with(s, run, "sigma"), Window(points=500)),
             f"{path}/heatmap",
             {"layers": LAYERS, "metric": "ratio"},
         ),

@@ -65,7 +65,7 @@ def test_a_shared_row_names_its_worst_layer_and_expands_to_its_own_rows(api):
     told = heatmap(api, layers=2)
     assert (told["total"], told["total_rows"]) == (5, 5)
     assert [row["worst"] for row in told["rows"]] == ["b", "d"]  # d is not finite: worse than 50
-    first, second = told["rows"]
+    _, second = told["rows"]
     assert (second["first"], second["last"], second["layers"]) == (3, 4, 2)
     inside = heatmap(api, layers=2, from_row=second["first"], to_row=second["last"])
     assert inside["layers"] == ["d", "e"]

@@ -219,9 +219,8 @@ def test_hostile_names_stay_text_everywhere(opened, page_service, planted):
         )
         for layer in HOSTILE_LAYERS:
             expect(layer_row(page, layer)).to_have_count(1)
-        labels = page.locator(".heatmap .plot").evaluate(
-            "plot => plot.figure.layout.yaxis.ticktext"
-        )
+        axis = "plot => plot.figure.layout.yaxis.ticktext"
+        labels = page.locator(".heatmap .plot").evaluate(axis)
         assert "<b>bold</b> &lt;i&gt; $x$" in labels
         page.mouse.move(*heatmap_point(page, 0, 2.5))
         expect(page.locator(".heatmap .readout")).to_contain_text(HOSTILE_LAYERS[0])

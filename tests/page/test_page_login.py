@@ -36,6 +36,7 @@ def test_a_token_lets_in_and_signing_out_shuts_again(opened, closed):
         field = page.get_by_label("Token", exact=True)
         expect(field).to_be_focused()
         assert "planted run" not in page.content()
+        expect(page.locator("#connection")).to_have_text("signed out")
         page.keyboard.press("Escape")
         expect(field).to_be_visible()
         field.fill("snc_wrong")
@@ -59,3 +60,25 @@ def test_without_any_token_in_the_service_nobody_is_asked(opened, service_url):
         expect(page.locator("#connection")).to_have_text("live")
         expect(page.locator("#login")).to_be_hidden()
         expect(page.locator("#sign-out")).to_be_hidden()
+
+
+def test_the_snippets_of_a_closed_service_have_a_place_for_the_token(opened, closed):
+    url, secret = closed
+    headers = {"Authorization": f"Bearer {secret}"}
+    with opened(url, "", complaints=REFUSED) as page:
+        page.get_by_label("Token", exact=True).fill(secret)
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("planted run")).to_be_visible()
+        # The token cannot delete; a store without runs is another one.
+        page.route(
+            "**/api/v1/runs?*", lambda route: route.fulfill(json={"items": [], "next": None})
+        )
+        summary = {"total": 0, "states": {}, "projects": [], "tags": [], "config": []}
+        page.route("**/api/v1/run-summary*", lambda route: route.fulfill(json=summary))
+        page.reload()
+        expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
+        before, _, shell = (page.locator("pre code").nth(i) for i in range(3))
+        expect(before).to_contain_text('token=os.environ["SNC_TOKEN"]')
+        assert shell.inner_text().count('-H "Authorization: Bearer $SNC_TOKEN"') == 2
+        assert secret not in page.content()
+    assert httpx.get(f"{url}/api/v1/runs", headers=headers).json()["items"]

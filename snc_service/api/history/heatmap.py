@@ -106,7 +106,7 @@ def get_heatmap(
     if is_unchanged(request, tag):
         return unchanged(tag)
     store = service.store
-    names = measured(store, run, "sigma" if query.metric in RATIOS else query.metric)
+    names = layers_with(store, run, "sigma" if query.metric in RATIOS else query.metric)
     chosen = [names[place] for place in layer_rows.matching(names, query.match)]
     found = layer_rows.units(chosen, experts=query.experts)
     rows = layer_rows.rows(found, query.from_row, query.to_row, query.layers)
@@ -136,7 +136,7 @@ def get_heatmap(
     return answer(request, content, tag=tag)
 
 
-def measured(store: Store, run: str, metric: str) -> list[str]:
+def layers_with(store: Store, run: str, metric: str) -> list[str]:
     """Return the layers that have reported ``metric``, in model order."""
     latest = store.histories.latest(run)
     values = latest.metric(metric)

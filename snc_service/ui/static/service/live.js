@@ -65,7 +65,8 @@ export class Live {
     this.failures += 1;
     const unreachable = error.status === 0 || error.status >= 500;
     if (error.status === undefined) console.error(error);
-    connection(unreachable ? "lost" : "live");
+    const refused = error.status === 401 || error.status === 403;
+    connection(unreachable ? "lost" : refused ? "refused" : error.status === undefined ? "broken" : "live");
     this.onProblem(error);
   }
 
@@ -82,6 +83,8 @@ const SENTENCES = {
   live: "live",
   paused: "paused while hidden",
   lost: "service not reached",
+  refused: "signed out",
+  broken: "page has a defect",
 };
 let current = "connecting";
 
