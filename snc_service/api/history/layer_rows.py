@@ -88,7 +88,7 @@ def rows(
     return made
 
 
-def merged(buckets: Buckets, made: Sequence[Row]) -> tuple[Floats, npt.NDArray[np.int64]]:
+def merged(buckets: Buckets, made: Sequence[Row]) -> tuple[Floats, npt.NDArray[np.int32]]:
     """Return the largest value [rows, steps] and how many are not finite, of each row."""
     if not made:
         return buckets.max[:0], buckets.nonfinite[:0]
