@@ -12,7 +12,8 @@ import pytest
 from store_cases import NOW, batch, new_run, stored, table
 
 from snc_service.store import open_store
-from snc_service.store.engines.sqlite import APPLICATION_ID, WORDS
+from snc_service.store.engines.sqlite import WORDS
+from snc_service.store.engines.sqlite_file import APPLICATION_ID
 from snc_service.store.sql.database import run_terms, schema
 from snc_service.store.types.run_search import (
     ORDERS,
