@@ -30,7 +30,7 @@ from snc_client.demo.service import free_port, serving  # noqa: E402
 PARTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.gate", "mlp.down", "norm")
 DRAWN = "document.querySelector('.heatmap .plot')?.figure?.data[0]?.edges?.[0] ?? -1"
 SAID = "document.querySelector('.layer-search').textContent"
-BATCH = 500
+BATCH = 100
 
 
 def fill(url: str, layers: int, steps: int) -> None:

@@ -163,8 +163,9 @@ def test_an_unknown_layer_is_404(api, layer):
     api.send(batch_of(TABLE, sigma=values((0,))))
     path = f"{RUN}/layers/{quote(layer, safe='')}/history"
     assert_problem(api.get(path), 404, "layer-unknown")
-    told = api.get(f"{RUN}/history", params={"layer": ["history", layer]})
-    assert_problem(told, 404, "layer-unknown")
+    told = api.get(f"{RUN}/history", params={"layer": [layer, "history"]}).json()
+    assert ([one["layer"] for one in told["layers"]], told["without"]) == (["history"], [layer])
+    assert_problem(api.get(f"{RUN}/history", params={"layer": [layer]}), 404, "layer-unknown")
 
 
 @pytest.mark.parametrize(

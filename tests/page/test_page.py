@@ -172,7 +172,13 @@ def test_a_layer_that_waits_for_its_turn_keeps_its_value_but_not_for_long(opened
     Feed(page_service, "turns", ["a.weight", "b.weight"]).send(steps.tolist(), sigma=sigma)
     with opened(page_service, "#/runs/turns?layer=b.weight&layer=a.weight") as page:
         wait_for_heatmap(page)
-        cells = page.locator(".heatmap .plot").first.evaluate("plot => plot.data[0].z[1]")
+        cells = page.locator(".heatmap .plot").first.evaluate(
+            """plot => {
+                const { places, rows } = plot.figure.data[0];
+                const columns = places.length / rows;
+                return [...places.slice(columns, 2 * columns)].map((at) => (at < 0 ? null : at));
+            }"""
+        )
         assert [i for i, cell in enumerate(cells) if cell is None] == list(range(106, 140))
         page.mouse.move(*heatmap_point(page, 1, 13.5))
         expect(page.locator(".heatmap .readout")).to_have_text(

@@ -49,6 +49,7 @@ def test_a_shared_row_names_its_worst_layer_and_a_click_expands_it(opened, page_
         # A row of one layer draws its history.
         page.mouse.click(*heatmap_point(page, 0, 15.5))
         expect(page.locator(".legend-name").last).to_have_text(large[600])
+        page.mouse.move(0, 0)
         page.keyboard.press("Escape")
         expect(readout).to_contain_text("1,100 layers in 367 rows")
         page.go_back()
@@ -105,6 +106,7 @@ def test_experts_are_one_row_that_opens_to_all_of_them(opened, page_service):
         page.mouse.move(*heatmap_point(page, 1, 2.5))
         expect(readout).to_contain_text("moe.experts.5.w1, the worst of 8 layers")
         page.mouse.click(*heatmap_point(page, 1, 2.5))
+        page.mouse.move(0, 0)
         expect(readout).to_contain_text(re.compile(r"^8 layers \W"))
         expect(page.locator("#filter")).to_have_value("moe.experts.*.w1")
         expect(layer_row(page, "moe.experts.5.w1")).to_be_visible()

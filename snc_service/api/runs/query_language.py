@@ -112,8 +112,7 @@ def _parts(text: str) -> Iterator[_QueryPart]:
 
 
 def _word(word: str, negated: bool) -> Condition:
-    pattern = word if set(word) & {"*", "?"} else f"*{word}*"
-    return TextCondition("any", _pattern(pattern, word), negated)
+    return TextCondition("any", _pattern(f"*{word}*", word), negated)
 
 
 def _archived(match: re.Match[str], negated: bool) -> Archived:
@@ -151,7 +150,7 @@ def _pattern(pattern: str, given: str) -> str:
         raise ValueError(f"must hold values of at most {MOST_PATTERN} letters, got {shown(given)}")
     # Stars in a row are one star.
     pattern = re.sub(r"\*+", "*", pattern)
-    if pattern.count("*") > MOST_WILDCARDS:
+    if pattern.strip("*").count("*") > MOST_WILDCARDS:
         raise ValueError(f"must hold at most {MOST_WILDCARDS} stars a pattern, got {shown(given)}")
     return pattern
 

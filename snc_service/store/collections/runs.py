@@ -9,10 +9,10 @@ from typing import Any
 from snc_service.store.sql.compaction.thinning import thin
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import (
+    acknowledgement,
     commands,
     deletion,
     documents,
-    incidents,
     run_search,
     runs,
     tokens,
@@ -106,8 +106,7 @@ class Runs:
         Raises `RunUnknown`.
         """
         with self._database.write() as connection:
-            incidents.acknowledge_run(connection, run, author, now)
-            return runs.acknowledge(connection, run, author, now, comment)
+            return acknowledgement.acknowledge(connection, run, author, now, comment)
 
     def finish(self, run: str, state: EndState, now: float) -> Run:
         """Close a run (event ``run_finished``). Closing a closed run changes nothing."""

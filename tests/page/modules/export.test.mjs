@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { cell, csv, csvOf } from "../../../snc_service/ui/static/charts/export.js";
+import { cell, csv, csvOf } from "../../../snc_service/ui/static/charts/canvas/export.js";
 
 test("names with commas, quotes and line breaks stay one cell", () => {
   assert.equal(csv([['a,"b"\nc', 1.5, null]]), '"a,""b""\nc",1.5,\r\n');

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { BROKEN, cover, NOTHING, palette, pixels } from "../../../snc_service/ui/static/charts/raster.js";
+import { BROKEN, cover, NOTHING, palette, pixels } from "../../../snc_service/ui/static/charts/canvas/raster.js";
 
 const whole = (number) => Float64Array.from({ length: number + 1 }, (_, i) => i);
 const colors = Uint32Array.from({ length: 257 }, (_, i) => i + 1);

@@ -33,8 +33,8 @@ test("a counter that goes back after a resumption goes on from where it was", ()
 
 test("ticks stand at the steps where the counter was round", () => {
   const tokens = { steps: [0, 100], values: [0, 1000] };
-  const ticks = counterTicks(tokens, 0, 100, 6, String);
+  const ticks = counterTicks(tokens, 0, 100, 6);
   assert.deepEqual(ticks.map(({ at, text }) => [at, text]),
-    [[0, "0"], [20, "200"], [40, "400"], [60, "600"], [80, "800"], [100, "1000"]]);
-  assert.deepEqual(counterTicks({ steps: [], values: [] }, 0, 1, 5, String), []);
+    [[0, "0"], [20, "200"], [40, "400"], [60, "600"], [80, "800"], [100, "1,000"]]);
+  assert.deepEqual(counterTicks({ steps: [], values: [] }, 0, 1, 5), []);
 });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { linearTicks, logTicks } from "../../../snc_service/ui/static/charts/ticks.js";
+import { linearTicks, logTicks } from "../../../snc_service/ui/static/charts/canvas/ticks.js";
 
 const texts = (ticks) => ticks.map(({ text }) => text);
 

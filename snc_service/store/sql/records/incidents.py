@@ -225,26 +225,6 @@ def acknowledge(
     return known
 
 
-def acknowledge_run(connection: Connection, run: str, author: str, now: float) -> None:
-    """Acknowledge the open incidents of a run."""
-    lock(connection)
-    rows = connection.execute(
-        f"{_INCIDENT} where incident.state = 'open' and incident.acknowledged_at is null "
-        "and incident.run_id = ?",
-        (runs.number(connection, run),),
-    ).fetchall()
-    for incident in map(_incident, rows):
-        _update(
-            connection,
-            replace(
-                incident,
-                acknowledged_at=now,
-                acknowledged_by=author,
-                revision=incident.revision + 1,
-            ),
-        )
-
-
 def waiting(connection: Connection, receiver: str, now: float) -> list[DueRun]:
     """Return the runs of which something is due to a receiver. Reads all that is due."""
     rows = connection.execute(

@@ -246,21 +246,6 @@ def change(connection: Connection, run: str, wanted: RunChange, author: str, now
     return load(connection, run)
 
 
-def acknowledge(connection: Connection, run: str, author: str, now: float, comment: str) -> Run:
-    """Note that somebody knows how the run ended (audit ``run_acknowledged``).
-
-    It counts until the run is active again.
-    """
-    run_id = lock(connection, run)
-    connection.execute(
-        "update run set acknowledged_at = ?, acknowledged_by = ?, version = version + 1 "
-        "where run_id = ?",
-        (now, author, run_id),
-    )
-    audit.append(connection, "run_acknowledged", run, author=author, now=now, detail=comment)
-    return load(connection, run)
-
-
 def _insert_terms(
     connection: Connection, run_id: int, config: Mapping[str, Any], tags: Sequence[str]
 ) -> None:

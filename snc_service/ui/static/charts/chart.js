@@ -2,8 +2,8 @@
 
 import { h, quietButton } from "../document/dom.js";
 import { onTheme } from "../document/theme.js";
-import { csvOf, save } from "./export.js";
-import { drawFigure } from "./figure.js";
+import { csvOf, save } from "./canvas/export.js";
+import { drawFigure } from "./canvas/figure.js";
 
 const CLICK_PIXELS = 4;
 const ROW_DRAG = 12; // pixels up or down before a drag also chooses rows

@@ -2,13 +2,13 @@
 
 import { Cells } from "./cells.js";
 import { Chart, leftMargin, stepAxis } from "./chart.js";
-import { csv } from "./export.js";
+import { csv } from "./canvas/export.js";
 import { h, setText } from "../document/dom.js";
 import { shortNames } from "../document/names.js";
 import { columnAt, extent, stretches } from "./matrix.js";
 import { isRatio } from "./metrics.js";
 import { ratioPaint, spanPaint } from "./paint.js";
-import { BROKEN, NOTHING, palette } from "./raster.js";
+import { BROKEN, NOTHING, palette } from "./canvas/raster.js";
 import { Scale } from "./scale.js";
 import { color } from "../document/theme.js";
 
@@ -149,7 +149,8 @@ export class Heatmap {
   rowAxis(rows, height, width) {
     const every = Math.ceil((12 * rows) / height);
     const letters = Math.floor((leftMargin(width) - 18) / 6.3);
-    const short = shortNames(this.cells.answer.layers, letters);
+    // A row that layers share goes by the first of them.
+    const short = shortNames(this.cells.answer.layers.map((label) => label.split(" \u2026 ")[0]), letters);
     const at = short.map((_, r) => r).filter((r) => r % every === 0);
     return {
       range: [rows - 0.5, -0.5],

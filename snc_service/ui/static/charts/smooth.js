@@ -1,6 +1,6 @@
 // Smoothing of a scalar, and an axis of time or of a counter in place of steps.
 
-import { linearTicks } from "./ticks.js";
+import { linearTicks } from "./canvas/ticks.js";
 
 /** @typedef {import("../service/history_queries.js").History} History */
 
@@ -55,12 +55,11 @@ export function counter(history, isElapsed) {
  * @param {number} low first step shown
  * @param {number} high last step shown
  * @param {number} most
- * @param {(value: number) => string} write
  */
-export function counterTicks({ steps, values }, low, high, most, write) {
+export function counterTicks({ steps, values }, low, high, most) {
   if (steps.length < 2) return [];
   const [from, to] = [valueAt(steps, values, low), valueAt(steps, values, high)];
-  return linearTicks(from, to, most).map(({ at }) => ({ at: valueAt(values, steps, at), text: write(at) }))
+  return linearTicks(from, to, most).map(({ at, text }) => ({ at: valueAt(values, steps, at), text }))
     .filter(({ at }) => at >= low && at <= high);
 }
 

@@ -13,8 +13,13 @@ export function leaves(config, path = "") {
   return Object.entries(config).flatMap(([name, value]) => {
     const whole = path ? `${path}.${name}` : name;
     if (value !== null && typeof value === "object" && !Array.isArray(value)) return leaves(value, whole);
-    return [[whole, typeof value === "string" ? value : JSON.stringify(value)]];
+    return [[whole, plain(value)]];
   });
+}
+
+function plain(value) {
+  if (typeof value === "number") return String(Number(value.toPrecision(12))); // 0.3, not 0.30000000000000004
+  return typeof value === "string" ? value : JSON.stringify(value);
 }
 
 export class AboutPanel {

@@ -5,7 +5,6 @@ import { bucketAt, Lines, nonfinitePoints, thresholdLine } from "../../charts/li
 import { counter, counterTicks, smoothed } from "../../charts/smooth.js";
 import { h } from "../../document/dom.js";
 import { Choice, panel } from "../../document/elements.js";
-import { count, number, span } from "../../document/format.js";
 import { color, seriesColor } from "../../document/theme.js";
 import { eventPoints } from "./events.js";
 
@@ -14,6 +13,8 @@ const BEFORE = "\u03c3 is measured before a step\u2019s action; a rescale then b
 const SCALAR_PLACE = 7; // index in the colors of the series
 const WEIGHTS = ["0", "0.6", "0.9", "0.97", "0.99"];
 const ELAPSED = "step_seconds";
+/** @type {[number, string][]} */
+const UNITS = [[86_400, "days"], [3_600, "h"], [60, "min"]];
 
 export class HistoryPanel {
   /** `handlers`: `zoom(from, to)`, `point(step)`, `remove(layer)`, `amend(changes)` of the address. */
@@ -109,10 +110,12 @@ export class HistoryPanel {
     const isElapsed = this.axis === ELAPSED;
     const points = counter(counted, isElapsed);
     if (points.steps.length < 2) return { title: `step (${this.axis} does not grow)` };
-    const write = isElapsed ? span : (value) => (Math.abs(value) < 1e4 ? number(value) : count(Math.round(value)));
+    const longest = points.values[points.values.length - 1];
+    const [size, unit] = isElapsed ? UNITS.find(([seconds]) => longest >= 3 * seconds) ?? [1, "s"] : [1, ""];
+    const scaled = { ...points, values: points.values.map((value) => value / size) };
     return {
-      title: isElapsed ? "time in steps" : this.axis,
-      ticks: (low, high, most) => counterTicks(points, low, high, most, write),
+      title: isElapsed ? `time spent in steps, ${unit}` : this.axis,
+      ticks: (low, high, most) => counterTicks(scaled, low, high, most),
     };
   }
 

@@ -1,6 +1,6 @@
 // One figure on a canvas: axes, lines, bands, points and the cells of a heatmap over one step axis.
 
-import { color } from "../document/theme.js";
+import { color } from "../../document/theme.js";
 import { cover, pixels } from "./raster.js";
 import { linearTicks, logTicks } from "./ticks.js";
 
