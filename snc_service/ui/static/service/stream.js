@@ -3,7 +3,8 @@
 import { runPath, url } from "./api.js";
 
 /**
- * Calls `update({run, layers, events})` after every change of a run while the tab is visible. Where
+ * Calls `update({run, layers, events, isFirst})` after every change of a run while the tab is visible.
+ * `isFirst`: the connection is new, so what happened before is not in `events`. Where
  * the service refuses a stream (too many are open), `isOpen` stays false and its user asks instead.
  */
 export class RunStream {
@@ -22,7 +23,14 @@ export class RunStream {
   open() {
     if (this.source) return;
     this.source = new EventSource(url(runPath(this.run, "/stream")));
-    this.source.addEventListener("update", (event) => this.update(JSON.parse(event.data)));
+    let isFirst = true;
+    this.source.addEventListener("open", () => {
+      isFirst = true;
+    });
+    this.source.addEventListener("update", (event) => {
+      this.update({ ...JSON.parse(event.data), isFirst });
+      isFirst = false;
+    });
     this.source.addEventListener("deleted", () => this.stop());
   }
 

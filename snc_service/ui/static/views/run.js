@@ -30,6 +30,7 @@ import { onTheme, seriesColor } from "../document/theme.js";
 const CHOSEN_AT_FIRST = 3;
 const EVENTS = 100;
 const UNHEARD = 20_000; // ms between two looks while a stream tells of changes
+const TOLD_LAYERS = 50; // of the layers in one message of the stream
 const ASKED = 1000; // without a stream
 
 export class RunView {
@@ -46,6 +47,7 @@ export class RunView {
     this.to = null;
     this.chosen = new ChosenLayers();
     this.chartsAt = -Infinity;
+    this.policyUntil = -Infinity;
     this.element = h("div", { class: "view" }, waiting());
     this.build();
     this.update(route);
@@ -198,13 +200,17 @@ export class RunView {
     // At the first load nothing is known: request everything at once.
     const tables = this.item ? null : this.loadTables(signal);
     tables?.catch(() => {}); // reported below, or by the run itself
-    const item = await this.newest(signal);
+    const news = this.item ? this.news : null;
+    this.news = null;
+    this.unheard = false;
+    // A new metric or scalar is in the whole record only.
+    const item = news ? { ...this.item, ...news.run } : await get(runPath(this.run), {}, signal);
     if (this.item) tellChange(this.item, item, "This run");
     this.item = item;
     if (!this.content[0].isConnected) this.element.replaceChildren(...this.content);
     this.showHead();
     if (item.version !== this.version) {
-      await (tables ?? this.loadTables(signal));
+      await (tables ?? this.loadTables(signal, news));
       this.showTables();
       this.showHead();
       this.version = item.version;
@@ -220,17 +226,11 @@ export class RunView {
 
   /** Keep what the stream told, and show it. */
   pushed(update) {
-    this.news = update;
+    // Messages that no load has taken yet add up; one after a broken connection tells nothing of it.
+    const before = this.news?.events ?? [];
+    this.news = update.isFirst || this.unheard ? null : { ...update, events: [...update.events, ...before] };
+    this.unheard = this.news === null;
     this.live.now();
-  }
-
-  /** The newest record of the run: what the stream told, else what the service answers. */
-  async newest(signal) {
-    const { item, news } = this;
-    this.news = null;
-    // A new metric or scalar is in the whole record only.
-    if (item && news) return { ...item, ...news.run, config: item.config };
-    return get(runPath(this.run), {}, signal);
   }
 
   /** Draw what is not drawn yet as soon as charts may be drawn again. */
@@ -240,14 +240,27 @@ export class RunView {
     if (Number.isFinite(wait)) this.waiting = setTimeout(() => this.live.now(), wait);
   }
 
-  async loadTables(signal) {
+  /** `news`: what the stream told, which holds all of it as a rule. */
+  async loadTables(signal, news = null) {
     const { sort, limit } = this.table;
+    const match = this.search.match || null;
+    const told = news && sort === "-ratio" && limit <= TOLD_LAYERS && !match;
+    const known = told && news.layers.length && performance.now() < this.policyUntil;
     [this.layers, this.events] = await Promise.all([
-      get(runPath(this.run, "/layers"), { sort, limit, match: this.search.match || null }, signal),
-      get(runPath(this.run, "/events"), { limit: EVENTS }, signal),
-      this.policy.load(signal),
+      told ? { items: news.layers, total: news.run.layers }
+        : get(runPath(this.run, "/layers"), { sort, limit, match }, signal),
+      news ? this.merged(news.events) : get(runPath(this.run, "/events"), { limit: EVENTS }, signal),
+      known ? null : this.policy.load(signal),
     ]);
+    if (!known) this.policyUntil = performance.now() + UNHEARD;
     if (!this.pinned) this.follow(this.layers.items, sort === "-ratio");
+  }
+
+  /** The events with new ones, the newest first. */
+  merged(fresh) {
+    const old = new Set(this.events.items.map(({ id }) => id));
+    const items = [...fresh.filter(({ id }) => !old.has(id)), ...this.events.items];
+    return { items: items.slice(0, EVENTS), next: this.events.next ?? (items.length > EVENTS ? "" : null) };
   }
 
   /**
