@@ -112,7 +112,8 @@ def _parts(text: str) -> Iterator[_QueryPart]:
 
 
 def _word(word: str, negated: bool) -> Condition:
-    return TextCondition("any", _pattern(f"*{word}*", word), negated)
+    pattern = _pattern(word, word).strip("*")
+    return TextCondition("any", f"*{pattern}*" if pattern else "*", negated)
 
 
 def _archived(match: re.Match[str], negated: bool) -> Archived:
@@ -150,7 +151,7 @@ def _pattern(pattern: str, given: str) -> str:
         raise ValueError(f"must hold values of at most {MOST_PATTERN} letters, got {shown(given)}")
     # Stars in a row are one star.
     pattern = re.sub(r"\*+", "*", pattern)
-    if pattern.strip("*").count("*") > MOST_WILDCARDS:
+    if pattern.count("*") > MOST_WILDCARDS:
         raise ValueError(f"must hold at most {MOST_WILDCARDS} stars a pattern, got {shown(given)}")
     return pattern
 
