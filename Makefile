@@ -44,7 +44,8 @@ check-page: $(VENV)/.node       ## the types of the page's JavaScript
 	node_modules/.bin/tsc --project tsconfig.json
 	node_modules/.bin/tsc --project tsconfig.strict.json
 
-fuzz: $(VENV)/.test            ## the long runs: schemathesis with all checks (EXAMPLES=100 of each operation)
+fuzz: $(VENV)/.test            ## mutated inputs by the million, and schemathesis (EXAMPLES=100 of each operation)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/service/fuzz.py $(FUZZ)
 	SNC_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),100) $(if $(LOG),SNC_SCHEMATHESIS_LOG=$(LOG)) \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/api/test_schemathesis.py $(ARGS)
 
