@@ -242,6 +242,7 @@ async def measure(url: str, tokens: list[str], pid: int, seconds: float, rounds:
             quiet += before
             loud += during
             by_kind[kind].append((p(before, 0.99), p(during, 0.99), done))
+            print(f"  {kind}: {done:,} done", file=sys.stderr, flush=True)
     grown = memory(pid) - begun
     for kind, seen in by_kind.items():
         ratio = statistics.median(during / before for before, during, _ in seen)
