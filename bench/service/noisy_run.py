@@ -1,6 +1,6 @@
 """One hostile run beside twenty good ones: what the good ones notice, and what it costs in memory.
 
-    python bench/service/hostile.py [--seconds 6] [--rounds 3]
+    python bench/service/noisy_run.py [--seconds 6] [--rounds 3]
 
 A real `snc serve` on a new SQLite file asks for tokens. Twenty runs with a token of their own send
 four batches a second each, 1 step x 100 layers x 5 metrics, at planned times (open loop); a batch
