@@ -176,6 +176,8 @@ def walk(api, schema) -> dict[str, httpx.Response]:
         "delete_silence",
         "send_command",
         "finish_run",
+        "edit_run",
+        "acknowledge_run",
         "delete_run",
         "open_session",
         "close_session",
