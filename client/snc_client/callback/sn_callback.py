@@ -73,9 +73,7 @@ class SNCallback:
     What is held
         ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, or {glob: one of
         these or None}. In units of sigma.
-        ``action`` (``"rescale"``): ``observe``, ``rescale``, ``cap``, ``normalize`` or ``stop``,
-        for layers with a threshold. ``cap`` keeps small singular values, proves each result and
-        copies the weights; ``normalize`` brings sigma to the threshold, up or down.
+        ``action`` (``"rescale"``): ``observe``, ``rescale``, ``cap``, ``normalize`` or ``stop``.
         ``policy`` (None): threshold and action per layer, as on the wire; instead of ``threshold``.
         With neither, nothing is written unless the service sends a policy.
         ``schedule`` (None): step -> factor of all thresholds, such as ``warm_up(1000, start=3.0)``.
