@@ -107,7 +107,7 @@ class SNCallback:
         ``url`` (None: SNC_URL; without that nothing leaves the process): the service.
         ``token`` (None: SNC_TOKEN): the bearer token, where the service asks for one.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
-        ``project`` (None: SNC_PROJECT), ``name`` and ``config`` (JSON) of the run: None.
+        ``project`` (None: SNC_PROJECT), ``name`` (None) and ``config`` (None, JSON) of the run.
         ``spool`` (None): a local folder that keeps rows until the service has stored them.
         ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
 
