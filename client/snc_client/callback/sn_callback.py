@@ -91,9 +91,8 @@ class SNCallback:
     When it is measured, and how exactly
         ``every`` (1 step): measure and act once in so many steps. Above 1 layers grow in between.
         ``certify_every`` (100): certify each layer once in so many measurements. None: never.
-        ``strict`` (False): prove a bound of each layer to be rescaled or capped at every
-        measurement, by a certificate, or by an earlier one plus the distance moved since (Weyl) if
-        that is at most the threshold. Set it where evidence is not enough; copies these weights.
+        ``strict`` (False): prove a bound of each layer to be held at every measurement, by a
+        certificate, or by an earlier one plus the distance moved since (Weyl). Copies its weights.
         ``idle_every`` (None: 5 measurements on a CPU; 1 elsewhere, and with ``guard``, ``every`` or
         update_norm): measure a layer once in so many while it cannot reach 0.9 of its threshold at
         twice its recent growth, or has none. Not where sigma moves by 3 % a step, or the gradient
@@ -104,10 +103,9 @@ class SNCallback:
         report, see `callback.monitor.norms.NormSignals`. Leave out what the job can do without.
 
     Where it is reported
-        ``url`` (None: SNC_URL; without that nothing leaves the process): the service.
-        ``token`` (None: SNC_TOKEN): the bearer token, where the service asks for one.
+        ``url`` (None: SNC_URL, else nothing is sent), ``token`` (None: SNC_TOKEN) of the service.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
-        ``project`` (None: SNC_PROJECT), ``name`` (None) and ``config`` (None, JSON) of the run.
+        ``project`` (None: SNC_PROJECT), ``name`` (None) and ``config`` (None; JSON) of the run.
         ``spool`` (None): a local folder that keeps rows until the service has stored them.
         ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
 
