@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from snc_client.certificate import carry, largest_upper, rounded_up, sigma_upper
-from snc_client.collatz_wielandt import absolute_bound
+from snc_client.convolution_bounds.absolute_values import absolute_bound
+from snc_client.convolution_bounds.torus import on_torus, padding_norm
 from snc_client.operators import (
     Adjoint,
     BlockDiagonal,
@@ -20,7 +21,6 @@ from snc_client.operators import (
     Rows,
 )
 from snc_client.precision import in_float64
-from snc_client.torus import on_torus, padding_norm
 
 COLD_ITERATIONS = 32  # of a power iteration from random vectors, on the matrices of a convolution
 
@@ -86,9 +86,22 @@ def per_frobenius(operator: Convolution | Adjoint) -> float:
 def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
     """Return a certified bound of a convolution as a linear map on images, 0-d float32.
 
-    The smaller of two: of the convolution on a torus (`snc_client.torus`), which is block-diagonal
-    in the Fourier basis, and of its absolute values (`snc_client.collatz_wielandt`), the better one
-    for kernels without negative entries. Some per cent above the norm: too loose to divide a weight
+    The smaller of two (`snc_client.convolution_bounds`): on a torus, which is block-diagonal in the
+    Fourier basis, and of the absolute values, the better one for kernels without negative entries.
+    Some per cent above the norm: too loose to divide a weight by where nobody asks for a proof. NaN
+    where both computations would take more than a second.
+    """
+    convolution = operator.convolution if isinstance(operator, Adjoint) else operator
+    taps = math.prod(convolution.tensors[0].shape[2:])
+    return math.sqrt(taps) * padding_norm(convolution) * (1 + 1e-6)
+
+
+def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
+    """Return a certified bound of a convolution as a linear map on images, 0-d float32.
+
+    The smaller of two of `snc_client.convolution_bounds`: on a torus, which is block-diagonal in the
+    Fourier basis, and of the absolute values, the better one for kernels without negative entries.
+    Some per cent above the norm: too loose to divide a weight
     by where nobody asks for a proof. NaN where both computations would take more than a second.
     """
     convolution = operator.convolution if isinstance(operator, Adjoint) else operator

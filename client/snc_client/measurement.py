@@ -56,8 +56,8 @@ def measure(
     ``conv="operator"`` measures a model's convolutions as linear maps on images of the sizes
     ``grids`` (`snc_client.layers.find_layers`), or of those that they meet in one forward pass of
     ``example_input``, which leaves nothing in the model. Their bound lies some per cent above
-    sigma, further where the padding reflects or repeats (`snc_client.torus`), and is NaN where it
-    would take more than a second.
+    sigma, further where the padding reflects or repeats (`snc_client.convolution_bounds`), and is
+    NaN where it would take more than a second.
 
     Waits for the device. A matrix costs one Gram matrix in float64, some tens of reads of it and a
     Cholesky factorization; another operator some tens of products and its bound. Neither the

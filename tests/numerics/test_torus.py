@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from snc_client import measure
 from snc_client.bounds import convolution_bound
 from snc_client.certificate import largest_upper
-from snc_client.collatz_wielandt import absolute_bound
+from snc_client.convolution_bounds.absolute_values import absolute_bound
+from snc_client.convolution_bounds.torus import on_torus
 from snc_client.layers import find_layers
 from snc_client.operators import Convolution, Geometry
-from snc_client.torus import on_torus
 
 MODES = ("zeros", "circular", "reflect", "replicate")
 ROUNDING = 1.1e-3  # the first rung

@@ -2,7 +2,7 @@
 
 ||A|| <= || |A| ||, and for B = |A|' |A| and any p > 0 the largest eigenvalue of B is at most
 max((B p) / p) (Collatz, 1942; Wielandt, 1950). Exact for kernels without a negative entry; for the
-others it can be far above the norm, where `snc_client.torus` is close.
+others it can be far above the norm, where `snc_client.convolution_bounds.torus` is close.
 """
 
 from __future__ import annotations

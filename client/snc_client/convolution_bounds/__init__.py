@@ -1,0 +1,1 @@
+"""Bounds of a convolution as a linear map: on a torus, and by its absolute values."""
