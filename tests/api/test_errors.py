@@ -63,6 +63,8 @@ def test_every_error_of_the_store_is_known():
     made = {
         types.SequenceGap: (1, 2),
         types.VersionConflict: ("policy", 1),
+        types.BoundReached: ("layers", "run_layers", 3, "layers"),
+        types.ServiceFull: ("tokens", "tokens", 3, "name"),
         types.RunFull: ("layers", "run_layers", 3, "layers"),
         types.StoreDamaged: DAMAGE,
     }

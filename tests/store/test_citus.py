@@ -126,6 +126,8 @@ def test_what_may_ask_every_node_is_asked_and_nothing_else_is_allowed_to(postgre
         store.runs.shrink(10**9)
         assert store.damages.verify().damaged == ()
         assert store.damages.count() == 0
+        store.events.forget()
+        store.incidents.forget()
         store.runs.prune(NOW + 3)
     statements = [" ".join(statement.split()) for statement in sharding.asked]
     for pattern, reason in sharding.CROSS_SHARD.items():
