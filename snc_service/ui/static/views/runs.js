@@ -75,7 +75,7 @@ export class RunsView {
     const help = HELP.flatMap(([text, meaning]) => [
       h("dt", {}, h("code", { text })), h("dd", { text: meaning }),
     ]);
-    this.help = menu("Syntax", h("dl", { class: "menu-box query-help", id: "query-help" }, ...help));
+    this.help = menu("Syntax", h("dl", { class: "menu-box query-help", id: "query-help", tabindex: "0" }, ...help));
     this.compare = h("a", { class: "primary button", text: "Compare" });
     const doing = (what) => async () => {
       if (await what([...this.chosen.values()])) this.done();
