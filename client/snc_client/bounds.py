@@ -92,19 +92,6 @@ def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
     where both computations would take more than a second.
     """
     convolution = operator.convolution if isinstance(operator, Adjoint) else operator
-    taps = math.prod(convolution.tensors[0].shape[2:])
-    return math.sqrt(taps) * padding_norm(convolution) * (1 + 1e-6)
-
-
-def convolution_bound(operator: Convolution | Adjoint) -> Tensor:
-    """Return a certified bound of a convolution as a linear map on images, 0-d float32.
-
-    The smaller of two of `snc_client.convolution_bounds`: on a torus, which is block-diagonal in the
-    Fourier basis, and of the absolute values, the better one for kernels without negative entries.
-    Some per cent above the norm: too loose to divide a weight
-    by where nobody asks for a proof. NaN where both computations would take more than a second.
-    """
-    convolution = operator.convolution if isinstance(operator, Adjoint) else operator
     found = [_by_torus(convolution), absolute_bound(convolution)]
     known = [rounded_up(x) for x in found if x is not None]
     if not known:
