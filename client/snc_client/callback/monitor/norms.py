@@ -222,8 +222,9 @@ class NormSignals:
     def _gradients(self, layers: Sequence[Layer], all_gradients: bool) -> None:
         """Measure the gradient of every layer; ``all_gradients``: also that of all parameters."""
         of = [(layer, _here(p.grad)) for layer in layers if (p := layer.parameter()) is not None]
-        grads = map(_gradient, self._slots.parameters()) if all_gradients else ()
-        every = _by_identity(map(_here, grads))
+        grads = [*map(_gradient, self._slots.parameters())] if all_gradients else []
+        plain = {*map(type, grads)} <= {Tensor, type(None)}
+        every = _by_identity(grads if plain else map(_here, grads))
         counted = every.keys()
         every = every | _by_identity(gradient for _, gradient in of)
         dense = _dense(every)
