@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias, cast
@@ -63,6 +64,8 @@ class Place:
     def memory(self) -> object:
         """Return a key of the weight's memory, equal for all names of one weight."""
         first = self.source.parameters[0]
+        if self.source.flat is not None:
+            return self.source.flat.key
         plain = self.source.direct and not is_lazy(first) and type(first.detach()) is Tensor
         if not plain or first.layout != torch.strided or first.is_meta or first.numel() == 0:
             return tuple(map(id, self.source.parameters))
@@ -77,6 +80,8 @@ class Place:
     def size(self) -> int:
         """Return the number of scalars behind the weight."""
         parameters = self.source.parameters
+        if self.source.flat is not None:
+            return math.prod(self.source.flat.shape)
         return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in parameters)
 
     @property

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from snc_client.operators.sharded import is_whole, local_part
+from snc_client.operators.sharded import FlatPlace, is_whole, local_part
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Source:
     note: str | None = None
     direct: bool = False
     """Whether ``written`` is the weight itself."""
+    flat: FlatPlace | None = None
+    """Where it lies, in the flat memory of FSDP1."""
 
 
 def sources(module: nn.Module) -> Iterator[Source]:

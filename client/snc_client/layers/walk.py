@@ -21,7 +21,7 @@ from snc_client.layers.place import Place, layer
 from snc_client.layers.products.logits import Logits, logit_layers
 from snc_client.layers.products.lora import lora_layer, lora_pairs
 from snc_client.layers.reasons import COMPANION, is_sharded, no_matrix, nothing, packed, reason
-from snc_client.layers.sharded import refused, sharded_layer, stand_in
+from snc_client.layers.sharded import flat_places, refused, sharded_layer, stand_in, with_flat
 from snc_client.layers.sources import sources
 from snc_client.layers.view import Parts, View, cut
 from snc_client.operators.sharded import ShardError
@@ -110,13 +110,14 @@ def _places(model: nn.Module) -> list[Place]:
     inside: set[int] = set()
     paths = canonical_paths(model)
     taken: dict[str, object] = {}
+    flat = flat_places(model)
     for path, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module):
             # Modules that compute a weight belong to that weight: they are no layers of their own.
             inside |= {id(part) for part in module.parametrizations.modules()}
         if id(module) in inside:
             continue
-        for source in sources(module):
+        for source in with_flat(sources(module), module, flat):
             real = _joined(path, source.key)
             name = _joined(paths[path], source.key)
             found = Place(model, real, name, module, source)

@@ -14,7 +14,7 @@ from snc_client.layers.reasons import SHARDED
 from snc_client.layers.sharded.pieces import matrix_of
 from snc_client.layers.view import View, flattened
 from snc_client.operators import Matrix
-from snc_client.operators.sharded import ShardedMatrix, ShardError, local_part, shard_of
+from snc_client.operators.sharded import Shard, ShardedMatrix, ShardError, local_part, shard_of
 
 NOTE = "sharded: measured and held by all ranks together"
 
@@ -24,7 +24,7 @@ def refused(place: Place) -> str | None:
     try:
         if not place.source.direct:
             return "computed from weights that are sharded: no rank holds the matrix"
-        if shard_of(place.source.parameters[0]) is None:
+        if _shard(place) is None:
             return SHARDED.format(type(place.source.parameters[0]).__name__)
     except ShardError as error:
         return str(error)
@@ -34,7 +34,7 @@ def refused(place: Place) -> str | None:
 def stand_in(place: Place) -> Tensor:
     """Return a tensor without memory, of the whole weight's shape and dtype."""
     parameter = place.source.parameters[0]
-    shard = shard_of(parameter)
+    shard = _shard(place)
     assert shard is not None, "`refused` was asked before"
     return torch.empty(shard.shape, dtype=parameter.dtype, device="meta")
 
@@ -46,9 +46,10 @@ def sharded_layer(place: Place, view: View) -> Layer:
     if view.operator not in (Matrix, flattened):
         raise ShardError(f"sharded, and no rank holds the map of this {view.kind}")
     shape, parameter = view.operator(view.lay(part)).shape, _parameter(place)
+    find = shard_of if place.source.flat is None else place.source.flat.shard
 
     def look_up(values: Tensor | None = None) -> ShardedMatrix:
-        shard = shard_of(parameter(), values)
+        shard = find(parameter(), values)
         if shard is None or shard.shape != tuple(whole.shape):
             got = "whole" if shard is None else f"of shape {shard.shape}"
             raise LookupError(
@@ -83,7 +84,14 @@ def sharded_layer(place: Place, view: View) -> Layer:
     )
 
 
+def _shard(place: Place) -> Shard | None:
+    flat = place.source.flat
+    return shard_of(place.source.parameters[0]) if flat is None else flat.shard()
+
+
 def _parameter(place: Place) -> Callable[[], Tensor]:
+    if place.source.flat is not None:
+        return place.source.flat.parameter
     key = place.source.key
     return place.reader(lambda module: _kept(module, key), None)
 

@@ -1,12 +1,14 @@
 """Weights of which this process holds a part: where the part lies, and how to multiply with it."""
 
 from snc_client.operators.sharded.dtensor import is_dtensor, is_whole, local_part
+from snc_client.operators.sharded.flat import FlatPlace
 from snc_client.operators.sharded.known import shard_of
 from snc_client.operators.sharded.matrix import Rectangle, ShardedMatrix
 from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError, flat_boxes
 
 __all__ = [
     "Box",
+    "FlatPlace",
     "Group",
     "Rectangle",
     "Shard",
