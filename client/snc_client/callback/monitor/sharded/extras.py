@@ -38,9 +38,12 @@ def extras(
 
 def _of(layer: Layer, steps: dict[int, Move], *, gradient: bool) -> Extras:
     try:
-        parameter = layer.parameter()
+        parameter, matrix = layer.parameter(), layer.shard()
     except LookupError:  # it has no share either
         return Extras()
+    if not any(piece.local.numel() for piece in matrix.pieces):
+        # Nothing lies here, so no sum lacks a share: FSDP1 gives such a process no gradient.
+        return Extras(gradient=matrix, update=(matrix, 0.0))
     move = steps.get(id(parameter))
     found = None if parameter is None or not gradient else parameter.grad
     step = None if move is None else _like(layer, move.direction)
