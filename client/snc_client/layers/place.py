@@ -82,7 +82,10 @@ class Place:
         parameters = self.source.parameters
         if self.source.flat is not None:
             return math.prod(self.source.flat.shape)
-        return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in parameters)
+        return sum(
+            0 if is_lazy(parameter) else getattr(parameter, "ds_numel", parameter.numel())
+            for parameter in parameters
+        )
 
     @property
     def frozen(self) -> bool:

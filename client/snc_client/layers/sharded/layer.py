@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn, cast
 
 import torch
@@ -14,7 +15,15 @@ from snc_client.layers.reasons import SHARDED
 from snc_client.layers.sharded.pieces import matrix_of
 from snc_client.layers.view import View, flattened
 from snc_client.operators import Matrix
-from snc_client.operators.sharded import Shard, ShardedMatrix, ShardError, local_part, shard_of
+from snc_client.operators.sharded import (
+    Shard,
+    ShardedMatrix,
+    ShardError,
+    attached_master,
+    gathered,
+    local_part,
+    shard_of,
+)
 
 NOTE = "sharded: measured and held by all ranks together"
 
@@ -49,14 +58,23 @@ def sharded_layer(place: Place, view: View) -> Layer:
     find = shard_of if place.source.flat is None else place.source.flat.shard
 
     def look_up(values: Tensor | None = None) -> ShardedMatrix:
-        shard = find(parameter(), values)
+        stored = parameter()
+        master = attached_master(stored) if values is None else None
+        shard = find(stored, values if master is None else master)
         if shard is None or shard.shape != tuple(whole.shape):
             got = "whole" if shard is None else f"of shape {shard.shape}"
             raise LookupError(
                 f"layer {place.name!r} must still be sharded, of shape {tuple(whole.shape)}, it is "
                 f"{got}"
             )
-        return matrix_of(shard, view, shape)
+        matrix = matrix_of(shard, view, shape)
+        if values is not None:
+            return matrix
+        if master is not None and (low := find(stored, None)) is not None:
+            copies = tuple(piece.local for piece in matrix_of(low, view, shape).pieces)
+            matrix = replace(matrix, copies=copies)
+        kept = gathered(stored)
+        return matrix if kept is None else replace(matrix, gathered=(view.part(kept),))
 
     def no_operator() -> NoReturn:
         raise LookupError(

@@ -3,6 +3,7 @@
 from snc_client.operators.sharded.dtensor import is_dtensor, is_whole, local_part
 from snc_client.operators.sharded.flat import FlatPlace
 from snc_client.operators.sharded.known import shard_of
+from snc_client.operators.sharded.marked import attached_master, gathered
 from snc_client.operators.sharded.matrix import Rectangle, ShardedMatrix
 from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError, flat_boxes
 
@@ -14,7 +15,9 @@ __all__ = [
     "Shard",
     "ShardError",
     "ShardedMatrix",
+    "attached_master",
     "flat_boxes",
+    "gathered",
     "is_dtensor",
     "is_whole",
     "local_part",

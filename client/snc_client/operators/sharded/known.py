@@ -5,6 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from snc_client.operators.sharded.dtensor import is_dtensor, shard_of_dtensor
+from snc_client.operators.sharded.marked import (
+    is_marked,
+    is_zero,
+    shard_of_marked,
+    shard_of_zero,
+)
 from snc_client.operators.sharded.shard import Shard
 
 
@@ -17,4 +23,8 @@ def shard_of(parameter: Tensor, values: Tensor | None = None) -> Shard | None:
     """
     if is_dtensor(parameter):
         return shard_of_dtensor(parameter if values is None else values)
+    if is_zero(parameter):
+        return shard_of_zero(parameter, values)
+    if is_marked(parameter):
+        return shard_of_marked(parameter, values)
     return None

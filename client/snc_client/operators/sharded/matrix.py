@@ -40,6 +40,10 @@ class ShardedMatrix:
     counts: bool = True
     across: Group | None = None
     torn: tuple[int, ...] = ()
+    copies: tuple[Tensor, ...] = ()
+    """Of masters: the stored low-precision tensor of each piece, cast from it after a write."""
+    gathered: tuple[Tensor, ...] = ()
+    """Whole copies of the matrix in this process, which are multiplied as the pieces are."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

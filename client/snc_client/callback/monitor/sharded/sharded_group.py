@@ -308,6 +308,8 @@ class ShardedGroup:
             if weights:
                 at = to_device(places, self.device, torch.int64)
                 scale = scale.index_copy(0, at, multiply_(weights, bound[at], threshold[at]))
+        for i in held:
+            _follow(matrices[i], scale[i])
         return scale
 
     def _nothing(self) -> DeviceRow:
@@ -346,6 +348,16 @@ class ShardedGroup:
         )
         norms = _norms(sums, found.sigma)
         return row.with_metrics({name: norms[name] for name in self._metrics})
+
+
+def _follow(matrix: ShardedMatrix | None, scale: Tensor) -> None:
+    """Bring what else stores a written matrix to it: copies of masters, and of all of it."""
+    if matrix is None:
+        return
+    for low, piece in zip(matrix.copies, matrix.pieces, strict=False):
+        low.copy_(piece.local)
+    for whole in matrix.gathered:
+        whole.copy_(whole.float() * scale)
 
 
 def _frobenius(sums: Sequence[LayerSums]) -> Tensor:
