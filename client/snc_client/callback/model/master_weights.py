@@ -41,6 +41,8 @@ class Masters:
         self._given = dict(_named(model, given or {}))
         self._attached = any(next(_attached(p), None) is not None for p in model.parameters())
         self._said: set[str] = set()
+        self.distributed = any(map(_is_distributed, model.parameters()))
+        """Whether masters may be distributed over processes, see `follow`."""
 
     @torch.no_grad()
     def refresh(self, layers: Iterable[Layer]) -> None:
@@ -68,6 +70,21 @@ class Masters:
         if master is None and (self._attached or (self._optimizers and weight.dtype in LOW)):
             master = self._of(layer, weight, self._found_for)
         return master
+
+    @torch.no_grad()
+    def follow(self, layer: Layer, scale: Tensor) -> None:
+        """Multiply what lies here of a distributed master as ``layer.weight()`` was multiplied.
+
+        Such are the masters of ZeRO-1 and 2: the weight is whole, each process steps a fragment.
+        """
+        parameter = layer.parameter()
+        mapping: Any = getattr(parameter, "_hp_mapping", None)
+        if parameter is None or mapping is None or not _is_distributed(parameter):
+            return
+        fragment, first = mapping.get_hp_fragment(), mapping.lp_fragment_address.start
+        factors = torch.ones(parameter.shape, dtype=fragment.dtype, device=fragment.device)
+        layer.part(factors).copy_(scale)
+        fragment.mul_(factors.flatten()[first : first + fragment.numel()])
 
     def _of(self, layer: Layer, weight: Tensor, find: Find) -> Tensor | None:
         name, parameter = self._owner(layer, weight)
@@ -197,10 +214,20 @@ def _attached(parameter: Tensor) -> Iterator[Tensor]:
 
     DeepSpeed's optimizer steps one of a float32 parameter too.
     """
-    fragment = getattr(getattr(parameter, "_hp_mapping", None), "get_hp_fragment", None)
+    mapping = None if _is_distributed(parameter) else getattr(parameter, "_hp_mapping", None)
+    fragment = getattr(mapping, "get_hp_fragment", None)
     for master in (getattr(parameter, "main_param", None), fragment and fragment()):
         if isinstance(master, Tensor) and master.data_ptr() != parameter.data_ptr():
             yield master
+
+
+def _is_distributed(parameter: Tensor) -> bool:
+    """Return whether ZeRO-1 or 2 has several processes step fragments of its master.
+
+    One that has all of it is treated as the others are, or their weights would round differently.
+    """
+    group = getattr(parameter, "_dp_group", None)
+    return hasattr(parameter, "_hp_mapping") and group is not None and group.size() > 1
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:

@@ -96,6 +96,9 @@ class Enforcement:
                 scale[i].mul_(rescale_([written[i]], upper, threshold[i : i + 1])[0])
         for i, master in masters.items():
             cast_down(stored[i], master, scale[i])
+        if self._masters.distributed:
+            for i in (i for i in rest if i not in masters):
+                self._masters.follow(self._layers[i], scale[i])
         for i, both in together.items():
             scale[i].copy_(both)
         return scale
