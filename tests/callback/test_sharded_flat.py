@@ -15,6 +15,7 @@ from torch.distributed.fsdp import ShardingStrategy
 
 from snc_client import SNCallback
 
+pytestmark = pytest.mark.timeout(300)  # processes that start: slow on a busy machine
 RANKS = 2
 STEPS = 6
 NAMES = ("first.weight", "second.0.weight", "second.2.weight", "head.weight", "tied.weight")

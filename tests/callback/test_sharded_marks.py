@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snc_client import SNCallback
 
+pytestmark = pytest.mark.timeout(300)  # processes that start: slow on a busy machine
 RANKS = 2
 STEPS = 6
 # Shape, partition_dim, partition_stride, as Megatron's linear layers mark their weights.
