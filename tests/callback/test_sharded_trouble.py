@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from snc_client import SNCallback
-from snc_client.callback.monitor.sharded import meeting
+from snc_client.callback.monitor.sharded import meeting, roll_call
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -208,6 +208,43 @@ def the_group_is_destroyed(rank: int) -> dict[str, Any]:
     return {**found, "errors": callback.errors, "unwritten": ratio}
 
 
+def one_skips_a_step(rank: int) -> dict[str, Any]:
+    model, before = small(), roll_call.SECONDS
+    roll_call.SECONDS = 0.2  # type: ignore[misc] # the other one is not under way
+    with SNCallback(model, threshold="1x init") as callback:
+        grown(model, callback)
+        if rank == 0:
+            grown(model, callback)
+        dist.barrier()  # as a training goes on: a sum that waited would not let it
+        start = exact(model)["1.weight"]
+        grown(model, callback, 4)
+        roll_call.SECONDS = before  # type: ignore[misc]
+        return {**seen(callback, model), "grew": exact(model)["1.weight"] / start}
+
+
+def one_closes_early(rank: int) -> dict[str, Any]:
+    model = small()
+    callback = SNCallback(model, threshold="1x init")
+    grown(model, callback)
+    if rank:
+        callback.close()
+    start = exact(model)["1.weight"]
+    grown(model, callback, 4)  # a closed one does nothing
+    callback.close()
+    return {**seen(callback, model), "grew": exact(model)["1.weight"] / start}
+
+
+def one_loads_alone(rank: int) -> dict[str, Any]:
+    model = small()
+    with SNCallback(model, threshold="1x init") as callback:
+        grown(model, callback)
+        start = exact(model)["1.weight"]
+        if rank:
+            callback.load_state_dict(callback.state_dict())
+        grown(model, callback, 4)
+        return {**seen(callback, model), "grew": exact(model)["1.weight"] / start}
+
+
 CASES: list[Callable[[int], dict[str, Any]]] = [
     only_one_has_a_callback,
     policies_differ,
@@ -219,6 +256,9 @@ CASES: list[Callable[[int], dict[str, Any]]] = [
     late,
     without_the_service,
     a_mesh_of_the_other,
+    one_skips_a_step,
+    one_closes_early,
+    one_loads_alone,
     the_group_is_destroyed,
 ]
 
@@ -311,6 +351,24 @@ def test_a_mesh_without_a_rank_is_none_of_its_business(ranks):
     assert second["layers"] == ["0.weight"]
     assert "a mesh without this rank" in second["reasons"]["1.weight"]
     assert first["errors"] == second["errors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        (one_skips_a_step, "a rank has not come to its step in time"),
+        (one_closes_early, "a rank has closed its callback"),
+        (one_loads_alone, "the ranks do not make the same steps"),
+    ],
+)
+def test_no_rank_waits_in_vain_for_one_that_does_otherwise(ranks, case, why):
+    for number, rank in enumerate(of(ranks, case)):
+        closed = case is one_closes_early and number == 1
+        said = [each for each in rank["said"] if "sharded" in each]
+        assert said == [f"snc: {why}: sharded layers are not measured any more"] * (not closed)
+        assert rank["errors"] == 0
+        assert rank["grew"] == pytest.approx(1.1**4)  # written by nobody
+        assert rank["layers"] == (NAMES if closed else [])
 
 
 def test_a_group_that_is_destroyed_ends_the_measurements_and_nothing_else(ranks):

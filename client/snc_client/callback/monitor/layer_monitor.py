@@ -272,6 +272,8 @@ class LayerMonitor:
     def close(self) -> None:
         """Remove the hook from the optimizer; from now on rows are taken as they arrive."""
         self._closed = True
+        for each in self._shards:
+            each.close()
         if self._writes is not None:
             self._writes.close()
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from snc_client.callback.model.distributed import ranks, shared_store
 from snc_client.callback.monitor.sharded.groups import Members
+from snc_client.callback.monitor.sharded.roll_call import RollCall
 
 SECONDS: Final = 60.0  # for the last process to come: importing and building models takes long
 _LOOK = 0.01  # seconds between two looks into the store
@@ -51,6 +52,7 @@ class Meeting:
             return "there is no process group"
         deadline = time.monotonic() + (SECONDS if seconds is None else seconds)
         try:
+            store.add(f"{self._key}/held", 1)
             for group, texts in told.items():
                 for name, text in texts.items():
                     store.add(self._place(group, name, text), 1)
@@ -73,6 +75,10 @@ class Meeting:
         except RuntimeError as error:  # of the store: its host is gone
             return f"the ranks do not reach each other: {error}"
         return None
+
+    def roll_call(self) -> RollCall:
+        """Return the calls before the sums of those that have agreed in `held`."""
+        return RollCall(self._key, ranks()[0], shared_store().add(f"{self._key}/held", 0))
 
     def _all(self, store: Any, what: str, world: int, deadline: float) -> int:
         """Count this process; return how many have come when all have, or it is too late."""

@@ -25,6 +25,7 @@ from snc_client.callback.monitor.sharded.layer_sums import (
     UPDATE,
     LayerSums,
 )
+from snc_client.callback.monitor.sharded.roll_call import RollCall
 from snc_client.callback.monitor.sharded.sharded_sums import Found, ShardedSums
 from snc_client.callback.monitor.step_planner import StepPlanner
 from snc_client.callback.monitor.thresholds import Thresholds
@@ -62,6 +63,7 @@ class ShardedGroup:
         layers: Sequence[Layer],
         indices: Sequence[int],
         device: torch.device,
+        roll_call: RollCall | None,
         *,
         certify_every: int | None,
         strict: bool,
@@ -72,7 +74,7 @@ class ShardedGroup:
         self.gone: dict[str, str] = {}
         """Layers that could not be measured for some rows, and the reason."""
         self._metrics, self._steps_of = tuple(metrics), steps_of
-        self._sums = ShardedSums(layers, device)
+        self._sums = ShardedSums(layers, device, roll_call)
         self.relist(layers)
         matrices = [layer.shard() for layer in layers]
         self._gathered = [is_gathered(x) for x in matrices]
@@ -123,6 +125,8 @@ class ShardedGroup:
     @torch.no_grad()
     def register(self) -> DeviceRow:
         """Return a first measurement, with a certificate of each layer unless there are none."""
+        if not self._sums.begun("start"):
+            return self._nothing()
         for _ in range(FIRST_ROUNDS - 1):
             self._sums.measured(self._codes(0), ())
         upper = torch.full_like(self.thresholds.value, math.nan)
@@ -158,10 +162,10 @@ class ShardedGroup:
         assert self._open is not None, "open() comes first"
         number, self._open = self._open, None
         self._written = written
-        if self._sums.over:
+        proofs = [] if self._sums.over else self._due(number)
+        if not self._sums.begun(f"step {number}", proofs):
             self._row = self._nothing()
             return self._row
-        proofs = self._due(number)
         found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
         sigma, captured = found.estimates.sigma, found.estimates.captured
         share = self._outside.share(sigma, captured, _frobenius(found.sums))
@@ -214,7 +218,8 @@ class ShardedGroup:
         """Continue from ``states``, one per layer or None, equal on all processes.
 
         The number of processes that wrote them does not matter. Vectors of another length, as those
-        of a whole matrix may be, are not used. All processes must call it.
+        of a whole matrix may be, are not used. All processes must call it: where one alone does,
+        none measures these layers any more.
         """
         reference = list(self.thresholds.reference.unbind())
         for i, state in enumerate(states):
@@ -223,8 +228,13 @@ class ShardedGroup:
                 self._sums.power.load_block(i, state.get("block"))
         self.thresholds.restore(torch.stack(reference))
         self._planner.restart(-1)
-        for _ in range(FIRST_ROUNDS):
-            self._sums.measured(self._codes(0), ())
+        if self._sums.begun("load"):
+            for _ in range(FIRST_ROUNDS):
+                self._sums.measured(self._codes(0), ())
+
+    def close(self) -> None:
+        """Take no part any more; the other processes go on without these layers."""
+        self._sums.close()
 
     def _due(self, number: int) -> list[int]:
         """Return the layers to be certified at this step, the same on all processes."""

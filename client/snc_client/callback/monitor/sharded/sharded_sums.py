@@ -15,6 +15,7 @@ from snc_client.callback.model.distributed import joined
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record
 from snc_client.callback.monitor.sharded.groups import Groups, Members, members
 from snc_client.callback.monitor.sharded.layer_sums import Form, LayerSums, alike, unpacked
+from snc_client.callback.monitor.sharded.roll_call import RollCall
 from snc_client.devices import reading_is_free
 from snc_client.estimator import Estimates
 from snc_client.estimator.sharded_power import ShardedPower, row_runs
@@ -67,8 +68,10 @@ class ShardedSums:
     without pieces adds zeros. One that fails adds NaN and says so: then no process has a sigma.
     """
 
-    def __init__(self, layers: Sequence[Layer], device: torch.device) -> None:
-        self.layers, self._device = tuple(layers), device
+    def __init__(
+        self, layers: Sequence[Layer], device: torch.device, roll_call: RollCall | None
+    ) -> None:
+        self.layers, self._device, self._roll_call = tuple(layers), device, roll_call
         matrices = [layer.shard() for layer in layers]
         self._groups = Groups(
             [x.group for x in matrices] + [x.across for x in matrices if x.across is not None]
@@ -91,6 +94,32 @@ class ShardedSums:
         self._said: set[str] = set()
         self._noted: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._unsound = 0  # calls in a row that measured nothing
+        self._ended = False
+
+    def begun(self, what: str, proofs: Sequence[int] = ()) -> bool:
+        """Return whether all processes have come to make the same calls of `measured` now.
+
+        ``what`` they are for and ``proofs`` must be equal in all of them. Where they are not, or
+        one does not come, there is no sum any more, in no process.
+        """
+        if self.over:
+            return False
+        if self._roll_call is not None:
+            told: dict[Members, list[str]] = {}
+            for i, (x, layer) in enumerate(zip(self.agreed, self.layers, strict=True)):
+                for group in (x.members, *(() if x.across is None else (x.across,))):
+                    told.setdefault(group, [what]).append(f"{layer.name} {i in proofs}")
+            texts = {group: "\n".join(each) for group, each in told.items()}
+            if (why := self._roll_call.answered(texts)) is not None:
+                self._ended = True
+                self._say(f"{why}: sharded layers are not measured any more")
+        return not self._ended
+
+    def close(self) -> None:
+        """Let the other processes go on without this one."""
+        if not self._ended and self._roll_call is not None:
+            self._roll_call.leave()
+        self._ended = True
 
     @torch.no_grad()
     def measured(
@@ -236,6 +265,8 @@ class ShardedSums:
         Then the processes do not make the same steps, and there must be no further call: one would
         wait for another in vain. It is the same call for all of them, because it follows from sums.
         """
+        if self._ended:
+            return True
         if not joined():
             self._say("the process group is gone: sharded layers are not measured any more")
             return True

@@ -77,6 +77,7 @@ class ShardedStart:
             layers,
             which,
             layers[0].weight().device,
+            None if meeting is None else meeting.roll_call(),
             certify_every=settings["certify_every"],
             strict=settings["strict"],
             metrics=norms.metrics,
