@@ -1,6 +1,6 @@
 """What measuring sharded weights costs on 1, 2 and 4 gloo ranks: CPU time and bytes of a step.
 
-    OMP_NUM_THREADS=1 python bench/sharded.py [--rounds 12]
+    OMP_NUM_THREADS=1 python bench/sharded.py [--rounds 12] [--ranks 1 2 4]
 
 A transformer with FSDP2, in one run. Each round takes one step of each variant, in an order that is
 shuffled alike on all ranks: the bare step, a second bare one (it shows the noise), SNCallback, and
@@ -241,11 +241,13 @@ def main() -> None:
     """Run 1, 2 and 4 ranks one after the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=12)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"width {WIDTH}, {DEPTH} blocks, {TOKENS} tokens a rank, {rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in RANKS:
+        for ranks in arguments.ranks:
             mp.spawn(rank, args=(ranks, folder, rounds), nprocs=ranks)
 
 

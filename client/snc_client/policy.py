@@ -52,6 +52,8 @@ class Resolved:
     layers: tuple[LayerPolicy, ...]
     unmatched: tuple[str, ...]
     """Patterns that match no layer: an error in a constructor, a warning in a service's policy."""
+    uncapped: tuple[int, ...] = ()
+    """Places of layers that are rescaled where the policy says ``cap``."""
 
     def require_matched(self, also: Sequence[str] = ()) -> None:
         """Raise ValueError naming the first pattern that matches neither a layer nor ``also``."""
@@ -101,17 +103,28 @@ def resolve(policy: Policy, layers: Sequence[Named]) -> Resolved:
     possible, the layer is rescaled.
     """
     unmatched = tuple(entry.pattern for entry in policy.entries if not _speaks(entry, layers))
-    return Resolved(tuple(_layer_policy(policy, layer) for layer in layers), unmatched)
+    entries = [_entry_of(policy, layer) for layer in layers]
+    found = tuple(map(_layer_policy, entries, layers))
+    places = (
+        i
+        for i, entry in enumerate(entries)
+        if entry is not None and entry.action == "cap" and found[i].action == "rescale"
+    )
+    return Resolved(found, unmatched, tuple(places))
 
 
-def _layer_policy(policy: Policy, layer: Named) -> LayerPolicy:
+def _entry_of(policy: Policy, layer: Named) -> PolicyEntry | None:
     for entry in policy.entries:
         if any(map(entry.matches, layer.names)) and (layer.linear or entry.pattern.strip("*")):
-            limit = entry.limit
-            if limit is None:
-                return LayerPolicy()
-            return LayerPolicy(limit.factor, limit.unit, _possible(entry.action, layer))
-    return LayerPolicy()
+            return entry
+    return None
+
+
+def _layer_policy(entry: PolicyEntry | None, layer: Named) -> LayerPolicy:
+    limit = None if entry is None else entry.limit
+    if entry is None or limit is None:
+        return LayerPolicy()
+    return LayerPolicy(limit.factor, limit.unit, _possible(entry.action, layer))
 
 
 def _possible(action: Action, layer: Named) -> Action:

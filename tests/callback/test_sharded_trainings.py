@@ -5,6 +5,7 @@ What is exact comes from a float64 SVD of the gathered weight at every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,7 +49,6 @@ def work(rank: int, ranks: int, folder: str) -> None:
 
 
 def of_two() -> dict[str, Any]:
-    counts: list[int] = []
     return {
         "fully sharded": trained(fully_sharded, STEPS, finish=shards, **HELD),
         "strict": trained(fully_sharded, STEPS, lr=3e-3, strict=True, certify_every=3, **HELD),
@@ -60,7 +60,11 @@ def of_two() -> dict[str, Any]:
             signals=("update_norm", "frobenius", "grad_norm"),
             **{**HELD, "threshold": "1.001x init"},  # reached within six steps
         ),
-        "counts": counted(counts) or counts,
+        "one group": {
+            "fully sharded": sums(fully_sharded),
+            "tensor parallel": sums(tensor_parallel),
+            "without certificates": sums(fully_sharded, certify_every=None),
+        },
     }
 
 
@@ -69,6 +73,7 @@ def of_four() -> dict[str, Any]:
         "on two dimensions": trained(on_two_dimensions, STEPS, strict=True, **HELD),
         "replicated": trained(replicated, STEPS, finish=shards, **HELD),
         "fully sharded by four": trained(fully_sharded, STEPS, **HELD),
+        "two groups": {"on two dimensions": sums(on_two_dimensions)},
     }
 
 
@@ -81,20 +86,35 @@ def states(model: nn.Module, callback: SNCallback) -> dict[str, Any]:
     return {"state": callback.state_dict(), "weights": weights}
 
 
-def counted(counts: list[int]) -> None:
-    """Count the collectives of each step of a callback, certificates included."""
+def sums(make: Callable[[], nn.Module], **keywords: Any) -> dict[str, Any]:
+    """Return collectives, groups and bytes of a callback at each of three steps."""
     from torch.distributed.tensor.debug import CommDebugMode
 
-    model = fully_sharded()
+    counts, sent, all_reduce = list[int](), list[int](), dist.all_reduce
+    groups: list[list[list[int]]] = []
+    keywords = keywords or {"certify_every": 2, "strict": True}
+
+    def weighed(x: torch.Tensor, *, group: Any) -> Any:
+        sent[-1] += x.numel() * x.element_size()
+        groups[-1].append(dist.get_process_group_ranks(group))
+        return all_reduce(x, group=group)
+
+    model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with SNCallback(model, threshold="1.01x init", certify_every=2, strict=True) as callback:
-        for _ in range(5):
+    with SNCallback(model, threshold="1.01x init", **keywords) as callback:
+        dist.all_reduce = weighed
+        for _ in range(3):
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
+            sent.append(0)
+            groups.append([])
             with CommDebugMode() as mode:
                 callback.step()
             counts.append(mode.get_total_counts())
+        dist.all_reduce = all_reduce
+        sides = [x.shard().small for x in callback.layers.layers if x.sharded]
+    return {"counts": counts, "bytes": sent, "groups": groups, "sides": sides}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +191,7 @@ def test_the_frobenius_norm_and_the_reference_are_those_of_the_whole_matrix(case
 
 def test_all_ranks_find_the_same_numbers_to_the_last_bit(two, four):
     for ranks in (two, four):
-        for name in ranks[0].keys() - {"counts"}:
+        for name in ranks[0].keys() & {*OF_TWO, *OF_FOUR}:
             for other in ranks[1:]:
                 assert other[name]["readings"] == ranks[0][name]["readings"]
 
@@ -202,5 +222,20 @@ def test_the_norm_of_an_update_is_that_of_the_whole_one(two):
         assert ours["update_norm"] == pytest.approx(reading["update_norm"], rel=1e-3)
 
 
-def test_one_collective_is_made_at_each_step_and_group(two):
-    assert two[0]["counts"] == two[1]["counts"] == [1] * 5
+def test_one_collective_is_made_at_each_step_and_group(two, four):
+    for rank in two:
+        for way in ("fully sharded", "tensor parallel"):
+            assert rank["one group"][way]["counts"] == [1] * 3, way
+    for rank in four:
+        found = rank["two groups"]["on two dimensions"]
+        # Of the shards along each dimension, and of the rows that both have cut.
+        assert found["counts"] == [3] * 3
+        assert all(len({tuple(group) for group in step}) == 3 for step in found["groups"])
+
+
+def test_a_step_sums_sixteen_vectors_of_each_layer_and_at_most_one_gram_matrix_each(two):
+    plain, proven = (two[0]["one group"][k] for k in ("without certificates", "fully sharded"))
+    vectors = sum(16 * n + 276 for n in plain["sides"])
+    assert plain["bytes"] == [4 * vectors] * 3
+    most = 8 * (vectors + sum(n * n for n in plain["sides"]))
+    assert all(8 * vectors < sent <= most for sent in proven["bytes"])

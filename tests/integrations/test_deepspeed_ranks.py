@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="install the extra [frameworks] to test DeepSpeed"
-)
+pytestmark = [
+    pytest.mark.timeout(240),  # on a busy machine two imports of DeepSpeed take more than a minute
+    pytest.mark.skipif(
+        find_spec("deepspeed") is None, reason="install the extra [frameworks] to test DeepSpeed"
+    ),
+]
 RANKS = 2
 
 # In processes of their own: DeepSpeed opens a process group and changes what torch prints.

@@ -44,6 +44,7 @@ class PolicyInForce:
         resolved = resolve(self._policy, coverage.layers)
         self._layers = coverage.layers
         resolved.require_matched([x.name for x in coverage.skipped if x.sharded])
+        _say_uncapped(coverage.layers, resolved)
         return self._limited(coverage.layers, resolved)
 
     def replace(self, version: int, policy: Policy, monitor: LayerMonitor, *, step: int) -> None:
@@ -52,6 +53,7 @@ class PolicyInForce:
         resolved = self._resolved(policy, monitor.layers)
         monitor.set_policy(self._limited(monitor.layers, resolved), step=step - 1)
         log.info("snc: policy version %d is in force from step %d", version, step)
+        _say_uncapped(monitor.layers, resolved)
         if self._strict and (names := monitor.uncertifiable()):
             log.warning("snc: not held, strict has no certificate for: %s", _listed(names))
         if resolved.unmatched:
@@ -65,6 +67,13 @@ class PolicyInForce:
 
     def _limited(self, layers: Sequence[Layer], resolved: Resolved) -> tuple[LayerPolicy, ...]:
         return self._ownership.limited(layers, resolved.layers)
+
+
+def _say_uncapped(layers: Sequence[Layer], resolved: Resolved) -> None:
+    """Name the sharded layers that are rescaled instead: no process has their singular vectors."""
+    names = [layers[i].name for i in resolved.uncapped if layers[i].sharded]
+    if names:
+        log.warning("snc: rescaled, because cap is not possible on shards: %s", _listed(names))
 
 
 def _listed(names: Sequence[str]) -> str:

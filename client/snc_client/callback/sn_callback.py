@@ -175,6 +175,7 @@ class SNCallback:
         in_force = PolicyInForce(chosen, ownership, strict=strict)
         norms = NormSignals(signals, model, first, guarded=bool(guard))
         alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
+        alike["guard"] = bool(guard)
         start = ShardedStart(find)
         coverage, policies, sharded = start.met(model, in_force.by_layer_strictly, norms, alike)
         self._attempt = 0

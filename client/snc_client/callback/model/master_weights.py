@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.layers import Layer
+from snc_client.operators.sharded import is_dtensor, is_whole
 
 log = logging.getLogger("snc")
 
@@ -184,6 +185,11 @@ def _named(model: nn.Module, given: Mapping[Any, Tensor]) -> Iterator[tuple[str,
             raise ValueError(
                 f"masters must map parameters of the model or their names, got {got}: "
                 "model.named_parameters() lists them"
+            )
+        if is_dtensor(parameter) and not is_whole(parameter):
+            raise ValueError(
+                f"masters must be of whole weights, got one of {names[0]!r}, which is sharded: "
+                "leave it out"
             )
         if not isinstance(master, Tensor) or _laid_like(parameter, master) is None:
             got = _described(master) if isinstance(master, Tensor) else type(master).__name__

@@ -53,24 +53,31 @@ class Ownership:
         """Return the policies, with ``observe`` for layers that no optimizer steps.
 
         Such layers are named in a warning, once. A hook must not write them: a backward pass that
-        is still to come may need the weight as it was in the forward pass.
+        is still to come may need the weight as it was in the forward pass. So is it with sharded
+        layers that another optimizer than the first steps: they are measured once at a step.
         """
         found_owners = owners(self._model, layers, self._optimizers, self._master_of)
         self._owned = np.array([-1 if x is None else x for x in found_owners], np.int64)
         self.others = self._owned > 0 if len(self._optimizers) > 1 else None
-        found, unowned = list(policies), list[str]()
+        found, unowned, late = list(policies), list[str](), list[str]()
         for i, owner in enumerate(found_owners):
-            if owner is None and policies[i].action in HOLDING:
+            if (owner is None or (owner > 0 and layers[i].sharded)) and found[i].action in HOLDING:
                 found[i] = replace(policies[i], action="observe")
-                unowned.append(layers[i].name)
-        if new := [name for name in unowned if name not in self._said]:
-            self._said.update(new)
-            log.warning(
-                "snc: measured, not held, because no given optimizer steps them: %s: give all "
-                "optimizers as optimizer=[...]",
-                ", ".join(new),
-            )
+                (unowned if owner is None else late).append(layers[i].name)
+        self._say(
+            unowned, "no given optimizer steps them", "give all optimizers as optimizer=[...]"
+        )
+        self._say(
+            late,
+            "another optimizer than the first steps these shards",
+            "give the optimizer that steps them first",
+        )
         return tuple(found)
+
+    def _say(self, names: Sequence[str], why: str, cure: str) -> None:
+        if new := [name for name in names if name not in self._said]:
+            self._said.update(new)
+            log.warning("snc: measured, not held, because %s: %s: %s", why, ", ".join(new), cure)
 
 
 def owners(

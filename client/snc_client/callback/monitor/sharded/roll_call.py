@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from snc_client.callback.model.distributed import shared_store
 from snc_client.callback.monitor.sharded.groups import Members

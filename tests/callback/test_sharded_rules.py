@@ -1,0 +1,207 @@
+"""What a policy may ask of shards: each action, several optimizers, equal replicas."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+import torch.multiprocessing as mp
+from sharded_cases import exact
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from snc_client import SNCallback, ThresholdBreached
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        not hasattr(torch.distributed.fsdp, "fully_shard"), reason="needs torch >= 2.6"
+    ),
+]
+
+RANKS = 4
+NAMES = ["0.weight", "2.weight"]
+MANY = 200
+
+
+class Sentences(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def replicated() -> nn.Module:
+    """Return a model whose halves lie on two ranks, and its replica on two more."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5))
+    names = ("replicas", "shards")
+    return fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=names))
+
+
+def stepped(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(dist.get_rank()))
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    (model(x) - 3).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def normalized() -> dict[str, Any]:
+    model = replicated()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    norms = []
+    with SNCallback(model, threshold="0.5x init", action="normalize", optimizer=sgd) as callback:
+        for _ in range(4):
+            stepped(model, sgd)
+            norms.append(exact(model))
+    limits = {k: reading["threshold"] for k, reading in callback.latest.items()}
+    return {"norms": norms, "thresholds": limits, "errors": callback.errors}
+
+
+def stopped() -> dict[str, Any]:
+    model = replicated()
+    before = exact(model)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    found: dict[str, Any] = {"step": None}
+    with SNCallback(model, threshold="1.02x init", action="stop", optimizer=sgd) as callback:
+        for step in range(1, 40):
+            try:
+                stepped(model, sgd)
+            except ThresholdBreached as breach:
+                found = {"step": step, "said": str(breach)}
+                break
+    after = exact(model)
+    grew = max(after[name] / before[name] for name in NAMES)
+    return {**found, "grew": grew, "errors": callback.errors}
+
+
+def capped() -> dict[str, Any]:
+    model = replicated()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    with SNCallback(model, threshold="0.9x init", action="cap", optimizer=sgd) as callback:
+        stepped(model, sgd)
+    limits = {k: reading["threshold"] for k, reading in callback.latest.items()}
+    return {"norms": [exact(model)], "thresholds": limits, "errors": callback.errors}
+
+
+def two_optimizers() -> dict[str, Any]:
+    model = replicated()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.01)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.01)
+    with SNCallback(model, threshold="0.9x init", optimizer=[first, second]) as callback:
+        stepped(model, first, second)
+    limits = {k: reading["threshold"] for k, reading in callback.latest.items()}
+    return {"norms": [exact(model)], "thresholds": limits, "errors": callback.errors}
+
+
+def refused() -> dict[str, Any]:
+    said = []
+    for keywords in ({"guard": True}, {"masters": {"0.weight": torch.zeros(9, 6)}}):
+        with pytest.raises(ValueError, match="sharded") as error:
+            SNCallback(replicated(), threshold="0.9x init", **keywords)
+        said.append(str(error.value))
+    return {"refusals": said}
+
+
+def many_steps() -> dict[str, Any]:
+    model = replicated()
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scales = []
+    with SNCallback(model, threshold="1.01x init", optimizer=adam, idle_every=1) as callback:
+        for _ in range(MANY):
+            stepped(model, adam)
+            scales += [reading["scale"] for reading in callback.latest.values()]
+    shards = {k: p.to_local().detach().clone() for k, p in model.named_parameters()}
+    return {
+        "shards": shards,
+        "held": sum(x is not None and x < 1 for x in scales),
+        "errors": callback.errors,
+    }
+
+
+CASES = [normalized, stopped, capped, two_optimizers, refused, many_steps]
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
+    )
+    torch.set_num_threads(1)
+    found = {}
+    for case in CASES:
+        sentences = Sentences()
+        logging.getLogger("snc").addHandler(sentences)
+        found[case.__name__] = case()
+        logging.getLogger("snc").removeHandler(sentences)
+        found[case.__name__].setdefault("said", sentences.said)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_normalize_brings_the_whole_matrix_to_its_threshold_at_every_step(ranks):
+    for rank in ranks:
+        found = rank["normalized"]
+        assert found["errors"] == 0
+        for norms in found["norms"]:
+            for name in NAMES:
+                assert norms[name] == pytest.approx(found["thresholds"][name], rel=2e-3)
+
+
+def test_stop_raises_at_the_same_step_on_every_rank_and_writes_nothing(ranks):
+    first = ranks[0]["stopped"]
+    assert "must be at most" in first["said"]
+    assert first["grew"] > 1.02
+    assert all(rank["stopped"] == first for rank in ranks)
+
+
+def test_a_cap_of_shards_is_a_rescale_and_says_so_by_name(ranks):
+    for rank in ranks:
+        found = rank["capped"]
+        said = [x for x in found["said"] if "cap" in x]
+        assert said == ["snc: rescaled, because cap is not possible on shards: 0.weight, 2.weight"]
+        for name in NAMES:
+            assert found["norms"][0][name] == pytest.approx(found["thresholds"][name], rel=2e-3)
+
+
+def test_shards_of_another_optimizer_are_named_and_not_held(ranks):
+    for rank in ranks:
+        found = rank["two_optimizers"]
+        said = [x for x in found["said"] if "optimizer" in x]
+        assert len(said) == 1
+        assert "2.weight" in said[0]
+        assert "0.weight" not in said[0]
+        limits, norms = found["thresholds"], found["norms"][0]
+        assert norms["0.weight"] == pytest.approx(limits["0.weight"], rel=2e-3)
+        assert norms["2.weight"] > limits["2.weight"] * 1.05
+
+
+def test_guard_and_masters_are_refused_in_one_sentence(ranks):
+    for rank in ranks:
+        guard, masters = rank["refused"]["refusals"]
+        assert "guard must be False for a model that is sharded" in guard
+        assert "masters must be of whole weights" in masters
+
+
+def test_replicas_are_equal_to_the_last_bit_after_many_held_steps(ranks):
+    found = [rank["many_steps"] for rank in ranks]
+    assert found[0]["held"] > MANY / 2
+    for first, second in ((0, 2), (1, 3)):
+        for name, shard in found[first]["shards"].items():
+            assert torch.equal(shard, found[second]["shards"][name]), name
