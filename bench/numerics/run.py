@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from character_model import OPTIMIZERS, CharacterModel, minibatches, optimizer_of, warm_up
 from torch import Tensor
 
-from snc_client.callback.monitor.device_group import REGISTER_CALLS, presumed
+from snc_client.callback.monitor.device_group import REGISTER_CALLS
+from snc_client.callback.monitor.enforcement import presumed
 from snc_client.certificate import gram_bound, sigma_upper
 from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from snc_client.callback.monitor.device_group import MARGIN, MOST_MARGIN, presumed
+from snc_client.callback.monitor.enforcement import MARGIN, MOST_MARGIN, PER_LAG, presumed
 from snc_client.callback.monitor.thresholds import Thresholds
+from snc_client.estimator import LAG
 
 CPU = torch.device("cpu")
 
@@ -46,8 +47,9 @@ def test_a_layer_registered_below_a_thousandth_takes_the_rms_unit(first, unit):
 
 
 def test_the_presumed_bound_widens_with_the_residual_and_within_limits():
-    sigma = torch.tensor([2.0, 2.0, 2.0, 0.0, math.nan])
-    residual = torch.tensor([0.0, 0.4, 2.0, 0.0, math.nan])
+    sigma = torch.tensor([2.0, 2.0, 2.0, 2.0, 0.0, math.nan])
+    residual = torch.tensor([0.0, 2 * LAG, 2 * (LAG + 0.1), 2.0, 0.0, math.nan])
     bound = presumed(sigma, residual).tolist()
-    assert bound[:3] == pytest.approx([2 * (1 + MARGIN), 2 * (1 + 0.04), 2 * (1 + MOST_MARGIN)])
-    assert all(math.isnan(x) for x in bound[3:]), "nothing to divide by: the weight is left alone"
+    least, lagging = 1 + MARGIN, 1 + MARGIN + 0.1 * PER_LAG
+    assert bound[:4] == pytest.approx([2 * least, 2 * least, 2 * lagging, 2 * (1 + MOST_MARGIN)])
+    assert all(math.isnan(x) for x in bound[4:]), "nothing to divide by: the weight is left alone"

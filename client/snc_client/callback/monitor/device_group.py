@@ -12,7 +12,7 @@ from torch import Tensor
 from snc_client.bounds import bound, certifiable, last_bound
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
-from snc_client.callback.monitor.enforcement import Enforcement, WarmCaps
+from snc_client.callback.monitor.enforcement import Enforcement, WarmCaps, lagging, presumed
 from snc_client.callback.monitor.norms import norms
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.step_plan import StepPlan, indices
@@ -25,11 +25,6 @@ from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
 from snc_client.policy import HOLDING, LayerPolicy
 
-# sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
-# 1440 layer-steps). After an abrupt step the warm block lags by up to 3 %; (residual / sigma)^2
-# estimates that error within 5e-4 over the first steps of AdamW and Muon-like training. Above
-# MOST_MARGIN the estimate is meaningless, and a rescale is not undone.
-MARGIN, MOST_MARGIN = 1e-3, 0.1
 # The first sigma is the reference for the whole run, so it gets the iterations of several calls.
 REGISTER_CALLS = 8
 # One iteration suffices for a weight that is measured at each call. After ten calls without, sigma
@@ -164,6 +159,7 @@ class DeviceGroup:
         sigma, residual = estimates.sigma, estimates.residual
         certify.update(i for i in sudden if certifiable(operators[i]))
         self.thresholds.register(sigma)
+        certify.update(self._uncertain(operators, sigma, residual))
         upper = torch.full_like(sigma, math.nan)
         self._certify(operators, certify, sigma, upper)
         divisor = upper
@@ -306,6 +302,20 @@ class DeviceGroup:
         self._outside.note(found.sigma, share)
         return found, None if free else rise, sudden
 
+    def _uncertain(
+        self, operators: Mapping[int, Operator], sigma: Tensor, residual: Tensor
+    ) -> list[int]:
+        """Return the held layers near their threshold whose block lags, to be certified.
+
+        Only on a CPU, where a certificate is cheap and the host may look. Strict certifies anyway.
+        """
+        if self._strict or not self._held or not reading_is_free(self.device):
+            return []
+        near = lagging(sigma, residual) & (sigma + residual > self.thresholds.value)
+        here = (i for i, is_near in enumerate(near.tolist()) if is_near and i in operators)
+        wanted = set(self._held) - self._caps.layers
+        return [i for i in here if i in wanted and self._certifiable[i]]
+
     def _sizes(self, operators: Mapping[int, Operator], which: Collection[int]) -> Tensor:
         """Return the Frobenius norms of ``which`` layers, [L]; NaN for the others."""
         weights: dict[int, Tensor] = {}
@@ -363,18 +373,6 @@ class DeviceGroup:
             operators = [self.layers[i].operator() for i in cold]
             for _ in range(REGISTER_CALLS):
                 self.power.step_(operators, cold)
-
-
-def presumed(sigma: Tensor, residual: Tensor, rise: Tensor | None = None) -> Tensor:
-    """Return sigma with a margin, to divide by without a certificate. It is no bound.
-
-    Where the energy outside of the block has leapt (``rise``, in units of sigma^2), all of it may
-    have come to a direction that had up to sigma.
-    """
-    factor = 1.0 + (residual / sigma).square().clamp(MARGIN, MOST_MARGIN)
-    if rise is not None:
-        factor = torch.where(rise > SUDDEN, (1.0 + rise).sqrt(), factor)
-    return sigma * factor
 
 
 def rms(layer: Layer) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from snc_client.bounds import bound as bound_of
 from snc_client.callback.model.master_weights import Masters, cast_down, lowered
 from snc_client.callback.monitor.carried_bounds import CarriedBounds
+from snc_client.callback.monitor.outside_energy import SUDDEN
 from snc_client.certificate import RUNGS, carry
 from snc_client.constraint import (
     CAP_MARGIN,
@@ -24,12 +25,19 @@ from snc_client.constraint import (
     seen,
 )
 from snc_client.devices import reading_is_free, to_device
-from snc_client.estimator import BlockPower
+from snc_client.estimator import LAG, BlockPower
 from snc_client.layers import Layer
 from snc_client.operators import Operator
 
 Multiply: TypeAlias = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
+# sigma is an estimate from below. MARGIN covers its largest error at an active threshold (9e-4 over
+# 1440 layer-steps), as long as the residual is below LAG. Above MOST_MARGIN the estimate is
+# meaningless, and a rescale is not undone.
+MARGIN, MOST_MARGIN = 1e-3, 0.1
+# Above LAG the block has not met the top direction in full, and the square of the residual says too
+# little. In the first steps of AdamW at a width of 768 sigma erred by up to .73 of the excess.
+PER_LAG = 0.75
 # The first bound that a certificate tries for this share of a threshold is the threshold itself,
 # rounded down. A clip aims as low: values that the block has missed may be so far above the aim.
 NEAR = (1 - 2.0**-22) / (1 + RUNGS[0])
@@ -42,6 +50,25 @@ MOST_EXCESS = 1.02
 # A cap pushes dozens of singular values together, and sigma errs by up to 1.3 % then.
 CLUSTER = 1.02
 ROUNDS = 3  # rescales of a low-precision weight, whose rounding may undo the first one
+
+
+def lagging(sigma: Tensor, residual: Tensor) -> Tensor:
+    """Return where the warm block lags even after all iterations of its call, bool; NaN: False."""
+    return residual > LAG * sigma
+
+
+def presumed(sigma: Tensor, residual: Tensor, rise: Tensor | None = None) -> Tensor:
+    """Return sigma with a margin, to divide by without a certificate. It is no bound.
+
+    Where the energy outside of the block has leapt (``rise``, in units of sigma^2), all of it may
+    have come to a direction that had up to sigma.
+    """
+    relative = residual / sigma
+    lag = MARGIN + PER_LAG * (relative - LAG).clamp(min=0.0)
+    factor = 1.0 + torch.maximum(relative.square(), lag).clamp(max=MOST_MARGIN)
+    if rise is not None:
+        factor = torch.where(rise > SUDDEN, (1.0 + rise).sqrt(), factor)
+    return sigma * factor
 
 
 class Enforcement:

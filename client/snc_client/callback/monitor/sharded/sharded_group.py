@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snc_client.callback.monitor.device_group import presumed, rms
+from snc_client.callback.monitor.device_group import rms
+from snc_client.callback.monitor.enforcement import presumed
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
 from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
