@@ -57,14 +57,18 @@ def lagging(sigma: Tensor, residual: Tensor) -> Tensor:
     return residual > LAG * sigma
 
 
-def presumed(sigma: Tensor, residual: Tensor, rise: Tensor | None = None) -> Tensor:
+def presumed(
+    sigma: Tensor, residual: Tensor, rise: Tensor | None = None, *, per_lag: float = PER_LAG
+) -> Tensor:
     """Return sigma with a margin, to divide by without a certificate. It is no bound.
+
+    ``per_lag``: the margin for a residual above LAG, per unit of the excess.
 
     Where the energy outside of the block has leapt (``rise``, in units of sigma^2), all of it may
     have come to a direction that had up to sigma.
     """
     relative = residual / sigma
-    lag = MARGIN + PER_LAG * (relative - LAG).clamp(min=0.0)
+    lag = MARGIN + per_lag * (relative - LAG).clamp(min=0.0)
     factor = 1.0 + torch.maximum(relative.square(), lag).clamp(max=MOST_MARGIN)
     if rise is not None:
         factor = torch.where(rise > SUDDEN, (1.0 + rise).sqrt(), factor)

@@ -182,7 +182,9 @@ class ShardedGroup:
         self._certify(proofs, found, upper)
         divisor = upper
         if self._carried is None:
-            divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
+            # PER_LAG is that of residuals after four iterations; here a step makes one.
+            likely = presumed(sigma, residual, rise, per_lag=0.0)
+            divisor = torch.where(upper.isfinite(), upper, likely)
         divisor = torch.where(sigma.isfinite(), divisor, math.nan)
         scale = self._act([i for i in self._held if written[i]], found.matrices, divisor)
         self._outside.acted(scale, ())
