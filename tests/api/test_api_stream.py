@@ -1,8 +1,12 @@
 """The stream of a run: what is there now, then each change, and an end with the run and service."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import as_completed
+from dataclasses import replace
+from itertools import islice
 
 import httpx
 import pytest
@@ -93,6 +97,31 @@ def test_there_is_a_bound_on_open_streams(api):
     api.service.streams = api.service.limits.streams
     assert_problem(api.get(f"{RUN}/stream"), 503, "overloaded")
     api.service.streams = 0
+
+
+def test_streams_that_are_asked_for_at_once_are_no_more_than_the_bound(api, monkeypatch):
+    """Each waits for the store before it begins: it must have its place by then."""
+    monkeypatch.setattr(api.service, "limits", replace(api.service.limits, streams=3))
+    go_on, real = threading.Event(), api.service.store.runs.get
+
+    def get(run):
+        assert go_on.wait(20)
+        return real(run)
+
+    monkeypatch.setattr(api.service.store.runs, "get", get)
+    asked = [api.start("GET", f"{RUN}/stream") for _ in range(5)]
+    for told in islice(as_completed(asked, 20), 2):
+        assert_problem(told.result(), 503, "overloaded")
+    assert api.service.streams == 3
+    app.drain(api.app)
+    go_on.set()
+    assert sorted(told.result(20).status_code for told in asked) == [200, 200, 200, 503, 503]
+    assert api.service.streams == 0
+
+
+def test_a_stream_of_an_unknown_run_gives_its_place_back(api):
+    api.get("/api/v1/runs/none/stream")
+    assert api.service.streams == 0
 
 
 def test_streams_end_when_the_service_is_about_to_stop(api):

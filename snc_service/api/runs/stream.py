@@ -40,13 +40,29 @@ EXAMPLE = (
 )
 
 
-async def _existing(service: InService, access: InAccess, run: RunName) -> Run:
+async def _place(service: InService, access: InAccess) -> AsyncIterator[None]:
+    """Hold one of the places for streams until the answer is over.
+
+    It is taken before anything is awaited: a thousand requests at once get no more than there are.
+    """
     if service.draining:
         raise Problem("draining", "the service is stopping")
     if service.streams >= service.limits.streams:
         raise Problem("overloaded", f"{service.limits.streams} streams are open already")
-    if share := service.shares.of(access):
+    share = service.shares.of(access)
+    if share is not None:
         share.check_streams()
+        share.streams += 1
+    service.streams += 1
+    try:
+        yield
+    finally:
+        service.streams -= 1
+        if share is not None:
+            share.streams -= 1
+
+
+async def _existing(service: InService, run: RunName, _: Annotated[None, Depends(_place)]) -> Run:
     return await run_in_threadpool(service.store.runs.get, run)
 
 
@@ -80,10 +96,6 @@ async def stream_run(
 async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[bytes]:
     version, last_event = -1, None
     spoke = time.monotonic()
-    share = service.shares.of(access)
-    service.streams += 1
-    if share is not None:
-        share.streams += 1
     try:
         while not service.draining and service.tokens.counts(access):
             found = await run_in_threadpool(service.store.runs.get, run)
@@ -104,10 +116,6 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
         yield format_sse_event(data_str="{}", event="deleted")
     except StoreError:
         return  # the client reconnects and gets the reason
-    finally:
-        service.streams -= 1
-        if share is not None:
-            share.streams -= 1
 
 
 def _update(service: Service, run: Run, last_event: int | None) -> dict[str, Any]:
