@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from snc_client.sender.share import Share
+
 if TYPE_CHECKING:
     import httpx
 
@@ -25,6 +27,7 @@ THREAD_NAME = "snc-sender"
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 10.0
 MAX_ANSWER_BYTES = 2 * 2**20  # a policy of 1,024 entries with the longest patterns fits
+SMALL_ANSWER_BYTES = 64 * 2**10  # cheap to read, whatever is in it; a usual answer has 200
 MAX_RETRY_AFTER_SECONDS = 300.0
 
 _importing = threading.Lock()
@@ -54,6 +57,7 @@ class HttpConnection:
         self._errors = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
         self._timeout = httpx.Timeout
         self._stream: object = None
+        self._share = Share()
         self._base = url.rstrip("/") + "/api/v1"
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token:
@@ -97,7 +101,7 @@ class HttpConnection:
                 timeout=timeout,
                 extensions={"trace": self._trace},
             ) as response:
-                return _answer(response, time.monotonic() + seconds)
+                return _answer(response, time.monotonic() + seconds, self._share)
         except self._errors as error:
             return Answer(0, reason=f"{type(error).__name__}: {error}")
         finally:
@@ -155,13 +159,17 @@ def _is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _answer(response: httpx.Response, deadline: float) -> Answer:
+def _answer(response: httpx.Response, deadline: float, share: Share) -> Answer:
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
         if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
             return Answer(0, reason=f"an answer too long or too slow after {len(data)} bytes")
-    body = _json_object(bytes(data))
+    # The parser holds the interpreter: 2 MiB of brackets stop a training for 0.2 s.
+    if len(data) > SMALL_ANSWER_BYTES and not share.due:
+        return Answer(0, reason=f"an answer of {len(data)} bytes too soon after a costly one")
+    with share.spending():
+        body = _json_object(bytes(data))
     return Answer(
         response.status_code,
         body,

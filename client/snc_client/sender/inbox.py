@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from snc_client.sender.failures import Failures
+from snc_client.sender.share import Share
 from snc_service.wire import Command, Policy, WireError
 
 
 class Inbox:
     """The newest policy and the commands that the job has not taken yet.
 
-    The sender thread fills the inbox; the training thread empties it.
+    The sender thread fills the inbox; the training thread empties it. A policy that is not due yet
+    by ``share`` is left for a later answer: the service repeats it until its version is reported.
     """
 
     def __init__(
-        self, failures: Failures, on_policy: Callable[[Policy], object] | None = None
+        self,
+        failures: Failures,
+        on_policy: Callable[[Policy], object] | None = None,
+        share: Share | None = None,
     ) -> None:
         self._failures = failures
         self._on_policy = on_policy
+        self._share = share or Share()
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
         self._commands: deque[Command] = deque()
         self._newest_command = 0  # of those received
@@ -61,10 +67,13 @@ class Inbox:
         # Version 0 is the empty default of the service: the job's own policy stays in force.
         if policy is None or not whole(version) or version in (0, self.policy_version):
             return
+        if not self._share.due:
+            return
         try:
-            parsed = Policy.parse(policy)
-            if self._on_policy is not None:
-                self._on_policy(parsed)
+            with self._share.spending():
+                parsed = Policy.parse(policy)
+                if self._on_policy is not None:
+                    self._on_policy(parsed)
             self._policies.append((version, parsed))
             self.policy_version = version
         except WireError as error:
