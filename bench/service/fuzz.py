@@ -1,6 +1,7 @@
 """Mutated inputs in number: batches, configurations and files of weights. `make fuzz` runs it.
 
     python bench/service/fuzz.py [--batches N] [--http N] [--configurations N] [--files N]
+                                 [--minutes 20]
 
 An input is a sound one with some of its bytes, values or parts changed. Batches are decoded and, if
 they are batches, judged by the rules and stored in this process (SQLite, 64 per transaction), or
@@ -9,7 +10,8 @@ settings; what is accepted must survive being written and read. Files are given 
 
 Counted are what was accepted and what was refused. Ends with an error at the first exception that
 is not one of ours, the first 5xx, the first defect in the log of the service, or a file that takes
-longer than `FILE_SECONDS`. Without an argument the counts are those of the targets.
+longer than `FILE_SECONDS`. Without an argument the counts are those of the targets. With
+``--minutes`` the batches in this process end after that time; how many were tried is printed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ from snc_service.wire import (
 )
 
 TABLE = table_of("fc1.weight", "fc2.weight", "blocks.0.attn.in_proj_weight[q]")
+TRIED = "tried"  # among what is counted: how many inputs there were
 NUMBERS = tuple(
     np.array(bits, "<u4").tobytes()
     for bits in (0, 1, 0x80000000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FC00001)
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--http", type=int, default=20_000)
     parser.add_argument("--configurations", type=int, default=50_000)
     parser.add_argument("--files", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     asked = parser.parse_args()
     print(
@@ -73,7 +78,7 @@ def main() -> None:
         flush=True,
     )
     for name, work, count in (
-        ("mutated batches in process", batches, asked.batches),
+        ("mutated batches in process", partial(batches, minutes=asked.minutes), asked.batches),
         ("mutated batches over HTTP", over_http, asked.http),
         ("mutated configurations", configurations, asked.configurations),
         ("hostile files", audit_files, asked.files),
@@ -84,7 +89,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             told = work(count, random.Random(asked.seed), Path(folder))
         seconds = time.perf_counter() - begun
-        print(f"\n{name}: {count:,} in {seconds:.0f} s, 0 exceptions but ours, 0 5xx")
+        tried = told.pop(TRIED, count)
+        print(f"\n{name}: {tried:,} of {count:,} in {seconds:.0f} s, 0 exceptions but ours, 0 5xx")
         for what, number in sorted(told.items(), key=lambda pair: -pair[1]):
             print(f"  {number:>9,}  {what}", flush=True)
 
@@ -143,8 +149,9 @@ def _other_header(data: bytes, rng: random.Random) -> bytes:
     return data[:4] + len(text).to_bytes(4, "little") + text + data[8 + size :]
 
 
-def batches(count: int, rng: random.Random, folder: Path) -> Counter[str]:
+def batches(count: int, rng: random.Random, folder: Path, minutes: float) -> Counter[str]:
     told: Counter[str] = Counter()
+    until = time.monotonic() + 60 * minutes
     frames = sound_frames()
     texts = [_as_json(decode(frame)) for frame in frames]
     waiting: list[Submission] = []
@@ -155,6 +162,8 @@ def batches(count: int, rng: random.Random, folder: Path) -> Counter[str]:
         for done in range(count):
             if done % 3_000 == 0:  # a fresh run, so that not all end as conflicts and full
                 _store_all(store, waiting, told)
+                if time.monotonic() > until:
+                    break
                 number += 1
                 new_run(store, f"r{number}")
                 store.batches.put_layer_table(f"r{number}", TABLE)
@@ -164,6 +173,7 @@ def batches(count: int, rng: random.Random, folder: Path) -> Counter[str]:
                 batch = _refused_or(_from_text, json.dumps(changed(rng.choice(texts), rng)), told)
             else:
                 batch = _refused_or(decode, mutated(rng.choice(frames), rng), told)
+            told[TRIED] += 1
             if batch is not None:
                 waiting.append(Submission(f"r{number}", batch, rng.getrandbits(32), 1.8e9))
             if len(waiting) == 64:
