@@ -117,14 +117,14 @@ def readers(tmp_path, monkeypatch):
         api.wait_for(api.service.tokens.refresh, now=True)
         api.post("/api/v1/runs", json={"run": "r"}, headers=bearer(secrets[0]))
         go_on, reading = threading.Event(), []
-        original = api.service.store.histories.heatmap
+        original = api.service.store.histories.latest
 
-        def slow(run, *arguments, **options):
+        def slow(run):
             reading.append(run)
             assert go_on.wait(30)
-            return original(run, *arguments, **options)
+            return original(run)
 
-        monkeypatch.setattr(api.service.store.histories, "heatmap", slow)
+        monkeypatch.setattr(api.service.store.histories, "latest", slow)
         yield api, secrets, reading, go_on
 
 
