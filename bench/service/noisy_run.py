@@ -1,6 +1,6 @@
 """One hostile run beside twenty good ones: what the good ones notice, and what it costs in memory.
 
-    python bench/service/noisy_run.py [--seconds 6] [--rounds 3]
+    python bench/service/noisy_run.py [--seconds 6] [--rounds 3] [--kinds names reads ...]
 
 A real `snc serve` on a new SQLite file asks for tokens. Twenty runs with a token of their own send
 four batches a second each, 1 step x 100 layers x 5 metrics, at planned times (open loop); a batch
@@ -150,6 +150,10 @@ class Hostile:
         await self.http.post(f"{self.path}/batches", content=DEEP, headers=JSON)
 
 
+KINDS = [
+    name for name, each in vars(Hostile).items()
+    if asyncio.iscoroutinefunction(each) and name not in ("begin", "_send")
+]  # fmt: skip
 BROKEN: Counter[str] = Counter()  # connections that ended under a batch of a good run
 BOMB = gzip.compress(bytes(64 * 2**20), 9)
 DEEP = b'{"writer":"w","seq":0,"steps":[0],"scalars":{"a":' + b"[" * 200_000
@@ -212,11 +216,9 @@ async def hostile_client(url: str, token: str, kind: str, seconds: float) -> Non
         print(done)
 
 
-async def measure(url: str, tokens: list[str], pid: int, seconds: float, rounds: int) -> None:
-    kinds = [
-        name for name, each in vars(Hostile).items()
-        if asyncio.iscoroutinefunction(each) and name not in ("begin", "_send")
-    ]  # fmt: skip
+async def measure(
+    url: str, tokens: list[str], pid: int, seconds: float, rounds: int, kinds: list[str]
+) -> None:
     clients = [
         httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {t}"}, timeout=60)
         for t in tokens
@@ -294,6 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="of a phase")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--as", dest="kind", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -315,7 +318,8 @@ def main() -> None:
         )  # fmt: skip
         try:
             url = process.stdout.readline().split("serves ")[1].split("/ ")[0]
-            asyncio.run(measure(url, made, process.pid, asked.seconds, asked.rounds))
+            work = measure(url, made, process.pid, asked.seconds, asked.rounds, asked.kinds)
+            asyncio.run(work)
         finally:
             process.terminate()
             process.wait(30)

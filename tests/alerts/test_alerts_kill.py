@@ -16,8 +16,9 @@ SECRET = "a secret of sixteen characters"
 class Service:
     """A real ``snc serve`` process on one store, that can be killed and started again."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **environment):
         self.store = folder / "snc.db"
+        self.environment = environment
         self.seq = 0
         self.start()
 
@@ -29,7 +30,12 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "SNC_ALERT_NETWORKS": "127.0.0.0/8", "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "SNC_ALERT_NETWORKS": "127.0.0.0/8",
+                "OMP_NUM_THREADS": "1",
+                **self.environment,
+            },
         )
         log.close()
         line = self.process.stdout.readline()
