@@ -30,7 +30,7 @@ JOB = """
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         callback = SNCallback(model, url=url, run="r", spool=root)
         loader = torch.utils.data.DataLoader(
-            Data(None), batch_size=4, num_workers=2, multiprocessing_context="spawn")
+            Data(None), batch_size=4, num_workers=1, multiprocessing_context="spawn")
         for batch in loader:
             loss = model(batch).square().mean()
             optimizer.zero_grad()

@@ -57,7 +57,8 @@ class Standing:
         if not usable.any():
             return None, -1, num_nonfinite
         ratio = np.full(len(sigma), -np.inf)
-        np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # to widen a signalling NaN is an invalid operation
+            np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
         worst = int(np.argmax(ratio))
         return float(ratio[worst]), int(self.layers[worst]), num_nonfinite
 
