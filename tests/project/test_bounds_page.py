@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from snc_client.sender import allowance, http
 from snc_service import group_commit
 from snc_service.alerts import document, incidents, post, worker
 from snc_service.api.history import export
@@ -44,6 +45,11 @@ BOUNDS = {
         incidents.MAX_ENTRIES,
     ],
     "a message to a receiver": [post.DEADLINE_SECONDS],
+    "in the job: an answer, and one that counts as large": [
+        http.MAX_ANSWER_BYTES // KIB**2,
+        http.SMALL_ANSWER_BYTES // KIB,
+    ],
+    "in the job: policies, and large answers": [allowance.PAUSES],
 }
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from snc_client.sender.share import Share
+from snc_client.sender.allowance import Allowance
 
 if TYPE_CHECKING:
     import httpx
@@ -57,7 +57,7 @@ class HttpConnection:
         self._errors = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
         self._timeout = httpx.Timeout
         self._stream: object = None
-        self._share = Share()
+        self._allowance = Allowance()
         self._base = url.rstrip("/") + "/api/v1"
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token:
@@ -101,7 +101,7 @@ class HttpConnection:
                 timeout=timeout,
                 extensions={"trace": self._trace},
             ) as response:
-                return _answer(response, time.monotonic() + seconds, self._share)
+                return _answer(response, time.monotonic() + seconds, self._allowance)
         except self._errors as error:
             return Answer(0, reason=f"{type(error).__name__}: {error}")
         finally:
@@ -159,16 +159,16 @@ def _is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _answer(response: httpx.Response, deadline: float, share: Share) -> Answer:
+def _answer(response: httpx.Response, deadline: float, allowance: Allowance) -> Answer:
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
         if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
             return Answer(0, reason=f"an answer too long or too slow after {len(data)} bytes")
     # The parser holds the interpreter: 2 MiB of brackets stop a training for 0.2 s.
-    if len(data) > SMALL_ANSWER_BYTES and not share.due:
+    if len(data) > SMALL_ANSWER_BYTES and not allowance.due:
         return Answer(0, reason=f"an answer of {len(data)} bytes too soon after a costly one")
-    with share.spending():
+    with allowance.spending():
         body = _json_object(bytes(data))
     return Answer(
         response.status_code,

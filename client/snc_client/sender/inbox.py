@@ -6,27 +6,27 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
+from snc_client.sender.allowance import Allowance
 from snc_client.sender.failures import Failures
-from snc_client.sender.share import Share
 from snc_service.wire import Command, Policy, WireError
 
 
 class Inbox:
     """The newest policy and the commands that the job has not taken yet.
 
-    The sender thread fills the inbox; the training thread empties it. A policy that is not due yet
-    by ``share`` is left for a later answer: the service repeats it until its version is reported.
+    The sender thread fills the inbox; the training thread empties it. A policy that is not due by
+    ``allowance`` is left for a later answer: the service repeats it until its version is reported.
     """
 
     def __init__(
         self,
         failures: Failures,
         on_policy: Callable[[Policy], object] | None = None,
-        share: Share | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._failures = failures
         self._on_policy = on_policy
-        self._share = share or Share()
+        self._allowance = allowance or Allowance()
         self._policies: deque[tuple[int, Policy]] = deque(maxlen=1)
         self._commands: deque[Command] = deque()
         self._newest_command = 0  # of those received
@@ -67,10 +67,10 @@ class Inbox:
         # Version 0 is the empty default of the service: the job's own policy stays in force.
         if policy is None or not whole(version) or version in (0, self.policy_version):
             return
-        if not self._share.due:
+        if not self._allowance.due:
             return
         try:
-            with self._share.spending():
+            with self._allowance.spending():
                 parsed = Policy.parse(policy)
                 if self._on_policy is not None:
                     self._on_policy(parsed)

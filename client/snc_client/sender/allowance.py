@@ -1,4 +1,4 @@
-"""Share: what the answers of a service may cost the processor of a training job."""
+"""Allowance: what the answers of a service may cost the processor of a training job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 PAUSES: Final = 50.0  # times the cost: at most 2 % of a processor in the long run
 
 
-class Share:
+class Allowance:
     """Costly work puts off the next: after t seconds of processor time none is due for 50 t.
 
     Such work runs in the sender's thread, but it takes the interpreter from the training. It is

@@ -8,9 +8,9 @@ from ledger import Reply
 from sending import put, sender
 
 from snc_client.sender import http
+from snc_client.sender.allowance import PAUSES, Allowance
 from snc_client.sender.failures import Failures
 from snc_client.sender.inbox import Inbox
-from snc_client.sender.share import PAUSES, Share
 
 
 class Clocks:
@@ -19,8 +19,8 @@ class Clocks:
     def __init__(self) -> None:
         self.processor = self.elapsed = 0.0
 
-    def share(self) -> Share:
-        return Share(lambda: self.processor, lambda: self.elapsed)
+    def allowance(self) -> Allowance:
+        return Allowance(lambda: self.processor, lambda: self.elapsed)
 
     def work(self, seconds: float) -> None:
         self.processor += seconds
@@ -33,7 +33,7 @@ def policy(pattern: str) -> dict:
 
 def test_new_policies_without_end_cost_a_fiftieth_of_the_time():
     clocks = Clocks()
-    inbox = Inbox(Failures(), lambda _: clocks.work(0.5), clocks.share())
+    inbox = Inbox(Failures(), lambda _: clocks.work(0.5), clocks.allowance())
     for version in range(1, 100_000):
         inbox.take_over({"policy": policy(f"p{version}"), "policy_version": version})
         clocks.elapsed += 0.01
@@ -42,9 +42,9 @@ def test_new_policies_without_end_cost_a_fiftieth_of_the_time():
 
 def test_a_policy_that_is_none_counts_like_one():
     clocks = Clocks()
-    share = clocks.share()
-    inbox = Inbox(Failures(), share=share)
-    with share.spending():
+    allowance = clocks.allowance()
+    inbox = Inbox(Failures(), allowance=allowance)
+    with allowance.spending():
         clocks.work(1.0)
     inbox.take_over({"policy": {"entries": 7}, "policy_version": 1})
     assert inbox._failures.errors == 0
@@ -55,7 +55,7 @@ def test_a_policy_that_is_none_counts_like_one():
 
 def test_a_policy_that_was_put_off_is_taken_when_it_comes_again():
     clocks = Clocks()
-    inbox = Inbox(Failures(), lambda _: clocks.work(1.0), clocks.share())
+    inbox = Inbox(Failures(), lambda _: clocks.work(1.0), clocks.allowance())
     inbox.take_over({"policy": policy("first"), "policy_version": 1})
     second = {"policy": policy("second"), "policy_version": 2}
     inbox.take_over(second)
