@@ -124,10 +124,16 @@ def test_a_stream_of_an_unknown_run_gives_its_place_back(api):
     assert api.service.streams == 0
 
 
-def test_streams_end_when_the_service_is_about_to_stop(api):
+def test_streams_end_when_the_service_is_about_to_stop(api, monkeypatch):
+    begun, real = threading.Event(), api.service.store.histories.latest
+
+    def latest(run):
+        begun.set()
+        return real(run)
+
+    monkeypatch.setattr(api.service.store.histories, "latest", latest)
     waiting = api.start("GET", f"{RUN}/stream")
-    while api.service.streams == 0:
-        time.sleep(0.01)
+    assert begun.wait(20)
     app.drain(api.app)
     told = waiting.result(20)
     assert [event for event, _, _ in messages(iter(told.text.splitlines()))] == ["update"]
