@@ -74,7 +74,7 @@ def test_a_defect_is_logged_as_500(api, caplog):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    api.service.store.runs.page = fail
+    api.service.store.runs.search = fail
     told = api.get("/api/v1/runs", headers={"X-Request-ID": "mine-1"})
     problem = assert_problem(told, 500, "internal")
     # Whoever reports it can name the line in the log.

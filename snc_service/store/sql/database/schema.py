@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 7
+VERSION = 6
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -178,8 +178,7 @@ alter table tail add column crcs {blob};
 create table damage (
   run_id integer not null, place {text} not null, at {real} not null, detail {text} not null,
   primary key (run_id, place)){clustered};
-""",
-    7: """
+
 alter table run add column loss {real};
 alter table run add column nonfinite_loss integer not null default 0;
 alter table run add column archived integer not null default 0;
