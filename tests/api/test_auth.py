@@ -18,7 +18,8 @@ OWN, FOREIGN = "own", "foreign"
 # The documented answers. Scope: what a token must have; None: any token, "open": none at all.
 # For a token of another project, all scopes granted: "run" hides the run (404), "project" refuses
 # the name of another one (403), "all" refuses because the answer is about every project (403),
-# "list" shows its own part only, "record" hides what is of others (404), "-" does not care.
+# "list" shows and "count" counts its own part only, "record" hides what is of others (404), "-"
+# does not care.
 TABLE_OF_ROUTES = {
     ("GET", "/"): ("open", "-"),
     ("GET", "/ui/{path:path}"): ("open", "-"),
@@ -36,6 +37,7 @@ TABLE_OF_ROUTES = {
     ("POST", "/api/v1/runs/{run}/batches"): ("ingest", "run"),
     ("POST", "/api/v1/runs/{run}/finish"): ("ingest", "run"),
     ("GET", "/api/v1/runs"): ("read", "list"),
+    ("GET", "/api/v1/run-summary"): ("read", "count"),
     ("GET", "/api/v1/runs/{run}"): ("read", "run"),
     ("GET", "/api/v1/runs/{run}/layers"): ("read", "run"),
     ("GET", "/api/v1/runs/{run}/layers/{layer:path}/history"): ("read", "run"),
@@ -68,6 +70,8 @@ TABLE_OF_ROUTES = {
     ("GET", "/prometheus/sd"): ("read", "all"),
     ("PUT", "/api/v1/runs/{run}/policy"): ("admin", "run"),
     ("PUT", "/api/v1/projects/{project}/policy"): ("admin", "project"),
+    ("PATCH", "/api/v1/runs/{run}"): ("admin", "run"),
+    ("POST", "/api/v1/runs/{run}/acknowledge"): ("admin", "run"),
     ("DELETE", "/api/v1/runs/{run}"): ("admin", "run"),
     ("POST", "/api/v1/runs/{run}/commands"): ("admin", "run"),
     ("GET", "/api/v1/alerting"): ("admin", "all"),
@@ -89,6 +93,8 @@ TABLE_OF_ROUTES = {
 BODIES = {
     ("POST", "/api/v1/runs"): {"run": "r", "project": "own"},
     ("POST", "/api/v1/runs/{run}/finish"): {"state": "finished"},
+    ("PATCH", "/api/v1/runs/{run}"): {"note": "seen"},
+    ("POST", "/api/v1/runs/{run}/acknowledge"): {},
     ("PUT", "/api/v1/runs/{run}/policy"): {"entries": []},
     ("PUT", "/api/v1/runs/{run}/rules"): {"rules": {}},
     ("PUT", "/api/v1/projects/{project}/rules"): {"rules": {}},
@@ -194,7 +200,13 @@ class Door:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     clock = Clock()
-    settings = settings_in(tmp_path_factory.mktemp("door"), token_requests_per_second=1e6)
+    # Every request of the table makes a token and a silence.
+    settings = settings_in(
+        tmp_path_factory.mktemp("door"),
+        token_requests_per_second=1e6,
+        store_tokens=100_000,
+        store_silences=100_000,
+    )
     with serving_app(settings, clock=clock) as api:
         yield Door(api, clock)
 
@@ -307,6 +319,9 @@ def test_a_token_of_another_project_sees_nothing_of_this_one(door, route):
         assert_allowed(route, told)
     if bound == "list":
         assert told.json()["items"] == []
+    if bound == "count":
+        seen = told.json()
+        assert (seen["total"], seen["projects"], seen["tags"], seen["config"]) == (0, [], [], [])
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route != STREAM], **ids)
@@ -319,6 +334,8 @@ def test_a_token_of_the_project_reaches_it(door, route):
         assert_allowed(route, told)
     if bound == "list":
         assert told.json()["items"]
+    if bound == "count":
+        assert told.json()["total"] > 0
 
 
 @pytest.mark.parametrize("secret", ["ingest", "foreign"])
