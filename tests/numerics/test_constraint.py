@@ -340,7 +340,8 @@ def test_a_clip_through_singular_vectors_is_the_cap(dtype: torch.dtype, shape: s
     w = (w64 if shape == "tall" else w64.mT).to(dtype).contiguous()
     u, s, vh = torch.linalg.svd(w.double(), full_matrices=False)
     small = vh if shape == "tall" else u.mT
-    rows = (torch.randn(8, 8, dtype=torch.float64) @ small[:8]).float()  # any vectors of that span
+    mixed = 4 * torch.eye(8, dtype=torch.float64) + gaussian(8, 8, seed=1).double()
+    rows = (mixed @ small[:8]).float()  # any vectors of that span
     found = seen(w, rows)
     assert float(found.largest) == pytest.approx(5.0, rel=1e-2)
     clip_seen_(w, rows, found, torch.tensor(1.0))

@@ -142,7 +142,7 @@ def test_strict_never_divides_by_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
     with SNCallback(model, threshold=1e-3, strict=True, action="observe") as callback:
         before = model[0].weight.detach().clone()
         monkeypatch.setattr(
-            "snc_client.callback.monitor.device_group.bound",
+            "snc_client.callback.monitor.device_group.last_bound",
             lambda operator, sigma: torch.full_like(sigma, math.nan),
         )
         callback._monitor.set_policy(

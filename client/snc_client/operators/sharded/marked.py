@@ -52,9 +52,10 @@ def shard_of_marked(parameter: Any, values: Tensor | None = None) -> Shard:
     ``allreduce`` is False. Replicas of other groups are measured by those, from equal numbers.
     """
     local = plain(parameter if values is None else values)
-    axis, stripes = int(parameter.partition_dim), int(getattr(parameter, "partition_stride", 1))
-    if not 0 <= axis < local.ndim or local.shape[axis] % stripes:
-        raise ShardError(f"a shard marked with partition_dim {axis} and {stripes} stripes")
+    axis = int(getattr(parameter, "partition_dim", -1))
+    stripes = int(getattr(parameter, "partition_stride", 1))
+    if not 0 <= axis < local.ndim or stripes < 1 or local.shape[axis] % stripes:
+        raise ShardError(f"sharded with partition_dim {axis} and partition_stride {stripes}")
     group: Any = _megatron_group(experts=getattr(parameter, "allreduce", True) is False)
     ranks, here, each = group.size(), group.rank(), local.shape[axis] // stripes
     shape = tuple(n * ranks if d == axis else n for d, n in enumerate(local.shape))
