@@ -3,12 +3,13 @@
 import { runPath, url } from "./api.js";
 
 /**
- * Calls `update({run, layers, events, isFirst})` after every change of a run while the tab is visible.
+ * Calls `update({run, layers, events, isFirst})` after every change of a run while the tab is visible,
+ * and `deleted()` when the run is deleted.
  * `isFirst`: the connection is new, so what happened before is not in `events`. Where
  * the service refuses a stream (too many are open), `isOpen` stays false and its user asks instead.
  */
 export class RunStream {
-  constructor(run, update) {
+  constructor(run, update, deleted) {
     this.run = run;
     this.update = update;
     this.onVisible = () => (document.hidden ? this.close() : this.open());
@@ -31,7 +32,10 @@ export class RunStream {
       this.update({ ...JSON.parse(event.data), isFirst });
       isFirst = false;
     });
-    this.source.addEventListener("deleted", () => this.stop());
+    this.source.addEventListener("deleted", () => {
+      this.stop();
+      deleted();
+    });
   }
 
   close() {

@@ -52,7 +52,9 @@ export class RunView {
     this.build();
     this.update(route);
     this.live = new Live((signal) => this.load(signal), ASKED, (problem) => this.failed(problem));
-    this.stream = new RunStream(this.run, (update) => this.pushed(update));
+    this.stream = new RunStream(
+      this.run, (update) => this.pushed(update), () => this.live.now(),
+    );
     this.ages = setInterval(() => this.item && !document.hidden && this.showHead(), 1000);
     this.unTheme = onTheme(() => this.recolor());
   }
