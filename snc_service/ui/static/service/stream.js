@@ -12,6 +12,7 @@ export class RunStream {
   constructor(run, update, deleted) {
     this.run = run;
     this.update = update;
+    this.deleted = deleted;
     this.onVisible = () => (document.hidden ? this.close() : this.open());
     document.addEventListener("visibilitychange", this.onVisible);
     if (!document.hidden) this.open();
@@ -34,7 +35,7 @@ export class RunStream {
     });
     this.source.addEventListener("deleted", () => {
       this.stop();
-      deleted();
+      this.deleted();
     });
   }
 
