@@ -96,12 +96,20 @@ def test_alertmanager_receives_a_real_alert_from_a_real_training(tmp_path, monke
         train(url, model, 60, lr=3.0)
 
         event = rest.get("/runs/real/events", params={"rule": "breach"}).json()["items"][-1]
-        alert = until(lambda: of_run(am, "real"))
+
+        def agreed():
+            """Return alert and incident once both are as severe: the incident gets worse."""
+            alert = of_run(am, "real")
+            if alert is None:
+                return None
+            incident = rest.get(f"/incidents/{alert['labels']['incident']}").json()
+            same = alert["labels"]["severity"] == incident["severity"]
+            return (alert, incident) if same else None
+
+        alert, incident = until(agreed)
         labels = alert["labels"]
-        incident = rest.get(f"/incidents/{labels['incident']}").json()
         assert labels["source"] == "snc"
         assert (labels["run"], labels["project"]) == ("real", "llm")
-        assert labels["severity"] == incident["severity"]
         assert (labels["rule"], labels.get("layer")) == (incident["rule"], incident["layer"])
         assert alert["status"]["state"] == "active"
         assert event["message"] in alert["annotations"]["description"]
