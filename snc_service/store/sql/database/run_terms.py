@@ -12,7 +12,7 @@ DEEPEST: Final = 8
 MOST_CHARACTERS: Final = 256  # of a value or a name, which indexes hold
 TAG: Final = "tag"
 
-SINCE: Final = 7  # the version of the tables that have them
+SINCE: Final = 6  # the version of the tables that have them
 INSERT: Final = "insert into run_term (run_id, name, value, number) values (?, ?, ?, ?)"
 # What earlier stores hold.
 BEFORE: Final = "select run_id, config, tags from run_config order by run_id"
