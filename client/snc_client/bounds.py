@@ -25,10 +25,8 @@ from snc_client.precision import in_float64
 COLD_ITERATIONS = 32  # of a power iteration from random vectors, on the matrices of a convolution
 
 
-def certifiable(operator: Operator, *, loosely: bool = False) -> bool:
-    """Return whether `bound` certifies this kind of operator; ``loosely``: or `any_bound` does."""
-    if loosely and isinstance(operator, Convolution | Adjoint):
-        return True
+def certifiable(operator: Operator) -> bool:
+    """Return whether `bound` certifies this kind of operator; `last_bound` certifies every kind."""
     return isinstance(operator, Matrix | BlockDiagonal | LowRank | Gain | Rows)
 
 

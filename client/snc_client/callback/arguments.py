@@ -79,15 +79,6 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
-def check_certifiable(without: Sequence[str]) -> None:
-    """Raise ValueError if there are layers to be held strictly ``without`` a certificate."""
-    if without:
-        raise ValueError(
-            f"strict must be False where a layer to be held has no certificate, got True with "
-            f"{', '.join(without)}: give these the action observe"
-        )
-
-
 def check_cost(
     every: int, idle_every: int | None, max_overhead: float | None, guard: object
 ) -> None:

@@ -19,10 +19,9 @@ MOST_LISTED = 10  # names in one line of the log
 class PolicyInForce:
     """A policy, limited to the layers that the job's optimizers allow it to write."""
 
-    def __init__(self, policy: Policy, ownership: Ownership, *, strict: bool = False) -> None:
+    def __init__(self, policy: Policy, ownership: Ownership) -> None:
         self._policy = policy
         self._ownership = ownership
-        self._strict = strict
         self._layers: tuple[Layer, ...] = ()
         self._prepared: tuple[Policy, tuple[Layer, ...], Resolved] | None = None
 
@@ -48,14 +47,12 @@ class PolicyInForce:
         return self._limited(coverage.layers, resolved)
 
     def replace(self, version: int, policy: Policy, monitor: LayerMonitor, *, step: int) -> None:
-        """Apply ``policy`` of the service from ``step`` on; log what it cannot match or certify."""
+        """Apply ``policy`` of the service from ``step`` on; log what it cannot match."""
         self._policy = policy
         resolved = self._resolved(policy, monitor.layers)
         monitor.set_policy(self._limited(monitor.layers, resolved), step=step - 1)
         log.info("snc: policy version %d is in force from step %d", version, step)
         _say_uncapped(monitor.layers, resolved)
-        if self._strict and (names := monitor.uncertifiable()):
-            log.warning("snc: not held, strict has no certificate for: %s", _listed(names))
         if resolved.unmatched:
             log.warning("snc: no layer matches %s", _listed([*map(repr, resolved.unmatched)]))
 

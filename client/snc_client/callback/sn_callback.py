@@ -172,7 +172,7 @@ class SNCallback:
         find = partial(find_layers, conv=conv, grids=grids, split=split, maps=maps, logits=logits)
         known_masters = Masters(model, masters, self._optimizers)
         ownership = Ownership(model, self._optimizers, known_masters.of)
-        in_force = PolicyInForce(chosen, ownership, strict=strict)
+        in_force = PolicyInForce(chosen, ownership)
         norms = NormSignals(signals, model, first, guarded=bool(guard))
         alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
         alike["guard"] = bool(guard)
@@ -198,8 +198,6 @@ class SNCallback:
             idle_every=1 if full else idle_every,
             sharded=sharded,
         )
-        if strict:
-            arguments.check_certifiable(monitor.uncertifiable())
         monitor.register(step=0)
         self._connection = reporter = Reporter(
             url,

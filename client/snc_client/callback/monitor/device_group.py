@@ -65,7 +65,7 @@ class DeviceGroup:
         self.device = device
         operators = [layer.operator() for layer in layers]
         shapes = [operator.shape for operator in operators]
-        self._certifiable = [certifiable(operator, loosely=strict) for operator in operators]
+        self._certifiable = [strict or certifiable(operator) for operator in operators]
         self.power = warm_blocks(shapes, device=device, block=block)
         self.thresholds = Thresholds([rms(layer) for layer in layers], device)
         self._enforcement = Enforcement(self.layers, masters)
@@ -85,12 +85,7 @@ class DeviceGroup:
     def set_policy(self, policies: Sequence[LayerPolicy]) -> None:
         """Put thresholds and actions in force, one per layer of the group."""
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
-        self._held = tuple(
-            i
-            for i, p in enumerate(policies)
-            # Strict divides by nothing but a bound, so it leaves alone what has none.
-            if p.action in HOLDING and (not self._strict or self._certifiable[i])
-        )
+        self._held = tuple(i for i, p in enumerate(policies) if p.action in HOLDING)
         self._capped = tuple(i for i, p in enumerate(policies) if p.action == "cap")
         self._normalized = frozenset(i for i, p in enumerate(policies) if p.action == "normalize")
         # Elsewhere the host must not read what a certificate says.

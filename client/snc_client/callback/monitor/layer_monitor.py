@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snc_client.bounds import certifiable
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.judged_rows import judged_rows
 from snc_client.callback.model.distributed import several_ranks
@@ -178,11 +177,6 @@ class LayerMonitor:
         self._regroup(warm)
         self._planner.renew({*exchanged, *range(len(layers) - more, len(layers))} - self.missing)
         return bool(more or exchanged)
-
-    def uncertifiable(self) -> list[str]:
-        """Return the names of held layers for which there is no certificate."""
-        found = (self.layers[i] for i in sorted(self._held - self.missing))
-        return [x.name for x in found if not (x.sharded or certifiable(x.operator(), loosely=True))]
 
     @torch.no_grad()
     def register(self, step: int) -> None:
