@@ -187,6 +187,22 @@ def test_a_cap_at_rest_writes_nothing_and_certifies_nothing(monkeypatch):
     assert torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_leaves_the_others_capped(bad, strict):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40, bias=False), nn.Linear(40, 40, bias=False))
+    with SNCallback(model, threshold=1.0, action="cap", strict=strict, certify_every=1) as callback:
+        callback.step()
+        with torch.no_grad():
+            model[0].weight[3, 4] = bad
+        for _ in range(4):
+            grow(model[1], 2.0)
+            callback.step()
+            assert norm(model[1].weight.detach()) <= 1.001
+    assert callback.errors == 0
+
+
 def test_a_cap_keeps_what_is_below_and_costs_no_more_than_its_aim():
     values = torch.cat([torch.tensor([3.0, 1.4, 1.2]), torch.linspace(0.9, 0.1, 60)])
     model = linear(planted(values, 90).float())

@@ -263,7 +263,7 @@ class WarmCaps:
         """
         if not measured:
             return []
-        near = divisor * (1.0 if self._strict else CLUSTER) > threshold
+        near = divisor.isfinite() & (divisor * (1.0 if self._strict else CLUSTER) > threshold)
         near, below = torch.stack([near, upper <= threshold]).tolist()
         close = [i for i in measured if near[i] and not below[i]]
         if self._strict:
