@@ -26,11 +26,12 @@ STILL = 1e-6
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of `measure` for one matrix. NaN where the weight is not finite.
+    """The result of `measure` for one matrix.
 
-    ``sigma`` estimates the spectral norm from below; ``sigma_upper`` is a certified bound from
-    above, as a rule 2e-6 higher for a matrix and 1e-3 for another operator, NaN for one without a
-    certificate. ``stable_rank`` is frobenius^2 / sigma^2, 0 for a zero matrix.
+    ``sigma`` estimates the spectral norm from below, NaN for a weight that is not finite.
+    ``sigma_upper`` is a certified bound from above, as a rule 2e-6 higher for a matrix and 1e-3 for
+    another operator, NaN without a certificate, infinite beyond the range of float32.
+    ``stable_rank`` is frobenius^2 / sigma^2, 0 for a zero matrix.
     """
 
     sigma: float
@@ -119,8 +120,9 @@ def _frobenius(operator: Operator) -> Tensor:
     if isinstance(operator, LowRank):
         return operator.frobenius()
     if isinstance(operator, Matrix | BlockDiagonal):
+        # Float32 would hold neither 1e-100 nor the norm of many numbers of 3e38.
         norm: Tensor = torch.linalg.vector_norm(operator.weight, dtype=torch.float64)
-        return norm.float()
+        return norm
     return torch.full_like(operator.amax(), math.nan)
 
 

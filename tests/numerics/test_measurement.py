@@ -91,6 +91,19 @@ def test_other_precisions_are_measured_as_they_are_stored(dtype):
     assert found.sigma_upper >= exact
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [torch.diag(torch.tensor([3e-100, 4e-100], dtype=torch.float64)), 3e38 * torch.ones(50, 50)],
+    ids=["tiny", "huge"],
+)
+def test_norms_beyond_the_range_of_float32_are_norms(weight):
+    found = measure(weight)["0"]
+    exact = weight.double()
+    assert found.frobenius == pytest.approx(float(exact.norm()), rel=1e-12)
+    assert found.sigma == pytest.approx(float(torch.linalg.matrix_norm(exact, 2)), rel=1e-6)
+    assert found.stable_rank == pytest.approx((found.frobenius / found.sigma) ** 2, rel=1e-9)
+
+
 def test_zero_and_weights_that_are_not_finite_have_numbers_too():
     zero = measure(torch.zeros(4, 3))["0"]
     assert (zero.sigma, zero.sigma_upper, zero.stable_rank) == (0, 0, 0)
