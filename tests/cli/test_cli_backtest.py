@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -195,9 +196,18 @@ def test_the_table_says_what_was_added_gone_or_moved_with_the_score_below(folder
     assert "40.00" in done.stdout
 
 
+def once_its_incident_is_counted(url, run):
+    """Return the run when the alert loop, which works after the batch is answered, has seen it."""
+    deadline = time.monotonic() + 20.0
+    while not (answer := httpx.get(f"{url}/api/v1/runs/{run}").json())["incidents"]:
+        assert time.monotonic() < deadline, "no incident"
+        time.sleep(0.05)
+    return answer
+
+
 def test_a_stored_run_is_compared_like_a_file_and_nothing_is_written(url, folder):
     send(url, "wrong", *trouble(), [150])
-    before = httpx.get(f"{url}/api/v1/runs/wrong").json()
+    before = once_its_incident_is_counted(url, "wrong")
     rules = str(folder / "rules.toml")
     of_run = snc("backtest", "wrong", "--url", url, "--rules", rules, "--json")
     of_file = snc("backtest", str(folder / "wrong.npz"), "--rules", rules, "--json")
