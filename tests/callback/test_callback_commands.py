@@ -1,5 +1,6 @@
 """Commands, from REST through acknowledgements to the user's function at a step boundary."""
 
+import functools
 import json
 import time
 
@@ -194,3 +195,25 @@ def test_a_run_that_was_deleted_counts_its_commands_anew(ledger):
 def test_a_command_survives_the_wire_letter_by_letter():
     command = Command(7, "checkpoint", "<b>\u202e'; --")
     assert Command.parse(json.loads(json.dumps(command.as_dict()))) == command
+
+
+def test_the_jobs_own_policy_comes_back_into_force_when_the_service_sends_it_again(service_url):
+    weights = model()
+
+    def policy(threshold):
+        entry = {"pattern": "*", "threshold": threshold, "action": "rescale"}
+        return {"entries": [entry]}
+
+    with SNCallback(weights, threshold=1.0, url=service_url) as callback:
+        step_until(callback, lambda: callback.sent_values)
+        address = f"{service_url}/api/v1/runs/{callback.run}/policy"
+        for limit in (1.0, 8.0, 1.0, 0.5, 1.0):
+            httpx.put(address, json=policy(limit)).raise_for_status()
+            in_force = functools.partial(
+                lambda x: callback.latest["weight"]["threshold"] == x, limit
+            )
+            step_until(callback, in_force)
+        with torch.no_grad():
+            weights.weight.mul_(100.0)
+        callback.step(loss=1.0)
+        assert float(torch.linalg.matrix_norm(weights.weight.detach(), 2)) <= 1.001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from snc_service.wire import Command, LayerSpec, LayerTable, Policy
 log = logging.getLogger("snc")
 
 UNDECIDED_ROWS = 64  # kept while a rank does not know yet whether it reports
+RANK_0_SECONDS = 5.0  # that closing waits for rank 0, where that rank has no callback at all
 
 
 class Reporter:
@@ -49,7 +51,7 @@ class Reporter:
         **keywords: Any,
     ) -> None:
         self._commands = Commands(on_command)
-        self._own_policy = keywords.get("policy")
+        self._policy = keywords.get("policy")  # in force: the job's own, then what was taken
         self._relay = RankRelay()
         self._news = News()
         self._reports: bool | None = None
@@ -170,8 +172,11 @@ class Reporter:
             self._news = News()
         elif sender is not None:
             taken = sender.take_policy()
-        # The job's own is in force already.
-        return None if taken is None or taken[1] == self._own_policy else taken
+        # The service sends the job's own, which is in force already.
+        if taken is None or taken[1] == self._policy:
+            return None
+        self._policy = taken[1]
+        return taken
 
     def writes_to(self, other: Reporter) -> bool:
         """Return whether it writes to the run of ``other``."""
@@ -202,6 +207,7 @@ class Reporter:
 
     def close(self, timeout: float, state: EndState) -> None:
         """Deliver what waits and finish the run, in ``timeout`` seconds."""
+        self._await_rank_0(min(timeout, RANK_0_SECONDS))
         self.request_end(state, timeout)
         if self._sender is not None and self._end is not None:
             self._sender.close(timeout, self._end)
@@ -228,9 +234,7 @@ class Reporter:
     def _received(self) -> News:
         if self._sender is None:
             return News()
-        policy = self._sender.take_policy()
-        own = policy is not None and policy[1] == self._own_policy
-        return News(None if own else policy, self._sender.take_commands())
+        return News(self._sender.take_policy(), self._sender.take_commands())
 
     def _decide(self) -> None:
         """Find out whether this rank reports, and begin if it does."""
@@ -250,6 +254,15 @@ class Reporter:
         for row in self._early:
             self.put(*row)
         self._early.clear()
+
+    def _await_rank_0(self, seconds: float) -> None:
+        """Wait until rank 0 has announced its layers: it may be slower than a short job here."""
+        deadline = time.monotonic() + seconds
+        while self._sender is not None and self._reports is None and joined():
+            self._decide()
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
 
     def _own(self) -> LayerTable:
         """Return the layers that this rank reports: all of rank 0, of a part those it lacks."""
