@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snc_client.certificate import upper_of_gram
-from snc_client.estimator.sharded_power import ShardedPower, Summand
+from snc_client.estimator.sharded_power import ShardedPower, Sums, bands
 from snc_client.operators.sharded import Rectangle, ShardedMatrix, flat_boxes
 
 CPU = torch.device("cpu")
@@ -61,10 +61,14 @@ class Places:
             power.share(matrix, v, u, first=True)
             for (power, matrix, v), u in zip(pairs, ahead, strict=True)
         ]
-        names = ("x_BN", "r_BB", "bands", "torn_TN")
-        total = Summand(*(sum(getattr(x, name) for x in shares) for name in names))
-        yes = torch.tensor(True)
-        return [power.finish([0], [v], [total], [yes], [yes]).sigma.item() for power, _, v in pairs]
+        total = Sums(
+            x_BN=sum(x.x_BN for x in shares),
+            r_BB=sum(x.r_BB for x in shares),
+            bands=sum(bands(x.largest) for x in shares),
+            torn_TN=sum(x.torn_TN for x in shares),
+        )
+        yes = torch.tensor([True])
+        return [power.finish([v], [total], yes, yes).sigma.item() for power, _, v in pairs]
 
 
 def norm(weight: Tensor) -> float:

@@ -8,12 +8,13 @@ the sums alone: so all of them find the same numbers, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from snc_client.devices import reading_is_free
 from snc_client.estimator.block_power import (
     BlockPower,
     Estimates,
@@ -39,8 +40,18 @@ class Summand:
 
     x_BN: Tensor  # of W'U, without torn rows
     r_BB: Tensor  # of U'U, without torn rows
-    bands: Tensor  # [BANDS] one where the largest entry of U lies
+    largest: Tensor  # 0-d, the largest absolute entry of U; see `bands`
     torn_TN: Tensor  # entries of torn rows, zero where they lie elsewhere
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of all processes' `Summand`, and of the `bands` of their largest entries."""
+
+    x_BN: Tensor
+    r_BB: Tensor
+    bands: Tensor  # [BANDS]
+    torn_TN: Tensor
 
 
 class ShardedPower(BlockPower):
@@ -54,6 +65,7 @@ class ShardedPower(BlockPower):
         self, sides: Sequence[tuple[int, int]], *, device: torch.device, block: int, seed: int = 0
     ) -> None:
         self._exponents = torch.zeros(len(sides), device=device)
+        self._shrink = list(torch.ones(len(sides), device=device).unbind())  # 2^-exponent, 0-d each
         super().__init__(sides, device=device, block=block, seed=seed)
 
     def _block_shape(self, layer: int) -> tuple[int, int]:
@@ -84,17 +96,16 @@ class ShardedPower(BlockPower):
 
         Where columns are cut too, this is a share of a sum over ``matrix.across``.
         """
-        runs = row_runs(matrix)
-        scale = torch.ldexp(torch.ones_like(self._exponents[layer]), -self._exponents[layer])
-        found = {run: torch.zeros(len(v_BN), run[1], device=v_BN.device) for run in runs}
+        runs, shrink = row_runs(matrix), self._shrink[layer]
         with full_precision(self._device):
+            if len(runs) == len(matrix.rows) == 1 and runs[0][1]:
+                return times(matrix.rows[0], v_BN) * shrink
+            found = {run: torch.zeros(len(v_BN), run[1], device=v_BN.device) for run in runs}
             for piece in matrix.rows:
                 if piece.row not in matrix.torn and piece.local.numel():
                     found[piece.row, piece.local.shape[0]] += times(piece, v_BN)
-        joined = (
-            torch.cat([found[run] for run in runs], 1) if runs else v_BN.new_zeros(len(v_BN), 0)
-        )
-        return joined * scale
+        together = [found[run] for run in runs] or [v_BN.new_zeros(len(v_BN), 0)]
+        return torch.cat(together, 1) * shrink
 
     @torch.no_grad()
     def share(self, matrix: ShardedMatrix, v_BN: Tensor, u_BM: Tensor, *, first: bool) -> Summand:
@@ -103,93 +114,114 @@ class ShardedPower(BlockPower):
         ``u_BM`` is what `ahead` returned, after the sum where there is one.
         """
         runs = row_runs(matrix)
-        parts = dict(zip(runs, torch.split(u_BM, [size for _, size in runs], 1), strict=True))
-        x_BN, r_BB = torch.zeros_like(v_BN), v_BN.new_zeros(len(v_BN), len(v_BN))
-        torn_TN = v_BN.new_zeros(len(matrix.torn), v_BN.shape[1])
-        bands = v_BN.new_zeros(BANDS)
+        r_BB, largest = v_BN.new_zeros(len(v_BN), len(v_BN)), v_BN.new_zeros(())
         if not matrix.counts:
-            return Summand(x_BN, r_BB, bands, torn_TN)
+            return Summand(torch.zeros_like(v_BN), r_BB, largest, _torn(matrix, v_BN))
         with full_precision(self._device):
+            if first and u_BM.numel():
+                r_BB = gram(u_BM)
+                largest = torch.linalg.vector_norm(u_BM, math.inf)
+            (*others, only) = matrix.rows or (None,)
+            if only and not others and only.local.shape == (u_BM.shape[1], v_BN.shape[1]):
+                return Summand(back(only, u_BM), r_BB, largest, _torn(matrix, v_BN))
+            x_BN, torn_TN = torch.zeros_like(v_BN), _torn(matrix, v_BN)
+            parts = dict(zip(runs, torch.split(u_BM, [size for _, size in runs], 1), strict=True))
             for piece in matrix.rows:
                 span = slice(piece.column, piece.column + piece.local.shape[1])
                 if piece.row in matrix.torn:
                     torn_TN[matrix.torn.index(piece.row), span] = piece.local[0].float()
                 elif piece.local.numel():
                     x_BN[:, span] += back(piece, parts[piece.row, piece.local.shape[0]])
-            if first and u_BM.numel():
-                r_BB = gram(u_BM)
-                bands = _band(u_BM)
-        return Summand(x_BN, r_BB, bands, torn_TN)
+        return Summand(x_BN, r_BB, largest, torn_TN)
 
     @torch.no_grad()
     def finish(
-        self,
-        which: Sequence[int],
-        vectors: Sequence[Tensor],
-        sums: Sequence[Summand],
-        sound: Sequence[Tensor],
-        alike: Sequence[Tensor],
+        self, vectors: Sequence[Tensor], sums: Sequence[Sums], sound: Tensor, alike: Tensor
     ) -> Estimates:
-        """Return sigma and residual of the layers from the sums, and keep the next vectors.
+        """Return sigma and residual of all layers from the sums, and keep the next vectors.
 
-        Where a sum is not ``sound`` (0-d bool) sigma is NaN; then the vectors stay, or are drawn
-        anew if those of the processes were not ``alike``.
+        Where a sum is not ``sound`` (bool [L]) sigma is NaN; then the vectors stay, or are drawn
+        anew if those of the processes were not ``alike`` (bool [L]).
         """
+        every = range(len(vectors))
         with full_precision(self._device):
-            self._sums = {
-                i: self._whole(i, v, sum_, ok)
-                for i, v, sum_, ok in zip(which, vectors, sums, sound, strict=True)
-            }
-            before = {i: self._blocks[i] for i in which}
-            items = [_Item(i, _Sides(self._shapes[i])) for i in which]
-            found = self._iterate(items)
-            for i, ok, same in zip(which, sound, alike, strict=True):
-                kept = torch.where(same, before[i], self._random_rows(i))
-                self._store(i, torch.where(ok, self._blocks[i], kept))
-        self._sums = {}
+            before = list(self._blocks)
+            scale = torch.ldexp(torch.ones_like(self._exponents), self._exponents)
+            whole = [_with_torn_rows(*each) for each in zip(vectors, sums, scale, strict=True)]
+            fits = self._rescaled(torch.stack([x.bands for x in whole]), sound)
+            self._ready = [
+                (v, x.x_BN, x.r_BB, *each)
+                for v, x, *each in zip(vectors, whole, fits, scale, strict=True)
+            ]
+            found = self._iterate([_Item(i, _Sides(self._shapes[i])) for i in every])
+            if not (reading_is_free(self._device) and bool(sound.all())):
+                self._undo(before, sound, alike)
+        self._ready = []
         return found
 
-    def agreed(self, layer: int) -> Tensor:
-        """Return two whole numbers below 61, int64 [2], that tell the vectors of processes apart.
+    def agreed(self) -> Tensor:
+        """Return whole numbers below 61 that tell the vectors of processes apart, int64 [L, 2].
 
         Different vectors give the same ones by chance, once in 3,721 cases.
         """
-        bits = self._blocks[layer].contiguous().view(torch.int32).flatten().to(torch.int64)
-        places = torch.arange(len(bits), device=bits.device) % 60 + 1
-        total, weighted = bits.sum(), (bits * places).sum()
-        return torch.stack([total, weighted]).remainder(61)
+        found: dict[int, Tensor] = {}
+        for same in self._alike_in_shape():
+            blocks = torch.stack([self._blocks[i] for i in same])
+            bits = blocks.view(torch.int32).flatten(1).to(torch.int64)
+            places = torch.arange(bits.shape[1], device=bits.device) % 60 + 1
+            both = torch.stack([bits.sum(1), (bits * places).sum(1)], 1).remainder(61)
+            found.update(zip(same, both.unbind(), strict=True))
+        return torch.stack([found[i] for i in range(len(found))])
 
-    def _whole(
-        self, layer: int, v_BN: Tensor, sums: Summand, sound: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return V, X, R and the scale of U, torn rows included; NaN where not ``sound``."""
-        exponent = self._exponents[layer]
-        scale = torch.ldexp(torch.ones_like(exponent), exponent)
-        x_BN, r_BB = sums.x_BN, sums.r_BB
-        bands = sums.bands
-        if len(sums.torn_TN):
-            u_BT = (v_BN @ sums.torn_TN.mT) / scale
-            x_BN, r_BB = x_BN + u_BT @ sums.torn_TN, r_BB + gram(u_BT)
-            bands = bands + _band(u_BT)
-        at = torch.arange(BANDS, device=bands.device) + LOWEST_BAND
-        highest = torch.where(bands > 0, at, LOWEST_BAND).amax()
-        # Squares would leave float32: the next iteration uses the right exponent.
-        fits = (highest.abs() <= 1) | (bands.sum() == 0)
-        step = torch.where(bands.sum() > 0, highest * BAND, 0).float()
-        finite = r_BB.isfinite().all()
-        moved = (exponent + torch.where(finite | (bands.sum() > 0), step, 0.0)).clamp(-128, 128)
-        self._exponents[layer] = torch.where(sound & ~(fits & (highest == 0)), moved, exponent)
-        r_BB = torch.where(sound & fits, r_BB, math.nan)
-        return v_BN, x_BN, r_BB, scale
+    def _alike_in_shape(self) -> list[list[int]]:
+        """Return the layers, those of one shape of block together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i in range(len(self._blocks)):
+            groups.setdefault(self._block_shape(i), []).append(i)
+        return list(groups.values())
+
+    def _rescaled(self, bands_LK: Tensor, sound: Tensor) -> Sequence[Tensor]:
+        """Choose the exponents of the next iteration; return where the present ones fit, L x 0-d.
+
+        Elsewhere the squares have left float32: the next iteration uses the right exponent.
+        """
+        some = (bands_LK > 0).any(1)
+        at = torch.arange(BANDS, device=self._device) + LOWEST_BAND
+        highest = torch.where(bands_LK > 0, at, LOWEST_BAND).amax(1)
+        fits = (highest.abs() <= 1) | ~some
+        step = torch.where(some, highest * BAND, 0).float()
+        moved = (self._exponents + step).clamp(-128, 128)
+        self._exponents = torch.where(sound & ~(fits & (highest == 0)), moved, self._exponents)
+        shrink = torch.ldexp(torch.ones_like(self._exponents), -self._exponents)
+        self._shrink = list(shrink.unbind())
+        return (sound & fits).unbind()
+
+    def _undo(self, before: Sequence[Tensor], sound: Tensor, alike: Tensor) -> None:
+        """Put back the vectors of layers that are not ``sound``, drawn anew if not ``alike``."""
+        keep, same = sound[:, None, None].unbind(), alike[:, None, None].unbind()
+        for layers in self._alike_in_shape():
+            new, old, fresh = (
+                torch.stack(each)
+                for each in (
+                    [self._blocks[i] for i in layers],
+                    [before[i] for i in layers],
+                    [self._random_rows(i) for i in layers],
+                )
+            )
+            ok, equal = (torch.stack([x[i] for i in layers]) for x in (keep, same))
+            blocks = torch.where(ok, new, torch.where(equal, old, fresh))
+            for i, block in zip(layers, blocks.unbind(), strict=True):
+                self._store(i, block)
 
     def _multiply(self, group: Sequence[_Item], free: bool) -> _Products:
-        v, x, r, scale = (
+        v, x, r, fits, scale = (
             torch.stack(parts)
-            for parts in zip(*(self._sums[item.layer] for item in group), strict=True)
+            for parts in zip(*(self._ready[item.layer] for item in group), strict=True)
         )
-        return scaled(v, x, r, scale)
+        return scaled(v, x, torch.where(fits[:, None, None], r, math.nan), scale)
 
-    _sums: Mapping[int, tuple[Tensor, Tensor, Tensor, Tensor]]
+    _ready: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    """V, W'U, U'U, whether these fit into float32, and the scale of U, of each layer."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +241,29 @@ def row_runs(matrix: ShardedMatrix) -> list[tuple[int, int]]:
     return sorted({(p.row, p.local.shape[0]) for p in matrix.rows if p.row not in matrix.torn})
 
 
-def _band(u_BM: Tensor) -> Tensor:
-    """Return one in the band of the largest entry, float32 [BANDS]; none for zeros and NaN."""
-    low, high = torch.aminmax(u_BM)
-    largest = torch.maximum(high, -low)
+def bands(largest: Tensor) -> Tensor:
+    """Return one in the band of each of these numbers, float32 [..., BANDS]; none for 0 and NaN."""
     mantissa, exponent = torch.frexp(largest)
     band = torch.div(exponent + BAND // 2, BAND, rounding_mode="floor")
     band = band.clamp(LOWEST_BAND, -LOWEST_BAND)
-    at = torch.arange(BANDS, device=u_BM.device) + LOWEST_BAND
-    return ((at == band) & (mantissa > 0) & mantissa.isfinite()).float()
+    at = torch.arange(BANDS, device=largest.device) + LOWEST_BAND
+    some = (mantissa > 0) & mantissa.isfinite()
+    return ((at == band[..., None]) & some[..., None]).float()
+
+
+def _torn(matrix: ShardedMatrix, v_BN: Tensor) -> Tensor:
+    """Return zeros, one row for each torn row."""
+    return v_BN.new_zeros(len(matrix.torn), v_BN.shape[1])
+
+
+def _with_torn_rows(v_BN: Tensor, sums: Sums, scale: Tensor) -> Sums:
+    """Add what torn rows contribute: each process has all of their entries now."""
+    if not len(sums.torn_TN):
+        return sums
+    u_BT = (v_BN @ sums.torn_TN.mT) / scale
+    return replace(
+        sums,
+        x_BN=sums.x_BN + u_BT @ sums.torn_TN,
+        r_BB=sums.r_BB + gram(u_BT),
+        bands=sums.bands + bands(torch.linalg.vector_norm(u_BT, math.inf)),
+    )

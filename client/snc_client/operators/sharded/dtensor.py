@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -56,7 +55,7 @@ def shard_of_dtensor(tensor: Any) -> Shard | None:
     indices = [
         _indices(tensor.shape[d], mesh, placements, cut.get(d, [])) for d in range(tensor.ndim)
     ]
-    size = tuple(map(len, indices))
+    size = tuple(map(_length, indices))
     if size != tuple(local.shape):
         raise ShardError(
             f"a DTensor whose part must be {size}, got {tuple(local.shape)}: not made by chunks"
@@ -94,17 +93,17 @@ def _sides(cut: dict[int, list[int]]) -> tuple[int, int | None]:
     return next(d for d in cut if d != inner), inner
 
 
-def _indices(size: int, mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[int]:
+def _indices(size: int, mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[range]:
     """Return the indices of one dimension that lie here, in the order of the local part."""
-    here, found = mesh.get_coordinate(), torch.arange(size, device="cpu")
+    here, found = mesh.get_coordinate(), [range(size)]
     for axis in _order(mesh, placements, axes):
         pieces = getattr(placements[axis], "split_factor", 1)
         if pieces > 1 and pieces == _later(mesh, axes, axis):
             pieces = 1  # those dimensions have been applied before
-        parts = torch.chunk(found, pieces) if len(found) else [found]
-        found = torch.cat([_chunk(part, mesh.size(axis), here[axis]) for part in parts])
-    indices: list[int] = found.tolist()
-    return indices
+        parts = [_chunk(found, pieces, which) for which in range(pieces)]
+        chunks = [_chunk(part, mesh.size(axis), here[axis]) for part in parts]
+        found = [run for chunk in chunks for run in chunk]
+    return found
 
 
 def _order(mesh: Any, placements: Sequence[Any], axes: Sequence[int]) -> list[int]:
@@ -125,32 +124,45 @@ def _later(mesh: Any, axes: Sequence[int], axis: int) -> int:
     return parts
 
 
-def _chunk(indices: Tensor, parts: int, which: int) -> Tensor:
-    chunks = torch.chunk(indices, parts) if len(indices) else ()
-    return chunks[which] if which < len(chunks) else indices[:0]
+def _chunk(runs: Sequence[range], parts: int, which: int) -> list[range]:
+    """Return one of ``parts`` of the indices, divided as `torch.chunk` does: the last are short."""
+    size = -(-_length(runs) // parts)
+    start, stop, at, found = which * size, (which + 1) * size, 0, []
+    for run in runs:
+        here = run[max(start - at, 0) : max(stop - at, 0)]
+        at += len(run)
+        if here:
+            found.append(here)
+    return found
 
 
-def _boxes(local: Tensor, indices: Sequence[Sequence[int]]) -> list[Box]:
+def _length(runs: Sequence[range]) -> int:
+    return sum(map(len, runs))
+
+
+def _boxes(local: Tensor, indices: Sequence[Sequence[range]]) -> list[Box]:
     """Return the local part as boxes of consecutive indices."""
     found = [Box(local, ())]
     for axis, here in enumerate(indices):
         found = [
             Box(box.local.narrow(axis, at, length), (*box.start, start))
             for box in found
-            for at, start, length in _runs(here)
+            for at, start, length in _places(here)
         ]
     return found
 
 
-def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
+def _places(runs: Sequence[range]) -> list[tuple[int, int, int]]:
     """Return (place, first index, length) of each run of consecutive indices; one at least."""
-    runs: list[tuple[int, int, int]] = [] if indices else [(0, 0, 0)]
-    for at, index in enumerate(indices):
-        if runs and index == runs[-1][1] + runs[-1][2]:
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+    places: list[tuple[int, int, int]] = []
+    at = 0
+    for run in runs:
+        if places and run.start == places[-1][1] + places[-1][2]:
+            places[-1] = (*places[-1][:2], places[-1][2] + len(run))
         else:
-            runs.append((at, index, 1))
-    return runs
+            places.append((at, run.start, len(run)))
+        at += len(run)
+    return places or [(0, 0, 0)]
 
 
 def _all_of(mesh: Any) -> Group:

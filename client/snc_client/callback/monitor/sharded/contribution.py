@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,12 @@ from snc_client.callback.monitor.sharded.layer_sums import (
     MOVED,
     NO_GRADIENT,
     NO_UPDATE,
+    PLACES,
     UPDATE,
     Form,
     LayerSums,
-    agreed,
 )
+from snc_client.devices import to_device
 from snc_client.estimator.sharded_power import Summand
 from snc_client.operators.sharded import Rectangle, ShardedMatrix
 from snc_client.precision import full_precision
@@ -36,37 +38,61 @@ class Extras:
 
 
 def record(
-    matrix: ShardedMatrix, share: Summand, form: Form, numbers: Tensor, extras: Extras
+    matrix: ShardedMatrix, share: Summand, form: Form, head: Mapping[str, Tensor], squares: Tensor
 ) -> LayerSums:
-    """Return this process's record of a layer; ``numbers`` [2] must be equal on all processes."""
-    squares = torch.zeros(6, dtype=torch.float64, device=numbers.device)
-    squares[FROBENIUS] = _square(matrix)
-    squares[MOVED] = 0 if extras.moved is None else extras.moved
-    squares[NO_GRADIENT] = float(extras.gradient is None)
-    squares[NO_UPDATE] = float(extras.update is None)
-    if extras.gradient is not None:
-        squares[GRADIENT] = _square(extras.gradient)
-    if extras.update is not None:
-        step, factor = extras.update
-        squares[UPDATE] = _square(step) * factor * factor
+    """Return this process's record of a layer, but for "bands"; ``head`` as in `LayerSums.lost`."""
     values = {
-        "lost": numbers.new_zeros(1),
-        "agreed": agreed(numbers),
-        "bands": share.bands,
+        **head,
         "squares": squares,
         "r": share.r_BB,
         "x": share.x_BN,
         "torn": share.torn_TN,
     }
     if form.proof is not None:
-        values["proof"] = _proof(matrix, form.proof, numbers.device)
+        values["proof"] = _proof(matrix, form.proof, squares.device)
     return LayerSums(values)
 
 
-def _square(matrix: ShardedMatrix) -> Tensor | float:
-    """Return this process's share of the square of the Frobenius norm, float64."""
-    pieces = [p.local for p in matrix.pieces if p.local.numel()] if matrix.counts else []
-    return torch.stack(norms(pieces)).double().square().sum() if pieces else 0.0
+def squares(
+    matrices: Sequence[ShardedMatrix | None], extras: Sequence[Extras], device: torch.device
+) -> Tensor:
+    """Return this process's shares of the sums of squares of L layers, float64 [L, 6].
+
+    The columns are the places in "squares". All norms are computed in few launches.
+    """
+    flags = [0.0] * (PLACES * len(matrices))
+    tensors: list[Tensor] = []
+    places: list[int] = []
+    moved: list[tuple[int, Tensor]] = []
+
+    def add(place: int, matrix: ShardedMatrix | None) -> None:
+        pieces = () if matrix is None or not matrix.counts else matrix.pieces
+        found = [p.local for p in pieces if p.local.numel()]
+        tensors.extend(found)
+        places.extend([place] * len(found))
+
+    factors: dict[int, Tensor | float] = {}
+    for i, (matrix, extra) in enumerate(zip(matrices, extras, strict=True)):
+        at = PLACES * i
+        flags[at + NO_GRADIENT] = float(extra.gradient is None)
+        flags[at + NO_UPDATE] = float(extra.update is None)
+        add(at + FROBENIUS, matrix)
+        add(at + GRADIENT, extra.gradient)
+        if extra.update is not None:
+            step, factors[at + UPDATE] = extra.update
+            add(at + UPDATE, step)
+        if extra.moved is not None:
+            moved.append((at + MOVED, extra.moved))
+    total = to_device(flags, device, torch.float64)
+    if tensors:
+        values = torch.stack(norms(tensors)).double().square()
+        total.index_add_(0, to_device(places, device, torch.int64), values)
+    if moved:
+        which = to_device([place for place, _ in moved], device, torch.int64)
+        total.index_add_(0, which, torch.stack([square for _, square in moved]))
+    for place, factor in factors.items():
+        total[place] *= factor * factor
+    return total.view(len(matrices), PLACES)
 
 
 def _proof(matrix: ShardedMatrix, size: tuple[int, int], device: torch.device) -> Tensor:

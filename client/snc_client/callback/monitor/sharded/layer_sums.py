@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snc_client.estimator.sharded_power import BANDS, Summand
+from snc_client.estimator.sharded_power import BANDS, Sums
 
 # Places in "squares": sums of squares of entries, and how many processes could not give theirs.
-FROBENIUS, MOVED, GRADIENT, NO_GRADIENT, UPDATE, NO_UPDATE = range(6)
+PLACES = 6
+FROBENIUS, MOVED, GRADIENT, NO_GRADIENT, UPDATE, NO_UPDATE = range(PLACES)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Form:
         yield "lost", (1,)
         yield "agreed", (4,)
         yield "bands", (BANDS,)
-        yield "squares", (6,)
+        yield "squares", (PLACES,)
         yield "r", (self.vectors, self.vectors)
         yield "x", (self.vectors, self.length)
         yield "torn", (self.torn, self.length)
@@ -51,45 +52,46 @@ class LayerSums:
     values: Mapping[str, Tensor]
 
     @classmethod
-    def lost(cls, form: Form, numbers: Tensor) -> LayerSums:
-        """Return the record of a process that cannot give its share: no sum with it is a number."""
-        values = {k: numbers.new_full(shape, math.nan) for k, shape in form.fields}
-        return cls({**values, "lost": numbers.new_ones(1), "agreed": agreed(numbers)})
+    def lost(cls, form: Form, head: Mapping[str, Tensor]) -> LayerSums:
+        """Return the record of a process that cannot give its share: no sum with it is a number.
+
+        ``head`` has what it gives all the same: "lost" and "agreed".
+        """
+        one = head["lost"]
+        values = {k: one.new_full(shape, math.nan) for k, shape in form.fields if k not in head}
+        return cls({**values, **head})
 
     @property
-    def share(self) -> Summand:
+    def share(self) -> Sums:
         """Return the fields that an iteration needs."""
-        narrow = {k: self.values[k].float() for k in ("x", "r", "bands", "torn")}
-        return Summand(narrow["x"], narrow["r"], narrow["bands"], narrow["torn"])
+        x, r, bands, torn = (self.values[k].float() for k in ("x", "r", "bands", "torn"))
+        return Sums(x, r, bands, torn)
 
-    def packed(self, form: Form, dtype: torch.dtype) -> Tensor:
-        """Return all numbers as one vector."""
-        return torch.cat([self.values[name].reshape(-1).to(dtype) for name, _ in form.fields])
+    def packed(self, form: Form, dtype: torch.dtype) -> list[Tensor]:
+        """Return all numbers, 1-d, in the order of the memory."""
+        return [self.values[name].reshape(-1).to(dtype) for name, _ in form.fields]
 
 
 def unpacked(flat: Tensor, forms: Sequence[Form]) -> list[LayerSums]:
     """Return the records that a vector of sums holds, as views of it."""
-    records, at = [], 0
-    for form in forms:
-        values = {}
-        for name, shape in form.fields:
-            size = math.prod(shape)
-            values[name] = flat[at : at + size].view(shape)
-            at += size
-        records.append(LayerSums(values))
-    return records
+    sizes = [math.prod(shape) for form in forms for _, shape in form.fields]
+    parts = iter(torch.split(flat, sizes))
+    return [
+        LayerSums({name: next(parts).view(shape) for name, shape in form.fields}) for form in forms
+    ]
 
 
 def agreed(numbers: Tensor) -> Tensor:
-    """Return what shows whether all processes have the same two numbers: float32 [4]."""
-    return torch.cat([numbers, numbers.square()])
+    """Return what shows whether all processes have the same numbers, float32 [L, 2]: [L, 4]."""
+    return torch.cat([numbers, numbers.square()], 1)
 
 
-def alike(sums: Tensor, processes: int) -> Tensor:
-    """Return (0-d bool) whether they do: (sum c)^2 = p sum c^2 holds for equal numbers only.
+def alike(sums: Tensor, processes: Tensor) -> Tensor:
+    """Return (bool [L]) whether they do: (sum c)^2 = p sum c^2 holds for equal numbers only.
 
-    Every process finds the same answer, because it is that of the sums. Exact for p <= 2,048.
+    ``sums`` [L, 4] of so many ``processes``, float64 [L]. Every process finds the same answer,
+    because it is that of the sums. Exact for p <= 2,048.
     """
-    first, squares = sums.double().reshape(2, 2)
-    equal: Tensor = (first.square() == processes * squares).all()
+    first, squares = torch.split(sums.double(), 2, 1)
+    equal: Tensor = (first.square() == processes[:, None] * squares).all(1)
     return equal

@@ -188,8 +188,7 @@ class ShardedGroup:
         divisor = torch.where(sigma.isfinite(), divisor, math.nan)
         scale = self._act([i for i in self._held if written[i]], found.matrices, divisor)
         self._outside.acted(scale, ())
-        sound = torch.stack(list(found.sound))
-        residual = torch.where(sound, residual, NO_SHARE)
+        residual = torch.where(found.sound, residual, NO_SHARE)
         estimates = Estimates(sigma, residual, captured)
         threshold = self.thresholds.value
         self._row = self._row_of(estimates, found.sums, threshold, scale, upper, proofs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,13 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from snc_client.callback.model.distributed import joined
-from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record
+from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record, squares
 from snc_client.callback.monitor.sharded.groups import Groups, Members, members
-from snc_client.callback.monitor.sharded.layer_sums import Form, LayerSums, alike, unpacked
+from snc_client.callback.monitor.sharded.layer_sums import (
+    Form,
+    LayerSums,
+    agreed,
+    alike,
+    unpacked,
+)
 from snc_client.callback.monitor.sharded.roll_call import RollCall
-from snc_client.devices import reading_is_free
+from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import Estimates
-from snc_client.estimator.sharded_power import ShardedPower, row_runs
+from snc_client.estimator.sharded_power import ShardedPower, bands, row_runs
 from snc_client.layers import Layer
 from snc_client.operators.sharded import ShardedMatrix
 
@@ -55,8 +61,8 @@ class Found:
 
     estimates: Estimates
     sums: Sequence[LayerSums]
-    sound: Sequence[Tensor]
-    """0-d bool each: all processes have given their share, and agree on what they measure."""
+    sound: Tensor
+    """Bool [L]: all processes have given their share, and agree on what they measure."""
     matrices: Sequence[ShardedMatrix | None]
     """The pieces that lie here; None where this process could not give its share."""
 
@@ -91,6 +97,9 @@ class ShardedSums:
             )
             for i, x in enumerate(matrices)
         ]
+        self._processes = to_device(
+            [float(len(x.members)) for x in self.agreed], device, torch.float64
+        )
         self._said: set[str] = set()
         self._noted: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._unsound = 0  # calls in a row that measured nothing
@@ -135,31 +144,35 @@ class ShardedSums:
         ``codes`` (int64 [2, L]): a layer is measured only where they are equal on all processes, as
         its vectors must be. ``absent``: give no share of any layer.
         """
-        every = range(len(self.layers))
         forms = [
             replace(x.form, proof=x.proof if i in proofs else None)
             for i, x in enumerate(self.agreed)
         ]
-        numbers = [(self.power.agreed(i) + codes[:, i]).remainder(61).float() for i in every]
-        vectors = [self.power.explored(i) for i in every]
-        matrices = [None if absent else self._looked_up(i) for i in every]
+        numbers = (self.power.agreed() + codes.T).remainder(61).float()
+        vectors = [self.power.explored(i) for i in range(len(self.layers))]
+        matrices = [None if absent else self._looked_up(i) for i in range(len(self.layers))]
         ahead = [self._ahead(i, matrices[i], v) for i, v in enumerate(vectors)]
-        extras = None if absent else self._extras(more)
+        heads, squares = agreed(numbers).unbind(), self._squares(matrices, more, absent=absent)
         dtype = torch.float64 if proofs else torch.float32
+        given, lost = torch.stack([numbers.new_zeros(1), numbers.new_ones(1)]).unbind()
 
-        def own(i: int) -> Tensor:
-            besides = Extras() if extras is None else extras[i]
-            found = self._record(
-                i, matrices[i], vectors[i], ahead[i], forms[i], numbers[i], besides
-            )
-            return found.packed(forms[i], dtype)
+        def own(i: int) -> tuple[LayerSums, Tensor]:
+            head = {"lost": given, "agreed": heads[i]}
+            found = self._record(i, matrices[i], vectors[i], ahead[i], forms[i], head, squares[i])
+            if found is None:
+                return LayerSums.lost(forms[i], {**head, "lost": lost}), lost[0]
+            return found
 
         sums: dict[int, LayerSums] = {}
         for stage in self._stages():
-            parts = {
-                group: [ahead[i].reshape(-1).to(dtype) for i in first] + [own(i) for i in whole]
-                for group, (first, whole) in stage.items()
-            }
+            parts: dict[Members, list[Tensor]] = {}
+            for group, (first, whole) in stage.items():
+                records, largest = zip(*map(own, whole), strict=True) if whole else ((), ())
+                rows = bands(torch.stack(largest)).unbind() if whole else ()
+                parts[group] = [ahead[i].reshape(-1).to(dtype) for i in first]
+                for i, found, row in zip(whole, records, rows, strict=True):
+                    with_bands = LayerSums({"bands": row, **found.values})
+                    parts[group] += with_bands.packed(forms[i], dtype)
             totals = {group: torch.cat(each) for group, each in parts.items()}
             self._groups.sum_(totals)
             for group, (first, whole) in stage.items():
@@ -169,14 +182,12 @@ class ShardedSums:
                 for i, front in zip(first, fronts, strict=True):
                     ahead[i] = front.view(ahead[i].shape).float()
                 sums.update(zip(whole, unpacked(rest, [forms[i] for i in whole]), strict=True))
-        records = [sums[i] for i in every]
-        same = [alike(x.values["agreed"], len(self.agreed[i].members)) for i, x in sums.items()]
-        same = [same[list(sums).index(i)] for i in every]
-        sound = [s & (x.values["lost"][0] == 0) for s, x in zip(same, records, strict=True)]
-        self._note(torch.stack(sound))
-        shares = [x.share for x in records]
-        estimates = self.power.finish(list(every), vectors, shares, sound, same)
-        return Found(estimates, records, sound, matrices)
+        summed = [sums[i] for i in range(len(sums))]
+        same = alike(torch.stack([x.values["agreed"] for x in summed]), self._processes)
+        sound = same & (torch.cat([x.values["lost"] for x in summed]) == 0)
+        self._note(sound)
+        estimates = self.power.finish(vectors, [x.share for x in summed], sound, same)
+        return Found(estimates, summed, sound, matrices)
 
     def _stages(self) -> list[dict[Members, tuple[list[int], list[int]]]]:
         """Return what is summed over each group, first and then: products W V, and records.
@@ -203,30 +214,38 @@ class ShardedSums:
         v_BN: Tensor,
         ahead: Tensor,
         form: Form,
-        numbers: Tensor,
-        extras: Extras,
-    ) -> LayerSums:
-        """Return this process's record of a layer; if that fails, one that says so."""
-        if matrix is None:
-            return LayerSums.lost(form, numbers)
+        head: Mapping[str, Tensor],
+        squares: Tensor | None,
+    ) -> tuple[LayerSums, Tensor] | None:
+        """Return this process's record of a layer and the largest entry of U; None if it fails."""
+        if matrix is None or squares is None:
+            return None
         across = self.agreed[i].across
         first = across is None or across[0] == dist.get_rank()
         try:
             share = self.power.share(matrix, v_BN, ahead, first=first)
-            return record(matrix, share, form, numbers, extras)
+            return record(matrix, share, form, head, squares), share.largest
         except Exception as error:  # an outer edge, as that of the callback: the others wait
             self._say(f"{self.layers[i].name} is not measured: {error}")
-            return LayerSums.lost(form, numbers)
+            return None
 
-    def _extras(self, more: Callable[[], Sequence[Extras]] | None) -> Sequence[Extras] | None:
-        """Return what ``more`` gives of each layer; None if it fails: then there is no share."""
-        if more is None:
-            return [Extras()] * len(self.layers)
+    def _squares(
+        self,
+        matrices: Sequence[ShardedMatrix | None],
+        more: Callable[[], Sequence[Extras]] | None,
+        *,
+        absent: bool,
+    ) -> Sequence[Tensor | None]:
+        """Return the shares of the sums of squares of each layer; None where there is none."""
+        nothing = [None] * len(self.layers)
+        if absent:
+            return nothing
         try:
-            return more()
+            extras = [Extras()] * len(self.layers) if more is None else more()
+            return squares(matrices, extras, self._device).unbind()
         except Exception as error:  # an outer edge, as above
             self._say(f"sharded layers are not measured: {error!r}")
-            return None
+            return nothing
 
     def _looked_up(self, i: int) -> ShardedMatrix | None:
         """Return the pieces of a layer, None if they are not as they were agreed to be."""
