@@ -18,7 +18,7 @@ MEMORY_BYTES = 3.35e12 * 0.7  # a second, read
 BUS_BYTES = {8: 400e9, 512: 300e9}  # a second, of an all-reduce or all-gather of many megabytes
 LATENCY = {8: 30e-6, 512: 150e-6}  # of one collective
 KERNEL = 4e-6  # to launch and run one small kernel, whatever its size
-KERNELS_A_LAYER = 215  # operations of torch, counted by bench/sharded.py on CPU
+KERNELS_A_LAYER = 81  # operations of torch, counted by bench/sharded.py on CPU
 BLOCK = 16
 RECORD = 20 + BLOCK * BLOCK  # numbers of a layer beside the BLOCK x columns of W'U
 
