@@ -95,6 +95,19 @@ def policy_from(observed: Observed, margin: float, action: Action) -> Policy:
     )
 
 
+def starting_with(start: Policy, observed: Observed, suggested: Policy) -> Policy:
+    """Return the entries of ``start`` for observed layers, then the suggestions for the others.
+
+    An entry is kept if it decides for an observed layer, because a callback refuses one that
+    matches nothing. A suggestion is kept if some of its layers have no entry in ``start``.
+    """
+    chosen = {layer: start.entry(layer) for layer in observed.sigma}
+    kept = [entry for entry in start.entries if entry in chosen.values()]
+    open_ = [layer for layer, entry in chosen.items() if entry is None]
+    needed = [suggested.entry(layer) for layer in open_]
+    return Policy((*kept, *(entry for entry in suggested.entries if entry in needed)))
+
+
 def rules_from(observed: Observed, margin: float) -> RuleSettings:
     """Return the shipped rules with limits raised to ``margin`` times the observed values.
 

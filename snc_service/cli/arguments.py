@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 DEFAULT_URL = "http://127.0.0.1:8470"
+USES = ("gan", "robust", "rl", "transformer")  # each has a recipe: recipes/USE.toml
 
 
 def reader(

@@ -11,7 +11,16 @@ from importlib.metadata import EntryPoint, entry_points
 
 from snc_service import __version__
 from snc_service.cli import rule_arguments, run_verbs
-from snc_service.cli.arguments import count, later, of_run_or_project, port, reader, step, steps
+from snc_service.cli.arguments import (
+    USES,
+    count,
+    later,
+    of_run_or_project,
+    port,
+    reader,
+    step,
+    steps,
+)
 from snc_service.cli.failure import Failure
 
 GROUP = "snc.commands"
@@ -208,9 +217,9 @@ def _events(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
 
 
 def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    text = "show or change the policy in force"
+    text = "show or change the policy in force, or print one to begin with"
     policy = commands.add_parser(name, help=text, description=text)
-    verbs = policy.add_subparsers(title="commands", metavar="get|set", required=True)
+    verbs = policy.add_subparsers(title="commands", metavar="get|set|recipe", required=True)
     get = reader(verbs, "get", "show the policy in force")
     of_run_or_project(get)
     get.set_defaults(command=later("policy", "get"))
@@ -223,9 +232,14 @@ def _policy(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
         metavar="PATTERN=THRESHOLD[:ACTION]",
         help='such as "*.weight=3x init:rescale"; may be repeated, the first match wins',
     )
-    put.add_argument("--file", metavar="PATH", help='{"entries": [...]} as JSON; - reads stdin')
+    put.add_argument(
+        "--file", metavar="PATH", help='{"entries": [...]}, .toml or JSON; - reads stdin'
+    )
     put.add_argument("--if-version", type=step, help="change nothing unless this is in force")
     put.set_defaults(command=later("policy", "put"))
+    recipe = verbs.add_parser("recipe", help="print a policy file to begin with, with comments")
+    recipe.add_argument("use", choices=USES, help="what the network is for: docs/uses.md")
+    recipe.set_defaults(command=later("policy", "recipe"))
 
 
 def _token(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:

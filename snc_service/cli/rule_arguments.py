@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from snc_service.cli.arguments import count, later, of_run_or_project, reader, step
+from snc_service.cli.arguments import USES, count, later, of_run_or_project, reader, step
 
 
 def rules(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -81,5 +81,10 @@ def suggest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name:
         choices=("observe", "rescale", "cap", "normalize", "stop"),
         default="observe",
         help="of every entry (default: observe)",
+    )
+    suggest.add_argument(
+        "--recipe",
+        metavar=f"{'|'.join(USES)}|PATH",
+        help="a recipe or a policy file: its entries come first, as they are",
     )
     suggest.set_defaults(command=later("suggest", "suggest"))

@@ -17,6 +17,7 @@ import pytest
 
 from snc_service import __version__
 from snc_service.cli import main
+from snc_service.cli.arguments import USES
 from snc_service.cli.output import clean, sparkline
 
 HOSTILE = "a/b [red]\N{RIGHT-TO-LEFT OVERRIDE}%2F?x=1"
@@ -213,6 +214,32 @@ def test_a_project_policy_comes_from_a_file_or_stdin(url, tmp_path):
             stdin=stdin,
         )
         assert json.loads(done.stdout)["policy"]["entries"][0]["threshold"] == "2x rms"
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_recipe_is_a_policy_file_that_a_project_takes_with_its_comments(url, tmp_path, use):
+    printed = snc("policy", "recipe", use)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("# ")
+    assert "docs/uses.md" in printed.stdout
+    (tmp_path / "recipe.toml").write_text(printed.stdout)
+    for path, stdin in ((str(tmp_path / "recipe.toml"), None), ("-", printed.stdout)):
+        put = snc(
+            *("policy", "set", "--project", use, "--file", path, "--url", url, "--json"),
+            stdin=stdin,
+        )
+        assert put.returncode == 0, put.stderr
+        entries = json.loads(put.stdout)["policy"]["entries"]
+        assert len(entries) == printed.stdout.count("[[entries]]") > 0
+        assert {entry["action"] for entry in entries} <= {"rescale", "normalize", "cap"}
+
+
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path):
+    (tmp_path / "torn.toml").write_text("[[entries]\n")
+    down = "http://127.0.0.1:9"
+    for path, stdin in ((str(tmp_path / "torn.toml"), None), ("-", "entries")):
+        done = snc("policy", "set", "r", "--file", path, "--url", down, stdin=stdin)
+        assert "must be TOML in UTF-8" in failed(done)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 
 from snc_client import SNCallback
 from snc_service.cli import main
-from snc_service.wire import Policy
+from snc_service.wire import Policy, PolicyEntry
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,31 @@ def test_thresholds_lie_above_every_healthy_run_and_snc_policy_set_takes_them(ur
     assert put.returncode == 0, put.stderr
     shown = snc("policy", "get", "--project", "next", "--url", url, "--json")
     assert json.loads(shown.stdout)["policy"] == entries.as_dict()
+
+
+def test_a_recipe_comes_first_and_runs_give_the_thresholds_of_the_other_layers(url, tmp_path):
+    healthy(url, "begun", 0)
+    start = tmp_path / "start.toml"
+    start.write_text(
+        '[[entries]]\npattern = "blocks.0.*"\nthreshold = "2x init"\naction = "cap"\n'
+        '[[entries]]\npattern = "nowhere.*"\nthreshold = 1\n'
+    )
+    done = snc("suggest", "begun", "--url", url, "--recipe", str(start), "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"nowhere.* of {start} matches no layer of the runs: left out" in done.stderr
+    policy = Policy.parse({"entries": json.loads(done.stdout)["entries"]})
+    assert policy.entries[0] == PolicyEntry("blocks.0.*", "2x init", "cap")
+    for layer in LAYERS:
+        of_the_recipe = layer.startswith("blocks.0.")
+        assert (policy.entry(layer) is policy.entries[0]) is of_the_recipe
+        assert policy.entry(layer).action == ("cap" if of_the_recipe else "observe")
+
+
+def test_a_recipe_for_all_layers_leaves_nothing_to_suggest(url):
+    healthy(url, "held", 0)
+    done = snc("suggest", "held", "--url", url, "--recipe", "robust", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [entry["pattern"] for entry in json.loads(done.stdout)["entries"]] == ["*"]
 
 
 def test_rule_limits_are_raised_to_what_healthy_runs_do_and_snc_backtest_takes_them(url, tmp_path):

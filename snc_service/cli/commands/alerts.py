@@ -122,12 +122,16 @@ def unsilence(arguments: Namespace) -> int:
 
 
 def read_document(path: str) -> dict[str, Any]:
-    """Return the document in a file: TOML by its suffix, else JSON. Raises `Failure`."""
+    """Return the document in a file: TOML by its suffix, else JSON. Raises `Failure`.
+
+    What comes from stdin (``-``) is JSON if it begins with a brace, else TOML.
+    """
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise Failure(f"cannot read {path}: {error.strerror or error}") from None
-    if Path(path).suffix.lower() == ".toml":
+    is_toml = Path(path).suffix.lower() == ".toml"
+    if is_toml or (path == "-" and data.strip() and not data.lstrip().startswith(b"{")):
         return _toml(data, path)
     try:
         return json_object(data, path)

@@ -1,17 +1,19 @@
-"""``snc policy get`` and ``set``: show and change the thresholds in force."""
+"""``snc policy get``, ``set`` and ``recipe``: thresholds in force, and some to begin with."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from snc_service.cli.commands.alerts import read_document
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, local_time, print_json, print_table
 from snc_service.cli.service import ServiceClient
 from snc_service.wire import Policy, WireError
-from snc_service.wire.checks import json_object
+
+RECIPES: Final = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def get(arguments: Namespace) -> int:
@@ -30,6 +32,20 @@ def put(arguments: Namespace) -> int:
         return _show(arguments, answer)
 
 
+def recipe(arguments: Namespace) -> int:
+    """Print the policy file of a use, TOML with comments."""
+    sys.stdout.write((RECIPES / f"{arguments.use}.toml").read_text(encoding="utf-8"))
+    return 0
+
+
+def policy_in(path: str) -> Policy:
+    """Return the policy in a file, TOML or JSON. Raises `Failure`."""
+    try:
+        return Policy.parse(read_document(path))
+    except WireError as error:
+        raise Failure(str(error)) from None
+
+
 def _path(arguments: Namespace) -> tuple[str, str, str]:
     if arguments.project is not None:
         return "projects", arguments.project, "policy"
@@ -39,19 +55,12 @@ def _path(arguments: Namespace) -> tuple[str, str, str]:
 def _given(arguments: Namespace) -> Policy:
     if (arguments.entries is None) == (arguments.file is None):
         raise Failure("give the policy either with --entry (repeatable) or with --file")
+    if arguments.file is not None:
+        return policy_in(arguments.file)
     try:
-        if arguments.file is not None:
-            return Policy.parse(json_object(_read(arguments.file), arguments.file))
         return Policy.parse({"entries": [_entry(text) for text in arguments.entries]})
     except WireError as error:
         raise Failure(str(error)) from None
-
-
-def _read(path: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _entry(text: str) -> dict[str, Any]:

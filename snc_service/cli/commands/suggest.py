@@ -8,7 +8,15 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from snc_service.backtest.margins import Observed, as_toml, policy_from, rules_from
+from snc_service.backtest.margins import (
+    Observed,
+    as_toml,
+    policy_from,
+    rules_from,
+    starting_with,
+)
+from snc_service.cli.arguments import USES
+from snc_service.cli.commands.policy import RECIPES, policy_in
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json, print_table
 from snc_service.cli.service import ServiceClient
@@ -21,6 +29,7 @@ def suggest(arguments: Namespace) -> int:
     margin = arguments.margin
     if not (math.isfinite(margin) and 1 <= margin <= 1_000):
         raise Failure(f"--margin must be a number from 1 to 1000, got {margin:g}")
+    start = Policy() if arguments.recipe is None else _recipe(arguments.recipe)
     observed = Observed()
     with ServiceClient.of(arguments) as service:
         for run in arguments.runs:
@@ -28,14 +37,20 @@ def suggest(arguments: Namespace) -> int:
     for run, what in observed.critical.items():
         print(clean(f"snc: {run} had {what}: is it a run that went well?"), file=sys.stderr)
     try:
-        policy = policy_from(observed, margin, arguments.action)
+        policy = starting_with(start, observed, policy_from(observed, margin, arguments.action))
     except WireError as error:
         raise Failure(f"the runs give no policy: {error}") from None
     if not policy.entries:
         raise Failure(f"{', '.join(arguments.runs)} must have reported sigma, got none")
+    for entry in start.entries:
+        if entry not in policy.entries:
+            print(clean(f"snc: {entry.pattern} of {arguments.recipe} matches no layer of the runs: "
+                        "left out"), file=sys.stderr)  # fmt: skip
     rules = rules_from(observed, margin)
     basis = (f"{margin:g} times the largest value in {', '.join(arguments.runs)} "
              f"({observed.num_rows} rows), rounded up to two digits")  # fmt: skip
+    if start.entries:
+        basis += f", after the entries of {arguments.recipe}"
     if arguments.output:
         _write(arguments.output, json.dumps(policy.as_dict(), indent=2) + "\n")
     if arguments.rules_output:
@@ -46,6 +61,10 @@ def suggest(arguments: Namespace) -> int:
     else:
         _print(policy, rules, observed, basis)
     return 0
+
+
+def _recipe(named: str) -> Policy:
+    return policy_in(str(RECIPES / f"{named}.toml") if named in USES else named)
 
 
 def _write(path: str, text: str) -> None:
@@ -62,7 +81,7 @@ def _print(policy: Policy, rules: RuleSettings, observed: Observed, basis: str) 
         largest = max(observed.sigma[layer] for layer in mine)
         rows.append((entry.pattern, len(mine), largest, entry.threshold, entry.action))
     print_table(
-        f"Thresholds: {basis}",
+        clean(f"Thresholds: {basis}"),
         ("pattern", "layers", "largest sigma", "threshold", "action"),
         rows,
     )
