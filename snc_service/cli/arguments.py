@@ -33,6 +33,19 @@ def steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to-step", type=step, metavar="STEP")
 
 
+def naming(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what names in files of other tools mean."""
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="PATTERN=TARGET",
+        help='such as "w/{layer}/l2=frobenius", "train/nll=loss" or "debug/*=-", which leaves it '
+        "out; may be repeated, the first match wins",
+    )
+    parser.add_argument("--step", metavar="NAME", help="the column or name that holds the steps")
+
+
 def of_run_or_project(parser: argparse.ArgumentParser, what: str = "policy") -> None:
     """Add RUN, or --project instead of it; ``what`` names the queried thing in the help."""
     whose = parser.add_mutually_exclusive_group(required=True)

@@ -15,6 +15,7 @@ from snc_service.cli.arguments import (
     USES,
     count,
     later,
+    naming,
     of_run_or_project,
     port,
     reader,
@@ -194,6 +195,22 @@ def _completion(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
     completion.set_defaults(command=later("completion", "completion"))
 
 
+def _import(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    what = "W&B, TensorBoard, MLflow, CSV or Parquet"
+    imported = reader(commands, name, f"make runs of what other tools recorded: {what}")
+    imported.add_argument("paths", metavar="PATH", nargs="+", help="a file, or a folder of them")
+    imported.add_argument(
+        "--dry-run", action="store_true", help="send nothing: say what would be, by which names"
+    )
+    imported.add_argument("--name", help="of the run, if it is one (default: that of the source)")
+    imported.add_argument("--project", help="of all runs (default: that of the source)")
+    imported.add_argument(
+        "--tag", action="append", default=[], metavar="TAG", help="of all runs; may be repeated"
+    )
+    naming(imported)
+    imported.set_defaults(command=later("imports.command", "import_runs"))
+
+
 def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     export = reader(commands, name, "write all values of a run to a file")
     export.add_argument("run", metavar="RUN")
@@ -340,6 +357,7 @@ BUILT_IN = {
     "worst": _worst,
     "compare": _compare,
     "export": _export,
+    "import": _import,
     "events": _events,
     "onset": rule_arguments.onset,
     "annotate": rule_arguments.annotate,

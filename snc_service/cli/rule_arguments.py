@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from snc_service.cli.arguments import USES, count, later, of_run_or_project, reader, step
+from snc_service.cli.arguments import USES, count, later, naming, of_run_or_project, reader, step
 
 
 def rules(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -55,8 +55,12 @@ def backtest(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     """Add ``snc backtest``."""
     backtest = reader(commands, name, "show what other rules would have said of runs")
     backtest.add_argument(
-        "sources", metavar="RUN|FILE", nargs="+", help="a run's id, an .npz file, a folder of them"
+        "sources",
+        metavar="RUN|PATH",
+        nargs="+",
+        help="a run's id; an .npz file; what snc import reads; a folder of these",
     )
+    naming(backtest)
     backtest.add_argument("--rules", metavar="PATH", help="the other rules, .toml or JSON")
     backtest.add_argument(
         "--labels", metavar="PATH", help="CSV of id, healthy, cause, symptom: leads and a score"

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from snc_service.cli.failure import Failure
+from snc_service.cli.failure import Failure, RefusedByService
 
 PAGE = 500
 Json = dict[str, Any]
@@ -60,6 +60,11 @@ class ServiceClient:
         """Return the answer to a POST. Raises `Failure`."""
         return self._answer("POST", path, {}, json=body)
 
+    def send(self, method: str, *path: str, content: bytes, media_type: str) -> Json:
+        """Return the answer to a body of bytes. Raises `Failure`."""
+        headers = {"Content-Type": media_type}
+        return self._answer(method, path, {}, content=content, headers=headers)
+
     def patch(self, *path: str, body: object) -> Json:
         """Return the answer to a PATCH. Raises `Failure`."""
         return self._answer("PATCH", path, {}, json=body)
@@ -75,7 +80,7 @@ class ServiceClient:
             with self._http.stream("GET", url, params=params, timeout=120) as response:
                 if not response.is_success:
                     response.read()
-                    raise Failure(self._problem(response))
+                    raise self._refused(response)
                 yield from response.iter_bytes()
         except httpx.RemoteProtocolError:
             raise Failure(
@@ -106,7 +111,7 @@ class ServiceClient:
             return {}
         if response.is_success:
             return self._json(response)
-        raise Failure(self._problem(response))
+        raise self._refused(response)
 
     def _unreachable(self, error: httpx.HTTPError) -> Failure:
         if isinstance(error, httpx.TimeoutException):
@@ -125,8 +130,8 @@ class ServiceClient:
             raise Failure(f"{self.url} is not this service: its answer is no JSON object")
         return value
 
-    def _problem(self, response: httpx.Response) -> str:
-        """Return the text of a problem+json answer, or the bare status of any other answer."""
+    def _refused(self, response: httpx.Response) -> RefusedByService:
+        """Return the error of a problem+json answer, or of any other answer by its bare status."""
         try:
             problem = response.json()
             text = problem.get("detail") or problem.get("title")
@@ -134,7 +139,12 @@ class ServiceClient:
             text = None
         reason = str(text) if text else response.reason_phrase or "no reason given"
         hint = "; set --token or SNC_TOKEN" if response.status_code in (401, 403) else ""
-        return f"{reason} ({response.status_code}){hint}"
+        wait = response.headers.get("Retry-After", "")
+        return RefusedByService(
+            f"{reason} ({response.status_code}){hint}",
+            response.status_code,
+            int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
+        )
 
 
 def _asked(path: tuple[str, ...], query: Json) -> tuple[str, Json]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +13,7 @@ import numpy as np
 from snc_service.backtest.columns import rows
 from snc_service.cli.failure import Failure
 from snc_service.cli.service import ServiceClient
+from snc_service.importing.tables import unmarked
 from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import ABSENT, RuleSettings, WireError
@@ -133,17 +133,13 @@ def _fill(
     try:
         next(lines, None)
         for _, _, metric, layer, step, value in lines:
-            at = index.get(_MARK.sub(r"\1", layer)) if layer else None
+            at = index.get(unmarked(layer)) if layer else None
             if layer and at is None:
                 continue  # a layer that came after the list was read
             if (metric in METRICS) if layer else (metric in SCALARS):
                 window.put(metric, at, int(step), float(value))
     except (ValueError, IndexError, csv.Error) as error:
         raise Failure(f"the export of {run} is not in the form of this release: {error}") from None
-
-
-# Apostrophes that keep spreadsheets from running a name are no part of it.
-_MARK: Final = re.compile("(^|[,;|:\\t\u2028\u2029])'")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:

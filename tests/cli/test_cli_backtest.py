@@ -245,7 +245,8 @@ def test_what_cannot_be_judged_is_refused_with_a_sentence(
     if arguments != ["."]:
         save(tmp_path / "good.npz", *course(20))
     else:
-        (tmp_path / "bad.npz").unlink()
+        for name in ("bad.npz", "bad.csv", "latin.csv"):
+            (tmp_path / name).unlink()
     assert main(["backtest", *arguments]) == 1
     said = capsys.readouterr()
     assert said.out == ""

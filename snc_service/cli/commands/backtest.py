@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from snc_service.backtest.score import Score
 from snc_service.cli.commands.alerts import read_document
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import clean, print_json, print_table
+from snc_service.cli.recorded_rows import recorded_runs
 from snc_service.cli.service import ServiceClient
 from snc_service.cli.stored_rows import stored_run
+from snc_service.importing.sources import is_recorded
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSettings, WireError
 
@@ -54,8 +56,7 @@ def backtest(arguments: Namespace) -> int:
                 service.append(stack.enter_context(ServiceClient.of(arguments)))
             return service[0]
 
-        for source in _sources(arguments.sources):
-            judged = _judge(source, connected, changed)
+        for judged in _judgements(arguments, connected, changed):
             label = labels.get(judged.run)
             if label is not None:
                 for score, found in zip(scores, (judged.before, judged.after), strict=True):
@@ -98,29 +99,32 @@ def _labels(path: str | None) -> Mapping[str, Label]:
         raise Failure(f"{path}: {error}") from None
 
 
-def _sources(given: list[str]) -> Iterator[Path | str]:
-    """Yield files, those in folders too; any other source is the id of a run."""
-    for source in given:
-        path = Path(source)
-        if path.is_dir():
-            found = sorted(path.glob("*.npz"))
-            if not found:
-                raise Failure(f"{source} must hold .npz files of runs, got none")
-            yield from found
-        elif path.suffix.lower() == ".npz":
-            yield path
-        else:
-            yield source
-
-
-def _judge(source: Path | str, connected: Any, changed: RuleSettings | None) -> Judged:
-    if isinstance(source, Path):
-        run, stream = source.stem, _file(source)
-    else:
-        run, stream = source, stored_run(connected(), source)
+def _judgements(
+    arguments: Namespace, connected: Callable[[], ServiceClient], changed: RuleSettings | None
+) -> Iterator[Judged]:
+    """Yield every run judged: those of files and folders, else of the service."""
     settings = [None] if changed is None else [None, changed]
-    found = replay(stream, settings)
-    return Judged(run, found[0], found[-1])
+    for run, stream in _runs(arguments, connected):
+        found = replay(stream, settings)
+        yield Judged(run, found[0], found[-1])
+
+
+def _runs(
+    arguments: Namespace, connected: Callable[[], ServiceClient]
+) -> Iterator[tuple[str, Iterator[RunRows]]]:
+    for source in arguments.sources:
+        path = Path(source)
+        if path.suffix.lower() == ".npz":
+            yield path.stem, _file(path)
+        elif path.is_dir():
+            arrays = sorted(path.glob("*.npz"))
+            yield from ((each.stem, _file(each)) for each in arrays)
+            if not arrays:
+                yield from recorded_runs(path, arguments.map, arguments.step)
+        elif is_recorded(path):
+            yield from recorded_runs(path, arguments.map, arguments.step)
+        else:
+            yield source, stored_run(connected(), source)
 
 
 def _file(path: Path) -> Iterator[RunRows]:

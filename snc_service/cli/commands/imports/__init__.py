@@ -1,0 +1,1 @@
+"""``snc import``: runs that other tools recorded become runs of a service."""
