@@ -47,12 +47,15 @@ def continued(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def work(rank: int, ranks: int, folder: str) -> None:
+def work(rank: int, ranks: int, folder: str, back: bool) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting{ranks}", rank=rank, world_size=ranks
+        "gloo", init_method=f"file://{folder}/meeting{ranks}{back}", rank=rank, world_size=ranks
     )
     torch.set_num_threads(1)
-    if ranks == 2:
+    if back:
+        state = torch.load(f"{folder}/four-{rank + 2}.pt", weights_only=True)["state"]
+        torch.save(continued(fully_sharded(), state), f"{folder}/back-{rank}.pt")
+    elif ranks == 2:
         with SNCallback(fully_sharded(), threshold="2x init") as callback:
             state = callback.state_dict()
         dcp.save({"snc": state}, checkpoint_id=f"{folder}/distributed")
@@ -72,8 +75,8 @@ def work(rank: int, ranks: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states")
-    for ranks in (2, 4):
-        mp.spawn(work, args=(ranks, str(folder)), nprocs=ranks)
+    for ranks, back in ((2, False), (4, False), (2, True)):
+        mp.spawn(work, args=(ranks, str(folder), back), nprocs=ranks)
     return folder
 
 
@@ -82,7 +85,7 @@ def read(path: Path) -> Any:
 
 
 def check(found: dict[str, Any], state: dict[str, Any]) -> None:
-    assert (found["errors"], found["step"]) == (0, 1)
+    assert (found["errors"], found["step"]) == (0, state["step"] + 1)
     for name, norm in found["exact"].items():
         reference = float(state["layers"][name]["reference"])
         assert norm == pytest.approx(GROWTH * reference, rel=1e-5)
@@ -101,6 +104,11 @@ def test_all_ranks_save_the_same_state(folder):
 def test_four_ranks_continue_what_two_have_saved(folder):
     for rank in range(4):
         check(read(folder / f"four-{rank}.pt"), read(folder / "state-0.pt"))
+
+
+def test_two_ranks_continue_what_four_have_saved(folder):
+    for rank in range(2):
+        check(read(folder / f"back-{rank}.pt"), read(folder / "four-0.pt")["state"])
 
 
 def test_a_single_process_continues_what_ranks_have_saved_and_back(folder):
