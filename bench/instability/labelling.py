@@ -25,12 +25,20 @@ class Symptom(NamedTuple):
 
 
 def symptom(
-    task: str, losses: Sequence[float], cause: int, healthy: Sequence[float], *, ramp: bool = False
+    losses: Sequence[float],
+    cause: int,
+    healthy: Sequence[float],
+    *,
+    moving: bool = False,
+    ramp: bool = False,
 ) -> Symptom:
-    """Judge a run by its loss [T] and that of the healthy base run of its task."""
+    """Judge a run by its loss [T] and that of the healthy base run of its task.
+
+    ``moving``: the target of the loss moves, so its level says little.
+    """
     clean = cleaned(losses)
-    kind, row = divergence(task, losses, clean, cause)
-    if row is None and task != "td":
+    kind, row = divergence(losses, clean, cause, cleaned(healthy), moving=moving)
+    if row is None and not moving:
         kind, row = lag(clean, cleaned(healthy), max(cause, 20, len(clean) // 2 if ramp else 0))
     if row is None:
         return Symptom("none", cause, None)
@@ -38,10 +46,10 @@ def symptom(
 
 
 def divergence(
-    task: str, losses: Sequence[float], clean: Doubles, cause: int
+    losses: Sequence[float], clean: Doubles, cause: int, healthy: Doubles, *, moving: bool
 ) -> tuple[str, int | None]:
     """Return the first row from which the loss stays high, or at all is."""
-    threshold, least = thresholds(task, clean)
+    threshold, least = thresholds(clean, healthy, moving=moving)
     smooth = running_median(clean, 3)
     exceeds = (smooth > threshold) & (np.arange(len(clean)) >= 3)
     high = least + 0.5 * (threshold - least)
@@ -61,13 +69,17 @@ def divergence(
     return kind, found
 
 
-def thresholds(task: str, clean: Doubles) -> tuple[Doubles, Doubles]:
-    """Return what the median of 3 must exceed, and the best median of 5 so far, [T] each."""
+def thresholds(clean: Doubles, healthy: Doubles, *, moving: bool) -> tuple[Doubles, Doubles]:
+    """Return what the median of 3 must exceed, and the best median of 5 so far, [T] each.
+
+    The loss of a moving target must leave the range of the healthy run by its width as well.
+    """
     least = np.minimum.accumulate(running_median(clean, 5))
     start = max(clean[0], least[0]) if clean[0] < 1e9 else 1.0
-    if task == "td":
-        limit = np.maximum(3 * least, least + 0.5)
-        limit[:30] = np.maximum(limit[:30], 3 * start)
+    if moving:
+        low, high = healthy[20:].min(), healthy[20:].max()
+        limit = np.maximum(np.maximum(3 * least, least + 0.5), high + (high - low))
+        limit[:30] = np.maximum(limit[:30], 3 * abs(start))
         return limit, least
     middle = least + np.maximum(0.5 * (start - least), 0.35 * least)
     return np.maximum(np.minimum(3 * least, middle), least + 0.35), least

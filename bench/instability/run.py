@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
 from labelling import symptom
 from rules import TARGETS, report, table
-from scenarios import SCENARIOS, Scenario
+from kind_scenarios import kind_scenarios
+from kinds import KINDS
+from scenarios import FAULTY, HEALTHY, Scenario
 from training import Trained, train
 
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS
@@ -48,11 +50,18 @@ def label(scenario: Scenario, seed: int, trained: Trained, base: list[float]) ->
     if scenario.is_faulty:
         cause = fault.start if fault else 0
         found = symptom(
-            scenario.task, trained.losses, cause, base, ramp=scenario.schedule == "ramp"
-        )
+            trained.losses, cause, base, moving=getattr(KINDS[scenario.task], "moving", False),
+            ramp=scenario.schedule == "ramp",
+        )  # fmt: skip
         shown = "" if found.row is None else found.row
         row.update(kind=found.kind, cause=found.cause, symptom=shown)
     return row
+
+
+def every_scenario() -> list[Scenario]:
+    """Return all scenarios, healthy ones first; the base run of each kind comes before others."""
+    healthy, faulty = kind_scenarios()
+    return [*HEALTHY, *healthy, *FAULTY, *faulty]
 
 
 def name(scenario: Scenario, seed: int) -> str:
@@ -62,25 +71,24 @@ def name(scenario: Scenario, seed: int) -> str:
 def generate(folder: Path, chosen: list[Scenario], seeds: range) -> Iterator[str]:
     """Write one file per run and labels.csv; yield a line about each run."""
     base: dict[str, list[float]] = {}
-    labels = []
-    for scenario in chosen:
-        for seed in seeds:
-            begin = time.process_time()
-            trained = train(scenario, seed)
-            took = time.process_time() - begin
-            if scenario.name == "base":
-                base.setdefault(scenario.task, trained.losses)
-            row = label(scenario, seed, trained, base[scenario.task])
-            np.savez_compressed(folder / f"{row['id']}.npz", **trained.arrays)
-            labels.append(row)
-            yield (
-                f"{row['id']:28} {row['kind']:10} cause {row['cause']!s:>3} symptom "
-                f"{row['symptom']!s:>3} end loss {trained.end:10.4g} {took:5.1f} s"
-            )
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(labels)
+        for scenario in chosen:
+            for seed in seeds:
+                begin = time.process_time()
+                trained = train(scenario, seed)
+                took = time.process_time() - begin
+                if scenario.name == "base":
+                    base.setdefault(scenario.task, trained.losses)
+                row = label(scenario, seed, trained, base[scenario.task])
+                np.savez_compressed(folder / f"{row['id']}.npz", **trained.arrays)
+                writer.writerow(row)
+                file.flush()  # what is there can be scored while the rest trains
+                yield (
+                    f"{row['id']:28} {row['kind']:10} cause {row['cause']!s:>3} symptom "
+                    f"{row['symptom']!s:>3} end loss {trained.end:10.4g} {took:5.1f} s"
+                )
 
 
 def score(folder: Path, what: str) -> None:
@@ -114,7 +122,7 @@ def main() -> int:
         score(options.corpus, "labelled corpus, exact sigma")
     chosen = [
         scenario
-        for scenario in SCENARIOS
+        for scenario in every_scenario()
         if scenario.name == "base"
         or fnmatch.fnmatch(f"{scenario.task}_{scenario.name}", options.only)
     ]

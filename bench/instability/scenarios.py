@@ -119,4 +119,3 @@ FAULTY = tuple(
                  options={"discount": 1.02, "target_every": 1, "carry": 1.0}),
     )
 )  # fmt: skip
-SCENARIOS = HEALTHY + FAULTY

@@ -22,6 +22,7 @@ class Task:
     """A model and the loss of its next minibatch, as the seed says."""
 
     model: nn.Module
+    moving = False  # whether the target of the loss moves with the model
 
     def loss(self, step: int, fault: Fault) -> Tensor:
         raise NotImplementedError
@@ -177,6 +178,8 @@ class Convolutions(Task):
 class Values(Task):
     """Values of a linear process by TD(0), with a target network that follows every so often."""
 
+    moving = True
+
     def __init__(self, seed: int, discount: float = 0.9, target_every: int = 20,
                  carry: float = 0.6) -> None:  # fmt: skip
         torch.manual_seed(seed)
@@ -199,12 +202,3 @@ class Values(Task):
     def after(self, step: int) -> None:
         if (step + 1) % self.every == 0:
             self.target.load_state_dict(self.model.state_dict())
-
-
-TASKS: dict[str, Callable[..., Task]] = {
-    "tf": Transformer, "mlp": Perceptron, "cnn": Convolutions, "td": Values,
-}  # fmt: skip
-
-
-def make(task: str, seed: int, options: dict[str, Any]) -> Task:
-    return TASKS[task](seed, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from faults import Fault
+from kinds import make
 from scenarios import Scenario
-from tasks import Task, make
+from tasks import Task
 from torch import nn
 
 from snc_client import GuardStopped, SNCallback
@@ -28,6 +30,7 @@ class Trained:
     """The loss of each row, and, if the run was watched, its arrays as `read_run` reads them."""
 
     losses: list[float] = field(default_factory=list)
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)  # norms of 1-d parameters
     arrays: Arrays = field(default_factory=dict)
     vetoes: int = 0
     rollbacks: int = 0
@@ -61,7 +64,7 @@ def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
     rows.append(callback.latest)
     if callback.errors:
         raise RuntimeError(f"the callback must measure every step, got {callback.errors} errors")
-    trained.arrays = {} if trained.stopped else arrays(rows)  # its last row has no loss
+    trained.arrays = {} if trained.stopped else arrays(rows, trained, task.model)  # its last row has no loss
     trained.vetoes = int(sum(row.scalars.get("guard_vetoes", 0) for row in rows))
     trained.rollbacks = int(sum(row.scalars.get("guard_rollbacks", 0) for row in rows))
     return trained
@@ -87,9 +90,25 @@ def advance(
     if scenario.clip:
         nn.utils.clip_grad_norm_(task.model.parameters(), scenario.clip)
     fault.spoil_weights(step, task.model, optimizer)
-    optimizer.step()
+    if fault.skips(step):
+        skip(task.model, optimizer)
+    else:
+        optimizer.step()
+    trained.vectors.append(vector_norms(task.model))
     callback.step(loss=loss)
     task.after(step)
+
+
+def skip(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make a step that changes nothing, with infinite gradients, as an overflow leaves them."""
+    kept = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.step()
+    for parameter, value in zip(model.parameters(), kept, strict=True):
+        parameter.data.copy_(value)
+        if parameter.grad is not None:
+            parameter.grad.fill_(torch.inf)
+    optimizer.load_state_dict(state)
 
 
 def rate(scenario: Scenario, step: int) -> float:
@@ -119,7 +138,15 @@ def optimizer_of(scenario: Scenario, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(listed, betas=scenario.betas, weight_decay=scenario.weight_decay)
 
 
-def arrays(latest: list[Any]) -> Arrays:
+def vectors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in model.named_parameters() if p.ndim == 1 and p.requires_grad}
+
+
+def vector_norms(model: nn.Module) -> npt.NDArray[np.float32]:
+    return np.array([float(value.norm()) for value in vectors(model).values()], np.float32)
+
+
+def arrays(latest: list[Any], trained: Trained, model: nn.Module) -> Arrays:
     """Return the measurements, one per step from 0 on, in the form of the files."""
     by_step = {row.step: row for row in latest if row.step >= 0}
     if sorted(by_step) != list(range(len(by_step))):
@@ -128,6 +155,8 @@ def arrays(latest: list[Any]) -> Arrays:
     found: Arrays = {"names": np.array(rows[0].names), "s0": by_step[0].row("sigma")}
     for key, metric in METRICS.items():
         found[key] = np.stack([row.row(metric) for row in rows])
+    found["vnames"] = np.array([*vectors(model)], np.str_)
+    found["vnorm"] = np.stack(trained.vectors[: len(rows)])
     for key, scalar in SCALARS.items():
         found[key] = np.array([row.scalars[scalar] for row in rows], np.float32)
     return found

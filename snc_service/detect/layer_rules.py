@@ -73,31 +73,6 @@ def sigma_vs_init(seen: Seen) -> RuleFinding | None:
     )
 
 
-def coherent_growth(seen: Seen) -> RuleFinding | None:
-    """Find growth of all layers: log sigma above its long mean, of the layer that grew least.
-
-    Weight decay with the wrong sign, or a learning rate that only rises, moves every layer by a
-    little. In a healthy network at least one layer does not grow.
-    """
-    growth = seen.trends.long_growth
-    if growth is None or not growth.shape[1]:
-        return None
-    least = np.fmin.reduce(growth, axis=1).astype(np.float64)
-
-    def tell(row: int, limit: float) -> Told:
-        layers = int((~np.isnan(growth[row])).sum())
-        most = int(np.nanargmax(growth[row]))
-        value = float(least[row])
-        text = (
-            f"every sigma is at least {factor(value)} times its mean of some 200 rows "
-            f"(limit {factor(limit)})"
-        )
-        layer = seen.signals.layers[most]
-        return Told(f"{layer}: {text}{count(layers)}", layer, layers, value, limit)
-
-    return RuleFinding(least, seen.trends.judged, tell)
-
-
 def update_ratio(seen: Seen) -> RuleFinding | None:
     """Find the largest update norm over Frobenius norm."""
     return largest(

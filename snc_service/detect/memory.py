@@ -16,11 +16,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.running import Counts, Deviation, Firing, Rise, SkippedShare
+from snc_service.detect.running import Counts, Deviation, Firing, Regain, Rise, SkippedShare
 from snc_service.wire.batch import Floats
 
-VERSION: Final = 3
-READABLE: Final = (2, 3)  # fields that version 2 lacks start with the next row
+VERSION: Final = 4
+READABLE: Final = (2, 3, 4)  # fields that older versions lack start with the next row
 MOST_LAYERS: Final = 65_536  # of one run; beyond it, layers that are no longer reported are dropped
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
@@ -40,6 +40,9 @@ COLUMNS: Final = (
     "left_after",  # steps from the onset to where the layer left its band
     "left_by",  # multiple of its limit at that step
     "left_rule",  # number of that limit's rule: see `onset`
+    "vector_mean",  # of the log norm of a layer without sigma, over about 200 rows
+    "vector_floor",  # added to that norm
+    "still",  # rows in which the weight did not change although it had a gradient
 )
 
 
@@ -54,6 +57,9 @@ class Memory:
     loss: Deviation = field(default_factory=Deviation)
     gradient: Deviation = field(default_factory=Deviation)
     rise: Rise = field(default_factory=Rise)
+    regain: Regain = field(default_factory=Regain)
+    moving: bool = False  # the job has said that the target of its loss moves
+    skipped_in_row: int = 0  # rows whose weights a loss scaler left untouched
     skips: SkippedShare = field(default_factory=SkippedShare)
     annotated: list[int] = field(default_factory=list)  # ids of annotations that have taken effect
     begun: int = 0  # training rows before the newest restart
@@ -90,6 +96,9 @@ class Memory:
             loss=Deviation(*values["loss"]),
             gradient=Deviation(*values["gradient"]),
             rise=Rise(*values.get("rise", ())),
+            regain=Regain(*values.get("regain", ())),
+            moving=values.get("moving", False),
+            skipped_in_row=values.get("skipped_in_row", 0),
             skips=SkippedShare(*values.get("skips", ())),
             annotated=values.get("annotated", []),
             begun=values.get("begun", 0),
@@ -114,6 +123,7 @@ class Memory:
             "loss": [*vars(self.loss).values()],
             "gradient": [*vars(self.gradient).values()],
             "rise": [*vars(self.rise).values()],
+            "regain": [*vars(self.regain).values()],
             "annotated": sorted(self.annotated),
             "begun": self.begun,
             "onset": self.onset,
@@ -122,6 +132,10 @@ class Memory:
             "layers": len(self.keys) if known else 0,
             "columns": known,
         }
+        if self.moving:
+            values["moving"] = True
+        if self.skipped_in_row:
+            values["skipped_in_row"] = self.skipped_in_row
         if self.skips.count:
             values["skips"] = [*vars(self.skips).values()]
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
@@ -136,14 +150,14 @@ class Memory:
     def forget(self, scalar: str) -> None:
         """Restart the running statistics of a scalar."""
         if scalar == "loss":
-            self.loss, self.rise = Deviation(), Rise()
+            self.loss, self.rise, self.regain = Deviation(), Rise(), Regain()
         elif scalar == "grad_norm":
             self.gradient = Deviation()
 
     def restart(self) -> None:
         """Begin a new attempt: keep the registered values of the layers and drop the rest."""
-        fresh = Memory(keys=self.keys, columns=self.columns)
-        for name in set(COLUMNS) - {"start", "floor", "norm_floor"}:
+        fresh = Memory(keys=self.keys, columns=self.columns, moving=self.moving)
+        for name in set(COLUMNS) - {"start", "floor", "norm_floor", "vector_floor"}:
             fresh.columns[name].fill(np.nan)
         fresh.columns["newest"] = fresh.columns["start"].copy()
         self.__dict__.update(fresh.__dict__)

@@ -22,7 +22,7 @@ from snc_service.store.types import RunRows
 from snc_service.wire.batch import Floats
 
 # The rules that compare single layers, in the order of their numbers in the state.
-BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init")
+BAND_RULES: Final = ("update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init", "breach")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def outside(rule: str, limit: float, finding: RuleFinding, rows: Sequence[int]) 
     if rule not in BAND_RULES or finding.columns is None:
         return []
     number, least = BAND_RULES.index(rule), max(limit, 1e-9)
+    if rule == "breach":  # its limit is a number of layers, its band ends at the threshold
+        least = 1.0
     return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
 
 

@@ -30,6 +30,9 @@ RELATIVE: Final = frozenset(
         "grad_vanish",
         "loss_divergence",
         "loss_trend",
+        "loss_regain",
+        "shrink",
+        "gain_growth",
     )
 )
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 REST_ROWS: Final = 50  # quiet rows after which a rule may raise a new event
 NEVER: Final = 1_000_000_000  # quiet rows of a rule that has not fired yet
 FIRST_ROWS: Final = 20  # rows of a run that set the first lowest loss
+GIVEN_BACK: Final = 0.03  # of all progress of the loss, from which on a rise counts
 SKIPS_KEPT: Final = 0.99  # of the weight of a step, one step later
 
 Counts: TypeAlias = npt.NDArray[np.int64]
@@ -105,6 +106,40 @@ class Rise:
             return 0.0
         self.lowest = min(self.lowest, self.smooth)
         return (self.smooth - self.lowest) / max(abs(self.smooth), abs(self.lowest), 0.05)
+
+
+@dataclass
+class Regain:
+    """How far a smoothed loss has come up from its best, in deviations of single rows."""
+
+    smooth: float = 0.0
+    best: float = 0.0
+    begin: float = 0.0  # the largest of the first rows
+    noise: float = 0.0
+    count: int = 0
+
+    def advance(self, value: float) -> float:
+        """Take in ``value``; return 0 while less than 3 % of the progress is given back.
+
+        An outlier enters with ten deviations at most. The noise follows slowly, so a rise of
+        some twenty rows does not hide itself. The first rows set the reference and return 0.
+        """
+        self.count += 1
+        rest = value - self.smooth
+        if self.count > FIRST_ROWS:
+            rest = min(max(rest, -10 * self.noise), 10 * self.noise)
+        self.smooth += max(0.05, 1.0 / self.count) * rest
+        if self.count > 1:
+            self.noise += max(0.01, 1.0 / self.count) * (1.2533 * abs(rest) - self.noise)
+        if self.count <= FIRST_ROWS:
+            self.begin = self.smooth if self.count == 1 else max(self.begin, self.smooth)
+            self.best = self.begin
+            return 0.0
+        self.best = min(self.best, self.smooth)
+        progress, back = self.begin - self.best, self.smooth - self.best
+        if progress <= self.noise or back <= GIVEN_BACK * progress:
+            return 0.0
+        return back / max(self.noise, 1e-3 * abs(self.best), 1e-12)
 
 
 @dataclass

@@ -11,13 +11,29 @@ from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, 
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles
-
-RISING = 0.15  # rise of the loss, relative to its size, above which growth of sigma is no progress
+from snc_service.detect.value_rules import RISING
 
 
 def loss_divergence(seen: Seen) -> RuleFinding | None:
     """Find losses far above their running mean, in deviations."""
     return _score(seen, "loss", "loss")
+
+
+def loss_regain(seen: Seen) -> RuleFinding | None:
+    """Find a smoothed loss that gives back its progress: above its best, in deviations."""
+    scores = seen.scores.get("regain")
+    if scores is None:
+        return None
+
+    def tell(row: int, limit: float) -> Told:
+        value = float(scores[row])
+        text = (
+            f"the smoothed loss is {number(value)} deviations of a row above its best "
+            f"(limit {number(limit)})"
+        )
+        return Told(text, value=value, limit=limit)
+
+    return RuleFinding(scores, seen.trends.judged & ~np.isnan(scores), tell)
 
 
 def grad_spike(seen: Seen) -> RuleFinding | None:
@@ -126,6 +142,7 @@ def scores(
         found[name] = np.full(len(judged), np.nan)
         if name == "loss":
             found["rise"] = np.full(len(judged), np.nan)
+            found["regain"] = np.full(len(judged), np.nan)
         usable = judged & column.finite
         for row in np.flatnonzero(usable | anew):
             if anew[row]:
@@ -135,7 +152,22 @@ def scores(
                 found[name][row] = score(memory, value)
                 if name == "loss":
                     found["rise"][row] = memory.rise.advance(value)
+                    found["regain"][row] = memory.regain.advance(value)
+    moving = _moving(signals, memory)
+    for name in ("loss", "regain"):
+        if name in found:
+            found[name][moving] = np.nan
     return found
+
+
+def _moving(signals: BatchColumns, memory: Memory) -> Mask:
+    """Return the rows [S] from which the job says that the target of its loss moves."""
+    column = signals.scalar("moving_target")
+    if column is None:
+        return np.full(len(signals.rows.batch.steps), memory.moving)
+    said = np.logical_or.accumulate(column.finite & (column.values > 0)) | memory.moving
+    memory.moving = bool(said[-1])
+    return said
 
 
 def _score_loss(memory: Memory, loss: float) -> float:

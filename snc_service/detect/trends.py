@@ -25,6 +25,7 @@ BORN_AT_ZERO = 0.02  # of the median registered sigma; a layer below it was init
 FLOOR = 0.5  # of the median, for such layers
 SMALLEST, LARGEST = np.float32(1e-6), np.float32(1e38)  # the range of arguments of the logarithm
 TINY_NORM = np.float32(1e-9)
+SAME = np.float32(1e-6)  # change of log sigma that may be the estimate's
 TINY_GRADIENT = np.float32(1e-20)
 NAN = np.float32(np.nan)
 RECENT_ROWS, LONG_ROWS = 50, 200  # windows of the running means of log sigma
@@ -47,6 +48,8 @@ class Trends:
     update_ratio: Floats | None = None  # update norm / Frobenius norm
     gradient_drop: Floats | None = None  # running mean of log gradient norm - the newest
     gradient_ratio: Floats | None = None  # gradient norm / Frobenius norm
+    vector_growth: Floats | None = None  # log norm of what has no sigma - its mean over 200 rows
+    still: Floats | None = None  # rows in which the weight has not changed despite its gradient
 
 
 def follow(
@@ -67,8 +70,8 @@ def follow(
     judged = training & finite
     with np.errstate(over="ignore", invalid="ignore"):  # hostile rows may overflow
         found = {
-            **_of_sigma(signals, past, judged, anew, trained),
-            **_of_norm(signals, past, judged),
+            **(of_sigma := _of_sigma(signals, past, judged, anew, trained)),
+            **_of_norm(signals, of_sigma.get("jump"), past, judged, anew, trained),
             **_of_gradient(signals, past, judged, anew),
         }
     for name, column in past.items():
@@ -213,7 +216,23 @@ def _after_action(signals: BatchColumns, values: Floats, now: Floats, floor: Flo
     return _log(np.where(acted, scale, np.float32(1)) * values + floor)
 
 
-def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Floats]:
+def log_norms(signals: BatchColumns, memory: Memory) -> Floats:
+    """Return the log Frobenius norm of each row and layer, NaN where it was not measured."""
+    column = signals.metric("frobenius")
+    assert column is not None
+    places = memory.places(tuple(signals.layers))
+    floor = memory.columns["norm_floor"][places]
+    return _log(column.known + np.nan_to_num(floor))
+
+
+def _of_norm(
+    signals: BatchColumns,
+    jump: Floats | None,
+    past: Past,
+    judged: Mask,
+    anew: Mask,
+    trained: Counts,
+) -> Mapping[str, Floats]:
     """Return the trends of the Frobenius norm: it shows a new top direction at once."""
     column = signals.metric("frobenius")
     if column is None:
@@ -225,7 +244,14 @@ def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Fl
     for row, new in _first_rows(norm, np.isnan(floor)):
         floor[new] = np.where(past["floor"][new] > 0, FLOOR * np.nanmedian(norm[row]), 0.0)
     held = norm + floor
-    found = {"norm_jump": _norm_jumps(_log(held.copy()), signals, norm, past)}
+    now = _log(held.copy())
+    found = {"norm_jump": _norm_jumps(now, signals, norm, past, judged)}
+    vectors = np.isnan(past["start"]) if signals.metric("sigma") is not None else None
+    if vectors is not None and vectors.any():
+        found["norm_jump"][:, vectors] = NAN
+        found["vector_growth"] = _of_vectors(norm, vectors, past, judged, anew, trained)
+    if signals.metric("grad_norm") is not None:
+        found["still"] = _still(signals, found["norm_jump"], jump, past, judged)
     update = signals.metric("update_norm")
     if update is not None:
         ratio = update.known / np.maximum(held, TINY_NORM, out=held)
@@ -233,14 +259,62 @@ def _of_norm(signals: BatchColumns, past: Past, judged: Mask) -> Mapping[str, Fl
     return found
 
 
-def _norm_jumps(now: Floats, signals: BatchColumns, norm: Floats, past: Past) -> Floats:
-    """Return the change of each norm since the row before; NaN where that row had none."""
+def _norm_jumps(
+    now: Floats, signals: BatchColumns, norm: Floats, past: Past, judged: Mask
+) -> Floats:
+    """Return the change of each norm since the last judged row; NaN where that had none."""
     after = _after_action(signals, norm, now, past["norm_floor"])
+    if after is now and not judged.all():
+        after = now.copy()
+    for row in np.flatnonzero(~judged):
+        after[row] = after[row - 1] if row else past["newest_norm"]
     jump = np.empty_like(now)
     np.subtract(now[0], past["newest_norm"], out=jump[0])
     np.subtract(now[1:], after[:-1], out=jump[1:])
     past["newest_norm"] = after[-1]
     return np.abs(jump, out=jump)
+
+
+def _of_vectors(
+    norm: Floats, vectors: Mask, past: Past, judged: Mask, anew: Mask, trained: Counts
+) -> Floats:
+    """Return the growth of the norms of 1-d parameters: layers with a norm but without a sigma.
+
+    A gain begins at one, a bias near zero. What counts is growth beyond half the size of the gains.
+    """
+    own = np.where(vectors, norm, NAN)
+    floor = past["vector_floor"]
+    for row, new in _first_rows(own, np.isnan(floor) & vectors):
+        sizes = own[row, ~np.isnan(own[row])]
+        floor[new] = FLOOR * max(np.median(sizes), FLOOR * sizes.max(), FLOOR)
+    long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
+    growth, past["vector_mean"] = _against_mean(
+        _log(own + floor), past["vector_mean"], judged, anew, long
+    )
+    return growth
+
+
+def _still(
+    signals: BatchColumns, jump: Floats, of_sigma: Floats | None, past: Past, judged: Mask
+) -> Floats:
+    """Return for how many rows each weight has had a gradient and not changed by a bit.
+
+    Rows in which half of the layers or more stand still say nothing of a single one.
+    """
+    gradient = signals.metric("grad_norm")
+    assert gradient is not None
+    stood = (jump == 0) & (gradient.known > 0)
+    if of_sigma is not None:  # an estimate of the same weight still moves in its last bits
+        stood &= ~(of_sigma > SAME)
+    sure = judged & (2 * stood.sum(axis=1) < (~np.isnan(jump)).sum(axis=1))
+    found = np.full(jump.shape, NAN)
+    count = np.nan_to_num(past["still"])
+    for row in np.flatnonzero(sure):
+        known = ~np.isnan(jump[row])
+        count = np.where(known, np.where(stood[row], count + np.float32(1), np.float32(0)), count)
+        found[row] = count
+    past["still"] = np.where(count > 0, count, NAN)
+    return found
 
 
 def _of_gradient(
@@ -255,7 +329,14 @@ def _of_gradient(
     shares = np.full(len(judged), 1 / RECENT_ROWS)
     logs = np.log(gradient)
     rise, past["gradient"] = _against_mean(logs, past["gradient"], judged, anew, shares)
-    found = {"gradient_drop": np.negative(rise, out=rise)}
+    drop = np.negative(rise, out=rise)
+    zero = column.known == 0
+    few = zero.any() & (2 * zero.sum(axis=1) < (~np.isnan(column.known)).sum(axis=1))
+    idle = zero & few[:, None]
+    if idle.any():  # an expert to which nothing is routed, a part that is frozen
+        drop[idle] = NAN
+        gradient[idle] = NAN
+    found = {"gradient_drop": drop}
     if norm is not None:
         found["gradient_ratio"] = gradient / np.maximum(norm.known, TINY_NORM)
     return found

@@ -17,8 +17,12 @@ from snc_service.detect.findings import (
     count,
     everywhere,
     finite,
+    largest,
     number,
 )
+from snc_service.wire.batch import Floats
+
+RISING = 0.15  # rise of the loss, relative to its size, above which growth of sigma is no progress
 
 # Values that must be finite, in the order in which an event picks one to name.
 FINITE_METRICS = ("sigma", "grad_norm", "update_norm")
@@ -76,7 +80,36 @@ def breach(seen: Seen) -> RuleFinding | None:
     # False wherever one of the two is NaN or was not measured.
     over: Mask = np.greater(sigma.values, threshold.values)
     tell = partial(_tell_breach, seen.signals, sigma.values, threshold.values, over)
-    return RuleFinding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell)
+    columns = _ratios(sigma.values, threshold.values)
+    return RuleFinding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell, columns)
+
+
+def _ratios(sigma: Columns, threshold: Columns) -> Floats:
+    """Return sigma over threshold; a hostile threshold may be 0, infinite or missing."""
+    with np.errstate(all="ignore"):
+        ratio: Floats = np.where(threshold > 0, sigma / threshold, np.float32(np.nan))
+        return ratio
+
+
+def breach_far(seen: Seen) -> RuleFinding | None:
+    """Find the largest sigma over its threshold while the smoothed loss rises.
+
+    A breach begins small, and its event with it. This one says that it went on to matter.
+    """
+    sigma, threshold = seen.signals.metric("sigma"), seen.signals.metric("threshold")
+    rise = seen.scores.get("rise")
+    if sigma is None or threshold is None or rise is None:
+        return None
+    ratio = _ratios(sigma.values, threshold.values)
+    ratio[~(rise > RISING)] = np.nan
+
+    def say(value: float, limit: float) -> str:
+        return (
+            f"sigma is {number(value)} times its threshold while the loss rises "
+            f"(limit {number(limit)})"
+        )
+
+    return largest(seen, ratio, say)
 
 
 def _tell_breach(
