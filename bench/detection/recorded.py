@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy.typing as npt
 from snc_service.backtest.files import read_run
 from snc_service.backtest.labels import Label, read_labels
 from snc_service.detect.rules import judge
+from snc_service.store.types import RunRows
 from snc_service.wire.rule_settings import SHIPPED, RuleSetting
 
 Doubles = npt.NDArray[np.float64]
+MOVING = frozenset(("td", "dqn", "gan", "ac"))  # whose jobs declare it, as their adapters do
 Mask = npt.NDArray[np.bool_]
 
 
@@ -57,6 +59,7 @@ def recorded(
     firing = {name: np.zeros(num_rows, np.bool_) for name in SHIPPED}
     state: bytes | None = None
     for rows in read_run(folder / f"{label.run}.npz", 10, without=without):
+        rows = declared(rows) if task in MOVING else rows
         verdict = judge(state, rows)
         state, places = verdict.state, np.array(rows.batch.steps) - 1
         if places[0] < 0:
@@ -67,6 +70,18 @@ def recorded(
         for name, steps in verdict.firing.items():
             firing[name][np.array(steps) - 1] = True
     return Recorded(label, task, scenario, values, firing, signals)
+
+
+def declared(rows: RunRows) -> RunRows:
+    """Return the rows as a job sends them that has said that the target of its loss moves."""
+    batch = rows.batch
+    said = np.ones((1, len(batch.steps)), np.float32)
+    more = replace(
+        batch,
+        scalars=(*batch.scalars, "moving_target"),
+        scalar_values=np.concatenate((batch.scalar_values.reshape(-1, len(batch.steps)), said)),
+    )
+    return replace(rows, batch=more)
 
 
 def fires(run: Recorded, name: str, setting: RuleSetting) -> Mask:

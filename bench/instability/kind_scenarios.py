@@ -57,7 +57,7 @@ HEALTHY_CHANGES: tuple[Change, ...] = (
     struck("decay_switch", late("decay_switch", size=0.05)),
     at_rate("other_optimizer", 1.0, betas=(0.9, 0.95), weight_decay=0.1),
 )
-BATCHED = ("modern", "rnn", "res", "diff", "pairs", "vae", "ae", "teacher")  # take `change`
+BATCHED = ("modern", "rnn", "res", "diff", "vae", "ae", "teacher")  # take `change`
 
 FAULTS: tuple[Change, ...] = (
     struck("lr_spike", late("lr_spike", 20, 40)),

@@ -12,6 +12,8 @@ array        shape        meaning
 ``loss``     [T]          training loss
 ``ggrad``    [T]          norm of all gradients together
 ``lr``       [T]          learning rate
+``vnames``   [V] text     names of 1-d parameters; with ``vnorm``
+``vnorm``    [T, V]       their norms
 ============ ============ ======================================================================
 
 Other arrays are ignored. Row t is step t + 1, ``s0`` is step 0. NaN is a measurement.
@@ -30,7 +32,7 @@ from numpy.lib import format as npy
 
 from snc_service.backtest.columns import rows
 from snc_service.store.types import RunRows
-from snc_service.wire import WireError
+from snc_service.wire import ABSENT, WireError
 from snc_service.wire.checks import MAX_LAYERS, MAX_STEP, printable, shown
 
 METRICS: Final = {"sigma": "sigma", "fro": "frobenius", "gnorm": "grad_norm",
@@ -62,6 +64,12 @@ def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) ->
                 for key in (*METRICS, *SCALARS, "s0")
                 if f"{key}.npy" in known and key != "sigma"
             }
+            vectors = None
+            if "vnames.npy" in known:
+                vectors = (
+                    _array(archive, known, "vnames", where, "U", 1),
+                    _array(archive, known, "vnorm", where, "f", 2),
+                )
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         if isinstance(error, WireError):
             raise
@@ -69,7 +77,30 @@ def read_run(path: Path, size: int = PIECE, *, without: Collection[str] = ()) ->
     layers = _layers(names, where)
     _agree(sigma, layers, found, where)
     found = {key: values for key, values in found.items() if METRICS.get(key) not in without}
-    return _rows(path.stem, layers, {"sigma": sigma, **found}, size)
+    found["sigma"] = sigma
+    if vectors is not None and len(vectors[0]):
+        layers = _with_vectors(layers, found, *vectors, where)
+    return _rows(path.stem, layers, found, size)
+
+
+def _with_vectors(
+    layers: tuple[str, ...], found: dict[str, Array], names: Array, norms: Array, where: str
+) -> tuple[str, ...]:
+    """Append 1-d parameters to the layers in place: rows with a norm and nothing else."""
+    every = _layers(np.concatenate((np.array(layers), names)), where)
+    num_rows, num_vectors = len(found["sigma"]), len(names)
+    if norms.shape != (num_rows, num_vectors):
+        raise WireError(
+            f"{where}: vnorm",
+            f"must be {[num_rows, num_vectors]} like sigma, got {list(norms.shape)}",
+        )
+    found.setdefault("fro", np.full((num_rows, len(layers)), ABSENT))
+    for key in (*METRICS, "s0"):
+        if key in found:
+            rows_of = norms if key == "fro" else np.full(norms.shape, ABSENT)
+            more = np.full(num_vectors, ABSENT) if key == "s0" else rows_of
+            found[key] = np.concatenate((found[key], more), axis=-1, dtype=np.float32)
+    return every
 
 
 def _rows(

@@ -21,6 +21,10 @@ from snc_service.detect.trends import Doubles
 from snc_service.wire.batch import Floats
 
 
+GROWING = 0.33  # log sigma above its mean of some 200 rows: a layer that still grows
+EARLY_ROWS = 50
+
+
 def sigma_jump(seen: Seen) -> RuleFinding | None:
     """Find the largest change of log sigma, or of the log Frobenius norm, in one step.
 
@@ -63,10 +67,18 @@ def sigma_growth(seen: Seen) -> RuleFinding | None:
 
 
 def sigma_vs_init(seen: Seen) -> RuleFinding | None:
-    """Find the largest log sigma above the value it was registered with."""
+    """Find the largest log sigma above the value it was registered with, of layers that grow.
+
+    A layer may end far above its start: a recurrent weight, a head, one that began small. It slows
+    down on the way there; one that a fault drives does not. In the first rows all layers are fast.
+    """
+    since_start, growth = seen.trends.since_start, seen.trends.long_growth
+    if since_start is not None and growth is not None:
+        early = (seen.trends.trained < EARLY_ROWS)[:, None]
+        since_start = np.where((growth > GROWING) | early, since_start, np.float32(np.nan))
     return largest(
         seen,
-        seen.trends.since_start,
+        since_start,
         lambda value, limit: (
             f"sigma is {factor(value)} times its value at the start (limit {factor(limit)})"
         ),
@@ -88,6 +100,8 @@ def update_ratio(seen: Seen) -> RuleFinding | None:
 def grad_vanish(seen: Seen) -> RuleFinding | None:
     """Find gradients that fell in all layers, or are tiny relative to the weight in one layer.
 
+    A layer whose gradient is exactly zero while most others have one is idle: an expert without
+    tokens. Where the loss falls, gradients may fall as far.
     The value is the larger of two. One is the natural logarithm of the fall of the layer that fell
     least. The other is how far the smallest ratio of gradient norm to Frobenius norm lies below
     1e-7, as a decimal logarithm.
@@ -96,6 +110,8 @@ def grad_vanish(seen: Seen) -> RuleFinding | None:
     if drop is None:
         return None
     least = np.fmin.reduce(drop, axis=1, initial=np.nan).astype(np.float64)
+    if "fall" in seen.scores:
+        least -= seen.scores["fall"]
     tiny = np.full(len(least), -np.inf)
     if ratio is not None:
         smallest = np.fmin.reduce(ratio, axis=1, initial=np.nan)

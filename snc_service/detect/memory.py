@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.running import Counts, Deviation, Firing, Regain, Rise, SkippedShare
+from snc_service.detect.running import Counts, Deviation, Firing, LossFall, Regain, Rise, SkippedShare
 from snc_service.wire.batch import Floats
 
 VERSION: Final = 4
@@ -58,6 +58,7 @@ class Memory:
     gradient: Deviation = field(default_factory=Deviation)
     rise: Rise = field(default_factory=Rise)
     regain: Regain = field(default_factory=Regain)
+    fall: LossFall = field(default_factory=LossFall)
     moving: bool = False  # the job has said that the target of its loss moves
     skipped_in_row: int = 0  # rows whose weights a loss scaler left untouched
     skips: SkippedShare = field(default_factory=SkippedShare)
@@ -97,6 +98,7 @@ class Memory:
             gradient=Deviation(*values["gradient"]),
             rise=Rise(*values.get("rise", ())),
             regain=Regain(*values.get("regain", ())),
+            fall=LossFall(*values.get("fall", ())),
             moving=values.get("moving", False),
             skipped_in_row=values.get("skipped_in_row", 0),
             skips=SkippedShare(*values.get("skips", ())),
@@ -124,6 +126,7 @@ class Memory:
             "gradient": [*vars(self.gradient).values()],
             "rise": [*vars(self.rise).values()],
             "regain": [*vars(self.regain).values()],
+            "fall": [*vars(self.fall).values()],
             "annotated": sorted(self.annotated),
             "begun": self.begun,
             "onset": self.onset,
@@ -150,7 +153,8 @@ class Memory:
     def forget(self, scalar: str) -> None:
         """Restart the running statistics of a scalar."""
         if scalar == "loss":
-            self.loss, self.rise, self.regain = Deviation(), Rise(), Regain()
+            self.loss, self.rise = Deviation(), Rise()
+            self.regain, self.fall = Regain(), LossFall()
         elif scalar == "grad_norm":
             self.gradient = Deviation()
 

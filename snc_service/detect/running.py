@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 REST_ROWS: Final = 50  # quiet rows after which a rule may raise a new event
 NEVER: Final = 1_000_000_000  # quiet rows of a rule that has not fired yet
 FIRST_ROWS: Final = 20  # rows of a run that set the first lowest loss
+PROGRESS: Final = 1 / 3  # of the first loss, that it must have fallen by
 GIVEN_BACK: Final = 0.03  # of all progress of the loss, from which on a rise counts
 SKIPS_KEPT: Final = 0.99  # of the weight of a step, one step later
 
@@ -110,36 +112,62 @@ class Rise:
 
 @dataclass
 class Regain:
-    """How far a smoothed loss has come up from its best, in deviations of single rows."""
+    """How far a smoothed loss has come up from its best, in deviations of single rows.
+
+    The deviation is taken from differences of successive rows, so a slow rise does not hide itself.
+    """
 
     smooth: float = 0.0
     best: float = 0.0
     begin: float = 0.0  # the largest of the first rows
     noise: float = 0.0
+    newest: float = 0.0
     count: int = 0
 
     def advance(self, value: float) -> float:
-        """Take in ``value``; return 0 while less than 3 % of the progress is given back.
+        """Take in ``value`` and return the rise above the best, in deviations.
 
-        An outlier enters with ten deviations at most. The noise follows slowly, so a rise of
-        some twenty rows does not hide itself. The first rows set the reference and return 0.
+        0 unless the loss had fallen by a third and gives back more than 3 % of that. A loss that
+        never fell that far, such as that of two nets against each other, says little by its level.
+        An outlier enters with ten deviations at most. The first rows set the reference.
         """
         self.count += 1
-        rest = value - self.smooth
+        rest, moved = value - self.smooth, abs(value - self.newest)
         if self.count > FIRST_ROWS:
-            rest = min(max(rest, -10 * self.noise), 10 * self.noise)
+            most = 10 * self.noise
+            rest, moved = min(max(rest, -most), most), min(moved, most)
         self.smooth += max(0.05, 1.0 / self.count) * rest
-        if self.count > 1:
-            self.noise += max(0.01, 1.0 / self.count) * (1.2533 * abs(rest) - self.noise)
+        if self.count > 1:  # 0.886: from a mean absolute difference to a standard deviation
+            self.noise += max(0.01, 1.0 / self.count) * (0.886 * moved - self.noise)
+        self.newest = value
         if self.count <= FIRST_ROWS:
             self.begin = self.smooth if self.count == 1 else max(self.begin, self.smooth)
             self.best = self.begin
             return 0.0
         self.best = min(self.best, self.smooth)
         progress, back = self.begin - self.best, self.smooth - self.best
-        if progress <= self.noise or back <= GIVEN_BACK * progress:
+        if progress <= max(self.noise, PROGRESS * abs(self.begin)) or back <= GIVEN_BACK * progress:
             return 0.0
         return back / max(self.noise, 1e-3 * abs(self.best), 1e-12)
+
+
+@dataclass
+class LossFall:
+    """How far the logarithm of a positive loss lies below its mean of about 50 rows."""
+
+    slow: float = 0.0
+    quick: float = 0.0
+    count: int = 0
+
+    def advance(self, value: float) -> float:
+        """Take in ``value``; return the fall, 0 while there is none or the loss is not positive."""
+        if value <= 0:
+            return 0.0
+        self.count += 1
+        log = math.log(value)
+        self.slow += max(0.02, 1.0 / self.count) * (log - self.slow)
+        self.quick += max(0.2, 1.0 / self.count) * (log - self.quick)
+        return max(0.0, self.slow - self.quick)
 
 
 @dataclass

@@ -122,7 +122,8 @@ def scores(
 ) -> dict[str, Doubles]:
     """Return the scores of loss, gradient norm and learning rate [S] and update ``memory``.
 
-    NaN where there is none. ``rise`` is the rise of the loss above its lowest value.
+    NaN where there is none. ``rise`` is the rise of the loss above its lowest value, ``regain``
+    the same in deviations, ``fall`` that of its logarithm below its mean.
     """
     found = {}
     if (skipped := signals.scalar("skipped_steps")) is not None:
@@ -143,6 +144,7 @@ def scores(
         if name == "loss":
             found["rise"] = np.full(len(judged), np.nan)
             found["regain"] = np.full(len(judged), np.nan)
+            found["fall"] = np.zeros(len(judged))
         usable = judged & column.finite
         for row in np.flatnonzero(usable | anew):
             if anew[row]:
@@ -153,6 +155,7 @@ def scores(
                 if name == "loss":
                     found["rise"][row] = memory.rise.advance(value)
                     found["regain"][row] = memory.regain.advance(value)
+                    found["fall"][row] = memory.fall.advance(value)
     moving = _moving(signals, memory)
     for name in ("loss", "regain"):
         if name in found:

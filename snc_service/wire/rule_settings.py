@@ -64,9 +64,9 @@ SHIPPED: Final[Mapping[str, RuleSetting]] = MappingProxyType(
         "grad_vanish": RuleSetting(limit=2.3, for_rows=3, armed=20),
         "loss_divergence": RuleSetting(limit=3.0, for_rows=3, armed=20, severity="critical"),
         "loss_trend": RuleSetting(limit=0.4, for_rows=3, armed=20),
-        "loss_regain": RuleSetting(limit=4.0, for_rows=3, armed=40),
+        "loss_regain": RuleSetting(limit=0.9, for_rows=3, armed=60),
         "shrink": RuleSetting(limit=0.3, for_rows=3, armed=60),
-        "gain_growth": RuleSetting(limit=0.3, for_rows=3, armed=60),
+        "gain_growth": RuleSetting(limit=0.45, for_rows=3, armed=60),
         "unchanged": RuleSetting(limit=20.0, armed=20),
         "skipped_steps": RuleSetting(limit=0.10, for_rows=10, armed=100),
     }
