@@ -1,7 +1,8 @@
 """The detection state of a run between two batches, and its bytes in the store.
 
 The bytes are one line of JSON for the run, then the columns of the layers in float32: 44 bytes a
-layer, fewer where a metric is not reported, 12 more once layers have left their band.
+layer, fewer where a metric is not reported, 12 more once layers have left their band, and 12 more
+where there are 1-d parameters or weights that stand still.
 """
 
 from __future__ import annotations

@@ -24,12 +24,15 @@ def untouched(signals: BatchColumns, memory: Memory, num_broken: Counts) -> Mask
     than `MOST_IN_ROW` such rows in a row are not a scaler that looks for its factor.
     """
     skipped = np.zeros(len(num_broken), np.bool_)
-    norm = signals.metric("frobenius")
+    norm, sigma = signals.metric("frobenius"), signals.metric("sigma")
     if not num_broken.any() or norm is None:
         memory.skipped_in_row = 0 if not num_broken.all() else memory.skipped_in_row
         return skipped
     known: Floats | None = None
     now = log_norms(signals, memory)
+    spoilt = norm.broken.any(axis=1)
+    if sigma is not None:
+        spoilt |= sigma.broken.any(axis=1)
     for row, broken in enumerate((num_broken > 0).tolist()):
         if not broken:
             known, memory.skipped_in_row = now[row], 0
@@ -37,8 +40,8 @@ def untouched(signals: BatchColumns, memory: Memory, num_broken: Counts) -> Mask
         places = memory.places(tuple(signals.layers))
         before = memory.columns["newest_norm"][places]
         reference = before if known is None else known
-        measured = ~np.isnan(reference)
-        same = bool(measured.any() and np.array_equal(now[row][measured], reference[measured]))
+        measured = ~np.isnan(reference) & ~np.isnan(now[row])
+        same = not spoilt[row] and bool(measured.any() and np.array_equal(now[row][measured], reference[measured]))
         memory.skipped_in_row = memory.skipped_in_row + 1 if same else MOST_IN_ROW
         skipped[row] = memory.skipped_in_row <= MOST_IN_ROW and same
     return skipped

@@ -25,7 +25,7 @@ BORN_AT_ZERO = 0.02  # of the median registered sigma; a layer below it was init
 FLOOR = 0.5  # of the median, for such layers
 SMALLEST, LARGEST = np.float32(1e-6), np.float32(1e38)  # the range of arguments of the logarithm
 TINY_NORM = np.float32(1e-9)
-SAME = np.float32(1e-6)  # change of log sigma that may be the estimate's
+SAME = np.float32(1e-6)  # change of log sigma that its last digits make
 TINY_GRADIENT = np.float32(1e-20)
 NAN = np.float32(np.nan)
 RECENT_ROWS, LONG_ROWS = 50, 200  # windows of the running means of log sigma
@@ -68,10 +68,11 @@ def follow(
     trained = memory.trained + np.cumsum(training) - training
     memory.trained += int(training.sum())
     judged = training & finite
+    fresh = ~(past["skipped"] > 0)
     with np.errstate(over="ignore", invalid="ignore"):  # hostile rows may overflow
         found = {
             **(of_sigma := _of_sigma(signals, past, judged, anew, trained)),
-            **_of_norm(signals, of_sigma.get("jump"), past, judged, anew, trained),
+            **_of_norm(signals, of_sigma.get("jump"), past, judged, anew, trained, fresh),
             **_of_gradient(signals, past, judged, anew),
         }
     for name, column in past.items():
@@ -232,6 +233,7 @@ def _of_norm(
     judged: Mask,
     anew: Mask,
     trained: Counts,
+    fresh: Mask,
 ) -> Mapping[str, Floats]:
     """Return the trends of the Frobenius norm: it shows a new top direction at once."""
     column = signals.metric("frobenius")
@@ -245,13 +247,14 @@ def _of_norm(
         floor[new] = np.where(past["floor"][new] > 0, FLOOR * np.nanmedian(norm[row]), 0.0)
     held = norm + floor
     now = _log(held.copy())
-    found = {"norm_jump": _norm_jumps(now, signals, norm, past, judged)}
+    jumps, same = _norm_jumps(now, signals, norm, past, judged, fresh)
+    found = {"norm_jump": jumps}
     vectors = np.isnan(past["start"]) if signals.metric("sigma") is not None else None
     if vectors is not None and vectors.any():
         found["norm_jump"][:, vectors] = NAN
         found["vector_growth"] = _of_vectors(norm, vectors, past, judged, anew, trained)
     if signals.metric("grad_norm") is not None:
-        found["still"] = _still(signals, found["norm_jump"], jump, past, judged)
+        found["still"] = _still(signals, same, jump, past, judged)
     update = signals.metric("update_norm")
     if update is not None:
         ratio = update.known / np.maximum(held, TINY_NORM, out=held)
@@ -260,19 +263,29 @@ def _of_norm(
 
 
 def _norm_jumps(
-    now: Floats, signals: BatchColumns, norm: Floats, past: Past, judged: Mask
-) -> Floats:
-    """Return the change of each norm since the last judged row; NaN where that had none."""
+    now: Floats, signals: BatchColumns, norm: Floats, past: Past, judged: Mask, fresh: Mask
+) -> tuple[Floats, Mask]:
+    """Return the change of each norm since the last judged row, and where it is the last measured.
+
+    NaN where that row had no norm, by ``fresh`` [L] before the first row. The second result, bool
+    [S, L], says that a norm is that of its last measurement bit for bit, however long ago.
+    """
     after = _after_action(signals, norm, now, past["norm_floor"])
-    if after is now and not judged.all():
-        after = now.copy()
-    for row in np.flatnonzero(~judged):
-        after[row] = after[row - 1] if row else past["newest_norm"]
-    jump = np.empty_like(now)
-    np.subtract(now[0], past["newest_norm"], out=jump[0])
-    np.subtract(now[1:], after[:-1], out=jump[1:])
-    past["newest_norm"] = after[-1]
-    return np.abs(jump, out=jump)
+    newest = past["newest_norm"]
+    if judged.all() and fresh.all() and not np.isnan(now).any():
+        jump = np.empty_like(now)
+        np.subtract(now[0], newest, out=jump[0])
+        np.subtract(now[1:], after[:-1], out=jump[1:])
+        past["newest_norm"] = after[-1]
+        return np.abs(jump, out=jump), jump == 0
+    jump, same = np.full(now.shape, NAN), np.zeros(now.shape, np.bool_)
+    for row in np.flatnonzero(judged):
+        seen = ~np.isnan(now[row])
+        change = np.abs(now[row] - newest)
+        jump[row], same[row] = np.where(fresh, change, NAN), change == 0
+        newest, fresh = np.where(seen, after[row], newest), seen
+    past["newest_norm"] = newest
+    return jump, same
 
 
 def _of_vectors(
@@ -295,26 +308,41 @@ def _of_vectors(
 
 
 def _still(
-    signals: BatchColumns, jump: Floats, of_sigma: Floats | None, past: Past, judged: Mask
+    signals: BatchColumns, same: Mask, of_sigma: Floats | None, past: Past, judged: Mask
 ) -> Floats:
-    """Return for how many rows each weight has had a gradient and not changed by a bit.
+    """Return in how many measured rows each weight has had a gradient and not changed by a bit.
 
     Rows in which half of the layers or more stand still say nothing of a single one.
     """
-    gradient = signals.metric("grad_norm")
+    gradient, norm = signals.metric("grad_norm"), signals.metric("frobenius")
     assert gradient is not None
-    stood = (jump == 0) & (gradient.known > 0)
-    if of_sigma is not None:  # an estimate of the same weight still moves in its last bits
-        stood &= ~(of_sigma > SAME)
-    sure = judged & (2 * stood.sum(axis=1) < (~np.isnan(jump)).sum(axis=1))
-    found = np.full(jump.shape, NAN)
+    assert norm is not None
+    stood = same & (gradient.known > 0)
+    if of_sigma is not None:
+        stood &= _exact(signals) | ~(of_sigma > SAME)
+    known = ~np.isnan(norm.known)
+    sure = judged & (2 * stood.sum(axis=1) < known.sum(axis=1))
+    found = np.full(same.shape, NAN)
     count = np.nan_to_num(past["still"])
     for row in np.flatnonzero(sure):
-        known = ~np.isnan(jump[row])
-        count = np.where(known, np.where(stood[row], count + np.float32(1), np.float32(0)), count)
+        moved = np.where(stood[row], count + np.float32(1), np.float32(0))
+        count = np.where(known[row], moved, count)
         found[row] = count
     past["still"] = np.where(count > 0, count, NAN)
     return found
+
+
+def _exact(signals: BatchColumns) -> Mask:
+    """Return the rows [S, 1] whose norms have all digits of float32.
+
+    A file may hold rounded ones, which stand still while the weight moves; sigma tells then. The
+    estimate of a sigma goes on to converge while the weight stands still.
+    """
+    column = signals.metric("frobenius")
+    assert column is not None
+    low_bits = np.ascontiguousarray(column.values, "<f4").view("<u4") & 0xFFF
+    exact: Mask = ((low_bits != 0) & column.finite).any(axis=1, keepdims=True)
+    return exact
 
 
 def _of_gradient(

@@ -169,8 +169,8 @@ def test_once_the_breach_is_over_for_50_steps_the_next_layer_begins_a_new_order(
     assert found == [("fc2", CALM + 150)]
 
 
-def test_a_breach_alone_begins_no_order():
+def test_a_breach_begins_an_order_with_the_layer_that_its_event_names():
     sigma = calm(200)
     found, events = breaching(sigma, 50, thresholds=(0.5, 9.0, 9.0, 9.0))
-    assert found == []
-    assert events
+    assert found == [("fc1", 0)]
+    assert ("breach", 0) in events

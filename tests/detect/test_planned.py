@@ -86,7 +86,7 @@ def test_relative_rules_arm_themselves_anew_however_short_the_quiet():
 def test_what_is_wrong_whatever_was_planned_is_told_all_the_same():
     given = columns()
     given["sigma"][CHANGE + 3, 1] = np.nan
-    given["sigma"][CHANGE + 6 :, 1] = 9.5
+    given["sigma"][CHANGE + 6 :, 1] += 7.5
     given["update_norm"][CHANGE + 9 :, 2] = 3.0
     told = [event.rule for event in events(given, marked(CHANGE, 100))]
     assert told == ["nonfinite", "breach", "update_ratio"]

@@ -206,8 +206,10 @@ def test_extreme_values_neither_warn_nor_turn_into_nonsense():
     extreme = np.array([[0.0, 1e-45, 3.4e38, -1.0]])
     metrics = {name: extreme for name in ("sigma", "frobenius", "update_norm", "grad_norm")}
     trends = trends_of(rows_of(metrics))
-    for name in ("jump", "growth", "since_start", "update_ratio", "gradient_drop"):
+    for name in ("jump", "growth", "since_start", "update_ratio"):
         assert np.isfinite(getattr(trends, name)).all()
+    # One gradient of four is exactly zero: that layer is idle and is not compared.
+    assert np.isfinite(trends.gradient_drop).tolist() == [[False, True, True, True]]
 
 
 def test_a_layer_that_waits_for_its_turn_keeps_its_sigma_and_one_that_is_gone_does_not():
