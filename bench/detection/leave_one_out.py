@@ -122,9 +122,7 @@ def table(what: str, runs: Sequence[Recorded], default: Sequence[Recorded]) -> N
     print(line("shipped, what a job sends itself", scored(default)))
     print(line("shipped, with update_norm", scored(runs)))
     for name, baseline in BASELINES.items():
-        found = [
-            outcome(r.label, f"{r.task}_{r.scenario}", baseline(r.signals)) for r in runs
-        ]
+        found = [outcome(r.label, f"{r.task}_{r.scenario}", baseline(r.signals)) for r in runs]
         print(line(name, found))
     misses(default)
 

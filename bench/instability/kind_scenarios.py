@@ -92,7 +92,9 @@ def kind_scenarios() -> tuple[tuple[Scenario, ...], tuple[Scenario, ...]]:
     for number, (kind, settings) in enumerate(KINDS.items()):
         base = Scenario(kind, "base", rows=ROWS, **settings)
         healthy.append(base)
-        healthy += [HEALTHY_CHANGES[(2 * number + i) % len(HEALTHY_CHANGES)](base) for i in range(3)]
+        healthy += [
+            HEALTHY_CHANGES[(2 * number + i) % len(HEALTHY_CHANGES)](base) for i in range(3)
+        ]
         if kind in BATCHED:
             healthy.append(with_options("larger_batch", change=180)(base))
         if kind == "moe":

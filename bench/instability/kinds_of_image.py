@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ SIDE = 8
 
 def perceptron(*sizes: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Module:
     layers: list[nn.Module] = []
-    for inside, outside in zip(sizes, sizes[1:], strict=False):
+    for inside, outside in itertools.pairwise(sizes):
         layers += [nn.Linear(inside, outside), *([nn.LayerNorm(outside)] if norm else [])]
         layers += [activation()]
     return nn.Sequential(*layers[: -2 if norm else -1])
@@ -32,7 +33,7 @@ class Residual(nn.Module):
 
 
 class Templates(Task):
-    """Noisy pictures of ten templates; ``batch`` samples a step, three times that from ``change``."""
+    """Noisy pictures of ten templates; ``batch`` a step, three times that from ``change`` on."""
 
     def __init__(self, seed: int, batch: int = 32, noise: float = 1.0, change: int = 0) -> None:
         torch.manual_seed(seed)
@@ -211,7 +212,9 @@ class Table(Task):
 class Actor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.policy, self.critic = (perceptron(4, 32, 32, out, activation=nn.Tanh) for out in (3, 1))
+        self.policy, self.critic = (
+            perceptron(4, 32, 32, out, activation=nn.Tanh) for out in (3, 1)
+        )
 
 
 class ActorCritic(Task):

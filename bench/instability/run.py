@@ -26,10 +26,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from labelling import symptom
-from rules import TARGETS, report, table
 from kind_scenarios import kind_scenarios
 from kinds import KINDS
+from labelling import symptom
+from rules import TARGETS, report, table
 from scenarios import FAULTY, HEALTHY, Scenario
 from training import Trained, train
 

@@ -64,7 +64,9 @@ def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
     rows.append(callback.latest)
     if callback.errors:
         raise RuntimeError(f"the callback must measure every step, got {callback.errors} errors")
-    trained.arrays = {} if trained.stopped else arrays(rows, trained, task.model)  # its last row has no loss
+    trained.arrays = (
+        {} if trained.stopped else arrays(rows, trained, task.model)
+    )  # its last row has no loss
     trained.vetoes = int(sum(row.scalars.get("guard_vetoes", 0) for row in rows))
     trained.rollbacks = int(sum(row.scalars.get("guard_rollbacks", 0) for row in rows))
     return trained

@@ -17,7 +17,15 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snc_service.detect.running import Counts, Deviation, Firing, LossFall, Regain, Rise, SkippedShare
+from snc_service.detect.running import (
+    Counts,
+    Deviation,
+    Firing,
+    LossFall,
+    Regain,
+    Rise,
+    SkippedShare,
+)
 from snc_service.wire.batch import Floats
 
 VERSION: Final = 4

@@ -18,13 +18,12 @@ from typing import Final
 
 import numpy as np
 
-from snc_service.detect import layer_rules, onset, scalar_rules, slow_rules, value_rules
+from snc_service.detect import layer_rules, onset, scalar_rules, value_rules
 from snc_service.detect.batch_columns import BatchColumns
 from snc_service.detect.findings import Look, RuleFinding, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned
 from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
-from snc_service.detect.skipped import untouched
 from snc_service.detect.trends import follow
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSetting, RuleSettings
@@ -42,15 +41,15 @@ LOOKS: Final[Mapping[str, Look]] = MappingProxyType(
         "sigma_jump": layer_rules.sigma_jump,
         "sigma_growth": layer_rules.sigma_growth,
         "sigma_vs_init": layer_rules.sigma_vs_init,
-        "coherent_growth": slow_rules.coherent_growth,
+        "coherent_growth": layer_rules.coherent_growth,
         "grad_spike": scalar_rules.grad_spike,
         "grad_vanish": layer_rules.grad_vanish,
         "loss_divergence": scalar_rules.loss_divergence,
         "loss_trend": scalar_rules.loss_trend,
         "loss_regain": scalar_rules.loss_regain,
-        "shrink": slow_rules.shrink,
-        "gain_growth": slow_rules.gain_growth,
-        "unchanged": slow_rules.unchanged,
+        "shrink": layer_rules.shrink,
+        "gain_growth": layer_rules.gain_growth,
+        "unchanged": layer_rules.unchanged,
         "skipped_steps": scalar_rules.skipped_steps,
     }
 )
@@ -96,7 +95,7 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
     gaps, usual = memory.gaps(rows.batch.steps)
     signals = BatchColumns(rows)
     num_broken = value_rules.num_broken(signals)
-    skipped = untouched(signals, memory, num_broken)
+    skipped = value_rules.untouched(signals, memory, num_broken)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
     scores = scalar_rules.scores(signals, memory, trends.judged, plan.anew, gaps)
