@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from faults import Fault
-from scenarios import Scenario, early, late
+from scenarios import FAULTY, HEALTHY, Scenario, early, late
 
 ROWS = 300
 
@@ -107,3 +107,12 @@ def kind_scenarios() -> tuple[tuple[Scenario, ...], tuple[Scenario, ...]]:
             if (place + number) % 3 == 0 and not by_decay:
                 faulty.append(replace(scenario, is_faulty=True))
     return tuple(healthy), tuple(faulty)
+
+
+def every_scenario() -> tuple[Scenario, ...]:
+    """Return all scenarios, healthy ones first; the base run of each kind comes before others."""
+    healthy, faulty = kind_scenarios()
+    return (*HEALTHY, *healthy, *FAULTY, *faulty)
+
+
+SCENARIOS = every_scenario()

@@ -26,11 +26,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from kind_scenarios import kind_scenarios
+from kind_scenarios import SCENARIOS
 from kinds import KINDS
 from labelling import symptom
 from rules import TARGETS, report, table
-from scenarios import FAULTY, HEALTHY, Scenario
+from scenarios import Scenario
 from training import Trained, train
 
 from snc_client.callback.monitor.norms import DEFAULT_SIGNALS
@@ -56,12 +56,6 @@ def label(scenario: Scenario, seed: int, trained: Trained, base: list[float]) ->
         shown = "" if found.row is None else found.row
         row.update(kind=found.kind, cause=found.cause, symptom=shown)
     return row
-
-
-def every_scenario() -> list[Scenario]:
-    """Return all scenarios, healthy ones first; the base run of each kind comes before others."""
-    healthy, faulty = kind_scenarios()
-    return [*HEALTHY, *healthy, *FAULTY, *faulty]
 
 
 def name(scenario: Scenario, seed: int) -> str:
@@ -122,7 +116,7 @@ def main() -> int:
         score(options.corpus, "labelled corpus, exact sigma")
     chosen = [
         scenario
-        for scenario in every_scenario()
+        for scenario in SCENARIOS
         if scenario.name == "base"
         or fnmatch.fnmatch(f"{scenario.task}_{scenario.name}", options.only)
     ]

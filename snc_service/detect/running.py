@@ -12,7 +12,7 @@ import numpy.typing as npt
 REST_ROWS: Final = 50  # quiet rows after which a rule may raise a new event
 NEVER: Final = 1_000_000_000  # quiet rows of a rule that has not fired yet
 FIRST_ROWS: Final = 20  # rows of a run that set the first lowest loss
-PROGRESS: Final = 1 / 3  # of the first loss, that it must have fallen by
+PROGRESS: Final = 0.2  # of the first loss, that it must have fallen by
 GIVEN_BACK: Final = 0.03  # of all progress of the loss, from which on a rise counts
 SKIPS_KEPT: Final = 0.99  # of the weight of a step, one step later
 
@@ -127,7 +127,7 @@ class Regain:
     def advance(self, value: float) -> float:
         """Take in ``value`` and return the rise above the best, in deviations.
 
-        0 unless the loss had fallen by a third and gives back more than 3 % of that. A loss that
+        0 unless the loss had fallen by a fifth and gives back more than 3 % of that. A loss that
         never fell that far, such as that of two nets against each other, says little by its level.
         An outlier enters with ten deviations at most. The first rows set the reference.
         """

@@ -16,7 +16,9 @@ sys.path.append(str(BENCH))
 import labelling  # noqa: E402  (the folder above must be known first)
 import training  # noqa: E402
 from faults import Fault, middle  # noqa: E402
-from scenarios import FAULTY, SCENARIOS, Scenario  # noqa: E402
+from kind_scenarios import SCENARIOS  # noqa: E402
+from kinds import KINDS  # noqa: E402
+from scenarios import Scenario  # noqa: E402
 
 from snc_service.backtest.files import read_run  # noqa: E402
 from snc_service.backtest.replay import replay  # noqa: E402
@@ -35,7 +37,9 @@ def short(task: str, rows: int = 40, fault: Fault | None = None, **more) -> Scen
     return Scenario(task, "short", more.pop("lr", 2e-3), rows=rows, fault=made, **more)
 
 
-@pytest.mark.parametrize("task", ["tf", "mlp", "cnn", "td"])
+@pytest.mark.parametrize(
+    "task", ["tf", "mlp", "cnn", "td", "moe", "rnn", "res", "pairs", "gan", "ac", "table"]
+)
 def test_a_training_is_the_same_again_and_until_the_fault_the_same_as_its_twin(task):
     faulty = short(task, 12, Fault("lr_spike", 5, 3, 50.0))
     first, again, twin = (training.train(s, 1) for s in (faulty, faulty, faulty.twin()))
@@ -144,11 +148,44 @@ def test_faults_in_memory_change_weights_without_a_trace_for_autograd():
     assert torch.allclose(model.c.weight, 1.5 * weight)
 
 
+def test_faults_of_data_and_outputs_grow_from_their_first_row():
+    x = torch.ones(8, 4)
+    assert (Fault("input_ramp", 5, size=2.0).inputs(4, x) == 1).all()
+    assert (Fault("input_ramp", 5, size=2.0).inputs(6, x) == 4).all()
+    assert (Fault("dark", 5, size=4).inputs(6, x) == 0.5).all()
+    assert (Fault("dark", 5, size=4).inputs(60, x) == 0).all()
+    assert (Fault("temperature", 5, size=3.0).logits(6, x) == 9).all()
+    assert Fault("rate_growth", 5, size=2.0).rate(6) == 4
+    assert [Fault("skip", 5, size=3).skips(step) for step in (4, 6, 7, 10)] == [0, 0, 1, 1]
+
+
+def test_faults_of_gradients_and_weights_do_what_they_say():
+    model = Probe()
+    Fault("doubling", 5, size=2).spoil_gradients(8, model)
+    assert (model.a.weight.grad == 4).all()
+    Fault("ascent", 5).spoil_gradients(5, model)
+    assert (model.a.weight.grad == -4).all()
+    Fault("frozen", 5).spoil_gradients(5, model)
+    assert middle(model).grad is None
+    stale = Fault("stale", 0, size=1)
+    for value in (1.0, 2.0, 3.0):
+        model.a.weight.grad.fill_(value)
+        stale.spoil_gradients(0, model)
+    assert (model.a.weight.grad == 2).all()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    weight, bias = model.a.weight.detach().clone(), model.a.bias.detach().clone()
+    Fault("shrink", 0, size=0.5).spoil_weights(0, model, optimizer)
+    Fault("gains", 0, size=0.5).spoil_weights(0, model, optimizer)
+    assert torch.equal(model.a.weight, 0.5 * weight)
+    assert torch.equal(model.a.bias, 1.5 * bias)
+
+
 HEALTHY = 2.0 + 2.0 * np.exp(-np.arange(400) / 30)
 
 
 def found(losses, cause=0, task="mlp"):
-    return labelling.symptom(task, list(losses), cause, list(HEALTHY))
+    healthy = np.full(400, 0.4) if task == "td" else HEALTHY
+    return labelling.symptom(list(losses), cause, list(healthy), moving=task == "td")
 
 
 def test_a_loss_like_the_healthy_one_has_no_symptom():
@@ -198,11 +235,12 @@ def test_td_must_triple_its_best_loss_and_its_first_one_at_the_beginning():
 def test_scenarios_have_names_of_their_own_and_faults_a_cause_for_each_seed():
     names = [(scenario.task, scenario.name, scenario.is_faulty) for scenario in SCENARIOS]
     assert len(set(names)) == len(names)
-    assert {scenario.task for scenario in SCENARIOS if scenario.name == "base"} == {
-        "tf", "mlp", "cnn", "td",
-    }  # fmt: skip
-    assert len(FAULTY) >= 16
-    for scenario in FAULTY:
+    assert {scenario.task for scenario in SCENARIOS if scenario.name == "base"} == set(KINDS)
+    assert len(KINDS) >= 14
+    faulty = [scenario for scenario in SCENARIOS if scenario.is_faulty]
+    kinds = {s.fault(0).kind for s in faulty if s.fault is not None}
+    assert len(kinds) >= 20
+    for scenario in faulty:
         if scenario.fault is not None:
             assert scenario.fault(0).start != scenario.fault(1).start
             assert scenario.fault(0).kind != "none"
