@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Each sets up everything it needs in .venv, the tests of the
-# adapters in .venv-frameworks.
-# For who changes the project: `make check`, `make chaos`, `make fuzz`, `make audit-dependencies`.
+# adapters in .venv-frameworks, the site in .venv-docs.
+# For who changes the project: `make check`, `make docs`, `make chaos`, `make fuzz`, `make audit-dependencies`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,14 +12,16 @@ ARGS   ?=
 # and what a framework pins should not decide what the service is tested with.
 FRAMEWORKS := .venv-frameworks
 
-.PHONY: demo test test-frameworks check check-page chaos fuzz audit-dependencies clean
+DOCS := .venv-docs
+
+.PHONY: demo test test-frameworks check check-page chaos docs fuzz audit-dependencies clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
 
 test: check                    ## format, lint, types, import contracts, then the whole suite (ARGS: a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(or $(ARGS),--ignore tests/integrations)
-	$(if $(ARGS),,@$(MAKE) --no-print-directory test-frameworks)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory test-frameworks docs)
 
 chaos: $(VENV)/.test           ## full disks, power losses, flipped bits, leaping clocks; 100 rounds of kill -9 (ARGS="--rounds 9")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hardening -k "chaos or disk or power"
@@ -31,6 +33,11 @@ test-frameworks: $(FRAMEWORKS)/.test  ## the adapters and the coverage, with the
 	@if test -f $<; then \
 	OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest tests/integrations --numprocesses auto $(ARGS); \
 	else echo 'The adapters are not tested: the extra [frameworks] cannot be installed here, see above'; fi
+
+# A link or an anchor that leads nowhere ends it, and so does a page that no menu lists.
+docs: $(DOCS)/.docs            ## the site: site/VERSION/index.html
+	@if test -f $<; then NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict; \
+	else echo 'The site is not built: the extra [docs] cannot be installed here, see above'; fi
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -78,6 +85,12 @@ $(FRAMEWORKS)/.test: pyproject.toml constraints.txt
 	rm -rf $(FRAMEWORKS)/aside && mkdir $(FRAMEWORKS)/aside && \
 	mv $(FRAMEWORKS)/lib/python3*/site-packages/torchvision* $(FRAMEWORKS)/aside/; } || true
 
+# Never fails, as above.
+$(DOCS)/.docs: pyproject.toml constraints.txt
+	@rm -f $@
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	-$(DOCS)/bin/pip $(INSTALL) --editable '.[docs]' && touch $@
+
 $(VENV)/.node: package.json package-lock.json | $(BIN)/python
 	npm ci --no-audit --no-fund --silent
 	touch $@
@@ -86,4 +99,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) node_modules
+	rm -rf $(VENV) $(FRAMEWORKS) $(DOCS) node_modules site
