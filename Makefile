@@ -14,7 +14,7 @@ FRAMEWORKS := .venv-frameworks
 
 DOCS := .venv-docs
 
-.PHONY: demo test test-frameworks check check-page chaos docs fuzz audit-dependencies clean
+.PHONY: demo test test-frameworks check check-page chaos docs screenshots fuzz audit-dependencies clean
 
 demo: $(VENV)/.demo            ## train a real model twice, watch it on the page (ARGS=--exit ends after it)
 	$(BIN)/snc demo $(ARGS)
@@ -38,6 +38,9 @@ test-frameworks: $(FRAMEWORKS)/.test  ## the adapters and the coverage, with the
 docs: $(DOCS)/.docs            ## the site: site/VERSION/index.html
 	@if test -f $<; then NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict; \
 	else echo 'The site is not built: the extra [docs] cannot be installed here, see above'; fi
+
+screenshots: $(VENV)/.test     ## docs/page.png and docs/gallery, by Chromium (ARGS="--steps 60 decay-sign")
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/screenshots.py $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

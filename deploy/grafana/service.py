@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boards import board, with_row
+from boards import board, choice, with_row
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from parts import ORANGE, RED, cells, lines, number
 from promql import WINDOW
@@ -13,6 +13,7 @@ LATENCY = f"sum by (le) (rate(snc_ingest_seconds_bucket[{WINDOW}]))"
 def service() -> Dashboard:
     """Return the dashboard."""
     made = board("snc-service", "snc / Service", "Ingest, store and process of the service itself.")
+    made = made.with_variable(choice("job", "Job", "label_values(snc_build_info, job)"))
     for panel in _numbers():
         made = made.with_panel(panel)
     made = with_row(made, "Ingest", _ingest())
@@ -23,7 +24,7 @@ def _numbers() -> list:
     return [
         number(
             "Answers Prometheus",
-            'min(up{job="snc"})',
+            'min(up{job="$job"})',
             "1 while the newest scrape succeeded.",
             bounds=((0, RED), (1, "green")),
         ),
@@ -161,27 +162,27 @@ def _process() -> list:
         ),
         lines(
             "Memory",
-            {"resident": 'max(process_resident_memory_bytes{job="snc"})'},
+            {"resident": 'max(process_resident_memory_bytes{job="$job"})'},
             "Of the service's process.",
             unit="bytes",
         ),
         lines(
             "Processor",
-            {"cores": f'max(rate(process_cpu_seconds_total{{job="snc"}}[{WINDOW}]))'},
+            {"cores": f'max(rate(process_cpu_seconds_total{{job="$job"}}[{WINDOW}]))'},
             "Cores in use: one process never needs much more than one.",
         ),
         lines(
             "Open files and connections",
             {
-                "open": 'max(process_open_fds{job="snc"})',
-                "limit": 'max(process_max_fds{job="snc"})',
+                "open": 'max(process_open_fds{job="$job"})',
+                "limit": 'max(process_max_fds{job="$job"})',
             },
             "Every stream and kept-alive connection is one.",
         ),
         lines(
             "Scrape",
             {
-                "seconds": 'max(scrape_duration_seconds{job="snc"})',
+                "seconds": 'max(scrape_duration_seconds{job="$job"})',
             },
             "How long Prometheus waits for /metrics. The limit is the scrape_timeout.",
             unit="s",

@@ -57,8 +57,10 @@ def test_the_json_is_what_the_code_builds(tmp_path):
         "pip install 'spectral-norm-constraint[dashboards]' (Python 3.11 or later)",
     )
     subprocess.run([sys.executable, str(GRAFANA / "build.py"), str(tmp_path)], check=True)
-    built = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    kept = {path.name: path.read_text() for path in (GRAFANA / "dashboards").iterdir()}
+    built, kept = (
+        {f"{path.parent.name}/{path.name}": path.read_text() for path in folder.rglob("*.json")}
+        for folder in (tmp_path, GRAFANA)
+    )
     assert built == kept, "run python deploy/grafana/build.py and commit what it writes"
 
 
@@ -159,6 +161,7 @@ VARIABLES = {
     "$run": RUN,
     "$layer": ".*",
     "$project": ".*",
+    "$job": "snc",
 }
 SECONDS = 10
 LATE_STEP = 60  # from which on a layer is broken: what is new must begin after the first scrape
@@ -288,7 +291,8 @@ def values_of(prometheus: str, expr: str) -> list[str]:
 
 def test_the_folder_holds_nothing_but_what_is_tested_here():
     kept = {str(path.relative_to(GRAFANA)) for path in GRAFANA.rglob("*.*") if path.is_file()}
-    built = {f"dashboards/{name}.json" for name in boards()}
+    built = {f"{folder}/{name}.json" for name in boards() for folder in ("dashboards", "import")}
+    built.add("import/steps.json")
     code = {path for path in kept if path.endswith(".py")}
     cached = {path for path in kept if "__pycache__" in Path(path).parts}
     assert kept - built - code - cached == {
