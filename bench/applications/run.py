@@ -1,0 +1,77 @@
+"""Three uses of spectral norms, and a fourth, each variant on the same seeds and steps.
+
+    OMP_NUM_THREADS=1 python bench/applications/run.py [--short] [--only GLOB] [--figures docs]
+
+Needs the extra [bench]. All variants of a study have the same seeds, steps, data and learning rate;
+nothing is chosen afterwards. Each kind of variant gets a few values of its one knob, and all of
+them are printed: mean over seeds ± half of the 95 % interval (Student's t). CPU is the CPU time of
+a step over that of the first variant: means, one thread, steps of all variants in shuffled turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import gan
+import harness
+import rl
+import robust
+import torch
+import transformer
+from figure import draw
+
+STUDIES = (*gan.STUDIES, *robust.STUDIES, *rl.STUDIES, *transformer.STUDIES)
+SHORT, SHORT_SEEDS, SEEDS = 0.05, 2, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help=f"{SHORT:.0%} of the steps, 2 seeds")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full steps")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--only", default="*", help="glob over names of studies")
+    parser.add_argument("--keep", type=Path, help="a folder for all values, as JSON")
+    parser.add_argument("--kept", type=Path, help="such a folder: print and draw, train nothing")
+    parser.add_argument("--figures", type=Path, help="a folder for one figure per study")
+    given = parser.parse_args()
+    if given.short:
+        given.share, given.seeds = SHORT, SHORT_SEEDS
+    logging.getLogger("snc").setLevel(logging.ERROR)
+    print(f"python bench/applications/run.py {' '.join(sys.argv[1:])}".rstrip())
+    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+          f"{given.jobs} processes of 1 thread; {given.seeds} seeds, {given.share:.2f} of the full "
+          "steps; the machine was shared with other work", flush=True)  # fmt: skip
+    for study in STUDIES:
+        if fnmatch.fnmatch(study.name, given.only):
+            run(study, given)
+
+
+def run(study: harness.Study, given: argparse.Namespace) -> None:
+    start = time.monotonic()
+    steps = max(20, round(given.share * study.steps))
+    if given.kept:
+        outcomes = harness.load(given.kept, study)
+        steps = outcomes[0].steps[-1]
+    else:
+        outcomes = list(harness.trained(study, range(given.seeds), steps, given.jobs))
+        rounds = max(10, round(harness.ROUNDS * min(1.0, given.share)))
+        for name, cost in harness.costs(study, rounds).items():
+            next(outcome for outcome in outcomes if outcome.variant == name).cost = cost
+        if given.keep:
+            harness.save(given.keep, study, outcomes)
+    print(f"\n{study.name}: {study.title}; {steps} steps, {time.monotonic() - start:.0f} s")
+    print(harness.table(study, outcomes), flush=True)
+    if given.figures:
+        draw(study, outcomes, given.figures / f"uses-{study.name}.png")
+
+
+if __name__ == "__main__":
+    main()
