@@ -88,6 +88,29 @@ def test_a_learning_rate_that_is_a_tensor_is_not_read_on_the_host():
     assert callback.latest.scalars["lr"] == 0.25
 
 
+def test_layers_are_held_where_the_optimizer_has_no_learning_rate():
+    """Such as a class that a job has written around a Muon and an AdamW."""
+    model = small_model()
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner = inner
+            super().__init__(list(model.parameters()), {})
+
+        def step(self, closure=None):
+            self.inner.step()
+
+    optimizer = Around(torch.optim.SGD(model.parameters(), lr=1.0))
+    with SNCallback(model, optimizer=optimizer, threshold="1x init") as callback:
+        for _ in range(5):
+            train_step(model, optimizer)
+    assert callback.errors == 0
+    assert "lr" not in callback.latest.scalars
+    for layer in callback.layers.layers:
+        norm = float(torch.linalg.matrix_norm(layer.weight().double(), 2))
+        assert norm <= 1.001 * callback.latest[layer.name]["threshold"]
+
+
 def test_certificates_go_round_and_lie_above_the_spectral_norm():
     model = small_model()
     callback = SNCallback(model, certify_every=4)

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
-def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor:
-    """Return the largest learning rate of the groups; a tensor, not read, where one is a tensor."""
-    rates = [group["lr"] for group in optimizer.param_groups]
+def learning_rate(optimizer: torch.optim.Optimizer) -> float | Tensor | None:
+    """Return the largest learning rate of the groups; a tensor, not read, where one is a tensor.
+
+    None where no group has one, as in an optimizer that a job has written around others.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    if not rates:
+        return None
     tensors = [rate for rate in rates if isinstance(rate, Tensor)]
     if not tensors:
         return float(max(rates))

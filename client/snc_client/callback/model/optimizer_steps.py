@@ -81,8 +81,9 @@ class OptimizerSteps:
         return stepped
 
     def learning_rate(self) -> dict[str, Any]:
-        """Return {"lr": that of the first optimizer given}, empty without one."""
-        return {"lr": learning_rate(self._optimizers[0])} if self._optimizers else {}
+        """Return {"lr": that of the first optimizer given}, empty where there is none."""
+        rate = learning_rate(self._optimizers[0]) if self._optimizers else None
+        return {} if rate is None else {"lr": rate}
 
     def groups(self) -> list[int]:
         """Return the size of each parameter group of the optimizers given."""
