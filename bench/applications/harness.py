@@ -17,12 +17,16 @@ import torch
 from scipy.stats import t as student
 from variants import Variant
 
-POINTS = 40  # of a curve
+from snc_client import SNCallback
+
+POINTS = 12  # of a curve
 WARM, ROUNDS = 5, 60  # steps of each variant when CPU time is measured
 
 
 class Training(Protocol):
     """One network, or a pair, in training."""
+
+    callback: SNCallback | None
 
     def step(self) -> None:
         """Take one step of every optimizer."""
@@ -42,6 +46,9 @@ class Column:
     title: str
     digits: int = 2
     share: bool = False
+
+
+BINDS = Column("binds", "binds")
 
 
 @dataclass(frozen=True)
@@ -69,21 +76,42 @@ class Outcome:
     cost: float = math.nan  # CPU time of a step over that of the first variant
 
 
+class Binding:
+    """How hard thresholds bind: at which share of the steps the tightest layer was written."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, int] = {}
+        self.steps = 0
+
+    def look(self, callback: SNCallback) -> None:
+        self.steps += 1
+        for layer, values in callback.latest.items():
+            if values["scale"] not in (None, 1.0):
+                self.written[layer] = self.written.get(layer, 0) + 1
+
+    @property
+    def share(self) -> float:
+        return max(self.written.values(), default=0) / self.steps if self.steps else math.nan
+
+
 def one(study: Study, variant: Variant, seed: int, steps: int) -> Outcome:
     """Train one seed of one variant."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     training = study.begin(variant, seed)
     outcome = Outcome(variant.name, variant.kind)
-    curve = []
+    curve, binding = [], Binding()
     for step in range(steps):
         if step % max(1, steps // POINTS) == 0:
             outcome.steps.append(step)
             curve.append(training.sigma())
         training.step()
+        if training.callback is not None:
+            binding.look(training.callback)
     outcome.steps.append(steps)
     outcome.sigma.append([*curve, training.sigma()])
-    outcome.values = {key: [value] for key, value in training.results().items()}
+    values = {**training.results(), BINDS.key: binding.share}
+    outcome.values = {key: [value] for key, value in values.items()}
     return outcome
 
 
@@ -137,9 +165,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def table(study: Study, outcomes: Sequence[Outcome]) -> str:
     """Return the table of a study, for a log."""
     width = max(len(outcome.variant) for outcome in outcomes) + 2
-    lines = ["".ljust(width) + "".join(f"{c.title:>20}" for c in study.columns) + f"{'CPU':>8}"]
+    columns = (*study.columns, BINDS)
+    lines = ["".ljust(width) + "".join(f"{c.title:>17}" for c in columns) + f"{'CPU':>8}"]
     for outcome in outcomes:
-        cells = "".join(f"{cell(c, outcome.values[c.key]):>20}" for c in study.columns)
+        cells = "".join(f"{cell(c, outcome.values[c.key]):>17}" for c in columns)
         lines.append(f"{outcome.variant.ljust(width)}{cells}{outcome.cost:8.2f}")
     return "\n".join(lines)
 
@@ -148,6 +177,8 @@ def cell(column: Column, values: Sequence[float]) -> str:
     if column.share:
         return f"{sum(values):.0f} of {len(values)}"
     mean, half = interval(values)
+    if math.isnan(mean):
+        return "-"
     if not abs(mean) < 1e5:
         return f"{mean:.1e}"
     return f"{mean:.{column.digits}f} ± {half:.{column.digits}f}"

@@ -19,7 +19,7 @@ def test_the_example_of_a_use_holds_its_layers_and_ends_with_picture_and_runs(
     service_url, tmp_path, use
 ):
     if use == "robust" and find_spec("sklearn") is None:
-        pytest.skip("scikit-learn is missing: install the extra [bench]")
+        pytest.skip("scikit-learn is missing: install the extra [test]")
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / f"{use}.py", "--short"],
         cwd=tmp_path,
