@@ -77,7 +77,7 @@ class Outcome:
 
 
 class Binding:
-    """How hard thresholds bind: at which share of the steps the tightest layer was written."""
+    """How hard thresholds bind: how often the layer that is written most often is written."""
 
     def __init__(self) -> None:
         self.written: dict[str, int] = {}

@@ -62,7 +62,7 @@ class Baird:
     probability of 1/7. By SGD, as in the proofs of divergence.
     """
 
-    GAMMA, LR, LIMIT = 0.99, 1e-2, 1e3
+    GAMMA, LR, LIMIT = 0.99, 3e-2, 1e3
 
     def __init__(self, variant: Variant, seed: int) -> None:
         self.variant = variant
@@ -243,7 +243,7 @@ def columns(result: str) -> tuple[Column, ...]:
 
 SAC_VARIANTS = tuple(v for v in VARIANTS if v.name not in ("rescale 3x init", "clipping 10"))
 STUDIES = (
-    Study("rl-td", "Off-policy TD, Baird's star under a network", VARIANTS, 10_000,
+    Study("rl-td", "Off-policy TD, Baird's star under a network", VARIANTS, 5_000,
           Baird, columns("error"), ("diverged", "error")),
     Study("rl-dqn", "DQN on CartPole, no target network, two updates a step", VARIANTS, 5_000,
           Cart, columns("return"), ("diverged", "return")),

@@ -6,7 +6,7 @@ Needs the extra [bench]. All variants of a study have the same seeds, steps, dat
 nothing is chosen afterwards. Each kind of variant gets a few values of its one knob, and all of
 them are printed: mean over seeds ± half of the 95 % interval (Student's t). CPU is the CPU time of
 a step over that of the first variant: means, one thread, steps of all variants in shuffled turns.
-Binds: the share of steps at which the tightest layer was written.
+Binds: the share of measurements at which the tightest layer was written.
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ def run(study: harness.Study, given: argparse.Namespace) -> None:
         outcomes = harness.load(given.kept, study)
         steps = outcomes[0].steps[-1]
     else:
-        outcomes = list(harness.trained(study, range(given.seeds), steps, given.jobs))
         rounds = max(10, round(harness.ROUNDS * min(1.0, given.share)))
-        for name, cost in harness.costs(study, rounds).items():
-            next(outcome for outcome in outcomes if outcome.variant == name).cost = cost
-        if given.keep:
-            harness.save(given.keep, study, outcomes)
+        costs = harness.costs(study, rounds)
+        outcomes = []
+        for outcome in harness.trained(study, range(given.seeds), steps, given.jobs):
+            outcome.cost = costs[outcome.variant]
+            outcomes.append(outcome)
+            if given.keep:
+                harness.save(given.keep, study, outcomes)
     print(f"\n{study.name}: {study.title}; {steps} steps, {time.monotonic() - start:.0f} s")
     print(harness.table(study, outcomes), flush=True)
     if given.figures:
