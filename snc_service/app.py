@@ -42,7 +42,7 @@ from snc_service.api.state import Budget, Limits, Readiness, Service, read_place
 from snc_service.api.system import docs, health, openapi, prometheus
 from snc_service.auth import TokenCache
 from snc_service.background_tasks import start_chores, steady_seconds
-from snc_service.detect.rules import advance
+from snc_service.detect.rules import RunRules
 from snc_service.exposition import Exposition
 from snc_service.group_commit import GroupCommit
 from snc_service.settings import LOOPBACK_NAMES, Settings
@@ -167,10 +167,11 @@ def drain(app: FastAPI) -> None:
 
 
 def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:
+    store.batches.judge_with(RunRules)
     exposition = Exposition(store, max_series=settings.metrics_series, clock=clock)
     service = Service(
         store=store,
-        commits=GroupCommit(store, advance),
+        commits=GroupCommit(store),
         exposition=exposition,
         alerts=Alerts(
             store,

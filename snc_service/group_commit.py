@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snc_service.store import Store
-from snc_service.store.types import Advance, Outcome, StoreError, StoreUnavailable, Submission
+from snc_service.store.types import Outcome, StoreError, StoreUnavailable, Submission
 
 MAX_ITEMS = 64  # per transaction
 MAX_BYTES = 16 * 1024 * 1024  # of values, per transaction
@@ -45,9 +45,8 @@ class GroupCommit:
     After `close` everything submitted is stored or refused, and the thread has ended.
     """
 
-    def __init__(self, store: Store, advance: Advance) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._advance = advance
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -77,11 +76,15 @@ class GroupCommit:
         return await item.future
 
     def close(self) -> None:
-        """Stop accepting, store what waits, and return after that."""
+        """Stop accepting, store what waits and what follows from it, and return after that."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        try:
+            self._store.batches.settle()
+        except StoreError as error:  # the next service replays the rows
+            log.warning("no checkpoint was written: %s", error)
 
     def _run(self) -> None:
         while items := self._next():
@@ -106,9 +109,7 @@ class GroupCommit:
 
     def _store_together(self, items: list[_Waiting]) -> None:
         try:
-            outcomes = self._store.batches.ingest(
-                [item.submission for item in items], self._advance
-            )
+            outcomes = self._store.batches.ingest([item.submission for item in items])
         except StoreUnavailable as error:
             _tell(items, [error] * len(items))
         except Exception as error:  # a thread's top: one bad batch must not stop the service

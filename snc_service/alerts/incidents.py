@@ -1,6 +1,6 @@
 """Incidents: events of a run within 50 steps of each other form one, until the run is quiet.
 
-Everything here is pure. An event marks where a rule *began* to fire. The detection state holds how
+Everything here is pure. An event marks where a rule *began* to fire. The pulse of a run holds how
 long the rule went on, so an incident that lasts does not count as resolved.
 """
 
@@ -37,7 +37,7 @@ def gather(
     ``told`` returns the receivers of an incident. An incident that became worse wakes its
     receivers. Other new entries are listed in the next message.
     """
-    quiet = quiet_steps(facts.rule_state)
+    quiet = quiet_steps(facts.pulse)
     changes: list[IncidentChange] = []
     current, wake = incident, False
     for place, entry in enumerate(entries):
@@ -67,7 +67,7 @@ def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
         return now - facts.updated_at >= CLOSED_SECONDS
     if facts.state == "silent":
         return now - facts.updated_at >= SILENT_SECONDS
-    quiet = quiet_steps(facts.rule_state)
+    quiet = quiet_steps(facts.pulse)
     lasting = [entry for entry in incident.entries if entry.rule not in _OF_THE_JOB]
     return all(_steps_ago(entry, quiet) >= QUIET_STEPS for entry in lasting)
 

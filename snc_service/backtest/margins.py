@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import Judgement, judge
 from snc_service.detect.trends import Doubles
 from snc_service.store.types import RunRows
@@ -35,11 +36,10 @@ class Observed:
 
     def add(self, stream: Iterable[RunRows]) -> None:
         """Add all rows of one run, judged by the rules in force for it."""
-        state: bytes | None = None
+        memory = Memory()
         tails: dict[str, Doubles] = {}
         for rows in stream:
-            verdict = judge(state, rows)
-            state = verdict.state
+            verdict = judge(memory, rows)
             self.num_rows += len(rows.batch.steps)
             self._sigmas(rows)
             self._values(rows, verdict, tails)

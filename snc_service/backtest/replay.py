@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import judge
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSettings
@@ -20,7 +21,7 @@ class Replay:
     events: list[Event] = field(default_factory=list)
     fired: set[int] = field(default_factory=set)
     last_step: int = 0
-    state: bytes | None = None
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def active(self) -> list[int]:
@@ -37,8 +38,7 @@ def replay(stream: Iterable[RunRows], settings: Sequence[RuleSettings | None]) -
     replays = [Replay() for _ in settings]
     for rows in stream:
         for found, rules in zip(replays, settings, strict=True):
-            verdict = judge(found.state, rows, rules)
-            found.state = verdict.state
+            verdict = judge(found.memory, rows, rules)
             found.events += verdict.events
             for steps in verdict.firing.values():
                 found.fired.update(steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,10 +28,15 @@ from snc_service.detect.running import (
     SkippedShare,
 )
 from snc_service.wire.batch import Floats
+from snc_service.wire.rule_settings import SHIPPED
 
 VERSION: Final = 4
 READABLE: Final = (2, 3, 4)  # fields that older versions lack start with the next row
 MOST_LAYERS: Final = 65_536  # of one run; beyond it, layers that are no longer reported are dropped
+
+# A pulse: step, gap and training rows (-1: none), then for each shipped rule the quiet rows.
+_PULSE: Final = struct.Struct(f"<3q{len(SHIPPED)}I")
+_UNJUDGED: Final = 2**32 - 1
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 
@@ -155,6 +161,18 @@ class Memory:
             return line
         return b"".join((line, self.keys.astype("<u8").tobytes(), table[is_known].tobytes()))
 
+    def pulse(self) -> bytes:
+        """Return the part that `quiet_steps` needs, in a few bytes."""
+        found = [self.firing.get(rule) for rule in SHIPPED]
+        quiet = [_UNJUDGED if each is None else each.quiet for each in found]
+        step, gap = (-1 if each is None else each for each in (self.step, self.gap))
+        return _PULSE.pack(step, gap, self.trained, *quiet)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size in memory of what grows with the layers."""
+        return self.keys.nbytes + sum(column.nbytes for column in self.columns.values())
+
     def of_rule(self, rule: str) -> Firing:
         """Return the hysteresis of a rule, to be advanced in place."""
         return self.firing.setdefault(rule, Firing())
@@ -218,9 +236,22 @@ class Quiet:
     rules: Mapping[str, int]  # steps since each rule last fired, for rules that were judged
 
 
-def quiet_steps(state: bytes | None) -> Quiet:
-    """Return the quiet steps from a state, without reading its layers."""
-    line, _, _ = (state or b"{}").partition(b"\n")
+def quiet_steps(pulse: bytes | None) -> Quiet:
+    """Return the quiet steps from a pulse, or from the line of a state of an earlier release."""
+    if pulse is None or pulse.startswith(b"{"):
+        return _quiet_of_line(pulse or b"{}")
+    if len(pulse) != _PULSE.size:  # of another release
+        return Quiet(None, 0, {})
+    step, gap, trained, *rows = _PULSE.unpack(pulse)
+    gap = max(gap, 1)
+    rules = {
+        rule: quiet * gap for rule, quiet in zip(SHIPPED, rows, strict=True) if quiet != _UNJUDGED
+    }
+    return Quiet(None if step < 0 else step, trained * gap, rules)
+
+
+def _quiet_of_line(state: bytes) -> Quiet:
+    line, _, _ = state.partition(b"\n")
     values: dict[str, Any] = json.loads(line)
     if values.get("version") not in READABLE:
         return Quiet(None, 0, {})

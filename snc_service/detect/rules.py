@@ -2,6 +2,8 @@
 
     advance(state, rows, settings) -> (state, events)
 
+Ingest keeps the state decoded, as `RunRules`; its bytes are written now and then.
+
 A rule evaluates all layers at once and raises one event per incident, not one per layer: at the
 first row that fires, and again only after more than 50 quiet rows. For rows that are several steps
 apart, these counts are in steps. Everything here is pure. Live ingest, a replay after a crash, a
@@ -64,7 +66,6 @@ class Judgement:
     number of training rows before each row. A search for better limits needs both.
     """
 
-    state: bytes
     events: list[Event] = field(default_factory=list)
     firing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     findings: Mapping[str, RuleFinding] = field(default_factory=dict)
@@ -81,14 +82,41 @@ def advance(
     into batches. Cost: a few passes over the batch, and a few float32 operations of length L per
     row. The state has at most 68 bytes a layer.
     """
-    verdict = judge(state, rows, settings)
-    return verdict.state, verdict.events
-
-
-def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = None) -> Judgement:
-    """Advance the state as `advance` does; return as well the steps in which each rule fired."""
-    settings = rows.settings if settings is None else settings
     memory = Memory.load(state)
+    verdict = judge(memory, rows, settings)
+    return memory.dump(), verdict.events
+
+
+class RunRules:
+    """The rules at work on one run, from the state that `dump` returned, None for a new run.
+
+    After an error of `advance` nothing of it may be used any more.
+    """
+
+    def __init__(self, state: bytes | None) -> None:
+        self._memory = Memory.load(state)
+
+    def advance(self, rows: RunRows) -> list[Event]:
+        """Return the events that the next rows of the run raise, in row order."""
+        return judge(self._memory, rows).events
+
+    def dump(self) -> bytes:
+        """Return the state as bytes; whoever goes on from them gets the same events."""
+        return self._memory.dump()
+
+    def pulse(self) -> bytes:
+        """Return what `quiet_steps` reads: how long ago each rule fired."""
+        return self._memory.pulse()
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size in memory."""
+        return self._memory.num_bytes
+
+
+def judge(memory: Memory, rows: RunRows, settings: RuleSettings | None = None) -> Judgement:
+    """Advance ``memory`` in place; return as well the steps in which each rule fired."""
+    settings = rows.settings if settings is None else settings
     if rows.new_attempt:
         memory.restart()
     begins = memory.step is None
@@ -125,7 +153,7 @@ def judge(state: bytes | None, rows: RunRows, settings: RuleSettings | None = No
         onset.remember(memory, rows, outside, lasting)
     found.sort(key=lambda pair: pair[0])
     events = [event for _, event in found]
-    return Judgement(memory.dump(), events, firing, findings, trends.trained)
+    return Judgement(events, firing, findings, trends.trained)
 
 
 def _above(

@@ -18,6 +18,7 @@ from snc_service.store.collections.tokens import Tokens
 from snc_service.store.damages import Damages
 from snc_service.store.sql.compaction.compact import Compactor
 from snc_service.store.sql.database.dialect import Database
+from snc_service.store.sql.ingest.run_cache import RunMemory
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
@@ -36,10 +37,11 @@ class Store:
         book = LayerBook(bounds.run)
         self._database = database
         self.damages = Damages(database, book)
-        self._compactor = Compactor(database, book, self.damages.note)
+        memory = RunMemory()
         self.runs = Runs(database)
-        self.batches = Batches(database, book)
-        self.histories = Histories(database, book, self.damages.note)
+        self.batches = Batches(database, book, memory)
+        self.histories = Histories(database, book, memory, self.damages.note)
+        self._compactor = Compactor(database, book, self.damages.note, self.batches.settle)
         self.events = Events(database, bounds.run)
         self.policies = Documents(database, POLICIES, bounds)
         self.rule_settings = Documents(database, RULE_SETTINGS, bounds)
@@ -56,7 +58,8 @@ class Store:
     def fold(self, budget_s: float, *, now: float) -> int:
         """Compress recent history for about ``budget_s`` seconds; return the values compressed.
 
-        Returns 0 when nothing is due. Answers do not change, ingest continues, and a crash loses
+        Returns 0 when nothing is due; without rules (`Batches.judge_with`) rows behind the last
+        checkpoint stay as they are. Answers do not change, ingest continues, and a crash loses
         nothing. One background thread should call it about every second.
         """
         return self._compactor.fold(budget_s, now)

@@ -23,7 +23,7 @@ def rules(change):
 
 
 def test_rules_within_50_steps_are_one_incident_named_by_the_first():
-    run = facts(rule_state=memory(60, {"breach": 50, "sigma_growth": 30, "loss_divergence": 0}))
+    run = facts(pulse=memory(60, {"breach": 50, "sigma_growth": 30, "loss_divergence": 0}))
     first = entry(10, "breach", layer="fc2.weight")
     (change,) = gather(run, None, first, entry(30, "sigma_growth"), entry(60, "loss_divergence"))
     assert rules(change) == ["breach", "sigma_growth", "loss_divergence"]
@@ -34,7 +34,7 @@ def test_rules_within_50_steps_are_one_incident_named_by_the_first():
 
 
 def test_rules_more_than_50_steps_apart_are_two_incidents():
-    run = facts(rule_state=memory(61, {"breach": 51, "sigma_jump": 0}))
+    run = facts(pulse=memory(61, {"breach": 51, "sigma_jump": 0}))
     first, second = gather(run, None, entry(10, "breach"), entry(61, "sigma_jump"))
     assert (rules(first), first.incident.state) == (["breach"], "resolved")
     assert (rules(second), second.incident.state) == (["sigma_jump"], "open")
@@ -43,7 +43,7 @@ def test_rules_more_than_50_steps_apart_are_two_incidents():
 def test_an_incident_lasts_as_long_as_its_rule_fires_though_that_raised_one_event():
     """The breach began at step 10 and still goes on at step 400: what comes then belongs to it."""
     began = incident(entry(10, "breach"))
-    run = facts(rule_state=memory(400, {"breach": 0, "sigma_jump": 0}))
+    run = facts(pulse=memory(400, {"breach": 0, "sigma_jump": 0}))
     assert not is_over(began, run, NOW)
     (change,) = gather(run, began, entry(400, "sigma_jump", "critical"))
     assert rules(change) == ["breach", "sigma_jump"]
@@ -52,7 +52,7 @@ def test_an_incident_lasts_as_long_as_its_rule_fires_though_that_raised_one_even
 def test_a_rule_that_speaks_again_had_been_quiet():
     """Its own firing now says nothing of how long the incident went on before."""
     began = incident(entry(10, "breach"))
-    run = facts(rule_state=memory(200, {"breach": 0}))
+    run = facts(pulse=memory(200, {"breach": 0}))
     over, anew = gather(run, began, entry(200, "breach"))
     assert (over.incident.id, over.incident.state) == (1, "resolved")
     assert (anew.incident.id, anew.incident.entries[0].step) == (0, 200)
@@ -60,7 +60,7 @@ def test_a_rule_that_speaks_again_had_been_quiet():
 
 def test_two_incidents_that_come_by_late_are_still_two():
     """Both rules fired at 10 and again at 122, and nobody looked until step 180."""
-    run = facts(rule_state=memory(180, {"breach": 58, "sigma_jump": 58}))
+    run = facts(pulse=memory(180, {"breach": 58, "sigma_jump": 58}))
     events = [entry(step, rule) for step in (10, 122) for rule in ("breach", "sigma_jump")]
     first, second = gather(run, None, *events)
     assert [each.step for each in first.incident.entries] == [10, 10]
@@ -68,7 +68,7 @@ def test_two_incidents_that_come_by_late_are_still_two():
 
 
 def test_what_joins_wakes_nobody_unless_it_is_worse():
-    run = facts(rule_state=memory(20, {"breach": 0, "sigma_growth": 0, "sigma_jump": 0}))
+    run = facts(pulse=memory(20, {"breach": 0, "sigma_growth": 0, "sigma_jump": 0}))
     began = incident(entry(10, "breach"))
     (mild,) = gather(run, began, entry(20, "sigma_growth"))
     assert (mild.wake, mild.incident.severity, mild.incident.revision) == (False, "warning", 2)
@@ -79,7 +79,7 @@ def test_what_joins_wakes_nobody_unless_it_is_worse():
 
 
 def test_becoming_worse_takes_back_what_somebody_looked_after():
-    run = facts(rule_state=memory(20, {"breach": 0}))
+    run = facts(pulse=memory(20, {"breach": 0}))
     known = incident(entry(10, "breach"), acknowledged_at=NOW, acknowledged_by="anna")
     (mild,) = gather(run, known, entry(20, "sigma_growth"))
     assert mild.incident.acknowledged_by == "anna"
@@ -93,12 +93,12 @@ def test_an_info_is_no_incident_but_a_notice_to_those_who_ask():
     (notice,) = gather(facts(), None, info)
     assert (notice.incident.state, notice.incident.severity) == ("notice", "info")
     began = incident(entry(4))
-    (alone,) = gather(facts(rule_state=memory(5, {"breach": 0})), began, info)
+    (alone,) = gather(facts(pulse=memory(5, {"breach": 0})), began, info)
     assert alone.incident.state == "notice"
 
 
 def test_a_flood_of_events_is_counted_not_listed():
-    run = facts(rule_state=memory(1, {"breach": 0}))
+    run = facts(pulse=memory(1, {"breach": 0}))
     flood = [entry(1, "dropped", id=i) for i in range(1, MAX_ENTRIES + 31)]
     (change,) = gather(run, None, *flood)
     assert len(change.incident.entries) == MAX_ENTRIES
@@ -106,7 +106,7 @@ def test_a_flood_of_events_is_counted_not_listed():
 
 
 def test_steps_that_go_back_meet_the_same_incident_again():
-    run = facts(rule_state=memory(501, {"breach": 0}, trained=1))
+    run = facts(pulse=memory(501, {"breach": 0}, trained=1))
     began = incident(entry(900, "breach"))
     (change,) = gather(run, began, entry(501, "breach"))
     assert [each.step for each in change.incident.entries] == [900, 501]
@@ -115,28 +115,28 @@ def test_steps_that_go_back_meet_the_same_incident_again():
 @pytest.mark.parametrize(("quiet", "over"), [(49, False), (50, True), (NEVER, True)])
 def test_an_incident_is_over_after_50_quiet_steps(quiet, over):
     began = incident(entry(10, "breach"), entry(12, "sigma_jump", "critical"))
-    run = facts(rule_state=memory(400, {"breach": quiet, "sigma_jump": 300}))
+    run = facts(pulse=memory(400, {"breach": quiet, "sigma_jump": 300}))
     assert is_over(began, run, NOW) is over
 
 
 @pytest.mark.parametrize(("rows", "over"), [(4, False), (5, True)])
 def test_sparse_rows_count_in_steps(rows, over):
-    run = facts(rule_state=memory(400, {"breach": rows}, gap=10))
+    run = facts(pulse=memory(400, {"breach": rows}, gap=10))
     assert is_over(incident(entry(10, "breach")), run, NOW) is over
 
 
 @pytest.mark.parametrize(("step", "over"), [(59, False), (60, True)])
 def test_what_no_rule_remembers_counts_from_its_own_step(step, over):
-    run = facts(rule_state=memory(step, {}))
+    run = facts(pulse=memory(step, {}))
     assert is_over(incident(entry(10, "dropped")), run, NOW) is over
 
 
 @pytest.mark.parametrize(("trained", "over"), [(49, False), (50, True)])
 def test_after_steps_went_back_50_steps_of_the_new_attempt_must_be_quiet(trained, over):
     """The new attempt has forgotten the rules: nothing fired in it yet."""
-    run = facts(rule_state=memory(300 + trained, {}, trained=trained))
+    run = facts(pulse=memory(300 + trained, {}, trained=trained))
     assert is_over(incident(entry(900, "breach")), run, NOW) is over
-    run = facts(rule_state=memory(300 + trained, {"breach": NEVER}, trained=trained))
+    run = facts(pulse=memory(300 + trained, {"breach": NEVER}, trained=trained))
     assert is_over(incident(entry(900, "breach")), run, NOW) is over
 
 
@@ -145,19 +145,19 @@ def test_a_run_that_was_silent_and_speaks_again_is_well():
     assert not is_over(silent, facts("silent"), NOW + 3_600)
     assert is_over(silent, facts("active"), NOW)
     both = incident(entry(10, "run_silent"), entry(11, "breach"))
-    assert not is_over(both, facts(rule_state=memory(20, {"breach": 9})), NOW)
+    assert not is_over(both, facts(pulse=memory(20, {"breach": 9})), NOW)
 
 
 def test_nobody_waits_for_ever_for_a_run_that_is_gone():
     began = incident(entry(10, "breach"))
     for state, seconds in (("finished", 300), ("failed", 300), ("silent", 86_400)):
-        run = facts(state, rule_state=memory(12, {"breach": 0}))
+        run = facts(state, pulse=memory(12, {"breach": 0}))
         assert not is_over(began, run, NOW + seconds - 1)
         assert is_over(began, run, NOW + seconds)
 
 
 def test_a_state_of_another_version_ends_nothing():
-    assert not is_over(incident(entry(10)), facts(rule_state=b'{"version": 1}\n'), NOW)
+    assert not is_over(incident(entry(10)), facts(pulse=b'{"version": 1}\n'), NOW)
     assert not is_over(incident(entry(10)), facts(), NOW)
 
 

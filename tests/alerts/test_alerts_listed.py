@@ -76,7 +76,7 @@ def test_a_look_at_open_incidents_takes_two_statements_however_many_there_are(st
         found = records.opened(counted)
     assert (counted.statements, len(found)) == (2, number)
     assert all(each.run == facts.run for each, facts in found)
-    assert all(facts.rule_state == b"remembered" for _, facts in found)
+    assert all(facts.pulse == b"remembered" for _, facts in found)
 
 
 def test_what_waits_is_told_by_run_with_its_most_severe_incident(store):

@@ -85,7 +85,7 @@ def test_every_event_comes_by_exactly_once_in_order(store):
     assert store.incidents.work(NOW).outbox
     (first, none, ones), (second, _, twos) = gathered(store)
     assert (first.run, first.project, first.state, none) == ("r1", "p", "active", None)
-    assert first.rule_state == b"remembered"
+    assert first.pulse == b"remembered"
     assert [each.rule for each in ones] == ["run_started", "breach", "sigma_jump"]
     assert [each.id for each in ones] == [1, 2, 3]
     assert ones[1].message == "breach at 5"
@@ -135,7 +135,7 @@ def test_an_incident_is_stored_with_who_is_to_be_told(store):
     assert found == made
     assert due(store, "nobody", NOW) is None
     ((open_one, facts),) = store.incidents.open()
-    assert (open_one, facts.run, facts.rule_state) == (made, "r1", b"remembered")
+    assert (open_one, facts.run, facts.pulse) == (made, "r1", b"remembered")
 
 
 def test_the_open_incident_is_there_when_more_events_come(store):

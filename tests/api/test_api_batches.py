@@ -307,7 +307,7 @@ def test_the_ack_comes_only_after_the_store_has_it(tmp_path):
         store = api.service.store
         real = store.batches.ingest
 
-        def fail(items, advance):
+        def fail(items):
             raise StoreUnavailable("the disk is full")
 
         api.service.commits._store.batches.ingest = fail

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from store_cases import NOW, quiet, table
+from store_cases import NOW, judge, table
 from test_cli import environment
 
 from snc_service.store import open_store
@@ -45,10 +45,11 @@ def filled(tmp_path_factory) -> Path:
     """Return the file of a store with one large run, most of it folded."""
     path = tmp_path_factory.mktemp("export") / "snc.db"
     with closing(open_store(f"sqlite:///{path}")) as store:
+        judge(store)
         store.runs.create("r", name="r", project="p", config={}, tags=(), policy=None, now=NOW)
         store.batches.put_layer_table("r", LAYERS)
         for seq in range(NUM_STEPS // AT_ONCE):
-            (outcome,) = store.batches.ingest([Submission("r", walk(seq), seq, NOW)], quiet)
+            (outcome,) = store.batches.ingest([Submission("r", walk(seq), seq, NOW)])
             assert outcome.error is None
         while store.fold(60, now=NOW):
             pass

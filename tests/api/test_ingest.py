@@ -8,7 +8,7 @@ import pytest
 from api_cases import START, batch_of, table_of
 
 from snc_service import group_commit
-from snc_service.detect.rules import advance
+from snc_service.detect.rules import RunRules
 from snc_service.group_commit import Closed, GroupCommit, QueueFull
 from snc_service.store import open_store
 from snc_service.store.types import RunUnknown, StoreUnavailable, Submission, Window
@@ -28,18 +28,22 @@ class Gate:
         self.broken = None
         self.batches = self  # where a commit stores
 
-    def ingest(self, items, advance):
+    def settle(self):
+        self._store.batches.settle()
+
+    def ingest(self, items):
         self.sizes.append(len(items))
         self.entered.release()
         assert self.open.wait(30)
         if self.broken is not None:
             self.broken(items)
-        return self._store.batches.ingest(items, advance)
+        return self._store.batches.ingest(items)
 
 
 @pytest.fixture
 def store(tmp_path):
     opened = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
+    opened.batches.judge_with(RunRules)
     opened.runs.create("r", name="r", project="p", config={}, tags=(), policy=None, now=START)
     opened.batches.put_layer_table("r", TABLE)
     yield opened
@@ -53,7 +57,7 @@ def gate(store):
 
 @pytest.fixture
 def commits(gate):
-    made = GroupCommit(gate, advance)
+    made = GroupCommit(gate)
     yield made
     gate.open.set()
     made.close()
@@ -168,7 +172,7 @@ def test_a_full_queue_refuses_more(commits, gate, monkeypatch):
 
 
 def test_closing_stores_what_waits_and_refuses_what_comes_later(gate, store):
-    commits = GroupCommit(gate, advance)
+    commits = GroupCommit(gate)
     gate.open.clear()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(submit, commits, submission(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
-from store_cases import NOW, new_run, quiet
+from store_cases import NOW, judge, new_run
 from store_victim import LAYERS, next_seq, submission
 from test_store_kill import check
 
@@ -169,7 +169,7 @@ def test_a_backup_taken_during_ingest_is_a_whole_store(tmp_path, capsys, monkeyp
         def write() -> None:
             seq = 0
             while not stop.is_set():
-                store.batches.ingest([submission("one", seq)], quiet)
+                judge(store).batches.ingest([submission("one", seq)])
                 seq += 1
                 if seq == 50:
                     enough.set()

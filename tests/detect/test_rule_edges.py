@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import advance, judge
 from snc_service.store.types import RunRows
 from snc_service.store.types.annotations import Annotation
@@ -50,10 +51,10 @@ def breaching(pattern: str, gap: int = 1) -> RunRows:
 
 
 def test_a_rule_that_is_off_neither_fires_nor_speaks():
-    off = judge(None, breaching("..xx"), setting(breach={"on": False}))
+    off = judge(Memory(), breaching("..xx"), setting(breach={"on": False}))
     assert (off.events, dict(off.firing)) == ([], {})
     assert "breach" not in off.findings
-    assert judge(None, breaching("..xx")).firing["breach"] == (2, 3)
+    assert judge(Memory(), breaching("..xx")).firing["breach"] == (2, 3)
 
 
 @pytest.mark.parametrize(("gap", "row"), [(1, 6), (2, 5), (3, 4)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from test_exposition_text import HOSTILE
 
-from snc_service.detect.rules import advance
+from snc_service.detect.rules import RunRules
 from snc_service.exposition import CONTENT_TYPE, FAMILIES, Exposition
 from snc_service.exposition.exposition import fair_shares
 from snc_service.exposition.families import LAYER_FAMILIES
@@ -42,6 +42,7 @@ def clock() -> Clock:
 @pytest.fixture
 def store(tmp_path):
     opened = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
+    opened.batches.judge_with(RunRules)
     yield opened
     opened.close()
 
@@ -73,7 +74,7 @@ def reporter(store, clock):
             dropped=dropped,
         )
         submission = Submission(run, batch, zlib.crc32(encode(batch)), clock())
-        (outcome,) = store.batches.ingest([submission], advance)
+        (outcome,) = store.batches.ingest([submission])
         assert outcome.error is None
         seqs[run, writer] += 1
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from snc_service.detect import onset
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import advance, judge
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import ABSENT, Batch, LayerTable
@@ -169,11 +170,12 @@ def test_fifty_thousand_layers_are_judged_and_their_order_is_known():
     given = healthy(40, 50_000)
     given["sigma"][30:, 40_000:] *= 1.5
     given["sigma"][30:, 49_999] *= 2.0
-    verdict = judge(None, rows(given, {"loss": np.ones(40)}, layers=names))
+    memory = Memory()
+    verdict = judge(memory, rows(given, {"loss": np.ones(40)}, layers=names))
     jump, growth = verdict.events
     assert (jump.rule, jump.layer, jump.layers) == ("sigma_jump", names[-1], 10_000)
     assert (growth.rule, growth.layer, growth.layers) == ("sigma_growth", names[-1], 1)
-    assert len(verdict.state) < 50_000 * 57
-    left = onset.order(verdict.state, names)
+    assert len(memory.dump()) < 50_000 * 57
+    left = onset.order(memory.dump(), names)
     assert len(left) == 10_000
     assert left[0].layer == names[-1]

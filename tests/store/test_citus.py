@@ -70,7 +70,7 @@ def text() -> str:
 @pytest.mark.parametrize(
     "statement",
     [
-        "select v from rule_state where run_id = %s",
+        "select v from checkpoint where run_id = %s",
         "insert into tail (run_id, id) values (%s, %s)",
         "insert into deleted_run (run_id) values (%s)",
         "insert into alert_outbox (run_id, id) values (%s, %s)",
@@ -89,7 +89,7 @@ def test_statements_about_one_run_fit(statement):
 @pytest.mark.parametrize(
     ("statement", "missing"),
     [
-        ("select v from rule_state", "rule_state"),
+        ("select v from checkpoint", "checkpoint"),
         ("delete from tail where id = %s", "tail"),
         ("update run set state = %s", "run"),
         ("insert into tail (id, run_id) values (%s, %s)", "tail"),

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from postgres_server import running_postgres
 from psycopg.conninfo import conninfo_to_dict
-from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit, table
+from store_cases import NOW, batch, breach_once, judge, new_run, stored, submit, table
 from store_victim import LAYERS as WIDE
 from store_victim import submission
 from test_store_kill import check
@@ -206,7 +206,7 @@ def test_two_that_write_many_runs_in_any_order_never_wait_in_a_circle(two):
     def send(store, writer, order):
         for seq in range(15):
             group = [submit_of(run, sigma(seq, seq, writer=writer)) for run in order]
-            outcomes = store.batches.ingest(group, breach_once)
+            outcomes = judge(store, breach_once).batches.ingest(group)
             assert [o.error for o in outcomes] == [None] * len(order)
 
     at_once(lambda: send(one, "v", runs), lambda: send(other, "w", runs[::-1]))
@@ -397,7 +397,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server_and_the_store_recov
             while not stop.is_set():
                 seq = sure[writer] + 1
                 try:
-                    (outcome,) = store.batches.ingest([submission(writer, seq)], quiet)
+                    (outcome,) = judge(store).batches.ingest([submission(writer, seq)])
                 except StoreUnavailable as error:
                     failed.append(str(error))
                     time.sleep(0.01)

@@ -1,7 +1,7 @@
 """Rule settings and annotations in the store: versions, scopes, and what the next batch obeys."""
 
 import pytest
-from store_cases import NOW, batch, new_run, stored, table
+from store_cases import NOW, batch, judge, new_run, stored, table
 
 from snc_service.detect.rules import advance
 from snc_service.store import open_store
@@ -15,7 +15,7 @@ LOUD = RuleSettings.parse({"rules": {"breach": {"severity": "critical"}}})
 
 @pytest.fixture
 def store(store_url):
-    store = open_store(store_url)
+    store = judge(open_store(store_url))
     new_run(store)
     store.batches.put_layer_table("r1", LAYERS)
     yield store

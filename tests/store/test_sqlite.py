@@ -119,24 +119,24 @@ def test_many_rows_in_few_statements_are_what_they_are_one_by_one(store, num_row
     def written(many):
         with store._database.write() as connection:
             for statement, rows in (
-                ("insert into rule_state (run_id, v) values (?, ?)", first),
+                ("insert into run_author (run_id, author) values (?, ?)", first),
                 (
-                    "insert into rule_state (run_id, v) values (?, ?) "
-                    "on conflict (run_id) do update set v = excluded.v",
+                    "insert into run_author (run_id, author) values (?, ?) "
+                    "on conflict (run_id) do update set author = excluded.author",
                     second,
                 ),
-                ("update rule_state set v = ? where run_id = ?", third),
+                ("update run_author set author = ? where run_id = ?", third),
             ):
                 if many:
                     connection.executemany(statement, rows)
                 else:
                     for row in rows:
                         connection.execute(statement, row)
-            found = connection.execute("select * from rule_state order by run_id").fetchall()
+            found = connection.execute("select * from run_author order by run_id").fetchall()
             connection.executemany(
-                "delete from rule_state where run_id = ?", [(n,) for n, _ in found]
+                "delete from run_author where run_id = ?", [(n,) for n, _ in found]
             )
-            assert connection.execute("select count(*) from rule_state").fetchone() == (0,)
+            assert connection.execute("select count(*) from run_author").fetchone() == (0,)
             return found
 
     first = [(n, b"a%d" % n) for n in range(num_rows)]

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from store_cases import NOW, batch, new_run, quiet, stored, submit, table
+from store_cases import NOW, batch, judge, new_run, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.sql.database import schema
@@ -296,6 +296,6 @@ def test_size_grows_with_what_is_stored(store):
     store.batches.put_layer_table("r1", wide)
     before = store.size_bytes()
     rows = np.random.default_rng(0).random((50, 2_000))
-    store.batches.ingest([], quiet)
+    judge(store).batches.ingest([])
     stored(store, batch(wide, 0, range(50), {"sigma": rows}))
     assert store.size_bytes() - before > rows.size * 4

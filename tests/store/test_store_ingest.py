@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import NOW, batch, breach_once, new_name, new_run, quiet, stored, submit, table
+from store_cases import NOW, batch, breach_once, judge, new_name, new_run, stored, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.types import (
@@ -302,7 +302,7 @@ def test_of_several_batches_the_newest_command_that_any_has_counts(store):
         Submission("r1", sigma(seq, seq), seq, NOW, commands_seen=seen)
         for seq, seen in enumerate((0, 2, 1))
     ]
-    outcomes = store.batches.ingest(items, quiet)
+    outcomes = judge(store).batches.ingest(items)
     assert [[each.id for each in outcome.commands] for outcome in outcomes] == [[3]] * 3
 
 

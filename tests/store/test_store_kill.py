@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_cases import as_sent, bits, quiet
+from store_cases import as_sent, bits
 from store_victim import LAYERS, WRITERS, batch_number, next_seq, submission
 
 from snc_service.store import open_store, tiles
@@ -94,7 +94,7 @@ def test_nothing_acknowledged_is_lost_torn_or_doubled(store_url, tmp_path, monke
         for writer in WRITERS:
             assert stored[writer] >= sure[writer]
             again = [submission(writer, seq) for seq in range(stored[writer] + 1)[-3:]]
-            assert all(outcome.duplicate for outcome in store.batches.ingest(again, quiet))
+            assert all(outcome.duplicate for outcome in store.batches.ingest(again))
         check(store, stored)
         with store._database.read() as connection:
             (folded,) = connection.execute("select count(*) from tile").fetchone()

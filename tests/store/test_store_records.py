@@ -4,7 +4,7 @@ import sqlite3
 import threading
 
 import pytest
-from store_cases import NOW, batch, new_run, quiet, submit, table
+from store_cases import NOW, batch, judge, new_run, submit, table
 
 from snc_service.store import open_store
 from snc_service.store.engines.sqlite import WORDS
@@ -46,7 +46,7 @@ def command(store, action="stop", reason="", run="r1"):
 def send(store, seq, seen=0):
     """Send a batch that says which command its job has; return what waits."""
     item = Submission("r1", batch(LAYERS, seq, [seq], {"sigma": [[1]]}), seq, NOW + seq, seen)
-    (outcome,) = store.batches.ingest([item], quiet)
+    (outcome,) = judge(store).batches.ingest([item])
     assert outcome.error is None
     return [each.id for each in outcome.commands]
 

@@ -26,10 +26,10 @@ def incident(*entries, id=1, project="p", state="open", severity=None, **changes
 
 
 def memory(step, quiet, *, trained=10_000, gap=1) -> bytes:
-    """Return detection's state at ``step``: rule -> rows since it last fired."""
+    """Return the pulse of detection at ``step``: rule -> rows since it last fired."""
     firing = {rule: Firing(streak=0, quiet=rows) for rule, rows in quiet.items()}
-    return Memory(step=step, gap=gap, trained=trained, firing=firing).dump()
+    return Memory(step=step, gap=gap, trained=trained, firing=firing).pulse()
 
 
-def facts(state="active", *, rule_state=None, updated_at=NOW, last_step=0):
-    return RunFacts("r", "p", state, updated_at, last_step, 1, rule_state)
+def facts(state="active", *, pulse=None, updated_at=NOW, last_step=0):
+    return RunFacts("r", "p", state, updated_at, last_step, 1, pulse)

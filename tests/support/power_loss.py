@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store_cases import NOW, new_run, quiet
+from store_cases import NOW, judge, new_run
 from store_victim import LAYERS, submission
 
 from snc_service.store import open_store, tiles
@@ -150,12 +150,13 @@ def victim(url: str, groups: int) -> None:
     tiles.TILE_STEPS, tiles.FANOUT = 64, 8
     sqlite.CHECKPOINT_BYTES = 2**16  # so that the log is written back, and begun anew, often
     with closing(open_store(url)) as store:
+        judge(store)
         new_run(store)
         store.batches.put_layer_table("r1", LAYERS)
         seq = 0
         for group in range(groups):
             some = [submission("one", seq + i) for i in range(1 + group % 3)]
-            outcomes = store.batches.ingest(some, quiet)
+            outcomes = store.batches.ingest(some)
             assert all(outcome.error is None for outcome in outcomes)
             seq += len(some)
             os.write(1, f"ack {seq - 1}\n".encode())

@@ -11,7 +11,7 @@ import threading
 import zlib
 
 import numpy as np
-from store_cases import NOW, batch, new_run, quiet, table
+from store_cases import NOW, batch, judge, new_run, table
 
 from snc_service.store import Store, open_store, tiles
 from snc_service.store.types import Submission
@@ -42,7 +42,7 @@ def ingest(store: Store, writer: str, acks) -> None:
     seq = int(next_seq(store, writer))
     while True:
         group = [submission(writer, seq + i) for i in range(1 + seq % 3)]
-        outcomes = store.batches.ingest(group, quiet)
+        outcomes = store.batches.ingest(group)
         assert all(o.error is None for o in outcomes), outcomes
         seq += len(group)
         acks.write(f"{writer} {seq - 1}\n")
@@ -52,13 +52,13 @@ def ingest(store: Store, writer: str, acks) -> None:
 def next_seq(store: Store, writer: str) -> int:
     """Return the seq that the store waits for, as a gap far ahead tells it."""
     far = submission(writer, 10**6)
-    (outcome,) = store.batches.ingest([far], quiet)
+    (outcome,) = judge(store).batches.ingest([far])
     return outcome.error.expected
 
 
 def main() -> None:
     tiles.TILE_STEPS, tiles.FANOUT = 64, 8  # small, so that kills fall into every kind of fold
-    store = open_store(sys.argv[1])
+    store = judge(open_store(sys.argv[1]))
     new_run(store)
     store.batches.put_layer_table("r1", LAYERS)
     with open(sys.argv[2], "a") as acks:

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
+from typing import Final
 
 from snc_service.store.sql.database.dialect import Database
-from snc_service.store.sql.ingest.run_cache import RunGone, RunMemory
-from snc_service.store.sql.ingest.transaction import ingest
+from snc_service.store.sql.ingest.derived import Terms
+from snc_service.store.sql.ingest.run_cache import (
+    RunAtWork,
+    RunGone,
+    RunMemory,
+    checkpoint,
+    derive,
+    locked,
+)
+from snc_service.store.sql.ingest.transaction import DetectionFailed, ingest
 from snc_service.store.sql.records import (
     runs,
 )
+from snc_service.store.sql.records.annotations import annotations_of
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.types import (
-    Advance,
+    Detection,
     LayerTableUnknown,
     Outcome,
+    StoreError,
     Submission,
 )
 from snc_service.wire import LayerTable
+
+SETTLED_AT_ONCE: Final = 64  # runs per transaction
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
     """Batches from jobs, and the layer tables they refer to. Each method is one transaction."""
 
-    def __init__(self, database: Database, book: LayerBook) -> None:
+    def __init__(self, database: Database, book: LayerBook, memory: RunMemory) -> None:
         self._database = database
         self._book = book
-        self._memory = RunMemory()
+        self._memory = memory
+        self._detection: Detection | None = None
 
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """Register a table; the same one again changes nothing. Raises `RunUnknown`, `RunFull`."""
@@ -45,28 +62,69 @@ class Batches:
             except LayerTableUnknown:
                 return None
 
-    def ingest(self, items: Sequence[Submission], advance: Advance) -> list[Outcome]:
+    def judge_with(self, detection: Detection) -> None:
+        """Let these rules judge what is ingested: before the first batch, and the same for ever."""
+        self._detection = detection
+
+    def ingest(self, items: Sequence[Submission]) -> list[Outcome]:
         """Store submissions in one durable transaction; one bad item does not fail the others.
 
-        Idempotent on (run, writer, seq). Each batch is stored with its events and the new detection
-        state. Events come from detection, rewound steps (``rewound``) and ``dropped`` values.
+        Idempotent on (run, writer, seq). Each batch is stored with its events, and its rows are
+        what the detection state follows from. Events come from detection, rewound steps
+        (``rewound``) and ``dropped`` values.
         """
+        refused: dict[int, StoreError] = {}
         while True:
             try:
                 with self._database.write() as connection:
                     outcomes, works, mark = ingest(
-                        connection, self._book, self._memory, items, advance
+                        connection, self._book, self._memory, items, self._rules, refused
                     )
             except RunGone:  # again, with an empty memory
+                continue
+            except DetectionFailed as failed:
+                log.error("%s", failed.refusal, exc_info=failed.__cause__)
+                refused[failed.place] = failed.refusal
                 continue
             self._memory.keep(works, mark)
             return outcomes
 
+    @property
+    def _rules(self) -> Detection:
+        if self._detection is None:
+            raise RuntimeError("judge_with must be called before batches are ingested")
+        return self._detection
+
+    def settle(self, runs_: Collection[str] | None = None) -> None:
+        """Write what follows from the rows of some runs, of all remembered ones by default.
+
+        Compaction does it before rows leave the tail, and a service before it ends: the next one
+        has nothing to replay. Answers do not change. Without rules nothing is written.
+        """
+        names = sorted(self._memory.runs() if runs_ is None else runs_)
+        for start in range(0, len(names) if self._detection else 0, SETTLED_AT_ONCE):
+            self._settle(names[start : start + SETTLED_AT_ONCE])
+
+    def _settle(self, names: Sequence[str]) -> None:
+        known = self._memory.take(names)
+        remembered = set(known)
+        try:
+            with self._database.write() as connection:
+                mark = connection.mark()
+                era = self._memory.era(mark)
+                works = locked(connection, self._book, known, era, names, self._rules)
+                checkpoint(connection, works.values())
+        except RunGone:  # nothing of it is left to write; the others have their turn later
+            return
+        self._memory.keep([work for run, work in works.items() if run in remembered], mark)
+
     def rule_state(self, run: str) -> bytes | None:
-        """Return the detection state after the run's newest batch. Raises `RunUnknown`."""
+        """Return the detection state after the run's newest batch. Raises `RunUnknown`.
+
+        Cost: up to 64 batches are judged again.
+        """
         with self._database.read() as connection:
-            run_id = runs.number(connection, run)
-            row = connection.execute(
-                "select v from rule_state where run_id = ?", (run_id,)
-            ).fetchone()
-            return None if row is None else bytes(row[0])
+            work = RunAtWork(runs.number(connection, run), run)
+            work.terms = Terms(work.terms.settings, tuple(annotations_of(connection, work.run_id)))
+            derive(connection, self._book, [work], self._rules)
+            return None if work.derived.rules is None else work.derived.rules.dump()

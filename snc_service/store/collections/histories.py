@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from snc_service.store.downsampling import planes_for
 from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.ingest.replay import newest_values
+from snc_service.store.sql.ingest.run_cache import RunMemory
 from snc_service.store.sql.queries import history
 from snc_service.store.sql.queries.export_scan import scan
 from snc_service.store.sql.queries.worst import worst
@@ -37,10 +39,15 @@ class Histories:
     """
 
     def __init__(
-        self, database: Database, book: LayerBook, note: Callable[[StoreDamaged], None]
+        self,
+        database: Database,
+        book: LayerBook,
+        memory: RunMemory,
+        note: Callable[[StoreDamaged], None],
     ) -> None:
         self._database = database
         self._book = book
+        self._memory = memory
         self._note = note  # called with damage before it is raised
 
     @contextmanager
@@ -61,11 +68,21 @@ class Histories:
             raise found from unreadable
 
     def latest(self, run: str) -> LatestValues:
-        """Return the newest values. Raises `RunUnknown`."""
+        """Return the newest values. Raises `RunUnknown`.
+
+        Cost: nothing is read if this process stored the run's newest batch, else the last
+        checkpoint and up to 64 batches. A damaged value counts as not measured.
+        """
         with self._reading(run) as connection:
             run_id = runs.number(connection, run)
             layers = self._book.specs(connection, run_id)
-            now = latest_values.merged(len(layers), latest_values.load(connection, run_id).values())
+            known = self._memory.newest(run, run_id, runs.version(connection, run_id))
+            parts = (
+                newest_values(connection, self._book, run_id, len(layers))
+                if known is None
+                else known.parts
+            )
+            now = latest_values.merged(len(layers), parts)
             return LatestValues(layers, now.steps, now.metrics, now.values)
 
     def metrics(self, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

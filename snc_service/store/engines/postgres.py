@@ -18,7 +18,7 @@ from psycopg.errors import DiskFull, InsufficientPrivilege, ReadOnlySqlTransacti
 from psycopg.pq import TransactionStatus
 
 from snc_service.store.engines.connection_pool import Lane
-from snc_service.store.sql.database import run_terms, schema
+from snc_service.store.sql.database import pulses, run_terms, schema
 from snc_service.store.sql.database.dialect import Row
 from snc_service.store.types import StoreFull, StoreUnavailable
 
@@ -224,6 +224,9 @@ class PostgresDatabase:
         if version < run_terms.SINCE:
             before = connection.execute(run_terms.BEFORE).fetchall()
             connection.executemany(run_terms.INSERT, run_terms.rows(before))
+        if version < pulses.SINCE:
+            states = connection.execute(pulses.BEFORE).fetchall()
+            connection.executemany(pulses.UPDATE, pulses.rows(states))
         # Tiles are compressed already. An uncompressed value allows reads of a part of it.
         for table, column in connection.execute(_COMPRESSED).fetchall():
             connection.execute(f"alter table {table} alter column {column} set storage external")

@@ -18,7 +18,7 @@ from snc_service.store.engines import write_ahead_log
 from snc_service.store.engines.reserve import SHORT_BYTES, Reserve
 from snc_service.store.engines.sqlite_connection import SqliteConnection, SqliteReader
 from snc_service.store.engines.sqlite_file import APPLICATION_ID, keep_private
-from snc_service.store.sql.database import run_terms, schema
+from snc_service.store.sql.database import pulses, run_terms, schema
 from snc_service.store.types import StoreFull, StoreUnavailable
 
 BUSY_SECONDS = 10.0  # the longest another process (a backup, a shell) may hold the write lock
@@ -332,6 +332,9 @@ class SqliteDatabase:
         if version < run_terms.SINCE:
             before = self._writer.execute(run_terms.BEFORE).fetchall()
             self._writer.executemany(run_terms.INSERT, run_terms.rows(before))
+        if version < pulses.SINCE:
+            states = self._writer.execute(pulses.BEFORE).fetchall()
+            self._writer.executemany(pulses.UPDATE, pulses.rows(states))
         self._writer.execute(f"pragma application_id = {APPLICATION_ID}")
         self._writer.execute(f"pragma user_version = {schema.VERSION}")
 

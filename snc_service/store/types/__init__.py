@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 from snc_service.store.types.annotations import Annotation
 from snc_service.store.types.bounds import Bounds as Bounds
@@ -146,9 +146,29 @@ class RunRows:
     annotations: tuple[Annotation, ...] = ()  # of the run, the oldest first
 
 
-# (state or None, rows) -> (new state, events). Pure: the store calls it inside the transaction of
-# the batch and stores the state there, so that a crash neither repeats nor loses an event.
-Advance: TypeAlias = Callable[[bytes | None, RunRows], tuple[bytes, list[Event]]]
+class RunDetection(Protocol):
+    """The rules at work on one run. What they remember follows from the rows alone.
+
+    The store calls `advance` inside the transaction of a batch. It keeps the object from batch to
+    batch, stores its bytes now and then, and lets another one replay the rows behind them.
+    """
+
+    def advance(self, rows: RunRows) -> list[Event]:
+        """Return the events of the run's next rows."""
+
+    def dump(self) -> bytes:
+        """Return the state as bytes: an object made of them goes on as this one would."""
+
+    def pulse(self) -> bytes:
+        """Return what alerts need of the state, in a few bytes: stored with every batch."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size in memory."""
+
+
+# state, None for a new run -> the rules at work on it
+Detection: TypeAlias = Callable[[bytes | None], RunDetection]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ class Incident:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The facts that decide whether an incident goes on: the run's state and detection state."""
+    """The facts that decide whether an incident goes on: the run's state, and when rules fired.
+
+    ``pulse`` is what `RunDetection.pulse` said after the run's newest batch.
+    """
 
     run: str
     project: str
@@ -72,7 +75,7 @@ class RunFacts:
     updated_at: float
     last_step: int
     version: int
-    rule_state: bytes | None = field(repr=False)
+    pulse: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -43,11 +43,16 @@ class Compactor:
     """
 
     def __init__(
-        self, database: Database, book: LayerBook, note: Callable[[StoreDamaged], None]
+        self,
+        database: Database,
+        book: LayerBook,
+        note: Callable[[StoreDamaged], None],
+        settle: Callable[[Collection[str]], None],
     ) -> None:
         self._database = database
         self._book = book
         self._note = note
+        self._settle = settle  # writes what follows from the rows of some runs
         # Chunks with damaged values, and the time (monotonic) of the next try: see `_turn`.
         self._damaged: dict[Chunk, float] = {}
         # One per run: two would start each other again for ever.
@@ -93,7 +98,14 @@ class Compactor:
 
     def _turn(self, run_id: int, waiting: deque[Chunk]) -> int:
         """Fold one slice of a run; a job that fails is restarted by another call."""
-        job = self._jobs.pop(run_id, None) or ChunkCompaction(waiting.popleft())
+        job = self._jobs.pop(run_id, None)
+        if job is None:
+            job = ChunkCompaction(waiting.popleft())
+            with self._database.read() as connection:
+                names = connection.execute(
+                    "select run from run where run_id = ?", (run_id,)
+                ).fetchall()
+            self._settle([run for (run,) in names])
         try:
             num_values = job.advance(self._database, self._book)
         except (StoreDamaged, UnreadableSteps) as error:
@@ -134,7 +146,12 @@ class ChunkCompaction:
             if claimed is None or row is None or self._epoch not in (None, row[0]):
                 return 0
             if self._epoch is None:
-                self._heads = slices.heads_of(connection, book, chunk)
+                # Whoever takes the run over replays the rows behind its checkpoint.
+                upto = connection.execute(
+                    "select upto from checkpoint where run_id = ?", (chunk.run_id,)
+                ).fetchone()
+                heads = slices.heads_of(connection, book, chunk)
+                self._heads = [head for head in heads if upto and head.id <= upto[0]]
                 if not self._heads:  # folded by another process since it became due
                     return 0
                 self._left.extend(slices.cut_up(connection, chunk, self._heads))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 6
+VERSION = 7
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -192,6 +192,17 @@ create table run_term (
 create index run_term_by_value on run_term (name, value, run_id);
 create index run_term_by_number on run_term (name, number, run_id);
 """,
+    7: """
+create table checkpoint (
+  run_id integer primary key, upto bigint not null, settings {text} not null,
+  annotations integer not null, v {blob} not null);
+insert into checkpoint (run_id, upto, settings, annotations, v)
+  select rule_state.run_id, run.next_tail - 1, '', 0, rule_state.v
+  from rule_state join run on run.run_id = rule_state.run_id;
+drop table rule_state;
+
+alter table run add column pulse {blob};
+""",
 }
 
 # Tables with rows of a run, and the rest of their key, for deletion in slices.
@@ -216,7 +227,7 @@ PIECES: tuple[tuple[str, str], ...] = (
     ("annotation", "id"),
     ("thinned", "run_id"),
     ("damage", "place"),
-    ("rule_state", "run_id"),
+    ("checkpoint", "run_id"),
     ("run_author", "run_id"),
     ("run_term", "name, value"),
     ("run_config", "run_id"),
@@ -225,7 +236,9 @@ PIECES: tuple[tuple[str, str], ...] = (
 
 def table_names() -> frozenset[str]:
     """Return the names of all tables."""
-    return frozenset(re.findall(r"create table (\w+)", "".join(UPGRADES.values())))
+    text = "".join(UPGRADES.values())
+    gone = re.findall(r"drop table (\w+)", text)
+    return frozenset(re.findall(r"create table (\w+)", text)) - {*gone}
 
 
 def statements(since: int = 0, **words: str) -> list[str]:

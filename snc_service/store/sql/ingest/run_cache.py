@@ -12,10 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from snc_service.store.sql.database.dialect import Connection, Mark, Row
 from snc_service.store.sql.ingest import writers
+from snc_service.store.sql.ingest.derived import CHECKPOINT, COLD_BATCHES, SAVE, Derived, Terms
 from snc_service.store.sql.ingest.overlap import Overlap
+from snc_service.store.sql.ingest.replay import TAIL, replay
 from snc_service.store.sql.ingest.standing import Standing
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
@@ -23,8 +26,9 @@ from snc_service.store.sql.records.annotations import ANNOTATIONS
 from snc_service.store.sql.records.documents import RULE_SETTINGS
 from snc_service.store.sql.series import latest_values
 from snc_service.store.sql.series.attempts import Attempts
+from snc_service.store.sql.series.latest_values import Newest
 from snc_service.store.sql.series.layouts import Indexes, KnownTable, LayerBook
-from snc_service.store.types import RunUnknown, StoredEvent, VersionedDocument
+from snc_service.store.types import Detection, RunUnknown, StoredEvent, VersionedDocument
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, RuleSettings
 
@@ -54,17 +58,13 @@ _ROW = (
 _SAVE_RUN = (
     "update run set state = ?, updated_at = ?, last_step = ?, breaches = ?, rescales = ?, "
     "guard_vetoes = ?, dropped_values = ?, overhead = ?, loss = ?, nonfinite_loss = ?, "
-    "next_event = ?, next_tail = ?, "
+    "next_event = ?, next_tail = ?, pulse = ?, "
     "attempt = ?, worst_ratio = ?, worst_layer = ?, nonfinite_layers = ?, "
     "version = version + 1 where run_id = ?"
 )
 _SAVE_TAIL = (
     "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, "
     "size, v, crcs) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_SAVE_RULES = (
-    "insert into rule_state (run_id, v) values (?, ?) "
-    "on conflict (run_id) do update set v = excluded.v"
 )
 
 
@@ -98,36 +98,35 @@ class RunAtWork:
     rules_version: int = 0
     # Cached while the version stays the same.
     attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
-    rule_state: bytes | None = None
-    latest: dict[int, tuple[Indexes, latest_values.Newest]] = field(default_factory=dict)
-    forgotten: set[int] = field(default_factory=set)  # tables whose newest values are stored only
-    standing: Standing = field(default_factory=lambda: Standing.of_tables(0, []))
+    derived: Derived = field(default_factory=Derived)
+    terms: Terms = field(default_factory=lambda: Terms(RULE_SETTINGS.default, ()))
     writers: dict[str, Writer] = field(default_factory=dict)
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
     overlap: Overlap = field(default_factory=Overlap)
     commands_wait: bool = True
     rules: VersionedDocument[RuleSettings] = RULE_SETTINGS.nothing
-    annotations: tuple[Annotation, ...] = ()
     # To be written by this transaction.
     tail: list[Row] = field(default_factory=list)
     events: list[StoredEvent] = field(default_factory=list)
     moved_writers: set[str] = field(default_factory=set)
     moved_attempts: dict[int, float] = field(default_factory=dict)  # and time of the newest batch
-    touched: set[int] = field(default_factory=set)  # layer tables with newer values
-    state_changed: bool = False
 
     @property
     def cost(self) -> int:
         """Return the cost of caching the run, in layers."""
         tables = sum(len(known.layers) for known in self.tables.values())
-        newest = [newest for _, newest in self.latest.values()] + [self.standing.newest]
-        num_bytes = sum(each.values.nbytes for each in newest) + len(self.rule_state or b"")
-        layers = sum(len(each.steps) for each in newest)
-        small = len(self.attempts.first_steps) + len(self.annotations) + len(self.layouts)
+        derived, num_notes = self.derived, len(self.terms.annotations)
+        layers, num_bytes = derived.cost_layers, derived.cost_bytes
+        small = len(self.attempts.first_steps) + num_notes + len(self.layouts)
         # A writer has the checksums of 64 batches, and a place for each layer that it reported.
         written = SMALL * len(self.writers) + sum(map(len, self.overlap.layers.values())) // SMALL
         return LEAST_LAYERS + tables + layers + num_bytes // LAYER_BYTES + small + written
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Return whether the transaction must write a checkpoint of the run."""
+        return self.derived.needs_checkpoint(self.run_id, self.terms)
 
     def writer(self, connection: Connection, name: str) -> Writer:
         """Return a writer, a new one if the run has none of that name."""
@@ -143,15 +142,6 @@ class RunAtWork:
         self.tables[table_hash] = known  # the last to be forgotten
         return known
 
-    def newest(self, connection: Connection, table: KnownTable) -> latest_values.Newest:
-        """Take the newest values of a layer table, none before its first batch."""
-        if table.number in self.latest:
-            return self.latest.pop(table.number)[1]
-        if table.number in self.forgotten:
-            self.forgotten.discard(table.number)
-            return latest_values.of_table(connection, self.run_id, table.number)
-        return latest_values.Newest.empty(len(table.layers))
-
     def layout(self, connection: Connection, book: LayerBook, table_id: int, batch: Batch) -> int:
         """Return the number of a batch's layout, registered at its first use."""
         key = (table_id, batch.metrics, batch.scalars)
@@ -164,17 +154,27 @@ class RunAtWork:
         """Clear the pending writes after they were written."""
         for written in (self.tail, self.events, self.moved_writers, self.moved_attempts):
             written.clear()
-        self.touched.clear()
-        self.state_changed = False
         for remembered in (self.writers, self.layouts):
             while len(remembered) > MOST_WRITERS:
                 del remembered[next(iter(remembered))]  # type: ignore[arg-type] # its own key
         while len(self.tables) > 1 and self.cost > MOST_OF_ONE_RUN:
             del self.tables[next(iter(self.tables))]
-        while len(self.latest) > 1 and self.cost > MOST_OF_ONE_RUN:
-            number = next(iter(self.latest))
-            self.forgotten.add(number)
-            del self.latest[number]
+        derived = self.derived
+        while len(derived.latest) > 1 and self.cost > MOST_OF_ONE_RUN:
+            number = next(iter(derived.latest))
+            if number in derived.touched:  # stored with the next batch
+                derived.is_due = True
+                break
+            derived.forgotten.add(number)
+            del derived.latest[number]
+
+
+class NewestOfRun(NamedTuple):
+    """The newest values of the layer tables of a run, in their order, at a version of the run."""
+
+    run_id: int
+    version: int
+    parts: tuple[tuple[Indexes, Newest], ...]
 
 
 class RunMemory:
@@ -190,6 +190,7 @@ class RunMemory:
         self._era = 0
         self._expected: Mark | None = None
         self._runs: OrderedDict[str, tuple[RunAtWork, int]] = OrderedDict()
+        self._newest: dict[str, NewestOfRun] = {}
         self._lock = threading.Lock()
 
     def take(self, runs: Iterable[str]) -> dict[str, RunAtWork]:
@@ -206,6 +207,26 @@ class RunMemory:
         with self._lock:
             if run in self._runs and self._runs[run][0].version == version:
                 self._runs[run][0].version += 1
+                self._show(self._runs[run][0])
+
+    def runs(self) -> list[str]:
+        """Return the names of the cached runs."""
+        with self._lock:
+            return list(self._runs)
+
+    def newest(self, run: str, run_id: int, version: int) -> NewestOfRun | None:
+        """Return the newest values of a cached run, None if it has another version."""
+        found = self._newest.get(run)
+        is_it = found is not None and (found.run_id, found.version) == (run_id, version)
+        return found if is_it else None
+
+    def _show(self, work: RunAtWork) -> None:
+        """Let readers see the newest values: they never change in place."""
+        latest = work.derived.latest
+        parts = tuple(latest[number] for number in sorted(latest))
+        self._newest[work.run] = NewestOfRun(
+            work.run_id, -1 if work.derived.forgotten else work.version, parts
+        )
 
     def era(self, mark: Mark | None) -> int:
         """Return the number of the era; a new one begins unless the mark is the expected one."""
@@ -222,13 +243,21 @@ class RunMemory:
                 if work.run in self._runs:  # another thread was faster; its entry is newer
                     self._layers -= self._runs.pop(work.run)[1]
                 self._runs[work.run] = (work, work.cost)
+                self._show(work)
                 self._layers += work.cost
             while self._layers > self._most_layers and len(self._runs) > 1:
-                self._layers -= self._runs.popitem(last=False)[1][1]
+                run, (_, cost) = self._runs.popitem(last=False)
+                self._layers -= cost
+                del self._newest[run]
 
 
 def locked(
-    connection: Connection, known: Mapping[str, RunAtWork], era: int, runs: Collection[str]
+    connection: Connection,
+    book: LayerBook,
+    known: Mapping[str, RunAtWork],
+    era: int,
+    runs: Collection[str],
+    detection: Detection,
 ) -> dict[str, RunAtWork]:
     """Lock runs in the order of their numbers; return the existing ones in that order.
 
@@ -240,11 +269,13 @@ def locked(
     works = [known[run] for run in runs if run in known]
     works += [RunAtWork(int(rows[0][0])) for rows in found if rows]
     works.sort(key=lambda work: work.run_id)
-    _check(connection, [work for work in works if work.era != era], era)
+    _check(connection, book, [work for work in works if work.era != era], era, detection)
     return {work.run: work for work in works if work.era == era}
 
 
-def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
+def _check(
+    connection: Connection, book: LayerBook, works: list[RunAtWork], era: int, detection: Detection
+) -> None:
     """Read the rows of runs, and reload a run whose version changed; the rows then are of ``era``.
 
     Runs that do not exist stay unchanged.
@@ -263,10 +294,11 @@ def _check(connection: Connection, works: list[RunAtWork], era: int) -> None:
         work.era = era
         if work.version != version:
             stale.append(work)
-    _load(connection, stale)
+    _load(connection, book, stale, detection)
     for work in works:
         if work.era == era and work.rules.version != work.rules_version:
             work.rules = RULE_SETTINGS.of_run(connection, work.run_id)
+            work.terms = Terms(work.rules.content, work.terms.annotations)
 
 
 def unknown(run: str) -> RunUnknown:
@@ -274,22 +306,54 @@ def unknown(run: str) -> RunUnknown:
     return RunUnknown(f"there is no run {run!r}")
 
 
-def _load(connection: Connection, works: list[RunAtWork]) -> None:
+def _load(
+    connection: Connection, book: LayerBook, works: list[RunAtWork], detection: Detection
+) -> None:
     """Read the cached part of runs as the last ingest of any process left it."""
     keys = [(work.run_id,) for work in works]
-    states = connection.fetch_each("select v from rule_state where run_id = ?", keys)
     attempts = connection.fetch_each(Attempts.SELECT, keys)
-    values = connection.fetch_each(latest_values.SELECT, keys)
     notes = connection.fetch_each(ANNOTATIONS, keys)
-    for work, state, steps, rows, marks in zip(works, states, attempts, values, notes, strict=True):
-        work.rule_state = bytes(state[0][0]) if state else None
+    for work, steps, marks in zip(works, attempts, notes, strict=True):
         work.attempts = Attempts(work.run_id, dict(steps))
-        work.latest = latest_values.of_rows(rows)
-        work.standing = Standing.of_tables(work.layers, work.latest.values())
-        work.forgotten = set()
         work.writers = {}
-        work.annotations = tuple(Annotation(*row) for row in marks)
+        work.terms = Terms(work.terms.settings, tuple(Annotation(*row) for row in marks))
         work.commands_wait = True
+    derive(connection, book, works, detection)
+
+
+def derive(
+    connection: Connection, book: LayerBook, works: list[RunAtWork], detection: Detection | None
+) -> None:
+    """Bring what follows from the rows of runs up to their newest rows; see `replay`.
+
+    Of a run that is remembered only the rows are read that came since, unless they are folded.
+    """
+    keys = [(work.derived.upto, work.run_id) for work in works]
+    anew: dict[int, RunAtWork] = {}
+    for work, rows in zip(works, connection.fetch_each(CHECKPOINT, keys), strict=True):
+        if not rows:  # before the first batch
+            work.derived = Derived(upto=0)
+            continue
+        checkpoint, settings, number, state = rows[0]
+        if state is not None:
+            work.derived = Derived(upto=checkpoint)
+            if detection is not None:
+                work.derived.rules = detection(bytes(state))
+            anew[work.run_id] = work
+        work.derived.checkpoint = checkpoint
+        if settings:  # none: the release before wrote the row, and all rows behind it are newer
+            work.derived.terms = Terms.stored(settings, number, work.terms.annotations)
+    newest = connection.fetch_each(latest_values.SELECT, [(run_id,) for run_id in anew])
+    for work, rows in zip(anew.values(), newest, strict=True):
+        work.derived.latest = latest_values.of_rows(rows)
+        parts = work.derived.latest.values()
+        work.derived.standing = Standing.of_tables(work.layers, parts)
+    keys = [(work.run_id, work.derived.upto) for work in works]
+    for work, rows in zip(works, connection.fetch_each(TAIL, keys), strict=True):
+        run = (work.run_id, work.run, work.layers)
+        replay(connection, book, work.derived, run, rows, detection)
+        if work.run_id in anew and len(rows) >= COLD_BATCHES:
+            work.derived.is_due = True
 
 
 def save(connection: Connection, works: Iterable[RunAtWork]) -> None:
@@ -303,24 +367,30 @@ def save(connection: Connection, works: Iterable[RunAtWork]) -> None:
                 events.insert(connection, work.run_id, work.events)
         begun = [row for work in changed for row in work.attempts.rows(work.moved_attempts)]
         moved = [work.writers[name].row(work.run_id) for work in changed for name in _moved(work)]
-        new = [
-            latest_values.row(work.run_id, table, work.latest[table][1])
-            for work in changed
-            for table in sorted(work.touched)
-        ]
-        rules = [(work.run_id, work.rule_state) for work in changed if work.state_changed]
+        due = [work for work in changed if work.needs_checkpoint]
+        new = [row for work in due for row in work.derived.latest_rows(work.run_id)]
+        checkpoints = [work.derived.row(work.run_id, work.terms) for work in due]
         for statement, rows in (
             (Attempts.UPSERT, begun),
             (writers.UPSERT, moved),
             (_SAVE_TAIL, [row for work in changed for row in work.tail]),
             (latest_values.UPSERT, new),
-            (_SAVE_RULES, rules),
+            (SAVE, checkpoints),
             (_SAVE_RUN, runs),
         ):
             if rows:
                 connection.executemany(statement, rows)
     for work in changed:
         work.version += 1
+
+
+def checkpoint(connection: Connection, works: Iterable[RunAtWork]) -> None:
+    """Write checkpoints of runs that have rows behind theirs; nothing else of them changes."""
+    due = [work for work in works if work.derived.upto > work.derived.checkpoint]
+    new = [row for work in due for row in work.derived.latest_rows(work.run_id)]
+    rows = [work.derived.row(work.run_id, work.derived.terms or work.terms) for work in due]
+    connection.executemany(latest_values.UPSERT, new)
+    connection.executemany(SAVE, rows)
 
 
 def _moved(work: RunAtWork) -> list[str]:
@@ -341,6 +411,7 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
         work.nonfinite_loss,
         work.next_event,
         work.next_tail,
+        None if work.derived.rules is None else work.derived.rules.pulse(),
         work.attempts.newest,
         *_worst(connection, work),
         work.run_id,
@@ -349,7 +420,7 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
 
 def _worst(connection: Connection, work: RunAtWork) -> tuple[float | None, str | None, int]:
     """Return the largest newest ratio, its layer, and how many layers have a non-finite sigma."""
-    ratio, layer, num_nonfinite = work.standing.worst()
+    ratio, layer, num_nonfinite = work.derived.standing.worst()
     return ratio, None if ratio is None else _name(connection, work, layer), num_nonfinite
 
 

@@ -16,13 +16,13 @@ from snc_service.store.sql.database.dialect import Connection, Mark
 from snc_service.store.sql.ingest import run_cache, writers
 from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
 from snc_service.store.sql.records import commands, events
-from snc_service.store.sql.series import checksums, latest_values
+from snc_service.store.sql.series import checksums
 from snc_service.store.sql.series.attempts import Placed
 from snc_service.store.sql.series.checksums import BatchPlace
-from snc_service.store.sql.series.layouts import KnownTable, LayerBook
+from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.tail import pack_steps
 from snc_service.store.types import (
-    Advance,
+    Detection,
     Event,
     LayerTableMismatch,
     Outcome,
@@ -41,25 +41,35 @@ def ingest(
     book: LayerBook,
     memory: RunMemory,
     items: Sequence[Submission],
-    advance: Advance,
+    detection: Detection,
+    refused: Mapping[int, StoreError],
 ) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
-    """Store ``items`` inside the caller's transaction.
+    """Store ``items`` inside the caller's transaction, except those ``refused`` by their place.
 
     Returns the outcomes in the order of the items, and the entries for ``memory`` to keep after the
-    commit. After `RunGone` the caller must start again.
+    commit. After `RunGone` and `DetectionFailed` the caller must undo all and start again.
     """
     by_run: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         by_run.setdefault(item.run, []).append(place)
     mark = connection.mark()
-    works = run_cache.locked(connection, memory.take(by_run), memory.era(mark), by_run)
+    known, era = memory.take(by_run), memory.era(mark)
+    works = run_cache.locked(connection, book, known, era, by_run, detection)
     outcomes: dict[int, Outcome] = {}
     for run, places in by_run.items():
         if run not in works:
             outcomes |= dict.fromkeys(places, Outcome(error=run_cache.unknown(run)))
     for run, work in works.items():
         for place in by_run[run]:
-            outcomes[place] = _item(connection, book, work, items[place], advance)
+            try:
+                if place in refused:
+                    raise refused[place]
+                outcomes[place] = _store(connection, book, work, items[place], detection)
+            except StoreError as error:
+                outcomes[place] = Outcome(error=error, policy_version=work.policy_version)
+            except DetectionFailed as failed:
+                failed.place = place
+                raise
     run_cache.save(connection, works.values())
     for run, work in works.items():
         if work.commands_wait:
@@ -86,19 +96,10 @@ def _hand_over_commands(
         outcomes[place] = dataclasses.replace(outcomes[place], commands=left)
 
 
-def _item(
-    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, advance: Advance
-) -> Outcome:
-    """Store one submission, or leave the run unchanged."""
-    try:
-        return _store(connection, book, work, item, advance)
-    except StoreError as error:
-        return Outcome(error=error, policy_version=work.policy_version)
-
-
 def _store(
-    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, advance: Advance
+    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, detection: Detection
 ) -> Outcome:
+    """Store one submission. Raises `StoreError`: nothing was changed then."""
     batch = item.batch
     writer = work.writer(connection, batch.writer)
     if writer.has_stored(batch, item.crc):
@@ -121,11 +122,11 @@ def _store(
         placed.attempt,
         placed.is_new,
         work.rules.content,
-        work.annotations,
+        work.terms.annotations,
     )
-    state, found = _judged(advance, work.rule_state, rows)
     layout = work.layout(connection, book, table.number, batch)
-    # From here on the batch cannot be refused.
+    # From here on the batch cannot be refused; an error of the rules undoes the transaction.
+    found = _judged(detection, work, rows)
     version = work.rules_version
     happened = _own_events(work, batch, placed)
     overlap = work.overlap.event(
@@ -138,12 +139,11 @@ def _store(
         work.moved_attempts.setdefault(placed.attempt, item.received_at)
     work.writers[batch.writer] = writer.after(batch, item.crc, placed.attempt)
     work.moved_writers.add(batch.writer)
-    work.state_changed |= state != work.rule_state
-    work.rule_state = state
+    work.derived.is_due |= placed.is_new  # replay begins no attempt
     _append(work, layout, item, placed.attempt)
     stored = _numbered(work, happened, item.received_at)
     _count(work, batch)
-    _renew(connection, work, table, batch, placed.attempt)
+    work.derived.renew(connection, work.run_id, work.layers, table, batch, placed.attempt)
     work.updated_at = item.received_at  # also backwards, after a clock was corrected
     work.state = "active" if work.state == "silent" else work.state
     return Outcome(events=tuple(stored), policy_version=work.policy_version)
@@ -181,15 +181,28 @@ def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> Non
     place = BatchPlace(work.run_id, work.next_tail, attempt, layout, *ends)
     crcs = checksums.of_batch(place, steps, columns.data)
     work.tail.append((*place, steps, item.received_at, columns.nbytes, columns.data, crcs))
+    work.derived.upto = work.next_tail
     work.next_tail += 1
 
 
-def _judged(advance: Advance, state: bytes | None, rows: RunRows) -> tuple[bytes, list[Event]]:
-    """Run the rules over the new rows; an error in them refuses only this batch."""
+class DetectionFailed(Exception):
+    """The rules failed on the submission at ``place``: what they remember of its run is unknown."""
+
+    def __init__(self, refusal: StoreError) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.place = -1
+
+
+def _judged(detection: Detection, work: RunAtWork, rows: RunRows) -> list[Event]:
+    """Run the rules over the new rows."""
+    if work.derived.rules is None:
+        work.derived.rules = detection(None)
     try:
-        return advance(state, rows)
+        return work.derived.rules.advance(rows)
     except Exception as error:  # the other batches of the group (up to 63) must not fail with it
-        raise StoreError(f"detection failed on run {rows.run}: {error!r}") from error
+        refusal = StoreError(f"detection failed on run {rows.run}: {error!r}")
+        raise DetectionFailed(refusal) from error
 
 
 def _numbered(work: RunAtWork, new: Sequence[Event], at: float) -> list[StoredEvent]:
@@ -238,15 +251,3 @@ def _overhead(batch: Batch, before: float | None) -> float | None:
         return before
     last = int(np.flatnonzero(usable)[-1])
     return float(ours[last]) / float(whole[last])
-
-
-def _renew(
-    connection: Connection, work: RunAtWork, table: KnownTable, batch: Batch, attempt: int
-) -> None:
-    if not batch.metrics or not batch.num_layers:
-        return
-    old = work.newest(connection, table)
-    new = old.overlaid(latest_values.of_batch(batch, attempt), slice(None))
-    work.latest[table.number] = (table.layers, new)
-    work.standing = work.standing.renewed(work.layers, table.layers, new)
-    work.touched.add(table.number)

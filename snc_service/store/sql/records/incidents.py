@@ -37,10 +37,9 @@ _INCIDENT = (
 )
 # The numbers of `SEVERITIES`.
 _RANK = "case incident.severity when 'critical' then 2 when 'warning' then 1 else 0 end"
-# The detection state begins with a line about rules; the layers after it may be megabytes.
 _FACTS = (
-    "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, "
-    "substr(rule_state.v, 1, 65536) from run left join rule_state on rule_state.run_id = run.run_id"
+    "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, run.pulse "
+    "from run"
 )
 # A process claims a delivery before it sends it; the claim of a crashed process expires.
 _FREE = "(claimed_until is null or claimed_until <= ?)"
@@ -382,10 +381,9 @@ def _incident(row: Row) -> Incident:
 
 
 def _facts(row: Row) -> RunFacts:
-    *fields, state = row
-    run, project, run_state, updated_at, last_step, version = fields
-    memory = None if state is None else bytes(state).partition(b"\n")[0]
-    return RunFacts(run, project, run_state, updated_at, last_step or 0, version, memory)
+    run, project, state, updated_at, last_step, version, pulse = row
+    beat = None if pulse is None else bytes(pulse)
+    return RunFacts(run, project, state, updated_at, last_step or 0, version, beat)
 
 
 def _delivery(row: Row) -> AlertDelivery:

@@ -83,6 +83,15 @@ class KnownTable:
     table: LayerTable
 
 
+@dataclass(frozen=True)
+class BatchColumns:
+    """A layout with its layer table."""
+
+    table: KnownTable
+    metrics: tuple[str, ...]
+    scalars: tuple[str, ...]
+
+
 class LayerBook:
     """Reads and writes layers; caches parsed tables, specs and layouts, which never change."""
 
@@ -91,6 +100,7 @@ class LayerBook:
         self._tables: Remembered[LayerTable] = Remembered(200_000)  # of 350 bytes
         self._specs: Remembered[tuple[LayerSpec, ...]] = Remembered(500_000)
         self._layouts: Remembered[Layout] = Remembered(2_000_000)
+        self._columns: Remembered[BatchColumns] = Remembered(500_000)
 
     def put(self, connection: Connection, run_id: int, table: LayerTable) -> bool:
         """Register a table; layers the run does not know yet get the next indexes.
@@ -173,6 +183,22 @@ class LayerBook:
             (run_id,),
         ).fetchall()
         return [self._layout(connection, run_id, *row) for row in rows]
+
+    def columns(self, connection: Connection, run_id: int, number: int) -> BatchColumns:
+        """Return one layout of a run, with its layer table."""
+        columns = self._columns.get((run_id, number))
+        if columns is None:
+            hash_, metrics, scalars = connection.execute(
+                "select layer_table.hash, layout.metrics, layout.scalars from layout "
+                "join layer_table on layer_table.run_id = layout.run_id "
+                "and layer_table.table_id = layout.table_id "
+                "where layout.run_id = ? and layout.layout = ?",
+                (run_id, number),
+            ).fetchone()
+            table = self.table(connection, run_id, hash_)
+            columns = BatchColumns(table, tuple(json.loads(metrics)), tuple(json.loads(scalars)))
+            self._columns.keep((run_id, number), columns, len(table.layers))
+        return columns
 
     def specs(self, connection: Connection, run_id: int) -> tuple[LayerSpec, ...]:
         """Return the run's layers in model order."""
