@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
-from store_cases import NOW, judge, new_run
+from store_cases import NOW, batch, judge, new_run, table
 from store_victim import LAYERS, next_seq, submission
 from test_store_kill import check
 
 from snc_service.cli.main import main
+from snc_service.detect.memory import quiet_steps
+from snc_service.detect.rules import RunRules
 from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
 from snc_service.store.sql.database import schema
-from snc_service.store.types import EventQuery, Window
+from snc_service.store.types import EventQuery, Submission, Window
 
 # A store as each earlier schema version left it lies beside this file.
 EARLIER = tuple(range(1, schema.VERSION))
@@ -90,7 +92,7 @@ def test_a_store_of_any_earlier_version_is_upgraded_with_all_that_it_holds(
 ):
     assert main(["db", "upgrade", "--store", earlier]) == 0
     assert f"at version {version} and is at version {schema.VERSION} now" in capsys.readouterr().out
-    with closing(open_store(earlier)) as store:
+    with closing(judge(open_store(earlier))) as store:
         run = store.runs.get("old")
         assert (run.name, run.config, run.last_step, run.breaches) == (
             "the old one", {"lr": 0.1}, 8, 4
@@ -113,6 +115,32 @@ def test_a_store_of_any_earlier_version_is_upgraded_with_all_that_it_holds(
         waiting = [command.reason for command in store.commands.page("old")]
         assert waiting == ["before the move"] * (version > 1)
         assert store.incidents.open() == []
+
+
+def test_what_rules_remember_of_a_store_of_the_release_before_goes_on(engine, store_url, tmp_path):
+    """The run was above its threshold at its last step: it still is, and that is no new event."""
+    url = in_sqlite(tmp_path / "snc.db", 6) if engine == "sqlite" else in_postgres(store_url, 6)
+    with closing(open_store(url)) as store:
+        store.batches.judge_with(RunRules)
+        assert [rule for rule, rows in pulse_of(store, "old").rules.items() if rows == 0] == [
+            "breach"
+        ]
+        before = store.histories.latest("old")
+        assert (before.steps.tolist(), before.metric("sigma").tolist()) == ([8, 8], [2.0, 4.0])
+        assert store.batches.rule_state("old") is not None
+        for seq in (2, 3):
+            above = {"sigma": [[2.0, 5.0]], "threshold": [[2.0, 2.0]]}
+            one = batch(table("fc1.weight", "fc2.weight"), seq, [7 + seq], above, {"loss": [0.1]})
+            (outcome,) = store.batches.ingest([Submission("old", one, seq, NOW)])
+            assert (outcome.error, outcome.events) == (None, ())
+        assert pulse_of(store, "old").step == 10
+        assert store.histories.latest("old").metric("sigma").tolist() == [2.0, 5.0]
+
+
+def pulse_of(store, run):
+    with store._database.read() as connection:
+        (found,) = connection.execute("select pulse from run where run = ?", (run,)).fetchone()
+    return quiet_steps(bytes(found))
 
 
 def test_an_upgraded_store_has_the_tables_of_a_new_one(engine, earlier, tmp_path, postgres):

@@ -29,7 +29,7 @@ from snc_service.store.types import (
     StoreError,
     Submission,
 )
-from snc_service.wire import LayerTable
+from snc_service.wire import LayerTable, RuleSettings
 
 SETTLED_AT_ONCE: Final = 64  # runs per transaction
 
@@ -124,7 +124,9 @@ class Batches:
         Cost: up to 64 batches are judged again.
         """
         with self._database.read() as connection:
-            work = RunAtWork(runs.number(connection, run), run)
-            work.terms = Terms(work.terms.settings, tuple(annotations_of(connection, work.run_id)))
+            run_id = runs.number(connection, run)
+            layers = len(self._book.specs(connection, run_id))
+            notes = tuple(annotations_of(connection, run_id))
+            work = RunAtWork(run_id, run, layers=layers, terms=Terms(RuleSettings(), notes))
             derive(connection, self._book, [work], self._rules)
             return None if work.derived.rules is None else work.derived.rules.dump()
