@@ -127,7 +127,7 @@ def test_older_tables_are_forgotten_and_the_run_stands_where_it_stood(store_url,
             latest = store.histories.latest(run)
             assert (latest.steps == 59).all()
             (kept,) = store.batches._memory.take([run]).values()
-            assert len(kept.latest) == (6 if most > 100 else 1)
+            assert len(kept.derived.latest) == (6 if most > 100 else 1)
             assert kept.cost <= max(most, 200)
     assert told[0] == told[1]
     finite = rows[-1][np.isfinite(rows[-1])]
@@ -160,9 +160,9 @@ def test_a_new_table_does_not_let_a_run_be_read_anew(store_url, monkeypatch):
         read = []
         original = run_cache._load
 
-        def load(connection, works):
+        def load(connection, book, works, detection):
             read.extend(works)
-            original(connection, works)
+            original(connection, book, works, detection)
 
         monkeypatch.setattr(run_cache, "_load", load)
         for k in range(5):

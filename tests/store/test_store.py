@@ -176,7 +176,7 @@ def test_nothing_of_a_deleted_run_is_left(store, monkeypatch):
     with store._database.read() as connection:
         tables = re.findall(r"create table (\w+) \((?=[^;]*\brun_id\b)", schema_text())
         assert len(tables) > 15
-        for name in tables:
+        for name in schema.table_names() & set(tables):
             rows = connection.execute(f"select distinct run_id from {name}").fetchall()
             assert rows in ([], [(2,)]), name
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import fields, replace
 
 import pytest
-from store_cases import NOW, batch, new_run, stored, submit, table
+from store_cases import NOW, Told, batch, new_run, stored, submit, table
 
 from snc_service.auth import make_token
 from snc_service.settings import Settings
@@ -213,7 +213,7 @@ def test_incidents_that_are_over_give_way_to_newer_ones_and_the_open_one_stays(s
 def test_what_a_run_keeps_in_memory_beside_layers_has_a_price():
     small = run_cache.RunAtWork(1)
     large = run_cache.RunAtWork(2)
-    large.rule_state = bytes(run_cache.LAYER_BYTES * 500)
+    large.derived.rules = Told(bytes(run_cache.LAYER_BYTES * 500))
     large.attempts.first_steps.update({number: 0 for number in range(1_000)})
     large.overlap.layers = {"w": ("a",) * 8_000, "v": ("a",) * 8_000}
     assert large.cost - small.cost == 500 + 1_000 + 2_000
