@@ -18,7 +18,7 @@ from snc_service.store.collections.tokens import Tokens
 from snc_service.store.damages import Damages
 from snc_service.store.sql.compaction.compact import Compactor
 from snc_service.store.sql.database.dialect import Database
-from snc_service.store.sql.ingest.run_cache import RunMemory
+from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook

@@ -22,7 +22,7 @@ from snc_service.detect.rules import RunRules
 from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
 from snc_service.store.sql.database import schema
-from snc_service.store.types import EventQuery, Submission, Window
+from snc_service.store.types import EventQuery, StoreUnavailable, Submission, Window
 
 # A store as each earlier schema version left it lies beside this file.
 EARLIER = tuple(range(1, schema.VERSION))
@@ -135,6 +135,18 @@ def test_what_rules_remember_of_a_store_of_the_release_before_goes_on(engine, st
             assert (outcome.error, outcome.events) == (None, ())
         assert pulse_of(store, "old").step == 10
         assert store.histories.latest("old").metric("sigma").tolist() == [2.0, 5.0]
+
+
+def test_a_service_of_the_release_before_can_neither_write_nor_fold_beside_this_one(earlier):
+    """It would take rows that a takeover has to replay."""
+    with closing(open_store(earlier)) as store:
+        for statement in (
+            "insert into rule_state (run_id, v) values (1, '')",
+            "update run set epoch = epoch + 1, interval_shift = 0 where run_id = 1",
+        ):
+            with pytest.raises((sqlite3.Error, psycopg.Error, StoreUnavailable)):
+                with store._database.write() as connection:
+                    connection.execute(statement)
 
 
 def pulse_of(store, run):

@@ -7,7 +7,8 @@ from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit,
 
 from snc_service.store import open_store
 from snc_service.store.sql.database.dialect import Mark
-from snc_service.store.sql.ingest.run_cache import LEAST_LAYERS, RunAtWork, RunMemory
+from snc_service.store.sql.ingest.run_cache import LEAST_LAYERS, RunAtWork
+from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.types import RunUnknown, StoreUnavailable, Window
 from snc_service.wire import Policy, PolicyEntry
 

@@ -7,15 +7,15 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from snc_service.store.sql.database.dialect import Database
-from snc_service.store.sql.ingest.derived import Terms
+from snc_service.store.sql.ingest.derived import JudgedBy
 from snc_service.store.sql.ingest.run_cache import (
     RunAtWork,
     RunGone,
-    RunMemory,
     checkpoint,
     derive,
     locked,
 )
+from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.ingest.transaction import DetectionFailed, ingest
 from snc_service.store.sql.records import (
     runs,
@@ -127,6 +127,6 @@ class Batches:
             run_id = runs.number(connection, run)
             layers = len(self._book.specs(connection, run_id))
             notes = tuple(annotations_of(connection, run_id))
-            work = RunAtWork(run_id, run, layers=layers, terms=Terms(RuleSettings(), notes))
+            work = RunAtWork(run_id, run, layers=layers, terms=JudgedBy(RuleSettings(), notes))
             derive(connection, self._book, [work], self._rules)
             return None if work.derived.rules is None else work.derived.rules.dump()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from snc_service.store.downsampling import planes_for
 from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.ingest.replay import newest_values
-from snc_service.store.sql.ingest.run_cache import RunMemory
+from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.queries import history
 from snc_service.store.sql.queries.export_scan import scan
 from snc_service.store.sql.queries.worst import worst

@@ -5,7 +5,7 @@ as many metrics as one short transaction can write. Each slice is read and encod
 then its tiles are written. With the last slice, exactly the batches that were read leave the tail.
 Until then queries lay the tail over the tiles, so answers do not change, and a crash in between
 loses only work. With row locks, one process at a time folds a run, and ingest does not wait for it.
-The run's ``epoch`` detects a second process in any case: it restarts from a new snapshot.
+The run's ``fold_epoch`` detects a second process in any case: it restarts from a new snapshot.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class ChunkCompaction:
                 (chunk.run_id,),
             ).fetchone()
             row = connection.execute(
-                "select epoch from run where run_id = ? and coalesce(interval_shift, ?) = ?",
+                "select fold_epoch from run where run_id = ? and coalesce(interval_shift, ?) = ?",
                 (chunk.run_id, chunk.shift, chunk.shift),
             ).fetchone()
             if claimed is None or row is None or self._epoch not in (None, row[0]):
@@ -204,7 +204,8 @@ def _write(
     """Write tiles and delete ``folded`` from the tail; False if another process was faster."""
     with database.write() as connection:
         unchanged = connection.execute(
-            "update run set epoch = epoch + 1, interval_shift = ? where run_id = ? and epoch = ?",
+            "update run set fold_epoch = fold_epoch + 1, interval_shift = ? "
+            "where run_id = ? and fold_epoch = ?",
             (chunk.shift, chunk.run_id, epoch),
         ).rowcount
         if unchanged:

@@ -53,7 +53,8 @@ def _in_turn(
         done = change(connection, broken)
         # Whoever folds the run has read what is gone; whoever shows it has an old version.
         connection.execute(
-            "update run set epoch = epoch + 1, version = version + 1 where run_id = ?", (run_id,)
+            "update run set fold_epoch = fold_epoch + 1, version = version + 1 where run_id = ?",
+            (run_id,),
         )
         detail = f"{broken.error.place}: {done}"
         audit.append(

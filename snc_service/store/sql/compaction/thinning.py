@@ -80,7 +80,8 @@ def _mark(connection: Connection, run_id: int) -> None:
     )
     # A process that is folding the run has read tiles about to be dropped; it must restart.
     connection.execute(
-        "update run set epoch = epoch + 1, version = version + 1 where run_id = ?", (run_id,)
+        "update run set fold_epoch = fold_epoch + 1, version = version + 1 where run_id = ?",
+        (run_id,),
     )
 
 

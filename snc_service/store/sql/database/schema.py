@@ -202,6 +202,7 @@ insert into checkpoint (run_id, upto, settings, annotations, v)
 drop table rule_state;
 
 alter table run add column pulse {blob};
+alter table run rename column epoch to fold_epoch;
 """,
 }
 

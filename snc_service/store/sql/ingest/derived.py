@@ -42,14 +42,14 @@ SAVE: Final = (
 
 
 @dataclass(frozen=True)
-class Terms:
+class JudgedBy:
     """The terms by which rules judge the rows of a run."""
 
     settings: RuleSettings
     annotations: tuple[Annotation, ...]
 
     @classmethod
-    def stored(cls, settings: str, number: int, annotations: Collection[Annotation]) -> Terms:
+    def stored(cls, settings: str, number: int, annotations: Collection[Annotation]) -> JudgedBy:
         """Return those of a checkpoint; annotations are numbered and never change."""
         known = tuple(each for each in annotations if each.id <= number)
         return cls(RuleSettings.parse(json.loads(settings)), known)
@@ -61,7 +61,7 @@ class Derived:
 
     upto: int = -1  # the last row of the tail that it includes; -1: nothing was read yet
     checkpoint: int = -1  # the same of the checkpoint; -1: there is none
-    terms: Terms | None = None  # of the checkpoint and the rows behind it; None: not known
+    terms: JudgedBy | None = None  # of the checkpoint and the rows behind it; None: not known
     rules: RunDetection | None = None
     latest: dict[int, tuple[Indexes, Newest]] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)  # tables whose newest values are stored only
@@ -111,7 +111,7 @@ class Derived:
         layers = sum(len(each.steps) for _, each in self.latest.values())
         return layers + len(self.standing.newest.steps)
 
-    def needs_checkpoint(self, run_id: int, terms: Terms) -> bool:
+    def needs_checkpoint(self, run_id: int, terms: JudgedBy) -> bool:
         """Return whether the transaction must write a checkpoint.
 
         Each run has its own turn, or all runs that began together would write theirs together.
@@ -133,7 +133,7 @@ class Derived:
             for table in sorted(self.touched)
         ]
 
-    def row(self, run_id: int, terms: Terms) -> Row:
+    def row(self, run_id: int, terms: JudgedBy) -> Row:
         """Return the row of a checkpoint, and count as written from now on."""
         state = b"" if self.rules is None else self.rules.dump()
         settings = json.dumps(terms.settings.as_dict(), separators=(",", ":"))

@@ -13,7 +13,7 @@ from snc_service.store.sql.ingest.derived import Derived
 from snc_service.store.sql.series import latest_values
 from snc_service.store.sql.series.checksums import BLOCK_BYTES, BatchPlace, broken_blocks
 from snc_service.store.sql.series.latest_values import Newest
-from snc_service.store.sql.series.layouts import BatchColumns, Indexes, LayerBook
+from snc_service.store.sql.series.layouts import Indexes, LayerBook, StoredColumns
 from snc_service.store.sql.series.tail import UnreadableSteps, unpack_steps
 from snc_service.store.types import Detection, RunRows
 from snc_service.wire import ABSENT, Batch
@@ -59,7 +59,7 @@ def replay(
 
 
 def _as_sent(
-    place: BatchPlace, columns: BatchColumns, packed: bytes | None, crcs: bytes | None, data: bytes
+    place: BatchPlace, columns: StoredColumns, packed: bytes | None, crcs: bytes | None, data: bytes
 ) -> Batch | None:
     """Return the batch that is stored in a row, as far as the rules see it; None: unreadable."""
     num_metrics, num_layers = len(columns.metrics), len(columns.table.layers)

@@ -8,15 +8,12 @@ writes of this process and of others.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from snc_service.store.sql.database.dialect import Connection, Mark, Row
+from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.ingest import writers
-from snc_service.store.sql.ingest.derived import CHECKPOINT, COLD_BATCHES, SAVE, Derived, Terms
+from snc_service.store.sql.ingest.derived import CHECKPOINT, COLD_BATCHES, SAVE, Derived, JudgedBy
 from snc_service.store.sql.ingest.overlap import Overlap
 from snc_service.store.sql.ingest.replay import TAIL, replay
 from snc_service.store.sql.ingest.standing import Standing
@@ -26,13 +23,11 @@ from snc_service.store.sql.records.annotations import ANNOTATIONS
 from snc_service.store.sql.records.documents import RULE_SETTINGS
 from snc_service.store.sql.series import latest_values
 from snc_service.store.sql.series.attempts import Attempts
-from snc_service.store.sql.series.latest_values import Newest
-from snc_service.store.sql.series.layouts import Indexes, KnownTable, LayerBook
+from snc_service.store.sql.series.layouts import KnownTable, LayerBook
 from snc_service.store.types import Detection, RunUnknown, StoredEvent, VersionedDocument
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, RuleSettings
 
-MOST_LAYERS = 300_000  # remembered, over all runs: 60 MB at most
 MOST_OF_ONE_RUN = 100_000  # of them, but for the layer table that was used last
 LAYER_BYTES = 200  # that a layer of a table takes, its name included
 MOST_WRITERS = 64  # remembered of one run, and as many layouts
@@ -99,7 +94,7 @@ class RunAtWork:
     # Cached while the version stays the same.
     attempts: Attempts = field(default_factory=lambda: Attempts(0, {}))
     derived: Derived = field(default_factory=Derived)
-    terms: Terms = field(default_factory=lambda: Terms(RULE_SETTINGS.default, ()))
+    terms: JudgedBy = field(default_factory=lambda: JudgedBy(RULE_SETTINGS.default, ()))
     writers: dict[str, Writer] = field(default_factory=dict)
     tables: dict[str, KnownTable] = field(default_factory=dict)
     layouts: dict[tuple[int, tuple[str, ...], tuple[str, ...]], int] = field(default_factory=dict)
@@ -169,88 +164,6 @@ class RunAtWork:
             del derived.latest[number]
 
 
-class NewestOfRun(NamedTuple):
-    """The newest values of the layer tables of a run, in their order, at a version of the run."""
-
-    run_id: int
-    version: int
-    parts: tuple[tuple[Indexes, Newest], ...]
-
-
-class RunMemory:
-    """Runs as the last transactions left them; the least recently used are dropped first.
-
-    Some engines can tell by marks that only ingest wrote. Then an era lasts until another write,
-    and a row read in the current era is not read again.
-    """
-
-    def __init__(self, most_layers: int = MOST_LAYERS) -> None:
-        self._most_layers = most_layers
-        self._layers = 0
-        self._era = 0
-        self._expected: Mark | None = None
-        self._runs: OrderedDict[str, tuple[RunAtWork, int]] = OrderedDict()
-        self._newest: dict[str, NewestOfRun] = {}
-        self._lock = threading.Lock()
-
-    def take(self, runs: Iterable[str]) -> dict[str, RunAtWork]:
-        """Remove runs from the cache and return them."""
-        with self._lock:
-            taken = {run: self._runs.pop(run) for run in runs if run in self._runs}
-            self._layers -= sum(cost for _, cost in taken.values())
-        return {run: work for run, (work, _) in taken.items()}
-
-    def know_table(self, run: str, version: int) -> None:
-        """Note that a layer table was added to a run of this version, and nothing else: what is
-        remembered of it stays true.
-        """
-        with self._lock:
-            if run in self._runs and self._runs[run][0].version == version:
-                self._runs[run][0].version += 1
-                self._show(self._runs[run][0])
-
-    def runs(self) -> list[str]:
-        """Return the names of the cached runs."""
-        with self._lock:
-            return list(self._runs)
-
-    def newest(self, run: str, run_id: int, version: int) -> NewestOfRun | None:
-        """Return the newest values of a cached run, None if it has another version."""
-        found = self._newest.get(run)
-        is_it = found is not None and (found.run_id, found.version) == (run_id, version)
-        return found if is_it else None
-
-    def _show(self, work: RunAtWork) -> None:
-        """Let readers see the newest values: they never change in place."""
-        latest = work.derived.latest
-        parts = tuple(latest[number] for number in sorted(latest))
-        self._newest[work.run] = NewestOfRun(
-            work.run_id, -1 if work.derived.forgotten else work.version, parts
-        )
-
-    def era(self, mark: Mark | None) -> int:
-        """Return the number of the era; a new one begins unless the mark is the expected one."""
-        with self._lock:
-            if mark is None or mark != self._expected:
-                self._era += 1
-            return self._era
-
-    def keep(self, works: Iterable[RunAtWork], mark: Mark | None) -> None:
-        """Cache runs whose transaction, begun at ``mark``, was committed."""
-        with self._lock:
-            self._expected = None if mark is None else Mark(mark.own + 1, mark.others)
-            for work in works:
-                if work.run in self._runs:  # another thread was faster; its entry is newer
-                    self._layers -= self._runs.pop(work.run)[1]
-                self._runs[work.run] = (work, work.cost)
-                self._show(work)
-                self._layers += work.cost
-            while self._layers > self._most_layers and len(self._runs) > 1:
-                run, (_, cost) = self._runs.popitem(last=False)
-                self._layers -= cost
-                del self._newest[run]
-
-
 def locked(
     connection: Connection,
     book: LayerBook,
@@ -298,7 +211,7 @@ def _check(
     for work in works:
         if work.era == era and work.rules.version != work.rules_version:
             work.rules = RULE_SETTINGS.of_run(connection, work.run_id)
-            work.terms = Terms(work.rules.content, work.terms.annotations)
+            work.terms = JudgedBy(work.rules.content, work.terms.annotations)
 
 
 def unknown(run: str) -> RunUnknown:
@@ -316,7 +229,7 @@ def _load(
     for work, steps, marks in zip(works, attempts, notes, strict=True):
         work.attempts = Attempts(work.run_id, dict(steps))
         work.writers = {}
-        work.terms = Terms(work.terms.settings, tuple(Annotation(*row) for row in marks))
+        work.terms = JudgedBy(work.terms.settings, tuple(Annotation(*row) for row in marks))
         work.commands_wait = True
     derive(connection, book, works, detection)
 
@@ -342,7 +255,7 @@ def derive(
             anew[work.run_id] = work
         work.derived.checkpoint = checkpoint
         if settings:  # none: the release before wrote the row, and all rows behind it are newer
-            work.derived.terms = Terms.stored(settings, number, work.terms.annotations)
+            work.derived.terms = JudgedBy.stored(settings, number, work.terms.annotations)
     newest = connection.fetch_each(latest_values.SELECT, [(run_id,) for run_id in anew])
     for work, rows in zip(anew.values(), newest, strict=True):
         work.derived.latest = latest_values.of_rows(rows)

@@ -14,7 +14,8 @@ import numpy as np
 
 from snc_service.store.sql.database.dialect import Connection, Mark
 from snc_service.store.sql.ingest import run_cache, writers
-from snc_service.store.sql.ingest.run_cache import RunAtWork, RunMemory
+from snc_service.store.sql.ingest.run_cache import RunAtWork
+from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.records import commands, events
 from snc_service.store.sql.series import checksums
 from snc_service.store.sql.series.attempts import Placed

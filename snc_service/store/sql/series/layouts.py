@@ -84,7 +84,7 @@ class KnownTable:
 
 
 @dataclass(frozen=True)
-class BatchColumns:
+class StoredColumns:
     """A layout with its layer table."""
 
     table: KnownTable
@@ -100,7 +100,7 @@ class LayerBook:
         self._tables: Remembered[LayerTable] = Remembered(200_000)  # of 350 bytes
         self._specs: Remembered[tuple[LayerSpec, ...]] = Remembered(500_000)
         self._layouts: Remembered[Layout] = Remembered(2_000_000)
-        self._columns: Remembered[BatchColumns] = Remembered(500_000)
+        self._columns: Remembered[StoredColumns] = Remembered(500_000)
 
     def put(self, connection: Connection, run_id: int, table: LayerTable) -> bool:
         """Register a table; layers the run does not know yet get the next indexes.
@@ -184,7 +184,7 @@ class LayerBook:
         ).fetchall()
         return [self._layout(connection, run_id, *row) for row in rows]
 
-    def columns(self, connection: Connection, run_id: int, number: int) -> BatchColumns:
+    def columns(self, connection: Connection, run_id: int, number: int) -> StoredColumns:
         """Return one layout of a run, with its layer table."""
         columns = self._columns.get((run_id, number))
         if columns is None:
@@ -196,7 +196,7 @@ class LayerBook:
                 (run_id, number),
             ).fetchone()
             table = self.table(connection, run_id, hash_)
-            columns = BatchColumns(table, tuple(json.loads(metrics)), tuple(json.loads(scalars)))
+            columns = StoredColumns(table, tuple(json.loads(metrics)), tuple(json.loads(scalars)))
             self._columns.keep((run_id, number), columns, len(table.layers))
         return columns
 
