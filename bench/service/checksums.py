@@ -113,7 +113,8 @@ def main() -> None:
             "a layer from tiles, 5120 steps": history("r64", "m5", 10**6),
             "a layer from rollups, 5120 steps in 80 buckets": history("r64", "m5", 80),
             "a heatmap of 64 layers from rollups": lambda: [
-                store.histories.heatmap("r64", "sigma", Window(points=160), 500) for _ in range(20)
+                store.histories.of_layers("r64", "sigma", folded.layers.names, Window(points=160))
+                for _ in range(20)
             ],
         }
         for name, work in works.items():

@@ -126,9 +126,7 @@ def questions(run: str, num_steps: int, runs: list[str]) -> list[Query]:
         ),
         Query(
             "heatmap, 1000 x 500",
-            lambda s: s.histories.heatmap(
-                run, "sigma", Window(points=500), LAYERS, columns=("max",)
-            ),
+            lambda s: of_metric(s, run, "sigma", layers_with(s, run, "sigma"), Window(points=500)),
             f"{path}/heatmap",
             {"layers": LAYERS},
             100 if big else None,

@@ -239,8 +239,8 @@ def queries(store: Store, run: str, num_layers: int, num_steps: int) -> None:
             run, "sigma", ["l3"], last
         ),
         "scalar history, 1000 points": lambda: store.histories.of_scalar(run, "loss", Window()),
-        "heatmap, 1000 x 500": lambda: store.histories.heatmap(
-            run, "sigma", Window(points=500), 1_000
+        "heatmap, 1000 x 500": lambda: store.histories.of_layers(
+            run, "sigma", [f"l{i}" for i in range(num_layers)], Window(points=500)
         ),
         "latest": lambda: store.histories.latest(run),
     }

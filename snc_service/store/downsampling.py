@@ -20,6 +20,7 @@ from snc_service.wire import ABSENT, absent
 Counts = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.intp]
 PLANES: Final = ("low", "high", "total", "finite", "nonfinite")
+VALUES_AT_ONCE: Final = 1 << 18  # unreduced: their planes take 20 bytes each
 COUNTED: Final = frozenset(("finite", "nonfinite"))  # in every partial
 # The plane behind each column of `Buckets`.
 SOURCES: Final = {"min": "low", "max": "high", "mean": "total"}
@@ -113,7 +114,13 @@ class Partial:
     @classmethod
     def of_groups(cls, keys: Steps, values: Floats, planes: Collection[str] = PLANES) -> Partial:
         """Return ``values`` [R, N] reduced over equal ``keys`` [N], which must not decrease."""
-        if len(keys) == 0 or not np.isfinite(values).all():
+        if len(keys) == 0:
+            return cls.of_values(keys, values, planes)
+        rows = max(1, VALUES_AT_ONCE // len(keys))
+        blocks = [values[at : at + rows] for at in range(0, max(len(values), 1), rows)]
+        if len(blocks) > 1:
+            return _piled([cls.of_groups(keys, block, planes) for block in blocks])
+        if not np.isfinite(values).all():
             return cls.of_values(keys, values, planes).grouped(keys)
         starts = _starts(keys)
         wanted = [name for name in ("low", "high", "total") if name in planes]
@@ -132,10 +139,6 @@ class Partial:
         if len(starts) == len(keys):
             return Partial(keys, self.planes)
         return Partial(keys[starts], _reduced(self.planes, starts))
-
-    def rows_merged(self, starts: Rows) -> Partial:
-        """Return adjacent rows merged; ``starts`` are the first rows of the groups."""
-        return self._each(lambda name, plane: _MERGE[name].reduceat(plane, starts, axis=0))
 
     def with_rows(self, num_rows: int, at: Rows) -> Partial:
         """Return these rows at the places ``at`` of ``num_rows``; all other rows have no values."""
@@ -208,6 +211,14 @@ def _stacked(num_rows: int, parts: Sequence[tuple[Rows, Partial]]) -> Partial:
         for name, plane in part.planes.items():
             whole.planes[name][at] = _MERGE[name](whole.planes[name][at], plane)
     return whole
+
+
+def _piled(parts: Sequence[Partial]) -> Partial:
+    """Return the rows of partials over the same groups one below the other."""
+    planes = {
+        name: np.concatenate([part.planes[name] for part in parts]) for name in parts[0].planes
+    }
+    return Partial(parts[0].keys, planes)
 
 
 def joined(parts: Sequence[Partial]) -> Partial:

@@ -88,14 +88,6 @@ def test_large_values_do_not_overflow_their_sum():
     assert got.mean[0, 0] == values[0, 0]
 
 
-def test_merged_rows_hold_the_values_of_all_their_layers():
-    values = np.array([[1, 5], [np.nan, 7], [4, ABSENT]], np.float32)
-    partial = Partial.of_values(np.arange(2), values).rows_merged(np.array([0, 2]))
-    assert partial.high.tolist() == [[1, 7], [4, -np.inf]]
-    assert partial.nonfinite.tolist() == [[1, 0], [0, 0]]
-    assert partial.finite.tolist() == [[1, 2], [1, 0]]
-
-
 @pytest.mark.parametrize("rows", [0, 3])
 def test_nothing_merges_to_nothing(rows):
     empty = downsampling.merged(rows, [(np.arange(rows), Partial.empty(rows))])

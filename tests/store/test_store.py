@@ -95,7 +95,6 @@ def test_creating_a_run_twice_resumes_it(store):
         lambda s: s.histories.metrics("x"),
         lambda s: s.histories.of_layers("x", "sigma", ["a"], Window()),
         lambda s: s.histories.of_scalar("x", "loss", Window()),
-        lambda s: s.histories.heatmap("x", "sigma", Window(), 10),
         lambda s: s.events.page(EventQuery(run="x")),
         lambda s: s.policies.of_run("x"),
         lambda s: s.policies.put_for_run("x", Policy(), author="", now=NOW, if_version=None),

@@ -62,11 +62,8 @@ class Run:
             loss = self.store.histories.of_scalar("r1", "loss", window)
             as_layer = self.store.histories.of_layers("r1", "sigma", ["l3"], window)
             np.testing.assert_array_equal(bits(loss.max), bits(as_layer.max))
-            self.check_heatmap(window)
-
-    def check_heatmap(self, window: Window) -> None:
-        got = self.store.histories.heatmap("r1", "sigma", window, 20)
-        assert_same(got, self.oracle.answer(LAYERS.names, window))
+            got = self.store.histories.of_layers("r1", "sigma", LAYERS.names, window)
+            assert_same(got, self.oracle.answer(LAYERS.names, window))
 
 
 def rows_by_level(store, metric: int = 0) -> dict[int, list[int]]:
@@ -140,7 +137,7 @@ def test_layers_that_join_a_block_later_leave_the_old_tiles_valid(store):
     stored(store, batch(many, 1, range(70, 140), {"sigma": [[3, 4]] * 70}), run="r2")
     stored(store, batch(many, 0, [3], {"sigma": [[5, 6]]}, writer="late"), run="r2")
     for _ in range(2):
-        got = store.histories.heatmap("r2", "sigma", Window(points=3), 10)
+        got = store.histories.of_layers("r2", "sigma", ["a", "b", "c"], Window(points=3))
         assert got.steps.tolist() == [0, 64, 128]
         wanted = np.array([[1, 1, ABSENT], [5, 3, 3], [6, 4, 4]], np.float32)
         np.testing.assert_array_equal(bits(got.max), bits(wanted))
@@ -324,7 +321,7 @@ def test_folding_shrinks_the_history_and_ends(store):
     with store._database.read() as connection:
         (size,) = connection.execute("select sum(length(v)) from tile").fetchone()
     assert size / (steps * 64) < 2.7
-    got = store.histories.heatmap("r2", "sigma", Window(points=steps), 64)
+    got = store.histories.of_layers("r2", "sigma", wide.names, Window(points=steps))
     np.testing.assert_array_equal(got.max, walk.T.astype(np.float32))
 
 

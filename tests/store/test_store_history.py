@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_cases import NOW, Oracle, assert_same, batch, bits, new_name, new_run, stored, table
 
-from snc_service.store import open_store, tiles
+from snc_service.store import downsampling, open_store, tiles
+from snc_service.store.sql.queries import history
 from snc_service.store.types import LayerUnknown, Window
 from snc_service.wire import ABSENT, absent
 
@@ -114,7 +115,6 @@ def test_an_unknown_layer_is_named_and_an_unreported_metric_is_empty(store):
     got = store.histories.of_layers("r1", "never", ["a", "b"], Window())
     assert (got.rows, got.mean.shape) == (("a", "b"), (2, 0))
     assert store.histories.of_scalar("r1", "never", Window()).mean.shape == (1, 0)
-    assert store.histories.heatmap("r1", "never", Window(), 10).rows == ()
 
 
 def test_a_repeated_layer_gets_a_row_each_time(store):
@@ -123,28 +123,38 @@ def test_a_repeated_layer_gets_a_row_each_time(store):
     assert got.mean.tolist() == [[1, 2]] * 3
 
 
-def test_the_heatmap_has_the_layers_in_model_order(store):
+def test_layers_of_several_tables_stand_in_the_order_asked(store):
     keep(store, [0, 1], [1, 2])
     wide = table("c", "a")
     store.batches.put_layer_table("r1", wide)
     stored(store, batch(wide, 0, [1], {"sigma": [[7, 8]]}, writer="v"))
-    got = store.histories.heatmap("r1", "sigma", Window(), 10)
+    got = store.histories.of_layers("r1", "sigma", ["a", "b", "c"], Window())
     assert got.rows == ("a", "b", "c")
     np.testing.assert_array_equal(
         bits(got.max), bits(np.array([[1, 8], [1, 2], [ABSENT, 7]], np.float32))
     )
 
 
-def test_layers_beyond_the_asked_rows_share_them_by_max(store):
-    wide = table(*(f"l{i}" for i in range(7)))
+@pytest.mark.parametrize("points", [1_000, 3])
+def test_many_layers_are_read_a_few_at_a_time_with_the_same_answer(store, monkeypatch, points):
+    wide = table(*(f"l{i}" for i in range(9)))
     store.batches.put_layer_table("r1", wide)
-    rows = [[1, 2, 3, 9, 5, np.nan, 7], [7, 6, 5, 4, 3, np.nan, 1]]
-    stored(store, batch(wide, 0, [0, 1], {"sigma": rows}))
-    got = store.histories.heatmap("r1", "sigma", Window(), 3)
-    assert got.rows == ("l0 … l2", "l3 … l5", "l6")
-    assert got.max.tolist() == [[3, 7], [9, 4], [7, 1]]
-    assert got.min.tolist() == [[1, 5], [5, 3], [7, 1]]
-    assert got.nonfinite.tolist() == [[0, 0], [1, 1], [0, 0]]
+    values = np.random.default_rng(0).random((12, 9), np.float32)
+    values[3, 4], values[7] = np.nan, np.inf
+    for seq, steps in enumerate((range(5), range(5, 12))):
+        stored(store, batch(wide, seq, steps, {"sigma": values[list(steps)]}))
+    late = table("l8", "l2")
+    store.batches.put_layer_table("r1", late)
+    stored(store, batch(late, 0, [20], {"sigma": [[7, 8]]}, writer="v"))
+    names = [f"l{i}" for i in (8, 0, 3, 3, 1, 2, 4, 5, 6, 7)]
+    whole = store.histories.of_layers("r1", "sigma", names, Window(points=points))
+    monkeypatch.setattr(history, "LAYERS_AT_ONCE", 2)
+    monkeypatch.setattr(downsampling, "VALUES_AT_ONCE", 12)
+    parts = store.histories.of_layers("r1", "sigma", names, Window(points=points))
+    assert (parts.rows, parts.bucket_steps) == (whole.rows, whole.bucket_steps)
+    assert parts.steps.tolist() == whole.steps.tolist()
+    for column in ("min", "max", "mean", "nonfinite"):
+        np.testing.assert_array_equal(bits(getattr(parts, column)), bits(getattr(whole, column)))
 
 
 def test_several_batches_and_layouts_are_read_in_the_order_of_their_arrival(store):

@@ -129,26 +129,6 @@ class Histories:
             run_id = runs.number(connection, run)
             return history.of_scalar(connection, self._book, run_id, scalar, window)
 
-    def heatmap(
-        self,
-        run: str,
-        metric: str,
-        window: Window,
-        layers: int,
-        *,
-        columns: Collection[str] = COLUMNS,
-    ) -> Buckets:
-        """Return up to ``layers`` rows in model order; with more layers several share a row (max).
-
-        ``columns`` as in `of_layers`.
-        """
-        planes = planes_for(columns)
-        with self._reading(run) as connection:
-            run_id = runs.number(connection, run)
-            return history.of_all_layers(
-                connection, self._book, run_id, metric, window, layers, planes
-            )
-
     def worst(
         self, run: str, metric: str, window: Window, most: int, *, below: str | None = None
     ) -> list[Worst]:

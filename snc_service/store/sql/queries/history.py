@@ -18,9 +18,10 @@ from snc_service.store.sql.series.selection import Rows, Wanted, layers_of, scal
 from snc_service.store.types import Buckets, Floats, Steps, Window
 from snc_service.wire import ABSENT
 
-# Values in memory at once during a read; bounds memory, not answers.
+# Values in memory at once during a read; bounds memory, not answers. A slice has 1,024 steps at
+# least, because a tile is decoded whole.
 SLICE_VALUES = 1_000_000
-LAYERS_AT_ONCE = 4_096
+LAYERS_AT_ONCE = 2_048
 
 
 def of_layers(
@@ -38,8 +39,15 @@ def of_layers(
     wanted = layers_of(connection, run_id, layouts, metric, indexes.astype(np.int64))
     segments = segments_of(connection, run_id, window)
     bucket_steps = bucket_width(connection, wanted, segments, window.points)
-    partial = partial_of(connection, wanted, segments, bucket_steps, planes)
-    return downsampling.finished(names, partial.rows_taken(again.ravel()), bucket_steps)
+    parts: list[tuple[Rows, Partial]] = []
+    for start in range(0, len(indexes), LAYERS_AT_ONCE):
+        some = indexes[start : start + LAYERS_AT_ONCE].astype(np.int64)
+        if len(indexes) > LAYERS_AT_ONCE:
+            wanted = layers_of(connection, run_id, layouts, metric, some)
+        partial = partial_of(connection, wanted, segments, bucket_steps, planes)
+        parts.append((np.arange(start, start + len(some)), partial))
+    whole = downsampling.merged(len(indexes), parts, planes)
+    return downsampling.finished(names, whole.rows_taken(again.ravel()), bucket_steps)
 
 
 def of_scalar(
@@ -51,46 +59,6 @@ def of_scalar(
     bucket_steps = bucket_width(connection, wanted, segments, window.points)
     partial = partial_of(connection, wanted, segments, bucket_steps)
     return downsampling.finished((scalar,), partial, bucket_steps)
-
-
-def of_all_layers(
-    connection: Connection,
-    book: LayerBook,
-    run_id: int,
-    metric: str,
-    window: Window,
-    most: int,
-    planes: Collection[str],
-) -> Buckets:
-    """Return a metric of all layers that report it, in at most ``most`` rows.
-
-    A row of several layers is named "first … last" and holds the values of all of them: its min,
-    max, mean and count are over its layers and the bucket's steps.
-    """
-    layouts = [x for x in book.layouts(connection, run_id) if metric in x.metrics]
-    if not layouts:
-        return downsampling.finished((), Partial.empty(0, planes), 1)
-    indexes = np.unique(np.concatenate([x.layers for x in layouts])).astype(np.int64)
-    specs = book.specs(connection, run_id)
-    per_row = -(-len(indexes) // most)
-    groups = [indexes[start : start + per_row] for start in range(0, len(indexes), per_row)]
-    ends = [(specs[group[0]].name, specs[group[-1]].name) for group in groups]
-    names = [first if first == last else f"{first} … {last}" for first, last in ends]
-    segments = segments_of(connection, run_id, window)
-    everything = layers_of(connection, run_id, layouts, metric, indexes)
-    bucket_steps = bucket_width(connection, everything, segments, window.points)
-    parts: list[tuple[Rows, Partial]] = []
-    at_once = max(1, LAYERS_AT_ONCE // per_row)
-    for start in range(0, len(groups), at_once):
-        some = groups[start : start + at_once]
-        wanted = layers_of(connection, run_id, layouts, metric, np.concatenate(some))
-        partial = partial_of(connection, wanted, segments, bucket_steps, planes)
-        starts = np.arange(0, wanted.num_rows, per_row)
-        rows = np.arange(start, start + len(some))
-        parts.append((rows, partial if per_row == 1 else partial.rows_merged(starts)))
-    return downsampling.finished(
-        names, downsampling.merged(len(names), parts, planes), bucket_steps
-    )
 
 
 def segments_of(connection: Connection, run_id: int, window: Window) -> list[AttemptSegment]:
