@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from snc_service.detect.rules import advance
+from snc_service.detect.rules import RunRules
 from snc_service.exposition import Exposition
 from snc_service.exposition.families import LAYER_FAMILIES
 from snc_service.exposition.layers import LayerValues
@@ -75,7 +75,7 @@ def feed(store: Store, case: Case) -> Callable[[], None]:
             values = rng.random((len(METRICS), 1, len(layers))).astype(np.float32)
             batch = Batch("w", seq, table.hash, (seq,), METRICS, values)
             items.append(Submission(run, batch, zlib.crc32(encode(batch)), time.time()))
-        assert all(outcome.error is None for outcome in store.batches.ingest(items, advance))
+        assert all(outcome.error is None for outcome in store.batches.ingest(items))
         seq += 1
 
     return report
@@ -106,6 +106,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 def compared(case: Case, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{Path(folder) / 'snc.db'}")
+        store.batches.judge_with(RunRules)
         report = feed(store, case)
         render = partial(Exposition(store, max_series=1_000_000).metrics, ["layers"])
         report()

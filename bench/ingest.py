@@ -43,7 +43,7 @@ from snc_service.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, LayerTable, encode
 sys.path.append(str(Path(__file__).resolve().parent / "service"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from store import METRICS, Walk, calibrate, quiet, table
+from store import METRICS, Quiet, Walk, calibrate, table
 
 BIG_VALUES = 10e6  # per second and core of the service
 SMALL_PER_SECOND, SMALL_P99 = 2_000.0, 0.050
@@ -356,6 +356,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if SERVE in sys.argv:
-        app.advance = quiet
+        app.RunRules = Quiet
         sys.exit(snc(sys.argv[sys.argv.index(SERVE) + 1 :]))
     main()

@@ -201,9 +201,11 @@ def serve(store: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 def folded_bytes_per_value(worker: Worker) -> float:
     """Return the bytes per value once all is in tiles, as the service does by itself in time."""
+    from snc_service.detect.rules import RunRules
     from snc_service.store import open_store
 
     with closing(open_store(f"sqlite:///{worker.folder}/snc.db")) as store:
+        store.batches.judge_with(RunRules)
         while store.fold(5.0, now=time.time() + 86_400):
             pass
         store._database.checkpoint()

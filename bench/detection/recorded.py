@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from snc_service.backtest.files import read_run
 from snc_service.backtest.labels import Label, read_labels
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import judge
 from snc_service.store.types import RunRows
 from snc_service.wire.rule_settings import SHIPPED, RuleSetting
@@ -57,11 +58,11 @@ def recorded(
     num_rows = len(signals["sigma"])
     values = {name: np.full(num_rows, -np.inf) for name in SHIPPED}
     firing = {name: np.zeros(num_rows, np.bool_) for name in SHIPPED}
-    state: bytes | None = None
+    memory = Memory()
     for rows in read_run(folder / f"{label.run}.npz", 10, without=without):
         rows = declared(rows) if task in MOVING else rows
-        verdict = judge(state, rows)
-        state, places = verdict.state, np.array(rows.batch.steps) - 1
+        verdict = judge(memory, rows)
+        places = np.array(rows.batch.steps) - 1
         if places[0] < 0:
             continue  # the row before the training
         for name, finding in verdict.findings.items():

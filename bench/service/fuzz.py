@@ -43,7 +43,7 @@ from fuzz_mutations import changed
 from store_cases import new_run
 
 from snc_service.api.ingest.json_batch import decode_json
-from snc_service.detect.rules import advance
+from snc_service.detect.rules import RunRules
 from snc_service.problems import Problem
 from snc_service.store import open_store
 from snc_service.store.types import StoreError, Submission
@@ -156,6 +156,7 @@ def batches(count: int, rng: random.Random, folder: Path, minutes: float) -> Cou
     texts = [_as_json(decode(frame)) for frame in frames]
     waiting: list[Submission] = []
     with closing(open_store(f"sqlite:///{folder / 'snc.db'}")) as store:
+        store.batches.judge_with(RunRules)
         # Durability is tried elsewhere; a million transactions must not wait for a disk.
         store._database._writer.execute("pragma synchronous = off")
         number = 0
@@ -233,7 +234,7 @@ def _as_json(batch: Any) -> dict[str, Any]:
 
 def _store_all(store: Any, waiting: list[Submission], told: Counter[str]) -> None:
     """Store what is a batch; an error of the rules is a defect, any other is a refusal."""
-    for outcome in store.batches.ingest(waiting, advance) if waiting else ():
+    for outcome in store.batches.ingest(waiting) if waiting else ():
         if outcome.error is None:
             told["a repeated batch" if outcome.duplicate else "stored"] += 1
             continue

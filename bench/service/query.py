@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
-from store import METRICS, NOW, Walk, calibrate, quiet, started, table
+from store import METRICS, NOW, Walk, calibrate, started, table
 
 from snc_service.api.history.heatmap import layers_with, of_metric
 from snc_service.store import Store, open_store
@@ -80,7 +80,7 @@ def fill(store: Store, run: str, num_layers: int, num_steps: int, at_once: int, 
             whole.writer, whole.seq, whole.layers, whole.steps, whole.metrics[:most],
             whole.values[:most], whole.scalars, whole.scalar_values,
         )  # fmt: skip
-        (outcome,) = store.batches.ingest([Submission(run, one, one.seq, NOW)], quiet)
+        (outcome,) = store.batches.ingest([Submission(run, one, one.seq, NOW)])
         assert outcome.error is None
         if job.seq % 20 == 0:
             store.fold(1, now=NOW)

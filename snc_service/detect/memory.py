@@ -34,8 +34,9 @@ VERSION: Final = 4
 READABLE: Final = (2, 3, 4)  # fields that older versions lack start with the next row
 MOST_LAYERS: Final = 65_536  # of one run; beyond it, layers that are no longer reported are dropped
 
-# A pulse: step, gap and training rows (-1: none), then for each shipped rule the quiet rows.
-_PULSE: Final = struct.Struct(f"<3q{len(SHIPPED)}I")
+# A pulse: its version, step, gap and training rows (-1: none), and the quiet rows of each rule.
+_PULSE: Final = struct.Struct(f"<B3q{len(SHIPPED)}I")
+_PULSE_VERSION: Final = 1  # never that of "{"
 _UNJUDGED: Final = 2**32 - 1
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
@@ -166,7 +167,7 @@ class Memory:
         found = [self.firing.get(rule) for rule in SHIPPED]
         quiet = [_UNJUDGED if each is None else each.quiet for each in found]
         step, gap = (-1 if each is None else each for each in (self.step, self.gap))
-        return _PULSE.pack(step, gap, self.trained, *quiet)
+        return _PULSE.pack(_PULSE_VERSION, step, gap, self.trained, *quiet)
 
     @property
     def num_bytes(self) -> int:
@@ -240,9 +241,9 @@ def quiet_steps(pulse: bytes | None) -> Quiet:
     """Return the quiet steps from a pulse, or from the line of a state of an earlier release."""
     if pulse is None or pulse.startswith(b"{"):
         return _quiet_of_line(pulse or b"{}")
-    if len(pulse) != _PULSE.size:  # of another release
+    if len(pulse) != _PULSE.size or pulse[0] != _PULSE_VERSION:  # of another release
         return Quiet(None, 0, {})
-    step, gap, trained, *rows = _PULSE.unpack(pulse)
+    _, step, gap, trained, *rows = _PULSE.unpack(pulse)
     gap = max(gap, 1)
     rules = {
         rule: quiet * gap for rule, quiet in zip(SHIPPED, rows, strict=True) if quiet != _UNJUDGED

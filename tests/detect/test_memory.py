@@ -26,6 +26,14 @@ def test_quiet_rules_are_counted_in_steps():
     assert quiet_steps(None) == quiet_steps(b'{"version": 1}')
 
 
+def test_a_pulse_says_what_the_whole_state_says_at_any_step():
+    for step in (None, 0, ord("{"), 2**40):
+        memory = filled(3)
+        memory.step = step
+        assert quiet_steps(memory.pulse()) == quiet_steps(memory.dump())
+    assert quiet_steps(memory.pulse()[:-4]) == quiet_steps(None)
+
+
 def test_a_memory_survives_its_bytes():
     for num_layers in (0, 1, 1_000):
         memory = filled(num_layers)

@@ -10,6 +10,7 @@ from torch import nn
 
 from snc_client import SNCallback
 from snc_service.backtest.columns import rows
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import judge
 from snc_service.store.types import Event
 from snc_service.wire import ABSENT
@@ -70,10 +71,10 @@ def events(latest: list, norms: np.ndarray) -> list[Event]:
             (np.stack([row.row(metric) for row in latest]), more), axis=1, dtype=np.float32
         )
     scalars = {"loss": np.array([row.scalars["loss"] for row in latest], np.float32)}
-    state, found = None, []
+    memory, found = Memory(), []
     for part in rows("r", names, range(1, len(latest) + 1), columns, scalars, size=50):
-        verdict = judge(state, part)
-        state, found = verdict.state, found + verdict.events
+        verdict = judge(memory, part)
+        found += verdict.events
     return found
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from snc_service.backtest.columns import rows
+from snc_service.detect.memory import Memory
 from snc_service.detect.rules import judge
 from snc_service.store.types import Event
 
@@ -32,10 +33,10 @@ def skip(given: dict[str, np.ndarray], first: int, count: int) -> None:
 def events(given: dict[str, np.ndarray], size: int) -> list[Event]:
     metrics = {name: given[name] for name in ("sigma", "frobenius", "grad_norm") if name in given}
     scalars = {"loss": given["loss"]}
-    state, found = None, []
+    memory, found = Memory(), []
     for part in rows("r", LAYERS, range(len(given["loss"])), metrics, scalars, size=size):
-        verdict = judge(state, part)
-        state, found = verdict.state, found + verdict.events
+        verdict = judge(memory, part)
+        found += verdict.events
     return found
 
 
