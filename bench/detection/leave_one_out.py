@@ -1,6 +1,6 @@
 """The table of docs/rules.md: shipped rules, limits chosen without a task, and baselines.
 
-    OMP_NUM_THREADS=1 python bench/detection/leave_one_out.py FOLDER... [--shared FOLDER...]
+    OMP_NUM_THREADS=1 python bench/detection/leave_one_out.py FOLDER... [--record FILE]
 
 FOLDER holds labelled runs as bench/instability/run.py --keep writes them; each is scored by itself.
 With more than one, a last table holds all of them together. *Leave one task out*: for each task,
@@ -12,6 +12,7 @@ the 5 and 95 % quantiles of 1,000 draws of scenarios.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -146,16 +147,30 @@ def misses(runs: Sequence[Recorded]) -> None:
     print(f"false alarms ({sum(false.values())}): {'; '.join(false) or 'none'}")
 
 
+def right_events(run: Recorded, name: str) -> tuple[int, int]:
+    """Return how many events of a rule were right in a run, and how many there were."""
+    rows = np.flatnonzero(run.firing[name]).tolist()
+    begins = [row for i, row in enumerate(rows) if i == 0 or row - rows[i - 1] > 50]
+    right = [row for row in begins if not run.label.healthy and row >= run.label.cause]
+    return len(right), len(begins)
+
+
+def record(runs: Sequence[Recorded]) -> dict[str, dict[str, list[int]]]:
+    """Return rule -> task -> [right events, events], what snc_service/detect ships."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in SHIPPED:
+        for run in runs:
+            right, events = right_events(run, name)
+            if events:
+                counts = found.setdefault(name, {}).setdefault(run.task, [0, 0])
+                counts[0], counts[1] = counts[0] + right, counts[1] + events
+    return found
+
+
 def without_each(runs: Sequence[Recorded]) -> None:
     """Print what each rule is worth: events that were right, and figures without it."""
-    print("\nrule: runs in which it fired rightly / fired; figures of all rules but this one")
-    for name in SHIPPED:
-        fired, right = 0, 0
-        for run in runs:
-            rows = np.flatnonzero(run.firing[name])
-            for row in [r for i, r in enumerate(rows) if i == 0 or r - rows[i - 1] > 50]:
-                fired += 1
-                right += not run.label.healthy and row >= run.label.cause
+    print("\nrule: right events / events; figures of all rules but this one")
+    for name, tasks in record(runs).items():
         rest = [
             outcome(
                 run.label,
@@ -164,14 +179,15 @@ def without_each(runs: Sequence[Recorded]) -> None:
             )
             for run in runs
         ]
-        if fired:
-            print(line(f"{name} {right}/{fired}", rest))
+        right, events = (sum(counts[i] for counts in tasks.values()) for i in range(2))
+        print(line(f"{name} {right}/{events}", rest))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--quick", action="store_true", help="only what is shipped, no baselines")
+    parser.add_argument("--record", type=Path, help="a file for the record of each rule, as JSON")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     print(f"numpy {np.__version__}; {len(options.folders)} folders")
@@ -185,6 +201,8 @@ def main() -> int:
             table(f"folder {number}", list(recordings(folder)), default)
         every += default
     without_each(every)
+    if options.record:
+        options.record.write_text(json.dumps(record(every), indent=1, sort_keys=True) + "\n")
     if not options.quick:
         found, said = leave_one_out(every)
         print(f"\n== leave one task out, all folders, what a job sends itself\n{HEADER}")

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
+from snc_service.detect.track_record import sentence
 from snc_service.store.types.incidents import Entry, Incident
 
 Status: TypeAlias = Literal["firing", "resolved", "notice", "test"]
@@ -45,11 +46,16 @@ class Message:
 
     @property
     def lines(self) -> list[str]:
-        """Return a line per event, in the order of arrival."""
+        """Return a line per event, in the order of arrival, and one about the first one's rule."""
         told = [_line(entry) for entry in self.incident.entries]
         if self.incident.omitted:
             told.append(f"and {self.incident.omitted} more")
-        return told
+        return [*told, self.confidence] if self.confidence else told
+
+    @property
+    def confidence(self) -> str | None:
+        """Return how often events like the first were right; None where nothing is known."""
+        return sentence(self.incident.first.rule)
 
     @property
     def link(self) -> str | None:
@@ -76,6 +82,7 @@ class Message:
             "opened_at": rfc3339(incident.opened_at),
             "resolved_at": None if incident.resolved_at is None else rfc3339(incident.resolved_at),
             "acknowledged_by": incident.acknowledged_by or None,
+            "confidence": self.confidence,
             "events": [_event(entry) for entry in incident.entries],
             "omitted": incident.omitted,
             "more_incidents": [other.id for other in self.others],

@@ -113,13 +113,13 @@ def test_slack_gets_a_title_a_line_per_event_and_the_link():
     lines = slack_text(Message("firing", TWO, "https://snc.example")).splitlines()
     assert lines[0] == "*[critical] r: sigma_growth in fc1.weight at step 10, then 1 more*"
     assert lines[1] == f"- step 10, sigma_growth (warning): {FIRST.message}"
-    assert len(lines) == 4
+    assert len(lines) == 5  # the last but one says how often the rule was right
     assert lines[-1] == "<https://snc.example/#/runs/r|open the run>"
 
 
 def test_what_was_left_out_is_counted():
     flood = incident(FIRST, omitted=30)
-    assert Message("firing", flood).lines[-1] == "and 30 more"
+    assert "and 30 more" in Message("firing", flood).lines
     assert Message("firing", flood).title.endswith("then 30 more")
 
 

@@ -32,7 +32,7 @@ def test_an_incident_says_what_was_first_where_and_when(api):
     incident = breach(api)
     assert api.get(f"{INCIDENTS}/{incident['incident']}").json() == incident
     event = api.get("/api/v1/events", params={"rule": "breach"}).json()["items"][0]
-    only_listed = ("run", "rules_version")
+    only_listed = ("run", "rules_version", "record")
     assert incident["events"] == [{k: v for k, v in event.items() if k not in only_listed}]
     named = ("run", "project", "state", "severity", "rule", "layer", "step")
     assert {name: incident[name] for name in named} == {

@@ -33,6 +33,13 @@ def check_together(optimizers: Sequence[object], masters: object, guard: object)
         raise ValueError("optimizer must be a single one with guard: a step is undone as a whole")
 
 
+def declared(profile: object) -> dict[str, float]:
+    """Return the scalars that say what kind of training it is; raise ValueError if unknown."""
+    if profile not in (None, "moving_target"):
+        raise ValueError(f"profile must be 'moving_target' or None, got {profile!r}")
+    return {} if profile is None else {"moving_target": 1.0}
+
+
 def example(
     model: nn.Module | Mapping[str, nn.Module],
     conv: str,

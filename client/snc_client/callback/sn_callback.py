@@ -105,6 +105,7 @@ class SNCallback:
     Where it is reported
         ``url`` (None: SNC_URL, else nothing is sent), ``token`` (None: SNC_TOKEN) of the service.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
+        ``profile`` (None): ``"moving_target"`` of the loss, see docs/rules.md.
         ``project`` (None: SNC_PROJECT), ``name`` (None) and ``config`` (None; JSON) of the run.
         ``spool`` (None): a local folder that keeps rows until the service has stored them.
         ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
@@ -157,6 +158,7 @@ class SNCallback:
         project: str | None = None,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
+        profile: Literal["moving_target"] | None = None,
         spool: str | os.PathLike[str] | None = None,
         on_command: OnCommand | None = None,
     ) -> None:
@@ -174,6 +176,7 @@ class SNCallback:
         ownership = Ownership(model, self._optimizers, known_masters.of)
         in_force = PolicyInForce(chosen, ownership)
         norms = NormSignals(signals, model, first, guarded=bool(guard))
+        norms.declared = arguments.declared(profile)
         alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
         alike["guard"] = bool(guard)
         start = ShardedStart(find)

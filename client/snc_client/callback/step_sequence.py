@@ -107,7 +107,7 @@ class StepSequence:
         if scalars.get("lr") is None:
             scalars |= self._optimizer_steps.learning_rate()
         scalars = self._signals.wanted(scalars)
-        scalars |= self._network.at(self.step)
+        scalars |= self._network.at(self.step) | self._signals.declared
         steps, seconds = self._overhead.since_row()
         if steps:
             scalars["step_seconds"] = seconds / steps

@@ -13,7 +13,8 @@ from snc_client.integrations.training_run import WORST_RATIO, TrainingRun
 class SNCStableBaselinesCallback(BaseCallback):
     """``model.learn(..., callback=SNCStableBaselinesCallback(threshold="3x init"))``.
 
-    Keywords are SNCallback's. Steps are those of the policy's optimizer, not of the environment.
+    Keywords are SNCallback's; ``profile`` is "moving_target" unless given. Steps are those of the
+    policy's optimizer, not of the environment.
 
     * The state is an attribute of the model, ``snc_state``, so that it is inside the file of
       ``model.save``; an agent that was loaded from one continues the same run.
@@ -27,7 +28,7 @@ class SNCStableBaselinesCallback(BaseCallback):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
-        self._run = TrainingRun(keywords)
+        self._run = TrainingRun({"profile": "moving_target", **keywords})
 
     @property
     def callback(self) -> SNCallback | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,6 +13,7 @@ from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.parameters import ListQuery, MetricName, Name, RunName, Step
 from snc_service.api.state import InAccess, InService
 from snc_service.api.system.openapi import responses
+from snc_service.detect.track_record import record
 from snc_service.store.types import EventQuery, StoredEvent
 from snc_service.wire import Severity
 
@@ -27,10 +29,18 @@ class EventsQuery(ListQuery):
     from_step: Step | None = None
 
 
+class RuleRecord(BaseModel):
+    """How many ``events`` a rule raised on labelled trainings, and how many of them were right."""
+
+    right: int
+    events: int
+
+
 class EventItem(BaseModel):
     """Something that happened once; ``layer`` is the worst of ``layers`` (a count).
 
     ``rules_version`` is the version of the rule's settings, null if the event is not from a rule.
+    ``record`` is null for rules that count facts, such as a breach.
     """
 
     run: str
@@ -45,6 +55,7 @@ class EventItem(BaseModel):
     message: str
     at: str
     rules_version: int | None
+    record: RuleRecord | None
 
 
 class EventPage(BaseModel):
@@ -67,6 +78,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
     "message": "blocks.0.query.weight: sigma 3.20 exceeds its threshold 3.00 (2 layers)",
     "at": "2026-03-01T09:41:07.250Z",
     "rules_version": 0,
+    "record": None,
 }
 PAGE_EXAMPLE = {"items": [ITEM_EXAMPLE], "next": None}
 
@@ -74,6 +86,7 @@ PAGE_EXAMPLE = {"items": [ITEM_EXAMPLE], "next": None}
 def as_item(stored: StoredEvent) -> dict[str, Any]:
     """Return the JSON form of an event."""
     event = stored.event
+    known = record(event.rule)
     return {
         "run": stored.run,
         "id": stored.id,
@@ -87,6 +100,7 @@ def as_item(stored: StoredEvent) -> dict[str, Any]:
         "message": event.message,
         "at": rfc3339(stored.at),
         "rules_version": event.rules_version,
+        "record": None if known is None else asdict(known),
     }
 
 

@@ -77,6 +77,7 @@ class NormSignals:
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
         self._sizes: tuple[Hashable, Tensor] | None = None  # asked for twice at each step
         self.scalars: dict[str, Tensor] = {}  # of the run as a whole, found by `begin`
+        self.declared: dict[str, float] = {}  # what the job says of itself in each row
         self._update_sigma = UpdateSigma()
         for name, known in (("update_norm", guarded), ("update_sigma", False)):
             if name in self._wanted and not known and not supported(optimizer):
