@@ -61,8 +61,7 @@ def recorded(
     memory = Memory()
     for rows in read_run(folder / f"{label.run}.npz", 10, without=without):
         rows = declared(rows) if task in MOVING else rows
-        verdict = judge(memory, rows)
-        places = np.array(rows.batch.steps) - 1
+        verdict, places = judge(memory, rows), np.array(rows.batch.steps) - 1
         if places[0] < 0:
             continue  # the row before the training
         for name, finding in verdict.findings.items():

@@ -21,7 +21,7 @@ LEAST_EVENTS: Final = 5  # fewer say nothing
 
 
 @dataclass(frozen=True)
-class Record:
+class TrackRecord:
     """Events of one rule: how many there were, and how many of them were right."""
 
     right: int
@@ -29,19 +29,19 @@ class Record:
 
 
 @cache
-def records() -> Mapping[str, Record]:
+def records() -> Mapping[str, TrackRecord]:
     """Return the record of each rule that has one, over all kinds of training."""
     by_rule: dict[str, dict[str, list[int]]] = json.loads(FILE.read_text())
     return MappingProxyType(
         {
-            rule: Record(sum(right for right, _ in tasks.values()), events)
+            rule: TrackRecord(sum(right for right, _ in tasks.values()), events)
             for rule, tasks in by_rule.items()
             if (events := sum(count for _, count in tasks.values())) >= LEAST_EVENTS
         }
     )
 
 
-def record(rule: str) -> Record | None:
+def record(rule: str) -> TrackRecord | None:
     """Return the record of a rule; None if it counts facts, or had too few events."""
     return records().get(rule)
 

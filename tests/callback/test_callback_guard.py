@@ -382,3 +382,51 @@ def test_parameters_that_are_no_real_numbers_do_no_harm():
         callback.step()
     assert callback.errors == 0
     assert callback.latest.scalars["grad_norm"] > 0
+
+
+def too_fast(training: Training) -> None:
+    for group in training.optimizer.param_groups:
+        group["lr"] = 20.0
+
+
+def matrices(training: Training) -> list[Tensor]:
+    return [p.detach().double() for p in training.model.parameters() if p.ndim == 2]
+
+
+def test_where_every_step_is_too_large_a_part_is_made_that_stays_within_the_limits():
+    """Of part f of a step the norm moves by f times as much, and sigma, convex in f, no further."""
+    training = Training(optimizer="SGD")
+    training.run(20)
+    too_fast(training)
+    before = training.weights()
+    training.run(5)
+    assert training.vetoes == 5
+    assert same(training.weights(), before)
+    for _ in range(40):
+        old = matrices(training)
+        training.step()
+        for then, now in zip(old, matrices(training), strict=True):
+            share = (now - then).norm() / then.norm()
+            assert share <= 0.15 * 0.31
+            sigmas = [torch.linalg.matrix_norm(w, 2) for w in (then, now)]
+            assert (
+                sigmas[1] / sigmas[0]
+            ).log() <= 0.10 * 0.33  # log(1 + 0.3 (e^0.1 - 1)), and an estimate
+    assert not same(training.weights(), before)
+    assert training.callback.errors == 0
+
+
+def test_with_roll_back_the_same_training_ends():
+    training = Training(GuardSettings(at_limit="roll back"), optimizer="SGD")
+    training.run(20)
+    too_fast(training)
+    with pytest.raises(GuardStopped):
+        training.run(100)
+
+
+def test_parts_are_never_made_of_a_step_that_is_not_finite():
+    training = Training(GuardSettings(max_rejections=30))
+    training.run(20)
+    before = training.weights()
+    training.run(12, spoil=nan_gradients)
+    assert same(training.weights(), before)

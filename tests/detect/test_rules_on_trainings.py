@@ -73,8 +73,7 @@ def events(latest: list, norms: np.ndarray) -> list[Event]:
     scalars = {"loss": np.array([row.scalars["loss"] for row in latest], np.float32)}
     memory, found = Memory(), []
     for part in rows("r", names, range(1, len(latest) + 1), columns, scalars, size=50):
-        verdict = judge(memory, part)
-        found += verdict.events
+        found += judge(memory, part).events
     return found
 
 

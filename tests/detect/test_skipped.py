@@ -35,8 +35,7 @@ def events(given: dict[str, np.ndarray], size: int) -> list[Event]:
     scalars = {"loss": given["loss"]}
     memory, found = Memory(), []
     for part in rows("r", LAYERS, range(len(given["loss"])), metrics, scalars, size=size):
-        verdict = judge(memory, part)
-        found += verdict.events
+        found += judge(memory, part).events
     return found
 
 

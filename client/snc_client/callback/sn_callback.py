@@ -105,8 +105,8 @@ class SNCallback:
     Where it is reported
         ``url`` (None: SNC_URL, else nothing is sent), ``token`` (None: SNC_TOKEN) of the service.
         ``run`` (None: SNC_RUN, else drawn): the id of the run. Set it to continue a run.
-        ``profile`` (None): ``"moving_target"`` of the loss, see docs/rules.md.
         ``project`` (None: SNC_PROJECT), ``name`` (None) and ``config`` (None; JSON) of the run.
+        ``profile`` (None): ``"moving_target"`` of the loss, see docs/rules.md.
         ``spool`` (None): a local folder that keeps rows until the service has stored them.
         ``on_command`` (None: logged): called with each `Command`; its exceptions reach the loop.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ HELD_FACTOR, HELD_FROM = 5.0, 0.9
 # A broken minibatch causes a few steps far beyond the limits: restoring the state helps then. A
 # learning rate that is merely too high repeats the same step from the same state.
 FAR, RESTORED = 3.0, 5  # times the limit; rejections in a row
+# From this rejection in a row on, a finite step is made in part: what lasts that long is no broken
+# minibatch, and a job whose every step is too large goes on with smaller ones.
+CLIP_FROM, CLIP_TO = 5, 0.3  # of the limits
 SNAPSHOT_EVERY = 25  # the older of two copies is 25 to 50 steps old
 
 
@@ -40,6 +44,7 @@ class Verdict(NamedTuple):
     """The decision about a step, 0-d bool each on the device."""
 
     rejected: Tensor
+    clipped: Tensor  # rejected, and a part of the step is made
     back: Tensor  # rejected, and the weights roll back to the older copy
     restored: Tensor  # rejected, and the optimizer's state is restored too
     cleared: Tensor  # rejected, and the optimizer's state is zeroed
@@ -61,8 +66,11 @@ class Guard:
     Counters that the optimizer keeps on the host (``step`` of AdamW beside a GPU) go on: the host
     does not see that a step was undone.
 
-    After ``max_rejections`` in a row the weights roll back to a copy 25 to 50 accepted steps old
-    and the optimizer's state to that of the last accepted step.
+    From the sixth rejection in a row on, a finite step is made in part: the largest fraction that
+    moves no layer by more than 0.3 of its limits. What lasts that long is no broken batch, and a
+    job whose every step is too large goes on. With ``at_limit="roll back"`` it is undone as well.
+    After ``max_rejections`` in a row that were undone the weights roll back to a copy 25 to 50
+    accepted steps old and the optimizer's state to that of the last accepted step.
 
     Memory: one copy of the model and of the optimizer's state, and two more of the model for the
     roll-back: with AdamW five times the weights. Cost: about four passes over the weights and two
@@ -111,6 +119,7 @@ class Guard:
         self._accepted: Tensor | None = None  # sigma [L] after the last accepted step
         self._floor: Floor | None = None
         self._look: Look | None = None
+        self._fraction = torch.ones((), device=self.device)  # of a step that is made in part
 
     def relist(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         """Replace the layers (known ones keep their indices) and start a new copy."""
@@ -156,6 +165,7 @@ class Guard:
         finite = look.largest.isfinite()
         bad = (~finite | (strain > 1).any()) if judged else torch.zeros_like(finite)
         verdict = self._verdict(bad, finite, ~finite | (strain > FAR).any())
+        self._fraction = CLIP_TO / torch.nan_to_num(strain, nan=1.0).amax().clamp(min=1.0)
         self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
         self._steps += 1
         said: dict[str, Any] = dict(zip(TALLY, self._tally.float().unbind(), strict=True))
@@ -232,7 +242,8 @@ class Guard:
         ratio = torch.where(update.isfinite(), update / size / RATIO, torch.inf)
         if self._accepted is None:
             return torch.full_like(ratio, NOT_MEASURED)
-        jump = (self._log(sigma) - self._log(self._accepted)).abs() / JUMP
+        # After part f of a step sigma is at most 1 + f (e^jump - 1) times what it was.
+        jump = (self._log(sigma) - self._log(self._accepted)).abs().expm1() / math.expm1(JUMP)
         at_threshold = self._accepted >= HELD_FROM * threshold
         is_held = torch.zeros_like(at_threshold)
         if held:
@@ -249,10 +260,13 @@ class Guard:
         vetoes, in_row, rollbacks, chain, calm = self._tally.unbind()
         most = self._settings.max_rejections
         rejected, back = bad, torch.zeros_like(bad)
+        clipped = torch.zeros_like(bad)
+        if self._settings.at_limit == "clip":
+            clipped = bad & finite & (in_row >= CLIP_FROM)
         if self._settings.at_limit == "accept":
             rejected = bad & ((in_row < most) | ~finite)
         else:
-            back = bad & (in_row + 1 >= most)
+            back = bad & ~clipped & (in_row + 1 >= most)
         restored = rejected & ((in_row == 0) | (far & (in_row < RESTORED)))
         zero = torch.zeros_like(in_row)
         counts = [
@@ -263,7 +277,7 @@ class Guard:
             torch.where(back, zero, calm + ~rejected),
         ]
         self._tally = torch.stack([count.to(torch.int32) for count in counts])
-        return Verdict(rejected, back, restored, rejected & ~finite & ~restored & ~back)
+        return Verdict(rejected, clipped, back, restored, rejected & ~finite & ~restored & ~back)
 
     def _carry_out(self, verdict: Verdict, sigma: Tensor) -> None:
         """Undo or keep the step in weights, buffers and optimizer state; update the copies."""
@@ -278,7 +292,7 @@ class Guard:
             self._keep(values, sigma)
         else:
             self._undo(verdict, values, sigma)
-        if self._settings.at_limit == "roll back" and self._steps % SNAPSHOT_EVERY == ARMED - 1:
+        if self._settings.at_limit != "accept" and self._steps % SNAPSHOT_EVERY == ARMED - 1:
             self._snapshots.take(verdict.rejected, self._kept, self._accepted)
         self._versions.note(parameters)
 
@@ -291,9 +305,12 @@ class Guard:
     def _undo(self, verdict: Verdict, values: Sequence[Tensor], sigma: Tensor) -> None:
         """Apply the verdict on the device: the host does not read it."""
         assert self._accepted is not None
+        may_clip = self._settings.at_limit == "clip" and self._most_in_row() >= CLIP_FROM
         for value, kept in zip(values, self._kept, strict=True):
-            torch.where(verdict.rejected, kept, value, out=value)
-        self._accepted = torch.where(verdict.rejected, self._accepted, sigma)
+            undone = self._part(verdict, kept, value) if may_clip else kept
+            torch.where(verdict.rejected, undone, value, out=value)
+        undone = self._part(verdict, self._accepted, sigma) if may_clip else self._accepted
+        self._accepted = torch.where(verdict.rejected, undone, sigma)
         if self._may_roll_back():
             self._accepted = self._snapshots.restore(verdict.back, values, self._accepted)
         torch._foreach_copy_(self._kept, list(values))
@@ -301,10 +318,19 @@ class Guard:
             restored = verdict.restored | verdict.back
             self._state.settle(verdict.rejected, restored, verdict.cleared)
 
+    def _part(self, verdict: Verdict, kept: Tensor, value: Tensor) -> Tensor:
+        """Return ``kept``, or the part of the way to ``value`` that is made if it is clipped."""
+        part = kept + self._fraction.to(value.dtype) * (value - kept)
+        return torch.where(verdict.clipped, part, kept)
+
+    def _most_in_row(self) -> int:
+        """Return the most rejections in a row so far, by the newest counts on the host."""
+        return self._known_row + self._steps - self._known_at
+
     def _may_roll_back(self) -> bool:
-        """Return whether this step may roll back, by the newest counts on the host."""
-        most = self._known_row + self._steps - self._known_at
-        return self._settings.at_limit == "roll back" and most + 1 >= self._settings.max_rejections
+        """Return whether this step may roll back."""
+        most = self._most_in_row()
+        return self._settings.at_limit != "accept" and most + 1 >= self._settings.max_rejections
 
     def _stack(self, found: Mapping[str, Tensor], default: float) -> Tensor:
         nothing = torch.full((), default, device=self.device)

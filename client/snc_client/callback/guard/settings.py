@@ -26,16 +26,20 @@ class GuardStopped(SNCError):
 class GuardSettings:
     """Options of the guard: ``max_rejections`` steps in a row may be undone; then ``at_limit``.
 
-    ``"roll back"`` restores weights 25 to 50 steps old. ``"accept"`` keeps the step, unless a
-    weight is not finite; it needs no older copies, and gives no protection where a fault lasts.
+    ``"clip"`` makes finite steps in part from the sixth rejection in a row on, and rolls back
+    where steps stay not finite. ``"roll back"`` restores weights 25 to 50 steps old. ``"accept"``
+    keeps the step, unless a weight is not finite; it needs no older copies, and gives no protection
+    where a fault lasts.
     """
 
     max_rejections: int = 20
-    at_limit: Literal["roll back", "accept"] = "roll back"
+    at_limit: Literal["clip", "roll back", "accept"] = "clip"
 
     def __post_init__(self) -> None:
         most = self.max_rejections
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise ValueError(f"max_rejections must be an integer of at least 1, got {most!r}")
-        if self.at_limit not in ("roll back", "accept"):
-            raise ValueError(f"at_limit must be 'roll back' or 'accept', got {self.at_limit!r}")
+        if self.at_limit not in ("clip", "roll back", "accept"):
+            raise ValueError(
+                f"at_limit must be 'clip', 'roll back' or 'accept', got {self.at_limit!r}"
+            )
