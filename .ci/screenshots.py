@@ -2,7 +2,7 @@
 
     python .ci/screenshots.py [--steps N] [FAULT ...]
 
-Writes ``docs/page.png`` of the demo's default fault and ``docs/gallery/FAULT.png`` of each: both
+Writes ``docs/page.png`` of the demo's default fault and ``docs/gallery/FAULT.png`` of others: both
 runs side by side, as the address shows them that the demo prints. Prints the demo's own summaries.
 Needs Chromium, and two to ten minutes for each fault.
 """
@@ -49,11 +49,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="snc-screenshots-") as folder:
             store = Path(folder) / "demo.db"
             address = trained(store, fault, asked.steps)
-            picture = GALLERY / f"{fault}.png"
+            picture = DOCS / "page.png" if fault == DEFAULT_FAULT else GALLERY / f"{fault}.png"
             with serving(store, free_port(0)) as url:
                 take(chromium, f"{url}/{address}", picture)
-        if fault == DEFAULT_FAULT:
-            shutil.copy(picture, DOCS / "page.png")
         print(f"{picture.relative_to(ROOT)}: {picture.stat().st_size} bytes", flush=True)
     return 0
 
