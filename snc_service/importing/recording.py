@@ -43,6 +43,8 @@ class Points:
 
     def ordered(self) -> tuple[Steps, Values]:
         """Return steps that increase strictly and their values; of one step, the last value."""
+        if not self.steps:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
         steps = np.frombuffer(self.steps, np.int64)
         values = np.frombuffer(self.values, np.float64)
         if len(steps) < 2 or bool((np.diff(steps) > 0).all()):

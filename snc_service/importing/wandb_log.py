@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
+
+import numpy as np
 
 from snc_service.importing.protobuf import (
     Malformed,
@@ -24,8 +26,8 @@ from snc_service.importing.protobuf import (
     text,
     zigzag,
 )
-from snc_service.importing.recording import Recording, SeriesKey, small_config
-from snc_service.wire import WireError
+from snc_service.importing.recording import Points, Recording, SeriesKey, small_config
+from snc_service.wire import MAX_STEP, WireError
 
 KIND: Final = "wandb"
 BLOCK: Final = 32_768
@@ -35,7 +37,8 @@ IDENTITY: Final = (b":W&B", 0xBEE1, 0)
 DAMAGED, WHOLE, FIRST, LAST = 0, 1, 2, 4  # 3: in the middle
 MOST_RECORD_BYTES: Final = 64 * 2**20
 MOST_JSON: Final = 65_536  # letters of a config value
-# Steps of the training, if every row has one; W&B's own `_step` counts calls of `log`.
+# Steps of the training, if every row has one; its own `_step` counts calls of `log`.
+CALLS: Final = "_step"
 STEPS: Final = ("trainer/global_step", "train/global_step", "global_step")
 RECORD_HISTORY, RECORD_CONFIG, RECORD_RUN, RECORD_EXIT = 2, 5, 17, 18
 
@@ -113,14 +116,17 @@ def read(paths: list[Path], shown_as: str, step_name: str | None = None) -> Reco
     Raises `WireError` if a file is no W&B log or has no row, OSError if it cannot be read.
     """
     recording = Recording("", KIND, shown_as)
-    rows: list[Row] = []
-    ended = False
+    num_rows, ended = 0, False
     for path in paths:
         with path.open("rb") as file:
             log = RecordLog(file, path.name)
             for data in log:
                 try:
-                    ended |= _take(data, recording, rows)
+                    rows, is_end = _take(data, recording)
+                    for row in rows:
+                        _add(row, num_rows, recording)
+                        num_rows += 1
+                    ended |= is_end
                 except Malformed as error:
                     log.damage.append(f"{path.name} has a record that is no message: {error}")
                 if len(log.damage) > 20:
@@ -128,26 +134,25 @@ def read(paths: list[Path], shown_as: str, step_name: str | None = None) -> Reco
         recording.notes += log.damage
     if not ended:
         recording.notes.append("the run has no end: it was killed, or is still going on")
-    _place(recording, rows, step_name)
+    _place(recording, num_rows, step_name)
     return recording
 
 
-def _take(data: bytes, recording: Recording, rows: list[Row]) -> bool:
-    """Read one record; return whether it says that the run ended."""
+def _take(data: bytes, recording: Recording) -> tuple[list[Row], bool]:
+    """Read one record; return its rows, and whether it says that the run ended."""
+    rows: list[Row] = []
+    ended = False
     for number, value in fields(data):
         if number == RECORD_HISTORY:
-            row = _row(message(value), recording)
-            if row:
-                rows.append(row)
+            rows.append(_row(message(value), recording))
         elif number == RECORD_CONFIG:
             _configure(message(value), recording)
         elif number == RECORD_RUN:
             _describe(message(value), recording)
         elif number == RECORD_EXIT:
-            code = last(message(value), 1)
-            recording.end = "failed" if code else "finished"
-            return True
-    return False
+            recording.end = "failed" if last(message(value), 1) else "finished"
+            ended = True
+    return rows, ended
 
 
 def _describe(data: bytes, recording: Recording) -> None:
@@ -193,7 +198,7 @@ def _row(data: bytes, recording: Recording) -> Row:
             else:
                 row[name] = number_there
         elif number == 2:
-            row["_step"] = float(signed(last(message(value), 1) or 0))
+            row[CALLS] = float(signed(last(message(value), 1) or 0))
     return row
 
 
@@ -232,22 +237,37 @@ def _number(json_text: str) -> float | None:
     return None
 
 
-def _place(recording: Recording, rows: list[Row], step_name: str | None) -> None:
-    """Give each row its step and add its values."""
+def _add(row: Row, number: int, recording: Recording) -> None:
+    """Add a row by its number: which of its values is the step is known when all rows are."""
+    for name, value in row.items():
+        if name == CALLS or not name.startswith("_"):
+            recording.add(SeriesKey(0, name), number, value)
+
+
+def _place(recording: Recording, num_rows: int, step_name: str | None) -> None:
+    """Lead the values from the numbers of their rows to the steps of their rows."""
+    series = recording.series
     if step_name is None:
-        step_name = next((n for n in STEPS if rows and all(n in row for row in rows)), "_step")
-    missing = 0
-    for row in rows:
-        step = row.get(step_name)
-        if step is None or not step.is_integer():
-            missing += 1
-            continue
-        for name, value in row.items():
-            if not name.startswith("_") and name != step_name:
-                recording.add(SeriesKey(0, name), int(step), value)
+        everywhere = (n for n in STEPS if len(_points(series, n).steps) == num_rows > 0)
+        step_name = next(everywhere, CALLS)
+    steps = np.full(num_rows, -1, np.int64)
+    rows, values = _points(series, step_name).ordered()
+    with np.errstate(invalid="ignore"):
+        is_step = (values >= 0) & (values <= MAX_STEP) & (values == np.floor(values))
+    steps[rows[is_step]] = values[is_step].astype(np.int64)
+    missing = int(np.count_nonzero(steps < 0))
     if missing:
         recording.leave_out(f"rows without a whole number {step_name}", count=missing)
-    if rows and step_name != "_step":
+    recording.series, recording.num_points = {}, 0
+    for key, points in series.items():
+        at = steps[np.frombuffer(points.steps, np.int64)]
+        if key.name not in (CALLS, step_name) and (at >= 0).any():
+            recording.extend(key, at[at >= 0], np.frombuffer(points.values)[at >= 0])
+    if num_rows and step_name != CALLS:
         recording.notes.append(f"steps are the values of {step_name}")
     project = f"{recording.project}-" if recording.project else ""
     recording.id = f"{project}{recording.id or Path(recording.source).stem}"
+
+
+def _points(series: Mapping[SeriesKey, Points], name: str) -> Points:
+    return series.get(SeriesKey(0, name)) or Points()

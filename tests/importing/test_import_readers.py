@@ -134,6 +134,17 @@ def test_steps_of_the_training_come_before_calls_of_log(tmp_path):
     assert list(values(only(path, "_step"), "loss")) == [0, 1, 2]
 
 
+def test_rows_without_a_step_are_left_out_and_said(tmp_path):
+    rows = wandb_rows([(1, {"loss": 1.0}), (2, {"loss": 2.0})])
+    stepless = part(2, part(1, part(2, "loss") + part(16, "7.0")))
+    path = write_wandb(tmp_path / "run-a.wandb", [rows[0], stepless, rows[1], wandb_end()])
+    recording = only(path)
+    assert values(recording, "loss") == {1: 1.0, 2: 2.0}
+    assert recording.remarks() == ["left out 1 rows without a whole number _step"]
+    nowhere = only(write_wandb(tmp_path / "run-b.wandb", [stepless, wandb_end()]))
+    assert nowhere.series == {}
+
+
 def test_numbers_that_newer_logs_hold_as_such_are_read(tmp_path):
     def item(name, typed):
         return part(1, part(1, name) + typed)
