@@ -76,8 +76,9 @@ class Data:
     def judged(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mode of each sample, and whether it is a good sample of it."""
         if self.modes == 10:
+            read = reader()
             with torch.no_grad():
-                sure, mode = reader()((samples + 1) / 2).softmax(1).max(1)
+                sure, mode = read((samples + 1) / 2).softmax(1).max(1)
             return mode, sure > 0.9
         distance, mode = torch.cdist(samples, centres(self.modes)).min(1)
         return mode, distance < NEAR * self.spread

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from importlib.util import find_spec
 
-import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
 from harness import Column, Study
-from stable_baselines3 import SAC
-from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from variants import (
     NONE,
@@ -119,6 +117,8 @@ class Cart:
     REWARD, FIRST, SIZE = 0.1, 200, 10_000
 
     def __init__(self, variant: Variant, seed: int) -> None:
+        import gymnasium
+
         self.variant, self.game = variant, gymnasium.make("CartPole-v1")
         self.seen, _ = self.game.reset(seed=seed)
         self.network = values(4, 2, 64, variant)
@@ -183,6 +183,9 @@ class Pendulum:
     LIMIT, UPDATES, LR = 3_260.0, 8, 3e-3
 
     def __init__(self, variant: Variant, seed: int) -> None:
+        from stable_baselines3 import SAC
+        from stable_baselines3.common.logger import Logger
+
         self.variant = variant
         self.agent = SAC(
             "MlpPolicy", "Pendulum-v1", learning_rate=self.LR, learning_starts=100, tau=1.0,
@@ -242,11 +245,15 @@ def columns(result: str) -> tuple[Column, ...]:
 
 
 SAC_VARIANTS = tuple(v for v in VARIANTS if v.name not in ("rescale 3x init", "clipping 10"))
+TD = Study("rl-td", "Off-policy TD, Baird's star under a network", VARIANTS, 5_000,
+           Baird, columns("error"), ("diverged", "error"))  # fmt: skip
+DQN = Study("rl-dqn", "DQN on CartPole, no target network, two updates a step", VARIANTS, 5_000,
+            Cart, columns("return"), ("diverged", "return"))  # fmt: skip
+IN_A_HURRY = Study("rl-sac", "SAC on Pendulum, no slow target, eight updates a step",
+                   SAC_VARIANTS, 3_000, Pendulum, columns("return"),
+                   ("diverged", "return"))  # fmt: skip
 STUDIES = (
-    Study("rl-td", "Off-policy TD, Baird's star under a network", VARIANTS, 5_000,
-          Baird, columns("error"), ("diverged", "error")),
-    Study("rl-dqn", "DQN on CartPole, no target network, two updates a step", VARIANTS, 5_000,
-          Cart, columns("return"), ("diverged", "return")),
-    Study("rl-sac", "SAC on Pendulum, no slow target, eight updates a step", SAC_VARIANTS, 3_000,
-          Pendulum, columns("return"), ("diverged", "return")),
-)  # fmt: skip
+    TD,
+    *([DQN] if find_spec("gymnasium") else []),
+    *([IN_A_HURRY] if find_spec("stable_baselines3") else []),
+)

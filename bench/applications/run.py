@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import gan
@@ -29,6 +30,7 @@ import transformer
 from figure import draw
 
 STUDIES = (*gan.STUDIES, *robust.STUDIES, *rl.STUDIES, *transformer.STUDIES)
+OPTIONAL = ("deel", "gymnasium", "stable_baselines3")  # of the extra [bench]
 SHORT, SHORT_SEEDS, SEEDS = 0.05, 2, 5
 
 
@@ -50,6 +52,8 @@ def main() -> None:
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
           f"{given.jobs} processes of 1 thread; {given.seeds} seeds, {given.share:.2f} of the full "
           "steps; the machine was shared with other work", flush=True)  # fmt: skip
+    for package in filter(lambda name: find_spec(name) is None, OPTIONAL):
+        print(f"{package} is not installed: what needs it is left out")
     for study in STUDIES:
         if fnmatch.fnmatch(study.name, given.only):
             run(study, given)
