@@ -16,7 +16,7 @@ from snc_client import SNCallback
 
 GAMMA, LR = 0.99, 0.03
 # Times the sigma of each layer before the training: enough to learn, too little to run away.
-HELD = {"threshold": "1.5x init"}
+HELD = {"threshold": "2x init"}
 
 
 def features() -> Tensor:

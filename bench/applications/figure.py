@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ INK = {
     "other": "#0b7d5c",
 }
 WIDTH, ROW, HEAD = 1100, 19, 110
+WIDE = 100  # times the least value: a panel gets a logarithmic axis
 
 
 def draw(study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
@@ -31,17 +33,30 @@ def draw(study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
     inks = [INK[outcome.kind] for outcome in outcomes]
     for place, column in enumerate(chosen, 1):
         pairs = [interval(outcome.values[column.key]) for outcome in outcomes]
+        finite = [mean for mean, _ in pairs if math.isfinite(mean)]
         figure.add_bar(
-            x=[mean for mean, _ in pairs], y=names, orientation="h", marker_color=inks,
-            error_x={"type": "data", "array": [half for _, half in pairs], "thickness": 1},
-            row=1, col=place,
-        )  # fmt: skip
+            x=[mean if math.isfinite(mean) else None for mean, _ in pairs],
+            y=names,
+            orientation="h",
+            marker_color=inks,
+            error_x=None
+            if column.share
+            else {"array": [half for _, half in pairs], "thickness": 1},
+            row=1,
+            col=place,
+        )
+        for name, (mean, _) in zip(names, pairs, strict=True):
+            if not math.isfinite(mean):
+                figure.add_annotation(x=0, y=name, text="not finite", showarrow=False, font_size=9,
+                                      xanchor="left", row=1, col=place)  # fmt: skip
+        if min(finite) > 0 and max(finite) > WIDE * min(finite):
+            figure.update_xaxes(type="log", exponentformat="power", row=1, col=place)
         figure.update_yaxes(autorange="reversed", showticklabels=place == 1, row=1, col=place)
     for outcome, ink in zip(outcomes, inks, strict=True):
         middle = [statistics.median(each) for each in zip(*outcome.sigma, strict=True)]
-        figure.add_scatter(x=outcome.steps, y=middle, line_color=ink, line_width=1.3,
+        figure.add_scatter(x=outcome.steps, y=middle, mode="lines", line_color=ink, line_width=1.3,
                            row=1, col=len(titles))  # fmt: skip
-    figure.update_yaxes(type="log", side="right", row=1, col=len(titles))
+    figure.update_yaxes(type="log", exponentformat="power", side="right", row=1, col=len(titles))
     figure.update_layout(
         title=study.title, template="plotly_white", showlegend=False, bargap=0.3,
         width=WIDTH, height=HEAD + ROW * len(outcomes), margin={"t": 70, "b": 30, "l": 10, "r": 10},

@@ -179,7 +179,7 @@ def cell(column: Column, values: Sequence[float]) -> str:
     mean, half = interval(values)
     if math.isnan(mean):
         return "-"
-    if not abs(mean) < 1e5:
+    if not abs(mean) < 1e4:
         return f"{mean:.1e}"
     return f"{mean:.{column.digits}f} ± {half:.{column.digits}f}"
 

@@ -239,7 +239,7 @@ def columns(result: str) -> tuple[Column, ...]:
     return (
         Column("diverged", "diverged", share=True),
         Column(result, {"error": "error at the end"}.get(result, "return at the end"), 1),
-        Column("largest", "largest |value|", 1),
+        Column("largest", "largest value", 1),
         Column("sigma", "sigma", 1),
     )
 
