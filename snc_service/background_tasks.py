@@ -22,8 +22,9 @@ from snc_service.store.types import StoreError
 # Checks for silence per ``silent_seconds``; their interval is bounded by the seconds below.
 SWEEPS = 10
 MIN_SWEEP_SECONDS, MAX_SWEEP_SECONDS = 0.05, 15.0
-# Folding takes a fifth of one core while there is something to fold.
-FOLD_SECONDS, FOLD_PAUSE_SECONDS = 0.25, 1.0
+# Folding takes a fifth of one core while there is something to fold. The pause doubles while there
+# is nothing.
+FOLD_SECONDS, FOLD_PAUSE_SECONDS, FOLD_IDLE_SECONDS = 0.25, 1.0, 8.0
 VERIFY_PAUSE_SECONDS = 86_400.0  # between verifications of all that is stored
 KEEP_PAUSE_SECONDS = 300.0  # between checks of age and size of history, and of events
 LAG_PAUSE_SECONDS = 0.25
@@ -109,8 +110,9 @@ def start_chores(
         if heard.quiet_seconds >= silent_seconds:
             service.store.runs.mark_silent(now - back, now)
 
-    def fold() -> None:
-        service.store.fold(FOLD_SECONDS, now=service.clock())
+    def fold() -> bool:
+        share = service.store.replicas.share()
+        return service.store.fold(FOLD_SECONDS, now=service.clock(), share=share) > 0
 
     def keep() -> None:
         service.store.events.forget()
@@ -132,7 +134,9 @@ def start_chores(
 
     return [
         asyncio.create_task(_repeat(sweep, pause, "silent runs could not be looked for")),
-        asyncio.create_task(_repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded")),
+        asyncio.create_task(
+            _repeat(fold, FOLD_PAUSE_SECONDS, "history could not be folded", FOLD_IDLE_SECONDS)
+        ),
         asyncio.create_task(_repeat(keep, KEEP_PAUSE_SECONDS, "old runs could not be deleted")),
         asyncio.create_task(
             _repeat(verify, VERIFY_PAUSE_SECONDS, "the store could not be verified")
@@ -150,12 +154,21 @@ async def _watch_loop(observe: Callable[[float], None]) -> None:
         observe(max(0.0, loop.time() - due))
 
 
-async def _repeat(chore: Callable[[], None], pause_seconds: float, failure: str) -> None:
+async def _repeat(
+    chore: Callable[[], bool | None],
+    pause_seconds: float,
+    failure: str,
+    idle_seconds: float | None = None,
+) -> None:
+    """Repeat a chore; with ``idle_seconds`` the pause doubles up to them while it does nothing."""
     said = ""
+    pause = pause_seconds
     while True:
-        await asyncio.sleep(pause_seconds)
+        await asyncio.sleep(pause)
+        pause = pause_seconds if idle_seconds is None else min(2 * pause, idle_seconds)
         try:
-            await run_in_threadpool(chore)
+            if await run_in_threadpool(chore):
+                pause = pause_seconds
             said = ""
         except StoreError as error:
             if str(error) != said:  # once per error: the log must not fill a full disk

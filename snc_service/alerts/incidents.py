@@ -63,13 +63,16 @@ def gather(
 
 def is_over(incident: Incident, facts: RunFacts, now: float) -> bool:
     """Return whether an incident is over: its rules are quiet, or its run ended long enough ago."""
-    if facts.state in END_STATES:
-        return now - facts.updated_at >= CLOSED_SECONDS
-    if facts.state == "silent":
-        return now - facts.updated_at >= SILENT_SECONDS
+    if facts.state != "active":
+        return is_abandoned(facts.state, facts.updated_at, now)
     quiet = quiet_steps(facts.pulse)
     lasting = [entry for entry in incident.entries if entry.rule not in _OF_THE_JOB]
     return all(_steps_ago(entry, quiet) >= QUIET_STEPS for entry in lasting)
+
+
+def is_abandoned(state: str, updated_at: float, now: float) -> bool:
+    """Return whether a run that is not active was last updated so long ago that nothing lasts."""
+    return now - updated_at >= (CLOSED_SECONDS if state in END_STATES else SILENT_SECONDS)
 
 
 def resolved(incident: Incident, now: float) -> Incident:

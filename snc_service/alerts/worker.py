@@ -23,11 +23,19 @@ from snc_service.alerts.message import Message, test_message
 from snc_service.alerts.post import DEADLINE_SECONDS, NotDelivered
 from snc_service.alerts.turns import Turns
 from snc_service.store import Store
-from snc_service.store.types import StoreError
-from snc_service.store.types.incidents import AlertDelivery, Incident, IncidentChange
+from snc_service.store.types import EVERYTHING, StoreError
+from snc_service.store.types.incidents import (
+    AlertDelivery,
+    Incident,
+    IncidentChange,
+    OpenIncident,
+)
 
-PAUSE_SECONDS: Final = 0.2  # between two looks for work: the largest delay it adds to a delivery
-SWEEP_SECONDS: Final = 2.0  # between two checks for resolved incidents
+# Between two looks for work; it doubles while there is none. Events of this process end it at once.
+PAUSE_SECONDS, IDLE_PAUSE_SECONDS = 0.2, 2.0
+SWEEP_SECONDS: Final = 2.0  # between two checks for resolved incidents; longer if one takes long
+SWEEP_PART: Final = 20  # of the time are they at most
+LOOKED_SECONDS: Final = 300.0  # after which an incident is looked at although nothing changed
 TROUBLE_SECONDS: Final = 5.0  # pause after the store could not be read or written
 LEASE_SECONDS: Final = DEADLINE_SECONDS + 5.0  # after this a claimed delivery is free again
 LEAP_SECONDS: Final = 60.0  # a clock that goes back by more makes waits too long
@@ -66,6 +74,7 @@ class Alerts:
         self._document = (0, Alerting({}))
         self._routed = 0  # the routing version last applied to open incidents
         self._next_sweep = 0.0
+        self._looked: dict[int, tuple[tuple[int, int], float]] = {}  # by incident: see `_is_ripe`
         self._looked_at = float("-inf")
         self._closing = threading.Event()
         self._lanes: dict[str, threading.Thread] = {}
@@ -79,6 +88,7 @@ class Alerts:
     def close(self) -> None:
         """Stop; the next start repeats a delivery that hangs."""
         self._closing.set()
+        self._store.incidents.wake()
         if self._thread.ident is not None:
             self._thread.join()
         deadline = time.monotonic() + CLOSING_SECONDS
@@ -98,10 +108,14 @@ class Alerts:
 
     def _run(self) -> None:
         pause = PAUSE_SECONDS
-        while not self._closing.wait(pause):
-            pause = PAUSE_SECONDS
+        while True:
+            self._store.incidents.wait(pause)
+            if self._closing.is_set():
+                return
+            pause = min(2 * pause, IDLE_PAUSE_SECONDS)
             try:
-                self._look()
+                if self._look():
+                    pause = PAUSE_SECONDS
             except StoreError as error:
                 log.warning("alerts wait for the store: %s", error)
                 pause = TROUBLE_SECONDS
@@ -109,7 +123,8 @@ class Alerts:
                 log.exception("alerts could not be seen to")
                 pause = TROUBLE_SECONDS
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """See to what is pending; return whether anything was."""
         now = self._clock()
         if now < self._looked_at - LEAP_SECONDS:
             log.warning("the clock went back: what is to be told is looked at anew")
@@ -120,13 +135,17 @@ class Alerts:
         if work.outbox:
             self._gather(alerting)
         if time.monotonic() >= self._next_sweep or work.version != self._routed:
-            self._next_sweep = time.monotonic() + SWEEP_SECONDS
+            began = time.monotonic()
             self._sweep(alerting, everything=work.version != self._routed)
             self._routed = work.version
+            ended = time.monotonic()
+            self._next_sweep = ended + max(SWEEP_SECONDS, SWEEP_PART * (ended - began))
+        is_busy = work.outbox
         if work.outbox:  # deliver gathered events at once
             work = self._store.incidents.work(now)
         for receiver in work.due:
             self._open_lane(receiver)
+        return is_busy or bool(work.due)
 
     def _alerting(self, version: int | None = None) -> Alerting:
         if version is None or version != self._document[0]:
@@ -145,7 +164,13 @@ class Alerts:
         """Resolve incidents that are over; after a routing change, route open incidents again."""
         now = self._clock()
         changes = []
-        for incident, facts in self._store.incidents.open():
+        marks = self._store.incidents.marks()
+        share = EVERYTHING if everything else self._store.replicas.share()
+        ripe = [
+            each for each in marks
+            if share.has(each.run_id) and (everything or self._is_ripe(each, now))
+        ]  # fmt: skip
+        for incident, facts in self._store.incidents.open(ripe) if ripe else ():
             over = incidents.is_over(incident, facts, now)
             if over:
                 incident = incidents.resolved(incident, now)
@@ -153,6 +178,17 @@ class Alerts:
                 changes.append(IncidentChange(incident, alerting.told(incident), wake=True))
         for start in range(0, len(changes), CHANGES_AT_ONCE):
             self._store.incidents.change(changes[start : start + CHANGES_AT_ONCE], now=now)
+        known = {each.id for each in marks}
+        self._looked = {id_: look for id_, look in self._looked.items() if id_ in known}
+        self._looked |= {each.id: ((each.revision, each.version), now) for each in ripe}
+
+    def _is_ripe(self, mark: OpenIncident, now: float) -> bool:
+        """Return whether an open incident may be over: something changed, or time has passed."""
+        if mark.state != "active":
+            return incidents.is_abandoned(mark.state, mark.updated_at, now)
+        before, at = self._looked.get(mark.id, (None, now))
+        changed = before != (mark.revision, mark.version)
+        return changed or not 0 <= now - at < LOOKED_SECONDS
 
     def _open_lane(self, receiver: str) -> None:
         lane = self._lanes.get(receiver)

@@ -16,13 +16,14 @@ from snc_service.store.collections.runs import Runs
 from snc_service.store.collections.silences import Silences
 from snc_service.store.collections.tokens import Tokens
 from snc_service.store.damages import Damages
+from snc_service.store.replicas import Replicas
 from snc_service.store.sql.compaction.compact import Compactor
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
-from snc_service.store.types import Bounds
+from snc_service.store.types import EVERYTHING, Bounds, Share
 
 
 class Store:
@@ -53,16 +54,17 @@ class Store:
         self.incidents = Incidents(database, bounds.run)
         self.deliveries = Deliveries(database)
         self.silences = Silences(database, bounds.store)
+        self.replicas = Replicas(database)
         deletion.resume_if_possible(database)
 
-    def fold(self, budget_s: float, *, now: float) -> int:
+    def fold(self, budget_s: float, *, now: float, share: Share = EVERYTHING) -> int:
         """Compress recent history for about ``budget_s`` seconds; return the values compressed.
 
-        Returns 0 when nothing is due; without rules (`Batches.judge_with`) rows behind the last
+        Returns 0 when nothing of this ``share`` is due; without rules (`Batches.judge_with`) rows behind the last
         checkpoint stay as they are. Answers do not change, ingest continues, and a crash loses
         nothing. One background thread should call it about every second.
         """
-        return self._compactor.fold(budget_s, now)
+        return self._compactor.fold(budget_s, now, share)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database can be read and written."""
@@ -80,4 +82,5 @@ class Store:
 
     def close(self) -> None:
         """Close all connections; acknowledged data is already durable."""
+        self.replicas.leave()
         self._database.close()

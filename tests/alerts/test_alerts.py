@@ -84,6 +84,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "IDLE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(worker, "SWEEP_SECONDS", 0.05)
     clock = Clock()
     with serving_app(settings_in(tmp_path, alert_networks=LOOPBACK), clock=clock) as api:
@@ -288,6 +289,7 @@ def test_a_redirect_to_loopback_is_refused_and_counted(watched):
 
 def test_a_receiver_of_our_own_network_is_refused_unless_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "IDLE_PAUSE_SECONDS", 0.02)
     with listening() as inside, serving_app(settings_in(tmp_path), clock=Clock()) as api:
         watched = Watched(api, Clock())
         watched.route(pager=inside.url)
@@ -355,6 +357,7 @@ def test_a_store_that_fails_for_a_while_costs_no_alert(watched, monkeypatch):
 
 def test_two_services_on_one_store_tell_once(store_url, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "IDLE_PAUSE_SECONDS", 0.02)
     settings = Settings(store=store_url, alert_networks=LOOPBACK)
     with listening() as there, ExitStack() as stack:
         first, _ = (stack.enter_context(serving_app(settings)) for _ in range(2))

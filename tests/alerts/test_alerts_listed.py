@@ -9,7 +9,7 @@ from store_cases import NOW
 from test_alerts_store import run_with_events
 
 from snc_service.store import open_store
-from snc_service.store.sql.records import incidents as records
+from snc_service.store.sql.records import open_incidents
 from snc_service.store.types.incidents import DueRun, IncidentChange
 
 
@@ -58,25 +58,44 @@ def test_incidents_are_listed_by_age_or_by_severity_page_by_page(store):
 
 
 class Counted:
-    """A connection that counts its statements."""
+    """A connection that counts its statements, and the rows that it was asked for."""
 
     def __init__(self, connection):
-        self.connection, self.statements = connection, 0
+        self.connection, self.statements, self.rows = connection, 0, 0
 
     def execute(self, *arguments):
         self.statements += 1
         return self.connection.execute(*arguments)
 
+    def fetch_each(self, statement, parameters):
+        self.statements += 1
+        self.rows += len(parameters)
+        return self.connection.fetch_each(statement, parameters)
+
 
 @pytest.mark.parametrize("number", [1, 7])
-def test_a_look_at_open_incidents_takes_two_statements_however_many_there_are(store, number):
+def test_a_look_at_open_incidents_takes_one_statement_and_reads_the_chosen_ones(store, number):
     many(store, ["warning"] * number)
     with store._database.read() as connection:
         counted = Counted(connection)
-        found = records.opened(counted)
-    assert (counted.statements, len(found)) == (2, number)
+        marks = open_incidents.marks(counted)
+        assert (counted.statements, len(marks)) == (1, number)
+        found = open_incidents.load(counted, marks[:2])
+    chosen = min(2, number)
+    assert (counted.statements, counted.rows, len(found)) == (3, 2 * chosen, chosen)
     assert all(each.run == facts.run for each, facts in found)
     assert all(facts.pulse == b"remembered" for _, facts in found)
+    assert [each.id for each, _ in store.incidents.open()] == [mark.id for mark in marks]
+
+
+def test_a_look_at_open_incidents_reads_no_row_of_an_incident(tmp_path):
+    """What SQLite goes through is the index: the bodies of incidents may be long."""
+    with closing(open_store(f"sqlite:///{tmp_path}/snc.db")) as store:
+        many(store, ["warning"])
+        with store._database.read() as connection:
+            plan = connection.execute(f"explain query plan {open_incidents._MARKS}").fetchall()
+    (scanned,) = [row[3] for row in plan if "incident" in row[3]]
+    assert "COVERING INDEX incident_open" in scanned
 
 
 def test_what_waits_is_told_by_run_with_its_most_severe_incident(store):

@@ -13,6 +13,7 @@ from snc_service.alerts import worker
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "IDLE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(worker, "SWEEP_SECONDS", 0.05)
     clock = Clock()
     with serving_app(settings_in(tmp_path, alert_networks=LOOPBACK), clock=clock) as api:
@@ -73,6 +74,7 @@ def test_a_storm_of_one_run_delays_the_alarm_of_another_by_one_delivery(watched)
 def frugal(tmp_path, monkeypatch):
     """A service that sends two messages a minute about one run."""
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "IDLE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(worker, "SWEEP_SECONDS", 0.05)
     settings = settings_in(tmp_path, alert_networks=LOOPBACK, alert_messages_per_minute=2)
     clock = Clock()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.sql.records import (
     incidents,
+    open_incidents,
 )
 from snc_service.store.types import RunBounds
 from snc_service.store.types.incidents import (
@@ -15,6 +16,7 @@ from snc_service.store.types.incidents import (
     IncidentChange,
     IncidentOrder,
     IncidentState,
+    OpenIncident,
     RunFacts,
     Work,
 )
@@ -41,10 +43,29 @@ class Incidents:
         with self._database.write() as connection:
             return incidents.gather(connection, gather, now, limit)
 
-    def open(self) -> list[tuple[Incident, RunFacts]]:
-        """Return open incidents with their runs, the oldest first."""
+    def wait(self, seconds: float) -> None:
+        """Return after ``seconds``, or as soon as this process has stored events or is woken."""
+        self._database.announced.wait(seconds)
+        self._database.announced.clear()
+
+    def wake(self) -> None:
+        """End the `wait` of another thread."""
+        self._database.announced.set()
+
+    def marks(self) -> list[OpenIncident]:
+        """Return what tells whether an open incident must be looked at, the oldest first.
+
+        Cost: one statement over an index; no incident is read.
+        """
         with self._database.read() as connection:
-            return incidents.opened(connection)
+            return open_incidents.marks(connection)
+
+    def open(self, chosen: Sequence[OpenIncident] | None = None) -> list[tuple[Incident, RunFacts]]:
+        """Return open incidents with their runs: the ``chosen`` ones, or all, the oldest first."""
+        with self._database.read() as connection:
+            if chosen is None:
+                chosen = open_incidents.marks(connection)
+            return open_incidents.load(connection, chosen)
 
     def change(self, changes: Sequence[IncidentChange], *, now: float) -> int:
         """Store changed incidents in one transaction; return the number stored.

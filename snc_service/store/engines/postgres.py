@@ -7,6 +7,7 @@ Until then every call raises `StoreUnavailable`.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
@@ -75,6 +76,7 @@ class PostgresConnection:
 
     def __init__(self, session: psycopg.Connection[Row]) -> None:
         self._session = session
+        self.has_news = False
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> psycopg.Cursor[Row]:
         """Run one statement with binary transfer."""
@@ -97,6 +99,10 @@ class PostgresConnection:
     def mark(self) -> None:
         """Return None: the server does not report whether other connections wrote."""
 
+    def announce(self) -> None:
+        """Let the database say after the commit that there are events."""
+        self.has_news = True
+
     def together(self) -> AbstractContextManager[Any]:
         """Send the enclosed statements in one pipeline."""
         return self._session.pipeline()
@@ -110,8 +116,11 @@ class PostgresDatabase:
     newer release.
     """
 
+    is_shared = True
+
     def __init__(self, url: str) -> None:
         self._url, self.shown = url, shown(url)
+        self.announced = threading.Event()
         self._readers = Lane(self._connect, READERS)
         self._writers = Lane(self._connect, WRITERS)
         self._closed = False
@@ -132,12 +141,15 @@ class PostgresDatabase:
     def write(self, *, frees: bool = False) -> Iterator[PostgresConnection]:
         """Lend a connection inside a transaction; durable when the context ends."""
         with self._named_errors(), self._lent(self._writers, WRITE) as session:
+            connection = PostgresConnection(session)
             try:
-                yield PostgresConnection(session)
+                yield connection
                 session.execute("commit")
             except ReadOnlySqlTransaction:
                 session.close()  # it stays read-only, even if the database does not
                 raise
+            if connection.has_news:
+                self.announced.set()
 
     def check_writable(self) -> None:
         """Raise `StoreUnavailable` if a write would be: the database is read-only, or a standby."""

@@ -55,8 +55,11 @@ class SqliteDatabase:
     newer release.
     """
 
+    is_shared = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.announced = threading.Event()
         self._log = path.with_name(path.name + "-wal")
         self._lost_log = path.with_name(path.name + "-wal-damaged")
         self._reserve = Reserve(path.with_name(path.name + "-reserve"))
@@ -112,10 +115,13 @@ class SqliteDatabase:
             self._make_room(frees)
             # A deferred transaction that becomes a writer gets "busy" without waiting.
             self._writer.execute("begin immediate")
+            self._writer.has_news = False
             try:
                 yield self._writer
                 self._writer.execute("commit")
                 self._writer.writes += 1
+                if self._writer.has_news:
+                    self.announced.set()
                 self._check_files(self.path, self._log)
             except BaseException:
                 # After "disk full" SQLite may have rolled back already.

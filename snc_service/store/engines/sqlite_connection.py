@@ -24,6 +24,7 @@ class SqliteConnection(sqlite3.Connection):
     for_update = ""
     skip_locked = ""
     writes = 0
+    has_news = False
 
     def executemany(  # type: ignore[override] # sqlite3 also accepts mappings; no caller passes any
         self, sql: str, parameters: Iterable[Sequence[Any]], /
@@ -54,6 +55,10 @@ class SqliteConnection(sqlite3.Connection):
     def fetch_each(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> list[list[Row]]:
         """Run one select for many parameters."""
         return [self.execute(sql, each).fetchall() for each in parameters]
+
+    def announce(self) -> None:
+        """Let the database say after the commit that there are events."""
+        self.has_news = True
 
     def together(self) -> AbstractContextManager[None]:
         """Do nothing: there is no server to wait for."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from snc_service.wire import Severity
 
@@ -60,6 +60,17 @@ class Incident:
     def first(self) -> Entry:
         """Return the entry that came first: its rule and layer name the incident."""
         return self.entries[0]
+
+
+class OpenIncident(NamedTuple):
+    """An open incident as its index has it: whether it, or its run, has changed."""
+
+    id: int
+    revision: int
+    run_id: int
+    state: str  # of the run, as the next two
+    updated_at: float
+    version: int
 
 
 @dataclass(frozen=True)

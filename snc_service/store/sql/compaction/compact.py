@@ -19,17 +19,17 @@ import numpy as np
 
 from snc_service.store import tiles
 from snc_service.store.sql.compaction import rollups, slices
-from snc_service.store.sql.compaction.due_chunks import Chunk, due_runs
+from snc_service.store.sql.compaction.due_chunks import Chunk, DueChunks
 from snc_service.store.sql.compaction.rollups import Changes, TilePlace
 from snc_service.store.sql.compaction.slices import ChunkPiece, TailBatch
 from snc_service.store.sql.database.dialect import Connection, Database
-from snc_service.store.sql.records import deletion
-from snc_service.store.sql.series import stored_tiles, tail
+from snc_service.store.sql.records import deletion, runs
+from snc_service.store.sql.series import stored_tiles, tail, tail_summary
 from snc_service.store.sql.series.checksums import TileKey
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.stored_tiles import StoredTile
 from snc_service.store.sql.series.tail import UnreadableSteps, pack_steps
-from snc_service.store.types import Floats, Steps, StoreDamaged
+from snc_service.store.types import Floats, Share, Steps, StoreDamaged
 from snc_service.wire import ABSENT, absent
 
 DAMAGED_SECONDS = 300.0  # after which the folding of a damaged chunk is tried again
@@ -57,18 +57,24 @@ class Compactor:
         self._damaged: dict[Chunk, float] = {}
         # One per run: two would start each other again for ever.
         self._jobs: dict[int, ChunkCompaction] = {}
+        self._due = DueChunks()
         self._last_run = 0
         self._lock = threading.Lock()
 
-    def fold(self, budget_s: float, now: float) -> int:
+    def fold(self, budget_s: float, now: float, share: Share) -> int:
         """Fold due chunks until the time is up, at least one slice; return the values folded."""
         with self._lock:
-            return self._fold(time.monotonic() + budget_s, now)
+            return self._fold(time.monotonic() + budget_s, now, share)
 
-    def _fold(self, deadline: float, now: float) -> int:
+    def _fold(self, deadline: float, now: float, share: Share) -> int:
         deletion.resume(self._database)
         with self._database.read() as connection:
-            due = [c for some in due_runs(connection, now) for c in some if self._is_sound(c)]
+            unknown = self._due.unknown(connection, share)
+        self._summarise(unknown)
+        with self._database.read() as connection:
+            found, untrue = self._due.look(connection, now, share)
+        self._summarise(untrue)
+        due = [chunk for chunk in found if self._is_sound(chunk)]
         waiting: dict[int, deque[Chunk]] = {run_id: deque() for run_id in self._jobs}
         for chunk in due:
             job = self._jobs.get(chunk.run_id)
@@ -89,6 +95,12 @@ class Compactor:
             self._database.checkpoint()
             self._database.reclaim(idle=not due)
         return num_values
+
+    def _summarise(self, run_ids: Sequence[int]) -> None:
+        for run_id in run_ids:
+            with self._database.write() as connection:
+                if runs.lock_number(connection, run_id):
+                    tail_summary.summarise(connection, run_id)
 
     def _is_sound(self, chunk: Chunk) -> bool:
         if self._damaged.get(chunk, 0.0) > time.monotonic():
@@ -265,3 +277,5 @@ def _take_from_tail(connection: Connection, chunk: Chunk, folded: Sequence[TailB
         tail.replace(
             connection, chunk.run_id, head.id, chunk.attempt, head.layout.number, steps, columns
         )
+    if folded:
+        tail_summary.summarise(connection, chunk.run_id)

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from snc_service.store import tiles
-from snc_service.store.sql.database.dialect import Connection
+from snc_service.store.sql.database.dialect import Connection, Row
+from snc_service.store.sql.series import tail_summary
 from snc_service.store.sql.series.tail import UnreadableSteps, unpack_steps
-from snc_service.store.types import Steps
+from snc_service.store.types import Share, Steps
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a run without new batches for this long is folded completely
-MOST_TAIL_BYTES = 32 * 2**20  # of one attempt, complete chunk or not; more for very wide runs
+MOST_TAIL_BYTES = 32 * 2**20  # of one run, complete chunk or not; more for very wide runs
 MANY_STEPS = 256  # steps of a complete chunk to fold at once; fewer wait for more
 MOST_SHIFT = 10
+NEW_STEPS, AGAIN_SECONDS = 64, 10.0  # after which a tail is read again in which nothing was due
+MEND_SECONDS = 3_600.0  # between looks for tails without a summary
+
+# The one statement of a look. Every condition is about the row of the run.
+_CANDIDATES = (
+    "select run_id, interval_shift, tail_first, tail_steps, tail_bytes, last_step, "
+    "case when state = 'active' and updated_at > ? then 0 else 1 end "
+    "from run where tail_first is not null and (state <> 'active' or updated_at <= ? "
+    "or tail_bytes > ? or last_step - tail_first >= (? << coalesce(interval_shift, 0))) "
+    "order by run_id"
+)
 
 
 @dataclass(frozen=True)
@@ -37,44 +54,104 @@ class Chunk:
         return self.low + (tiles.TILE_STEPS << self.shift)
 
 
-def due_runs(connection: Connection, now: float) -> Iterator[list[Chunk]]:
-    """Yield the due chunks of each attempt that has any, from one scan of an index."""
-    rows = connection.execute(
-        "select tail.run_id, tail.attempt, min(tail.step0), max(tail.step1), sum(tail.n), "
-        "sum(tail.size), max(run.interval_shift), "
-        "max(case when run.state = 'active' and run.updated_at > ? then 0 else 1 end) "
-        "from tail join run on run.run_id = tail.run_id "
-        "group by tail.run_id, tail.attempt order by tail.run_id, tail.attempt",
-        (now - IDLE_SECONDS,),
-    ).fetchall()
-    chosen: dict[int, int] = {}
-    for run_id, attempt, first, last, num_steps, num_bytes, shift, quiet in rows:
-        shift = chosen.get(run_id, shift)
-        everything = bool(quiet) or _too_large(num_bytes, num_steps)
-        if everything or last - first >= _overdue(tiles.TILE_STEPS << (shift or 0)):
-            try:
-                due = _due_chunks(connection, run_id, attempt, shift, everything, now)
-            except UnreadableSteps as error:  # until it is repaired; all others are folded
-                log.error("an attempt of run number %d cannot be folded: %s", run_id, error)
+class DueChunks:
+    """Looks for due chunks. It goes by the summaries of tails, and reads a tail where one is due.
+
+    A look costs a row per run that may have something due. What it read of a tail in vain it reads
+    again only after `NEW_STEPS` or `AGAIN_SECONDS`. For one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._in_vain: dict[int, _Candidate] = {}
+        self._mends_at = -math.inf
+
+    def look(
+        self, connection: Connection, now: float, share: Share
+    ) -> tuple[list[Chunk], list[int]]:
+        """Return the due chunks of this replica's runs, and runs whose summary is not true."""
+        rows = connection.execute(
+            _CANDIDATES,
+            (now - IDLE_SECONDS, now - IDLE_SECONDS, MOST_TAIL_BYTES, _overdue(tiles.TILE_STEPS)),
+        )
+        candidates = [_Candidate(now, *row) for row in rows]
+        due: list[Chunk] = []
+        untrue = []
+        in_vain: dict[int, _Candidate] = {}
+        for each in candidates:
+            if not share.has(each.run_id) or not (each.is_everything or each.is_long):
                 continue
-            if due:
-                chosen[run_id] = due[0].shift
-            yield due
+            before = self._in_vain.get(each.run_id)
+            if before is not None and each.is_like(before):
+                in_vain[each.run_id] = before
+                continue
+            found = _due_of(connection, each)
+            due += found or []
+            if found is None:
+                untrue.append(each.run_id)
+            elif not found:
+                in_vain[each.run_id] = each
+        self._in_vain = in_vain
+        return due, untrue
+
+    def unknown(self, connection: Connection, share: Share) -> list[int]:
+        """Return runs without a summary that need one, at the first call and once an hour."""
+        if time.monotonic() < self._mends_at + MEND_SECONDS:
+            return []
+        self._mends_at = time.monotonic()
+        return [run_id for run_id in tail_summary.unknown(connection) if share.has(run_id)]
+
+
+class _Candidate(NamedTuple):
+    """A run that may have something due, with the summary of its tail at a look."""
+
+    at: float  # of the look
+    run_id: int
+    shift: int | None
+    first: int
+    steps: int
+    num_bytes: int
+    last_step: int | None
+    is_quiet: int
+
+    @property
+    def is_everything(self) -> bool:
+        return bool(self.is_quiet) or _too_large(self.num_bytes, self.steps)
+
+    @property
+    def is_long(self) -> bool:
+        width = tiles.TILE_STEPS << (self.shift or 0)
+        return self.last_step is not None and self.last_step - self.first >= _overdue(width)
+
+    def is_like(self, before: _Candidate) -> bool:
+        """Return whether little came since a look, so that another would find as little."""
+        return (
+            self.is_everything == before.is_everything
+            and self.first == before.first
+            and before.steps <= self.steps < before.steps + NEW_STEPS
+            and 0 <= self.at - before.at < AGAIN_SECONDS
+        )
+
+
+def _due_of(connection: Connection, run: _Candidate) -> list[Chunk] | None:
+    """Return the due chunks of all attempts of a run; None: its tail is empty."""
+    rows = connection.execute(
+        "select attempt, step0, step1, n, steps, received_at from tail "
+        "where run_id = ? order by attempt, id",
+        (run.run_id,),
+    ).fetchall()
+    due: list[Chunk] = []
+    for attempt, some in groupby(rows, key=itemgetter(0)):
+        shift = due[0].shift if due else run.shift
+        try:
+            due += _due_chunks(run, attempt, shift, [row[1:] for row in some])
+        except UnreadableSteps as error:  # until it is repaired; all others are folded
+            log.error("an attempt of run number %d cannot be folded: %s", run.run_id, error)
+    return due if rows else None
 
 
 def _due_chunks(
-    connection: Connection,
-    run_id: int,
-    attempt: int,
-    shift: int | None,
-    everything: bool,
-    now: float,
+    run: _Candidate, attempt: int, shift: int | None, rows: Sequence[Row]
 ) -> list[Chunk]:
-    rows = connection.execute(
-        "select step0, step1, n, steps, received_at from tail "
-        "where run_id = ? and attempt = ? order by id",
-        (run_id, attempt),
-    ).fetchall()
     pieces = [unpack_steps(*row[:4]) for row in rows]
     shift = _interval_shift(pieces) if shift is None else shift
     width = tiles.TILE_STEPS << shift
@@ -86,12 +163,12 @@ def _due_chunks(
             waiting[int(number)] += int(count)
             since.setdefault(int(number), row[4])
     return [
-        Chunk(run_id, attempt, shift, number * width)
+        Chunk(run.run_id, attempt, shift, number * width)
         for number in sorted(waiting)
-        if everything
+        if run.is_everything
         or (
             newest - number * width >= _overdue(width)
-            and (waiting[number] >= MANY_STEPS or since[number] <= now - IDLE_SECONDS)
+            and (waiting[number] >= MANY_STEPS or since[number] <= run.at - IDLE_SECONDS)
         )
     ]
 

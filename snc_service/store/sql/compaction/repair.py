@@ -19,7 +19,7 @@ from snc_service.store.sql.database.dialect import Connection, Database
 from snc_service.store.sql.queries import thinned, verification
 from snc_service.store.sql.queries.verification import Broken, BrokenBatch, BrokenTile, Tally
 from snc_service.store.sql.records import audit, damages, runs
-from snc_service.store.sql.series import stored_tiles, tail
+from snc_service.store.sql.series import stored_tiles, tail, tail_summary
 from snc_service.store.sql.series.checksums import BLOCK_BYTES
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.stored_tiles import StoredTile
@@ -90,6 +90,7 @@ def _drop_blocks(connection: Connection, broken: BrokenBatch) -> str:
     whole = layout is not None and len(data) == 4 * place.n * width and len(broken.blocks) < count
     if layout is None or not whole:
         connection.execute("delete from tail where run_id = ? and id = ?", (place.run_id, place.id))
+        tail_summary.summarise(connection, place.run_id)
         return "dropped"
     values = np.frombuffer(data, "<f4").copy()
     size = BLOCK_BYTES // values.itemsize

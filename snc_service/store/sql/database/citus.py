@@ -23,6 +23,7 @@ REFERENCE: Final = frozenset(
         "incident",
         "project_policy",
         "project_rules",
+        "replica",
         "run_author",
         "run_name",
         "silence",

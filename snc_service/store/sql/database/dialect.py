@@ -7,6 +7,7 @@ PostgreSQL 14 accept.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -67,6 +68,9 @@ class Connection(Protocol):
     def mark(self) -> Mark | None:
         """Return the write state, None if the engine cannot detect writes of others: see `Mark`."""
 
+    def announce(self) -> None:
+        """Set `Database.announced` once the transaction is committed: it stores events."""
+
     def together(self) -> AbstractContextManager[Any]:
         """Pipeline the enclosed `executemany` calls; their errors are raised at the end."""
 
@@ -79,6 +83,8 @@ class Database(Protocol):
     """
 
     found_version: int
+    is_shared: bool  # by several services as a rule: they divide what runs in the background
+    announced: threading.Event  # this process has stored events: it looks after them first
 
     def read(self) -> AbstractContextManager[Connection]:
         """Open a transaction that sees one snapshot; many may run at once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 7
+VERSION = 8
 
 TABLES = """
 create table run_name (run_id {serial}, run {text} not null unique);
@@ -203,6 +203,21 @@ drop table rule_state;
 
 alter table run add column pulse {blob};
 alter table run rename column epoch to fold_epoch;
+""",
+    8: """
+alter table run add column tail_first bigint;
+alter table run add column tail_steps bigint not null default 0;
+alter table run add column tail_bytes bigint not null default 0;
+create index run_with_tail on run (run_id) where tail_first is not null;
+update run set
+  tail_first = (select min(step0) from tail where tail.run_id = run.run_id),
+  tail_steps = (select coalesce(sum(n), 0) from tail where tail.run_id = run.run_id),
+  tail_bytes = (select coalesce(sum(size), 0) from tail where tail.run_id = run.run_id);
+
+drop index incident_open;
+create index incident_open on incident (run_id, id, revision, state) where state = 'open';
+
+create table replica (id {text} primary key, beat bigint not null);
 """,
 }
 

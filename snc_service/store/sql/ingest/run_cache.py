@@ -21,7 +21,7 @@ from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
 from snc_service.store.sql.records.annotations import ANNOTATIONS
 from snc_service.store.sql.records.documents import RULE_SETTINGS
-from snc_service.store.sql.series import latest_values
+from snc_service.store.sql.series import latest_values, tail_summary
 from snc_service.store.sql.series.attempts import Attempts
 from snc_service.store.sql.series.layouts import KnownTable, LayerBook
 from snc_service.store.types import Detection, RunUnknown, StoredEvent, VersionedDocument
@@ -55,7 +55,7 @@ _SAVE_RUN = (
     "guard_vetoes = ?, dropped_values = ?, overhead = ?, loss = ?, nonfinite_loss = ?, "
     "next_event = ?, next_tail = ?, pulse = ?, "
     "attempt = ?, worst_ratio = ?, worst_layer = ?, nonfinite_layers = ?, "
-    "version = version + 1 where run_id = ?"
+    f"{tail_summary.GROWS}, version = version + 1 where run_id = ?"
 )
 _SAVE_TAIL = (
     "insert into tail (run_id, id, attempt, layout, step0, step1, n, steps, received_at, "
@@ -327,6 +327,7 @@ def _run_row(connection: Connection, work: RunAtWork) -> Row:
         None if work.derived.rules is None else work.derived.rules.pulse(),
         work.attempts.newest,
         *_worst(connection, work),
+        *tail_summary.growth(work.tail),
         work.run_id,
     )
 

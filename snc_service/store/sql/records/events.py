@@ -52,6 +52,7 @@ def numbered(run: str, new: Sequence[Event], at: float, first: int) -> list[Stor
 
 def insert(connection: Connection, run_id: int, stored: Sequence[StoredEvent]) -> None:
     """Write the rows of numbered events, their counts, and the outbox."""
+    connection.announce()
     counts = Counter((item.event.rule, item.event.severity) for item in stored)
     connection.executemany(
         "insert into event (run_id, id, at, step, rule, severity, layer, layers, value, "

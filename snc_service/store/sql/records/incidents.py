@@ -29,7 +29,7 @@ from snc_service.store.types.incidents import (
 from snc_service.wire import Severity
 from snc_service.wire.rule_settings import SEVERITIES
 
-_INCIDENT = (
+SELECT = (
     "select incident.id, run.run, run.project, incident.state, incident.severity, incident.body, "
     "incident.opened_at, incident.updated_at, incident.revision, incident.omitted, "
     "incident.resolved_at, incident.acknowledged_at, incident.acknowledged_by "
@@ -37,7 +37,7 @@ _INCIDENT = (
 )
 # The numbers of `SEVERITIES`.
 _RANK = "case incident.severity when 'critical' then 2 when 'warning' then 1 else 0 end"
-_FACTS = (
+FACTS = (
     "select run.run, run.project, run.state, run.updated_at, run.last_step, run.version, run.pulse "
     "from run"
 )
@@ -85,7 +85,7 @@ def gather(connection: Connection, decide: Gather, now: float, limit: int) -> in
     for run_id, entries in by_run.items():
         if not runs.lock_number(connection, run_id):  # the run and its outbox are being deleted
             continue
-        facts = _facts(connection.execute(f"{_FACTS} where run.run_id = ?", (run_id,)).fetchone())
+        facts = facts_of(connection.execute(f"{FACTS} where run.run_id = ?", (run_id,)).fetchone())
         for change in decide(facts, _open(connection, run_id), entries):
             save(connection, run_id, change, now)
         connection.execute(
@@ -127,15 +127,6 @@ def change(connection: Connection, new: IncidentChange, now: float) -> bool:
     return True
 
 
-def opened(connection: Connection) -> list[tuple[Incident, RunFacts]]:
-    """Return open incidents with their runs. Cost: two statements, however many there are."""
-    rows = connection.execute(f"{_INCIDENT} where incident.state = 'open' order by incident.id")
-    incidents = [_incident(row) for row in rows]
-    whose = "where run.run_id in (select run_id from incident where state = 'open')"
-    facts = {each.run: each for each in map(_facts, connection.execute(f"{_FACTS} {whose}"))}
-    return [(incident, facts[incident.run]) for incident in incidents]
-
-
 def overfull(connection: Connection, most: int) -> list[int]:
     """Return the runs with more than ``most`` incidents that are over."""
     rows = connection.execute(
@@ -164,8 +155,8 @@ def forget(connection: Connection, run_id: int, most: int) -> int:
 
 def load(connection: Connection, id_: int) -> Incident | None:
     """Return one incident."""
-    row = connection.execute(f"{_INCIDENT} where incident.id = ?", (id_,)).fetchone()
-    return None if row is None else _incident(row)
+    row = connection.execute(f"{SELECT} where incident.id = ?", (id_,)).fetchone()
+    return None if row is None else of_row(row)
 
 
 def page(
@@ -197,10 +188,10 @@ def page(
         where.append(below if sort == "severity" else "incident.id < ?")
         values += [rank, rank, least] if sort == "severity" else [least]
     rows = connection.execute(
-        f"{_INCIDENT} where {' and '.join(where) or '1 = 1'} order by {order} limit ?",
+        f"{SELECT} where {' and '.join(where) or '1 = 1'} order by {order} limit ?",
         (*values, limit + 1),
     ).fetchall()
-    shown = [_incident(row) for row in rows[:limit]]
+    shown = [of_row(row) for row in rows[:limit]]
     if len(rows) <= limit:
         return shown, None
     return shown, (SEVERITIES.index(shown[-1].severity), shown[-1].id)
@@ -352,18 +343,19 @@ def _update(connection: Connection, incident: Incident) -> None:
 
 def _open(connection: Connection, run_id: int) -> Incident | None:
     row = connection.execute(
-        f"{_INCIDENT} where incident.run_id = ? and incident.state = 'open' "
+        f"{SELECT} where incident.run_id = ? and incident.state = 'open' "
         "order by incident.id desc limit 1",
         (run_id,),
     ).fetchone()
-    return None if row is None else _incident(row)
+    return None if row is None else of_row(row)
 
 
 def _body(entries: Iterable[Entry]) -> str:
     return json.dumps([asdict(entry) for entry in entries])
 
 
-def _incident(row: Row) -> Incident:
+def of_row(row: Row) -> Incident:
+    """Return the incident of a row of `SELECT`."""
     id_, run, project, state, severity, body, opened_at, updated_at, revision, *rest = row
     entries: Sequence[Mapping[str, Any]] = json.loads(body)
     return Incident(
@@ -380,7 +372,8 @@ def _incident(row: Row) -> Incident:
     )
 
 
-def _facts(row: Row) -> RunFacts:
+def facts_of(row: Row) -> RunFacts:
+    """Return the facts of a row of `FACTS`."""
     run, project, state, updated_at, last_step, version, pulse = row
     beat = None if pulse is None else bytes(pulse)
     return RunFacts(run, project, state, updated_at, last_step or 0, version, beat)
