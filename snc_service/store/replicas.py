@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from snc_service.store.sql.database.dialect import Database
-from snc_service.store.types import EVERYTHING, Share, StoreError
+from snc_service.store.types import EVERYTHING, RunShare, StoreError
 
 BEAT_SECONDS: Final = 10.0  # between two beats: a write each
 LEASE_SECONDS: Final = 35.0  # without a new beat the others take over
@@ -31,7 +31,7 @@ class Replicas:
         self._share = EVERYTHING
         self._lock = threading.Lock()
 
-    def share(self) -> Share:
+    def share(self) -> RunShare:
         """Return the share of this service; writes a beat if one is due. Raises `StoreError`."""
         with self._lock:
             if self._database.is_shared and time.monotonic() >= self._next_beat:
@@ -65,4 +65,4 @@ class Replicas:
             for each in gone:
                 connection.execute("delete from replica where id = ?", (each,))
         alive = sorted(e for e, (_, since) in self._beats.items() if now - since < LEASE_SECONDS)
-        self._share = Share(alive.index(self._id), len(alive))
+        self._share = RunShare(alive.index(self._id), len(alive))

@@ -23,7 +23,7 @@ from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
-from snc_service.store.types import EVERYTHING, Bounds, Share
+from snc_service.store.types import EVERYTHING, Bounds, RunShare
 
 
 class Store:
@@ -57,7 +57,7 @@ class Store:
         self.replicas = Replicas(database)
         deletion.resume_if_possible(database)
 
-    def fold(self, budget_s: float, *, now: float, share: Share = EVERYTHING) -> int:
+    def fold(self, budget_s: float, *, now: float, share: RunShare = EVERYTHING) -> int:
         """Compress recent history for about ``budget_s`` seconds; return the values compressed.
 
         Returns 0 when nothing of this ``share`` is due; without rules (`Batches.judge_with`) rows behind the last

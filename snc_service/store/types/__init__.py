@@ -44,7 +44,7 @@ from snc_service.store.types.histories import Window as Window
 from snc_service.store.types.histories import Worst as Worst
 from snc_service.store.types.records import StoredCommand
 from snc_service.store.types.shares import EVERYTHING as EVERYTHING
-from snc_service.store.types.shares import Share as Share
+from snc_service.store.types.shares import RunShare as RunShare
 from snc_service.wire import Batch, RuleSettings, Severity
 from snc_service.wire.batch import Floats as Floats
 

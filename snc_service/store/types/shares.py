@@ -7,7 +7,7 @@ from typing import Final
 
 
 @dataclass(frozen=True)
-class Share:
+class RunShare:
     """The runs whose numbers leave the remainder ``place`` when divided by ``of``.
 
     It says who does work first, not who may: all of it is safe if two do it at once.
@@ -21,4 +21,4 @@ class Share:
         return run_id % self.of == self.place
 
 
-EVERYTHING: Final = Share(0, 1)
+EVERYTHING: Final = RunShare(0, 1)

@@ -29,7 +29,7 @@ from snc_service.store.sql.series.checksums import TileKey
 from snc_service.store.sql.series.layouts import LayerBook
 from snc_service.store.sql.series.stored_tiles import StoredTile
 from snc_service.store.sql.series.tail import UnreadableSteps, pack_steps
-from snc_service.store.types import Floats, Share, Steps, StoreDamaged
+from snc_service.store.types import Floats, RunShare, Steps, StoreDamaged
 from snc_service.wire import ABSENT, absent
 
 DAMAGED_SECONDS = 300.0  # after which the folding of a damaged chunk is tried again
@@ -61,18 +61,18 @@ class Compactor:
         self._last_run = 0
         self._lock = threading.Lock()
 
-    def fold(self, budget_s: float, now: float, share: Share) -> int:
+    def fold(self, budget_s: float, now: float, share: RunShare) -> int:
         """Fold due chunks until the time is up, at least one slice; return the values folded."""
         with self._lock:
             return self._fold(time.monotonic() + budget_s, now, share)
 
-    def _fold(self, deadline: float, now: float, share: Share) -> int:
+    def _fold(self, deadline: float, now: float, share: RunShare) -> int:
         deletion.resume(self._database)
         with self._database.read() as connection:
             unknown = self._due.unknown(connection, share)
         self._summarise(unknown)
         with self._database.read() as connection:
-            found, untrue = self._due.look(connection, now, share)
+            found, untrue = self._due.look(connection, now, share, self._last_run)
         self._summarise(untrue)
         due = [chunk for chunk in found if self._is_sound(chunk)]
         waiting: dict[int, deque[Chunk]] = {run_id: deque() for run_id in self._jobs}

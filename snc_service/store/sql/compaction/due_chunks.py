@@ -18,7 +18,7 @@ from snc_service.store import tiles
 from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.series import tail_summary
 from snc_service.store.sql.series.tail import UnreadableSteps, unpack_steps
-from snc_service.store.types import Share, Steps
+from snc_service.store.types import RunShare, Steps
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ MOST_TAIL_BYTES = 32 * 2**20  # of one run, complete chunk or not; more for very
 MANY_STEPS = 256  # steps of a complete chunk to fold at once; fewer wait for more
 MOST_SHIFT = 10
 NEW_STEPS, AGAIN_SECONDS = 64, 10.0  # after which a tail is read again in which nothing was due
+ENOUGH = 64  # chunks of one look: more than are folded before the next
 MEND_SECONDS = 3_600.0  # between looks for tails without a summary
 
 # The one statement of a look. Every condition is about the row of the run.
@@ -66,34 +67,38 @@ class DueChunks:
         self._mends_at = -math.inf
 
     def look(
-        self, connection: Connection, now: float, share: Share
+        self, connection: Connection, now: float, share: RunShare, after: int = 0
     ) -> tuple[list[Chunk], list[int]]:
-        """Return the due chunks of this replica's runs, and runs whose summary is not true."""
+        """Return due chunks of this replica's runs, and runs whose summary is not true.
+
+        The runs in a circle that begins behind number ``after``, until there are `ENOUGH` chunks.
+        """
         rows = connection.execute(
             _CANDIDATES,
             (now - IDLE_SECONDS, now - IDLE_SECONDS, MOST_TAIL_BYTES, _overdue(tiles.TILE_STEPS)),
         )
-        candidates = [_Candidate(now, *row) for row in rows]
+        candidates = [
+            each
+            for each in (_Candidate(now, *row) for row in rows)
+            if share.has(each.run_id) and (each.is_everything or each.is_long)
+        ]
+        before, self._in_vain = self._in_vain, {}
         due: list[Chunk] = []
         untrue = []
-        in_vain: dict[int, _Candidate] = {}
-        for each in candidates:
-            if not share.has(each.run_id) or not (each.is_everything or each.is_long):
-                continue
-            before = self._in_vain.get(each.run_id)
-            if before is not None and each.is_like(before):
-                in_vain[each.run_id] = before
-                continue
-            found = _due_of(connection, each)
-            due += found or []
-            if found is None:
-                untrue.append(each.run_id)
-            elif not found:
-                in_vain[each.run_id] = each
-        self._in_vain = in_vain
+        for each in sorted(candidates, key=lambda each: (each.run_id <= after, each.run_id)):
+            known = before.get(each.run_id)
+            if known is not None and (len(due) >= ENOUGH or each.is_like(known)):
+                self._in_vain[each.run_id] = known
+            elif len(due) < ENOUGH:
+                found = _due_of(connection, each)
+                due += found or []
+                if found is None:
+                    untrue.append(each.run_id)
+                elif not found:
+                    self._in_vain[each.run_id] = each
         return due, untrue
 
-    def unknown(self, connection: Connection, share: Share) -> list[int]:
+    def unknown(self, connection: Connection, share: RunShare) -> list[int]:
         """Return runs without a summary that need one, at the first call and once an hour."""
         if time.monotonic() < self._mends_at + MEND_SECONDS:
             return []
