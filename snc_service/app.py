@@ -109,7 +109,13 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = store
         if opened is None:
-            opened = await run_in_threadpool(open_store, settings.store, _bounds(settings))
+            opened = await run_in_threadpool(
+                open_store,
+                settings.store,
+                _bounds(settings),
+                connections=settings.store_connections,
+                read_url=settings.store_read,
+            )
         service = app.state.service = _join(settings, opened, clock)
         chores: list[asyncio.Task[None]] = []
         try:

@@ -28,6 +28,14 @@ class Settings:
     """SNC_STORE: the URL of the store, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME;
     may hold a password, so it is never shown."""
 
+    store_read: str = field(default="", repr=False)
+    """SNC_STORE_READ: the URL of a standby of a PostgreSQL store, which answers queries for history
+    where it is up to date; may hold a password, so it is never shown."""
+
+    store_connections: int = 16
+    """SNC_STORE_CONNECTIONS: the most connections to PostgreSQL; fewer if the role may have fewer.
+    A standby gets as many."""
+
     host: str = "127.0.0.1"
     """SNC_HOST: the address to listen on. An address beyond loopback needs a token in the store."""
 
@@ -162,6 +170,11 @@ class Settings:
     def __post_init__(self) -> None:
         if "://" not in self.store:
             raise SettingsError("SNC_STORE must be a URL such as sqlite:///snc.db")
+        if self.store_read and not all(
+            url.startswith(("postgresql://", "postgres://"))
+            for url in (self.store, self.store_read)
+        ):
+            raise SettingsError("SNC_STORE_READ and SNC_STORE must both be postgresql://... URLs")
         if not _HOST.fullmatch(self.host):
             raise SettingsError(f"SNC_HOST must be a host name or an address, got {self.host!r}")
         for setting, (least, most) in _BOUNDS.items():
@@ -199,7 +212,8 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Settings:
         """Read ``SNC_*``; ``overrides`` (command-line options) apply where they are not None.
 
-        An empty variable counts as unset. ``SNC_STORE_FILE`` names a file that contains SNC_STORE.
+        An empty variable counts as unset. ``SNC_STORE_FILE`` names a file that contains
+        SNC_STORE, ``SNC_STORE_READ_FILE`` one with SNC_STORE_READ.
         """
         values: dict[str, Any] = {}
         for each in fields(cls):
@@ -226,7 +240,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:
-    path = environ.get(f"{name}_FILE", "").strip() if name == "SNC_STORE" else ""
+    path = environ.get(f"{name}_FILE", "").strip() if name in _SECRET else ""
     if not path:
         return environ.get(name, "").strip()
     try:
@@ -271,8 +285,11 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "bool": _switch,
     "tuple[str, ...]": _list,
 }
+_POSTGRES = ("postgresql://", "postgres://")
+_SECRET = ("SNC_STORE", "SNC_STORE_READ")
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65_535),
+    "store_connections": (2, 1_000),
     "metrics_series": (0, 10_000_000),
     "silent_seconds": (1, 30 * 86_400),
     "keep_days": (0, 36_500),

@@ -23,6 +23,7 @@ from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.records import deletion
 from snc_service.store.sql.records.documents import POLICIES, RULE_SETTINGS
 from snc_service.store.sql.series.layouts import LayerBook
+from snc_service.store.standby import RunReads
 from snc_service.store.types import EVERYTHING, Bounds, RunShare
 
 
@@ -33,7 +34,9 @@ class Store:
     transaction. Times are Unix seconds (float64). Layers go by name; their indexes stay internal.
     """
 
-    def __init__(self, database: Database, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, database: Database, bounds: Bounds | None = None, standby: Database | None = None
+    ) -> None:
         self.bounds = bounds = bounds or Bounds()
         book = LayerBook(bounds.run)
         self._database = database
@@ -41,7 +44,8 @@ class Store:
         memory = RunMemory()
         self.runs = Runs(database)
         self.batches = Batches(database, book, memory)
-        self.histories = Histories(database, book, memory, self.damages.note)
+        self._reads = RunReads(database, standby)
+        self.histories = Histories(self._reads, book, memory, self.damages.note)
         self._compactor = Compactor(database, book, self.damages.note, self.batches.settle)
         self.events = Events(database, bounds.run)
         self.policies = Documents(database, POLICIES, bounds)
@@ -83,4 +87,5 @@ class Store:
     def close(self) -> None:
         """Close all connections; acknowledged data is already durable."""
         self.replicas.leave()
+        self._reads.close()
         self._database.close()

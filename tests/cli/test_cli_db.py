@@ -255,5 +255,5 @@ def test_a_postgresql_store_is_left_to_pg_dump(capsys):
     url = "postgresql://ann:secret@db/snc"
     assert main(["db", "backup", "copy.dump", "--store", url]) == 1
     said = capsys.readouterr().err
-    assert "pg_dump --format=custom --compress=0 --file=copy.dump" in said
+    assert "pg_dump --format=custom --compress=1 --file=copy.dump" in said
     assert "secret" not in said

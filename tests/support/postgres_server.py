@@ -32,7 +32,9 @@ FAST = ("fsync=off", "full_page_writes=off", "autovacuum=off")
 class PostgresServer:
     """A server with a data directory. `start` after `kill` recovers it."""
 
-    def __init__(self, folder: Path, options: tuple[str, ...] = FAST) -> None:
+    def __init__(
+        self, folder: Path, options: tuple[str, ...] = FAST, of: PostgresServer | None = None
+    ) -> None:
         self.folder, self.options = folder, options
         self.port = _free_port()
         self._names = count()
@@ -43,7 +45,11 @@ class PostgresServer:
             self._as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self._bin = self._binaries()
         how = ("-U", "snc", "-A", "trust", "--no-sync", "--no-locale", "--encoding=UTF8")
-        self._run("initdb", "-D", "data", *how)
+        if of is None:
+            self._run("initdb", "-D", "data", *how)
+        else:  # its standby
+            where = ("-h", "127.0.0.1", "-p", str(of.port), "-U", "snc")
+            self._run("pg_basebackup", "-D", "data", "-R", "--no-sync", "--checkpoint=fast", *where)
         self.start()
 
     def start(self) -> None:
@@ -135,12 +141,14 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(options: tuple[str, ...] = FAST) -> Iterator[PostgresServer]:
-    """Run a server in a new folder."""
+def running_postgres(
+    options: tuple[str, ...] = FAST, of: PostgresServer | None = None
+) -> Iterator[PostgresServer]:
+    """Run a server in a new folder, as a standby ``of`` another."""
     folder = Path(tempfile.mkdtemp(prefix="snc-postgres-"))
     server = None
     try:
-        server = PostgresServer(folder, options)
+        server = PostgresServer(folder, options, of)
         yield server
     finally:
         if server is not None:

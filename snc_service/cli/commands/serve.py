@@ -129,7 +129,8 @@ def _check_store(settings: Settings) -> int:
     from snc_service.store.types import StoreError
 
     try:
-        with closing(open_store(settings.store)) as store:
+        connections, read = settings.store_connections, settings.store_read
+        with closing(open_store(settings.store, connections=connections, read_url=read)) as store:
             num_tokens = len(store.tokens.all())
         settings.check_exposure(num_tokens > 0)
     except SettingsError as error:

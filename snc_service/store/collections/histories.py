@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from snc_service.store.downsampling import planes_for
-from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.ingest.replay import newest_values
 from snc_service.store.sql.ingest.run_memory import RunMemory
 from snc_service.store.sql.queries import history
@@ -19,6 +19,7 @@ from snc_service.store.sql.series import damage, latest_values
 from snc_service.store.sql.series.latest_scalars import newest_scalars
 from snc_service.store.sql.series.layouts import LayerBook, metric_names
 from snc_service.store.sql.series.tail import UnreadableSteps
+from snc_service.store.standby import RunReads
 from snc_service.store.types import (
     Buckets,
     Extent,
@@ -40,19 +41,19 @@ class Histories:
 
     def __init__(
         self,
-        database: Database,
+        reads: RunReads,
         book: LayerBook,
         memory: RunMemory,
         note: Callable[[StoreDamaged], None],
     ) -> None:
-        self._database = database
+        self._reads = reads
         self._book = book
         self._memory = memory
         self._note = note  # called with damage before it is raised
 
     @contextmanager
     def _reading(self, run: str) -> Iterator[Connection]:
-        with self._noting(run), self._database.read() as connection:
+        with self._noting(run), self._reads.of(run) as connection:
             yield connection
 
     @contextmanager
@@ -157,7 +158,7 @@ class Histories:
         iterator once the run is deleted.
         """
         with self._noting(run):
-            pieces = scan(self._database, self._book, run, extent)
+            pieces = scan(self._reads, self._book, run, extent)
         return self._noted(run, pieces)
 
     def _noted(self, run: str, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -15,17 +15,23 @@ from snc_service.store.types import StoreUnavailable
 WAIT_SECONDS = 15.0  # for a free connection
 
 
+class Session(psycopg.Connection[Row]):
+    """A connection to the server, or to a pooler that lends another session per transaction."""
+
+    settings = ""  # what every transaction must set for itself, behind its ``begin``
+
+
 class Lane:
     """At most ``most`` connections; a new one is opened when all others are in use."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], most: int) -> None:
+    def __init__(self, connect: Callable[[], Session], most: int) -> None:
         self._connect = connect
         self._free = threading.BoundedSemaphore(most)
-        self._idle: deque[psycopg.Connection[Row]] = deque()
+        self._idle: deque[Session] = deque()
         self._closed = False
 
     @contextmanager
-    def lent(self, begin: str) -> Iterator[psycopg.Connection[Row]]:
+    def lent(self, begin: str) -> Iterator[Session]:
         """Lend a connection on which the statement ``begin`` has succeeded.
 
         Raises `StoreUnavailable` after `WAIT_SECONDS` without a free one, and connection errors.
@@ -47,7 +53,7 @@ class Lane:
         while self._idle:
             self._idle.pop().close()
 
-    def _begun(self, begin: str) -> psycopg.Connection[Row]:
+    def _begun(self, begin: str) -> Session:
         """Begin on the connection used last. After a server restart all idle ones are dead."""
         while True:
             try:
@@ -55,19 +61,19 @@ class Lane:
             except IndexError:
                 break
             try:
-                session.execute(begin)
+                session.execute(f"{begin}{session.settings}")
                 return session
             except psycopg.OperationalError:
                 session.close()
         session = self._connect()
         try:
-            session.execute(begin)
+            session.execute(f"{begin}{session.settings}")
         except BaseException:
             session.close()
             raise
         return session
 
-    def _take_back(self, session: psycopg.Connection[Row]) -> None:
+    def _take_back(self, session: Session) -> None:
         if session.closed or self._closed:
             session.close()
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snc_service.store import tiles
-from snc_service.store.sql.database.dialect import Connection, Database
+from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.queries import thinned
 from snc_service.store.sql.queries.history import values_of
 from snc_service.store.sql.records import runs
@@ -22,6 +22,7 @@ from snc_service.store.sql.series import tail, tile_blocks
 from snc_service.store.sql.series.attempts import Attempts, AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Wanted, layers_of, scalar_of
+from snc_service.store.standby import RunReads
 from snc_service.store.types import Extent, Piece, RunUnknown
 
 LAYERS_AT_ONCE = 16 * tiles.BLOCK_LAYERS
@@ -50,11 +51,11 @@ class Plan:
     parts: list[ScanPart] = field(default_factory=list)
 
 
-def scan(database: Database, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
+def scan(reads: RunReads, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
     """See `Histories.scan`."""
-    with database.read() as connection:
+    with reads.of(run) as connection:
         plan = _plan(connection, book, run, extent)
-    return (piece for part in plan.parts for piece in _pieces(database, plan, part))
+    return (piece for part in plan.parts for piece in _pieces(reads, run, plan, part))
 
 
 def _plan(connection: Connection, book: LayerBook, run: str, extent: Extent) -> Plan:
@@ -97,11 +98,11 @@ def _groups(
     return [(group, tuple(specs[index].name for index in group.tolist())) for group in some]
 
 
-def _pieces(database: Database, plan: Plan, part: ScanPart) -> Iterator[Piece]:
+def _pieces(reads: RunReads, run: str, plan: Plan, part: ScanPart) -> Iterator[Piece]:
     """Yield a part's pieces in the order of steps."""
     at = part.segment.low
     while at < part.segment.high:
-        with database.read() as connection:
+        with reads.of(run) as connection:
             _check(connection, plan)
             wanted = _wanted(connection, plan, part)
             span = _next_span(connection, wanted, replace(part.segment, low=at))
