@@ -28,13 +28,17 @@ class Settings:
     """SNC_STORE: the URL of the store, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME;
     may hold a password, so it is never shown."""
 
-    store_read: str = field(default="", repr=False)
+    store_read: str | None = field(default=None, repr=False)
     """SNC_STORE_READ: the URL of a standby of a PostgreSQL store, which answers queries for history
     where it is up to date; may hold a password, so it is never shown."""
 
     store_connections: int = 16
     """SNC_STORE_CONNECTIONS: the most connections to PostgreSQL; fewer if the role may have fewer.
     A standby gets as many."""
+
+    workers: int = 1
+    """SNC_WORKERS: processes that share the port, each a service of its own on a PostgreSQL store;
+    limits, and connections to the store, count for each."""
 
     host: str = "127.0.0.1"
     """SNC_HOST: the address to listen on. An address beyond loopback needs a token in the store."""
@@ -170,11 +174,17 @@ class Settings:
     def __post_init__(self) -> None:
         if "://" not in self.store:
             raise SettingsError("SNC_STORE must be a URL such as sqlite:///snc.db")
-        if self.store_read and not all(
-            url.startswith(("postgresql://", "postgres://"))
-            for url in (self.store, self.store_read)
-        ):
-            raise SettingsError("SNC_STORE_READ and SNC_STORE must both be postgresql://... URLs")
+        if self.workers > 1 and not self.store.startswith(_POSTGRES):
+            raise SettingsError(
+                f"SNC_WORKERS must be 1 with this store, got {self.workers}: one process writes an "
+                "SQLite file; several need SNC_STORE=postgresql://..."
+            )
+        urls = (self.store, self.store_read or "")
+        if self.store_read and not all(url.startswith(_POSTGRES) for url in urls):
+            raise SettingsError(
+                "SNC_STORE_READ must be a postgresql://... URL beside such a SNC_STORE: it is the "
+                "standby of that server"
+            )
         if not _HOST.fullmatch(self.host):
             raise SettingsError(f"SNC_HOST must be a host name or an address, got {self.host!r}")
         for setting, (least, most) in _BOUNDS.items():
@@ -290,6 +300,7 @@ _SECRET = ("SNC_STORE", "SNC_STORE_READ")
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "store_connections": (2, 1_000),
+    "workers": (1, 64),
     "metrics_series": (0, 10_000_000),
     "silent_seconds": (1, 30 * 86_400),
     "keep_days": (0, 36_500),

@@ -114,6 +114,12 @@ def _serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     )
     serve.add_argument("--store", metavar="URL", help="store, such as sqlite:///snc.db (SNC_STORE)")
     serve.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share the port, on PostgreSQL (default: SNC_WORKERS or 1)",
+    )
+    serve.add_argument(
         "--insecure",
         action="store_true",
         help="listen on other addresses than loopback although there is no token",

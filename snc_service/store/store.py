@@ -64,9 +64,9 @@ class Store:
     def fold(self, budget_s: float, *, now: float, share: RunShare = EVERYTHING) -> int:
         """Compress recent history for about ``budget_s`` seconds; return the values compressed.
 
-        Returns 0 when nothing of this ``share`` is due; without rules (`Batches.judge_with`) rows behind the last
-        checkpoint stay as they are. Answers do not change, ingest continues, and a crash loses
-        nothing. One background thread should call it about every second.
+        Returns 0 when nothing of this ``share`` is due; without rules (`Batches.judge_with`) rows
+        behind the last checkpoint stay as they are. Answers do not change, ingest continues, and a
+        crash loses nothing. One background thread should call it about every second.
         """
         return self._compactor.fold(budget_s, now, share)
 

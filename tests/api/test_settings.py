@@ -19,7 +19,10 @@ def test_without_a_variable_the_service_listens_on_loopback_with_the_embedded_st
 
 def test_every_setting_is_read_from_its_variable():
     environ = {
-        "SNC_STORE": "sqlite:////var/lib/snc.db",
+        "SNC_STORE": "postgresql://primary/snc",
+        "SNC_STORE_READ": "postgres://standby/snc",
+        "SNC_STORE_CONNECTIONS": "7",
+        "SNC_WORKERS": "3",
         "SNC_HOST": "0.0.0.0",
         "SNC_PORT": "9000",
         "SNC_INSECURE": "1",
@@ -65,7 +68,10 @@ def test_every_setting_is_read_from_its_variable():
     assert set(environ) == {variable(each.name) for each in fields(Settings)}
     settings = Settings.from_env(environ)
     assert settings == Settings(
-        store="sqlite:////var/lib/snc.db",
+        store="postgresql://primary/snc",
+        store_read="postgres://standby/snc",
+        store_connections=7,
+        workers=3,
         host="0.0.0.0",
         port=9000,
         insecure=True,
@@ -114,6 +120,10 @@ def test_every_setting_is_read_from_its_variable():
     ("name", "text"),
     [
         ("SNC_STORE", "snc.db"),
+        ("SNC_STORE_READ", "postgresql://standby/snc"),
+        ("SNC_STORE_CONNECTIONS", "1"),
+        ("SNC_WORKERS", "2"),
+        ("SNC_WORKERS", "0"),
         ("SNC_HOST", "two words"),
         ("SNC_ALERT_NETWORKS", "intranet"),
         ("SNC_ALERT_NETWORKS", "10.0.0.0/33"),

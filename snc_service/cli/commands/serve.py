@@ -7,6 +7,7 @@ import socket
 import sys
 from argparse import Namespace
 from contextlib import closing
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,8 @@ UNSENT_BYTES = 128 * 1024  # of an answer that the system may hold before they a
 def serve(arguments: Namespace) -> int:
     """Serve until a signal. Raises `Failure` before anything is served if it cannot start."""
     try:
-        import uvicorn
-
-        from snc_service.app import create_app, drain
-        from snc_service.cli.server import logs
-        from snc_service.cli.server.bounded_connection import BoundedConnection
+        import snc_service.app
+        import snc_service.cli.server.bounded_connection  # noqa: F401 # to say what is missing
     except ModuleNotFoundError as error:
         raise Failure(
             f"snc serve needs {error.name}, which is not installed: "
@@ -38,30 +36,64 @@ def serve(arguments: Namespace) -> int:
     settings = _settings(arguments)
     if arguments.check:
         return _check(settings)
+    if settings.workers > 1:
+        return _serve_by_workers(settings)
     with _listening(settings.host, settings.port) as listener:
         _check_store(settings)
-        logs.start(access_log=settings.access_log)
-        app = create_app(settings)
-        config = uvicorn.Config(
-            app,
-            http=BoundedConnection,
-            ws="none",
-            limit_concurrency=MAX_CONNECTIONS,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-        server = uvicorn.Server(config)
-        stop = server.handle_exit
-
-        def drain_and_stop(sig: int, frame: FrameType | None) -> None:
-            drain(app)  # ends the streams: the server waits for them before it stops
-            stop(sig, frame)
-
-        server.handle_exit = drain_and_stop  # type: ignore[method-assign]
         print(f"snc {__version__} serves {_url(listener)} (Ctrl-C ends it)", flush=True)
-        server.run(sockets=[listener])
+        return _serve_on(settings, listener)
+
+
+def _serve_by_workers(settings: Settings) -> int:
+    from snc_service.cli.server import logs, workers
+
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise Failure("SNC_WORKERS must be 1 on this system: its processes cannot share a port")
+    _listening(settings.host, settings.port).close()  # nobody else has it
+    # Bound, and never listening: it keeps the port while the workers come and go.
+    with _listening(settings.host, settings.port, is_shared=True, listens=False) as place:
+        _check_store(settings)
+        logs.start(access_log=settings.access_log)
+        settings = replace(settings, port=place.getsockname()[1])
+        told = f"snc {__version__} serves {_url(place)} with {settings.workers} workers"
+        print(f"{told} (Ctrl-C ends it)", flush=True)
+        return workers.supervise(settings.workers, serve_as_worker, settings)
+
+
+def serve_as_worker(settings: Settings) -> int:
+    """Serve on the port that the settings name, beside other processes, until a signal."""
+    with _listening(settings.host, settings.port, is_shared=True) as listener:
+        return _serve_on(settings, listener)
+
+
+def _serve_on(settings: Settings, listener: socket.socket) -> int:
+    import uvicorn
+
+    from snc_service.app import create_app, drain
+    from snc_service.cli.server import logs
+    from snc_service.cli.server.bounded_connection import BoundedConnection
+
+    logs.start(access_log=settings.access_log)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http=BoundedConnection,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    stop = server.handle_exit
+
+    def drain_and_stop(sig: int, frame: FrameType | None) -> None:
+        drain(app)  # ends the streams: the server waits for them before it stops
+        stop(sig, frame)
+
+    server.handle_exit = drain_and_stop  # type: ignore[method-assign]
+    server.run(sockets=[listener])
     return 0 if server.started else FAILED_TO_START
 
 
@@ -88,12 +120,15 @@ def _settings(arguments: Namespace) -> Settings:
             port=arguments.port,
             store=arguments.store,
             insecure=arguments.insecure or None,
+            workers=arguments.workers,
         )
     except SettingsError as error:
         raise Failure(str(error)) from None
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening(
+    host: str, port: int, *, is_shared: bool = False, listens: bool = True
+) -> socket.socket:
     """Return a bound socket, so that a taken port is an error before the store is opened."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -105,11 +140,14 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         if sys.platform != "win32":  # on Windows it would allow two services on one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # Connections inherit it: what a client has not taken waits here, where it is counted.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
-        listener.listen(2048)
+        if listens:
+            listener.listen(2048)
     except OSError as error:
         listener.close()
         raise Failure(

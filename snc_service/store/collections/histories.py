@@ -158,7 +158,7 @@ class Histories:
         iterator once the run is deleted.
         """
         with self._noting(run):
-            pieces = scan(self._reads, self._book, run, extent)
+            pieces = scan(lambda: self._reads.of(run), self._book, run, extent)
         return self._noted(run, pieces)
 
     def _noted(self, run: str, pieces: Iterator[Piece]) -> Iterator[Piece]:

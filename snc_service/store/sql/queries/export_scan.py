@@ -7,8 +7,10 @@ and a slow reader of an export holds none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,14 @@ from snc_service.store.sql.series import tail, tile_blocks
 from snc_service.store.sql.series.attempts import Attempts, AttemptSegment
 from snc_service.store.sql.series.layouts import LayerBook, Layout, metric_numbers
 from snc_service.store.sql.series.selection import Wanted, layers_of, scalar_of
-from snc_service.store.standby import RunReads
 from snc_service.store.types import Extent, Piece, RunUnknown
 
 LAYERS_AT_ONCE = 16 * tiles.BLOCK_LAYERS
 PIECE_VALUES = LAYERS_AT_ONCE * tiles.TILE_STEPS  # of a run with a regular measuring interval
 MOST_STEPS = 2**20  # step numbers in memory at once
+
+# Opens a transaction with a snapshot that is not older than any before.
+Reads: TypeAlias = Callable[[], AbstractContextManager[Connection]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ class Plan:
     parts: list[ScanPart] = field(default_factory=list)
 
 
-def scan(reads: RunReads, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
+def scan(reads: Reads, book: LayerBook, run: str, extent: Extent) -> Iterator[Piece]:
     """See `Histories.scan`."""
-    with reads.of(run) as connection:
+    with reads() as connection:
         plan = _plan(connection, book, run, extent)
-    return (piece for part in plan.parts for piece in _pieces(reads, run, plan, part))
+    return (piece for part in plan.parts for piece in _pieces(reads, plan, part))
 
 
 def _plan(connection: Connection, book: LayerBook, run: str, extent: Extent) -> Plan:
@@ -98,11 +102,11 @@ def _groups(
     return [(group, tuple(specs[index].name for index in group.tolist())) for group in some]
 
 
-def _pieces(reads: RunReads, run: str, plan: Plan, part: ScanPart) -> Iterator[Piece]:
+def _pieces(reads: Reads, plan: Plan, part: ScanPart) -> Iterator[Piece]:
     """Yield a part's pieces in the order of steps."""
     at = part.segment.low
     while at < part.segment.high:
-        with reads.of(run) as connection:
+        with reads() as connection:
             _check(connection, plan)
             wanted = _wanted(connection, plan, part)
             span = _next_span(connection, wanted, replace(part.segment, low=at))
