@@ -347,7 +347,11 @@ def _db(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str
     verify.set_defaults(command=later("db", "verify"))
     repair = verbs.add_parser("repair", help="drop what verify finds damaged, and say what")
     repair.set_defaults(command=later("db", "repair"))
-    spread = verbs.add_parser("citus", help="print what shards a new store by run, for psql")
+    spread = verbs.add_parser(
+        "citus", help="print what shards a store by run, or do what is missing"
+    )
+    spread.add_argument("--store", metavar="URL", help="store (default: SNC_STORE)")
+    spread.add_argument("--apply", action="store_true", help="run what is missing")
     spread.set_defaults(command=later("db", "citus"))
     for verb in (upgrade, backup, verify, repair):
         verb.add_argument("--store", metavar="URL", help="store (default: SNC_STORE)")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from snc_service.store.engines.sqlite import SqliteDatabase
 from snc_service.store.engines.sqlite_file import back_up
-from snc_service.store.sql.database import schema
+from snc_service.store.sql.database import citus, schema
 from snc_service.store.sql.database.dialect import Database
 from snc_service.store.store import Store
 from snc_service.store.types import Bounds, StoreUnavailable
 
-__all__ = ["Store", "back_up_store", "open_store", "upgrade_store"]
+__all__ = ["Store", "back_up_store", "distribute_store", "open_store", "upgrade_store"]
 
 _SQLITE, _POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
 
@@ -51,6 +51,21 @@ def upgrade_store(url: str) -> tuple[int, int]:
     """
     with closing(_database(url)) as database:
         return database.found_version, schema.VERSION
+
+
+def distribute_store(url: str, *, apply: bool) -> list[str]:
+    """Return the statements that a store on a Citus cluster lacks; run them if told to ``apply``.
+
+    Raises `ValueError` if the store is not on such a cluster, and the errors of `open_store`.
+    """
+    with closing(_database(url)) as database:
+        if not database.is_sharded:
+            raise ValueError(
+                "the store must be a database with the extension citus: create it on the "
+                "coordinator (create extension citus), and add the workers"
+            )
+        with database.write() as connection:
+            return citus.distribute(connection) if apply else citus.missing(connection)
 
 
 def back_up_store(url: str, target: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from snc_service.cli.failure import Failure
 from snc_service.cli.output import print_json
 from snc_service.settings import Settings
-from snc_service.store import back_up_store, open_store, upgrade_store
+from snc_service.store import back_up_store, distribute_store, open_store, upgrade_store
 from snc_service.store.types import StoreDamaged, StoreError, Verified
 
 
@@ -108,10 +108,19 @@ def _number(found: Verified) -> str:
 
 
 def citus(arguments: Namespace) -> int:
-    """Print the statements that distribute the tables over a Citus cluster."""
+    """Print the statements that distribute the tables over a Citus cluster, or run them.
+
+    Of a PostgreSQL store, those that it lacks; otherwise all of them.
+    """
     from snc_service.store.sql.database import citus
 
-    print("\n".join(f"{statement};" for statement in citus.statements()))
+    url = _url(arguments)
+    if arguments.apply or url.startswith(("postgresql://", "postgres://")):
+        with _one_sentence():
+            todo = distribute_store(url, apply=arguments.apply)
+    else:
+        todo = citus.statements()
+    print("\n".join(f"{statement};" for statement in todo) or "Nothing is missing.")
     return 0
 
 

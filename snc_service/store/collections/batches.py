@@ -73,6 +73,25 @@ class Batches:
         what the detection state follows from. Events come from detection, rewound steps
         (``rewound``) and ``dropped`` values.
         """
+        if not self._database.is_sharded:
+            return self._ingest(items)
+        return self._ingest_by_run(items)
+
+    def _ingest_by_run(self, items: Sequence[Submission]) -> list[Outcome]:
+        """Store each run in a transaction of its own: a node that is away refuses its runs only."""
+        by_run: dict[str, list[int]] = {}
+        for place, item in enumerate(items):
+            by_run.setdefault(item.run, []).append(place)
+        outcomes: dict[int, Outcome] = {}
+        for places in by_run.values():
+            try:
+                found = self._ingest([items[place] for place in places])
+            except StoreError as error:
+                found = [Outcome(error=error)] * len(places)
+            outcomes.update(zip(places, found, strict=True))
+        return [outcomes[place] for place in range(len(items))]
+
+    def _ingest(self, items: Sequence[Submission]) -> list[Outcome]:
         refused: dict[int, StoreError] = {}
         while True:
             try:
@@ -102,8 +121,9 @@ class Batches:
         has nothing to replay. Answers do not change. Without rules nothing is written.
         """
         names = sorted(self._memory.runs() if runs_ is None else runs_)
-        for start in range(0, len(names) if self._detection else 0, SETTLED_AT_ONCE):
-            self._settle(names[start : start + SETTLED_AT_ONCE])
+        most = 1 if self._database.is_sharded else SETTLED_AT_ONCE
+        for start in range(0, len(names) if self._detection else 0, most):
+            self._settle(names[start : start + most])
 
     def _settle(self, names: Sequence[str]) -> None:
         known = self._memory.take(names)

@@ -36,14 +36,15 @@ WORDS: Final = {
 }
 # A process that hangs with a run locked loses its locks; a process that waits gives up sooner.
 SETTINGS: Final = ("lock_timeout = '10s'", "idle_in_transaction_session_timeout = '120s'")
-# Commits are synced to disk: a weaker setting of the server is overridden.
-SYNCED: Final = "synchronous_commit = on"
 # A pooler refuses or drops this option, which a server takes: so we learn what we talk to.
 _DIRECT: Final = "-c snc.direct=yes"
+# Commits are synced to disk: a weaker setting of the server is overridden.
 _SESSION: Final = (
     "select coalesce(current_setting('snc.direct', true), ''), "
-    "current_setting('synchronous_commit') in ('off', 'local')"
+    "current_setting('synchronous_commit'), to_regclass('pg_dist_partition') is not null"
 )
+# What else is set in a transaction reaches the workers of a cluster with it, and not without.
+_PROPAGATED: Final = "citus.propagate_set_commands = 'local'"
 _CONNECTION_LIMIT: Final = (
     "select least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1)) from pg_roles, pg_database "
     "where rolname = current_user and datname = current_database()"
@@ -64,6 +65,10 @@ _TABLES = "select relname from pg_class where relnamespace = current_schema()::r
 _SIZE = (
     "select coalesce(sum(pg_total_relation_size(oid)), 0)::bigint from pg_class "
     "where relnamespace = current_schema()::regnamespace and relkind = 'r'"
+)
+_SHARDS_SIZE = (
+    "select coalesce(sum(citus_total_relation_size(logicalrelid)), 0)::bigint "
+    "from pg_dist_partition"
 )
 _WRITABLE = "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'"
 # Programming errors propagate; only errors of the server and the network are mapped.
@@ -128,6 +133,7 @@ class PostgresDatabase:
     """
 
     is_shared = True
+    is_sharded = False  # until a connection has told
 
     def __init__(
         self, url: str, *, connections: int = CONNECTIONS, is_standby: bool = False
@@ -201,7 +207,9 @@ class PostgresDatabase:
     def size_bytes(self) -> int:
         """Return the size of our tables with their indexes."""
         with self.read() as connection:
-            (size,) = connection.execute(_SIZE).fetchall()[0]
+            # A table of the coordinator is an empty shell: its rows are in shards.
+            size_of = (_SIZE, _SHARDS_SIZE) if self.is_sharded else (_SIZE,)
+            size = sum(connection.execute(each).fetchall()[0][0] for each in size_of)
             return int(size)
 
     def log_bytes(self) -> int:
@@ -232,13 +240,20 @@ class PostgresDatabase:
 
     def _connect(self) -> Session:
         session = self._session()
-        (direct, is_weak) = session.execute(_SESSION).fetchall()[0]
-        settings = (*SETTINGS, SYNCED) if is_weak else SETTINGS
-        if direct:
-            session.execute("; ".join(f"set {each}" for each in settings))
-        else:  # another transaction is another session
+        (direct, commit, is_sharded) = session.execute(_SESSION).fetchall()[0]
+        settings = list(SETTINGS)
+        is_weak = commit in ("off", "local")
+        if is_weak or is_sharded:
+            settings.append(f"synchronous_commit = '{'on' if is_weak else commit}'")
+        if not direct:  # another transaction is another session
             session.prepare_threshold = None
+        if is_sharded:  # a session here is others on the workers
+            settings.insert(0, _PROPAGATED)
+        if direct and not is_sharded:
+            session.execute("; ".join(f"set {each}" for each in settings))
+        else:
             session.settings = "".join(f"; set local {each}" for each in settings)
+        self.is_sharded = is_sharded
         return session
 
     def _session(self) -> Session:

@@ -56,6 +56,7 @@ class SqliteDatabase:
     """
 
     is_shared = False
+    is_sharded = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -6,9 +6,11 @@ Lists and counts over runs query all nodes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from snc_service.store.sql.database import schema
+from snc_service.store.sql.database.dialect import Connection
 
 KEY: Final = "run_id"
 # Copied to every node: values unique over all runs, values that runs share, and small tables about
@@ -38,13 +40,35 @@ def distributed() -> list[str]:
     return [FIRST, *sorted(schema.table_names() - REFERENCE - {FIRST})]
 
 
-def statements() -> list[str]:
-    """Return the statements that distribute a store, to be run once on the coordinator."""
+def statements(there: Collection[str] = ()) -> list[str]:
+    """Return the statements that distribute a store, but those for tables that are ``there``.
+
+    To be run on the coordinator, after the first start and after each upgrade.
+    """
     return [
-        *(f"select create_reference_table('{table}')" for table in sorted(REFERENCE)),
+        *(
+            f"select create_reference_table('{table}')"
+            for table in sorted(REFERENCE)
+            if table not in there
+        ),
         *(
             f"select create_distributed_table('{table}', '{KEY}'"
             + (")" if table == FIRST else f", colocate_with => '{FIRST}')")
             for table in distributed()
+            if table not in there
         ),
     ]
+
+
+def missing(connection: Connection) -> list[str]:
+    """Return the statements for tables that are not distributed yet."""
+    rows = connection.execute("select logicalrelid::regclass::text from pg_dist_partition")
+    return statements({str(name).rpartition(".")[2] for (name,) in rows})
+
+
+def distribute(connection: Connection) -> list[str]:
+    """Run the statements for tables that are not distributed yet, and return them."""
+    todo = missing(connection)
+    for statement in todo:
+        connection.execute(statement)
+    return todo

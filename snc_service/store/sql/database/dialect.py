@@ -84,6 +84,7 @@ class Database(Protocol):
 
     found_version: int
     is_shared: bool  # by several services as a rule: they divide what runs in the background
+    is_sharded: bool  # by run, over nodes: a transaction writes one run, so that it needs one node
     announced: threading.Event  # this process has stored events: it looks after them first
 
     def read(self) -> AbstractContextManager[Connection]:
