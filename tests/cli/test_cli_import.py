@@ -248,6 +248,24 @@ def test_a_busy_service_is_asked_again_as_late_as_it_says(url, imported, tmp_pat
     assert waits == [7, 7]
 
 
+def test_a_terminal_shows_how_much_is_sent(url, tmp_path, monkeypatch, capsys):
+    path = write_events(tmp_path / "shown" / "events.out.tfevents.7.h", [event(1, loss=1.0)])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["import", "--url", url, str(path)]) == 0
+    said = capsys.readouterr().err
+    assert "tensorboard-shown" in said
+    assert "1/1" in said
+
+
+def test_one_name_is_not_given_to_several_runs(url, tmp_path, capsys):
+    table = tmp_path / "two.csv"
+    table.write_text("run,step,loss\na,1,1\nb,1,2\n")
+    assert main(["import", "--url", url, "--name", "one", str(table)]) == 1
+    assert "--name must be for one run, got several in two.csv" in capsys.readouterr().err
+    assert get(url, "runs", q="name:one")["items"] == []
+
+
 def test_wide_and_long_tables_are_read_alike(url, imported, tmp_path):
     (tmp_path / "wide.csv").write_text(
         "Step,train/loss,sigma/fc1.weight,fc1.weight/grad_norm,comment\n"

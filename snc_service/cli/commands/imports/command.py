@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +66,12 @@ def _import_all(
 ) -> None:
     for source in sources:
         try:
-            for recording in source.read(arguments.step):
+            runs: Iterable[Recording] = source.read(arguments.step)
+            if arguments.name:
+                runs = [*runs]  # before anything is sent
+                if len(runs) > 1:
+                    raise Failure(f"--name must be for one run, got several in {source.shown_as}")
+            for recording in runs:
                 _import_one(recording, own, arguments, report, service)
         except WireError as error:
             report.failed.append({"source": source.shown_as, "error": str(error)})
