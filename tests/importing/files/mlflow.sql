@@ -211,7 +211,7 @@ CREATE TABLE "tags" (
 	FOREIGN KEY(run_uuid) REFERENCES runs (run_uuid)
 );
 INSERT INTO "tags" VALUES('mlflow.user','root','63ee9347b9714ead9d719af9c06e1b45');
-INSERT INTO "tags" VALUES('mlflow.source.name','/work/wt/import/tests/importing/files/make.py','63ee9347b9714ead9d719af9c06e1b45');
+INSERT INTO "tags" VALUES('mlflow.source.name','make.py','63ee9347b9714ead9d719af9c06e1b45');
 INSERT INTO "tags" VALUES('mlflow.source.type','LOCAL','63ee9347b9714ead9d719af9c06e1b45');
 INSERT INTO "tags" VALUES('mlflow.source.git.commit','aad6e8da5e40d1262c8e827557de59dcb7c0f84e','63ee9347b9714ead9d719af9c06e1b45');
 INSERT INTO "tags" VALUES('mlflow.source.git.branch','import','63ee9347b9714ead9d719af9c06e1b45');
