@@ -1,4 +1,4 @@
-"""A character transformer at ten times its learning rate; query and key free, and held.
+"""A character transformer under a hot learning rate; query and key free, and held.
 
 It reads the source of Python's standard library. Start the service with `snc serve`, set
 SNC_URL=http://127.0.0.1:8470, and run this file. `--short` takes a few seconds. The picture,
