@@ -136,7 +136,7 @@ def test_what_was_read_in_vain_is_read_again_when_there_is_more_or_time_has_pass
     assert look(NOW + 3 + due_chunks.AGAIN_SECONDS)
 
 
-def test_a_tail_that_an_older_service_wrote_is_found_and_summed_up(store):
+def test_a_tail_without_a_summary_is_found_and_summed_up(store):
     begun(store)
     put(store, 0, *range(50))
     change(store, "update run set tail_first = null, tail_steps = 0, tail_bytes = 0")
@@ -145,7 +145,7 @@ def test_a_tail_that_an_older_service_wrote_is_found_and_summed_up(store):
     assert said == true
 
 
-def test_a_summary_of_rows_that_an_older_service_folded_is_put_right(store):
+def test_a_summary_of_rows_that_are_gone_is_put_right(store):
     begun(store)
     change(store, "update run set tail_first = 7, tail_steps = 9, tail_bytes = 99")
     assert store.fold(60, now=LATER) == 0

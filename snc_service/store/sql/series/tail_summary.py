@@ -16,7 +16,7 @@ GROWS: Final = (
     "tail_first = case when tail_first < ? then tail_first else ? end, "
     "tail_steps = tail_steps + ?, tail_bytes = tail_bytes + ?"
 )
-# Services of releases without a summary store batches, too, while a store is upgraded.
+# A tail that its summary does not mention would never be folded, whatever went wrong.
 _UNKNOWN: Final = (
     "select run_id from run where tail_first is null and next_tail > 1 "
     "and exists (select 1 from tail where tail.run_id = run.run_id)"
