@@ -203,3 +203,18 @@ def test_the_bias_correction_of_adam_keeps_its_digits_where_beta_is_near_one():
     exact = 1 - 0.999999 ** steps.double()
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
     assert _bias(0.0, steps).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("profile", [None, "moving_target"])
+def test_a_job_declares_its_profile_in_each_row(profile):
+    model = nn.Linear(4, 3)
+    with SNCallback(model, profile=profile) as callback:
+        for _ in range(4):
+            callback.step(loss=1.0)
+        declared = callback.latest.scalars.get("moving_target")
+    assert declared == (None if profile is None else 1.0)
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match="profile must be 'moving_target' or None, got 'gan'"):
+        SNCallback(nn.Linear(4, 3), profile="gan")
