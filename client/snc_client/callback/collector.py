@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from snc_client.callback.guard.guard import Guard, furthest
 from snc_client.callback.guard.settings import GuardStopped
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
-from snc_client.callback.monitor.norms import NormSignals
+from snc_client.callback.monitor.norms import GAIN, NormSignals
 from snc_client.callback.readback.latest import ThresholdBreached
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.service.reporter import Reporter
+from snc_client.layer_row import Floats, LayerRow
+from snc_service.wire import ABSENT
 
 
 class RowCollector:
@@ -46,10 +50,23 @@ class RowCollector:
             # Clocks differ, and all ranks must measure the same layers at a step.
             if cadence.limited and "step_seconds" in row.scalars and not several_ranks():
                 cadence.paid(seconds, row.scalars["step_seconds"] * pending.num_steps)
-            scalars = self._signals.wanted(row.scalars)
-            self._reporter.put(row.step, row.values, scalars, row.time)
+            values = self._with_gains(row, pending.scalars)
+            scalars = self._signals.wanted(pending.scalars)
+            self._reporter.put(row.step, values, scalars, row.time)
             breach = breach or pending.breach(row, names)
         return breach
+
+    def _with_gains(self, row: LayerRow, scalars: dict[str, float]) -> Floats:
+        """Return a row [M, L] with the gains behind its layers; takes them from ``scalars``."""
+        gains = self._signals.gains
+        if not gains:
+            return row.values
+        more = np.full((len(row.metrics), len(gains)), ABSENT, np.float32)
+        for place in range(len(gains)):
+            norm = scalars.pop(f"{GAIN}{place}", None)
+            if norm is not None and "frobenius" in row.metrics:
+                more[list(row.metrics).index("frobenius"), place] = norm
+        return np.concatenate((row.values, more), axis=1)
 
     def drain(self, seconds: float) -> None:
         """Collect until no row is pending, for at most ``seconds``; waits for the device."""

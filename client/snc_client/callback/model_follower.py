@@ -63,12 +63,13 @@ class ModelFollower:
         roll = called(self._monitor.layers, found, step)
         policies = self._policy.by_layer(roll.layers)
         self._signals.relist(self._model)
+        self._signals.leave(roll.layers)
         self._steps.relist(self._model)
         if self._guard is not None:
             self._guard.relist(self._model, roll.layers)
         with torch.no_grad():
             others = self._monitor.relist(roll.layers, policies, step, roll.resized)
-        self._reporter.relist(roll.layers)
+        self._reporter.relist(roll.layers, self._signals.gains)
         self._missing = self._monitor.missing
         self._structure.look(fruitless=not (others or roll.remarks))
         for remark in roll.remarks:

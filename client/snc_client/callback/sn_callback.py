@@ -67,8 +67,7 @@ class SNCallback:
         after the step of its own optimizer. None: call `step` after each optimizer step.
         ``masters`` (None): {parameter or its name: the float32 tensor that the optimizer steps},
         for mixed precision, if `Masters` does not find them in ``optimizer``.
-        ``guard`` (False): True or `GuardSettings` undo steps that would ruin the training.
-        Costs copies: with AdamW five times the weights' memory.
+        ``guard`` (False): True or `GuardSettings` undo ruinous steps. Costs 5 copies with AdamW.
 
     What is held
         ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, or {glob: one of
@@ -208,6 +207,7 @@ class SNCallback:
             run=run,
             project=project,
             layers=coverage.layers,
+            gains=norms.gains,
             metrics=monitor.metrics,
             on_command=on_command,
             name=name,

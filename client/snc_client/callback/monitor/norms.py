@@ -22,7 +22,8 @@ log = logging.getLogger("snc")
 
 RUN_SIGNALS: Final = ("loss", "lr", "step_seconds", "callback_seconds")
 ALL_SIGNALS: Final = NORM_METRICS + RUN_SIGNALS
-KNOWN_SIGNALS: Final = (*ALL_SIGNALS, "lipschitz")  # the only one that waits for its result
+KNOWN_SIGNALS: Final = (*ALL_SIGNALS, "gains", "lipschitz")  # the last waits for its result
+GAIN = "snc_gain_"  # the scalar in which a gain's norm travels to the host
 LARGE = 2**18  # numbers in a tensor whose norm is summed by rows
 LONG = 2**16  # rows whose norms are summed in float64
 DEFAULT_SIGNALS: Final = ("frobenius", "stable_rank", "grad_norm", *RUN_SIGNALS)
@@ -54,6 +55,8 @@ class NormSignals:
       eighth of the layers in turn. With it come ``update_sigma_ratio``, over sigma, and
       ``update_sigma_rms``, over sqrt(fan_out / fan_in). Of layers that are a matrix.
     * ``loss``, ``lr``, ``step_seconds``, ``callback_seconds``: scalars of the run.
+    * ``gains``: the norm of each 1-d parameter called ``weight``, as those of normalisations are: a
+      row of its own in the table, with ``frobenius`` and nothing else.
     * ``lipschitz``: a scalar too, of `snc_client.callback.schedule.network_bound`.
 
     Norms are float32: beyond 1e19 they are infinite, below 1e-19 zero. Nothing waits for a device.
@@ -72,6 +75,7 @@ class NormSignals:
         self._optimizer = optimizer
         self._guarded = guarded
         self._slots = Slots(model)
+        self.gains = self._gains_of(model)
         self._said: set[str] = set()
         self._ranked: dict[str, bool] = {}  # layer -> whether F and sigma are of the same matrix
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
@@ -108,12 +112,30 @@ class NormSignals:
     def relist(self, model: nn.Module) -> None:
         """Look up the parameters again, after the model has replaced some."""
         self._slots = Slots(model)
+        self.gains = self._gains_of(model)
         self._ranked.clear()
+
+    def _gains_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the gains by name; of one whole tensor each."""
+        if "gains" not in self._wanted:
+            return {}
+        named = dict(model.named_parameters())
+        return {
+            name: p.detach()
+            for name, p in named.items()
+            if p.ndim == 1 and name.split(".")[-1] == "weight" and type(p.detach()) is Tensor
+        }
+
+    def leave(self, layers: Sequence[Layer]) -> None:
+        """Leave out gains that are layers themselves, by ``maps=``."""
+        names = {layer.name for layer in layers}
+        self.gains = {name: gain for name, gain in self.gains.items() if name not in names}
 
     def register(self, layers: Sequence[Layer]) -> None:
         """Measure weights that have not been trained yet: they have no gradient and no update."""
         self._found, self._sizes, self.scalars = {}, None, {}
         self._measure_weights(layers, {})
+        self.leave(layers)
 
     def begin(
         self,
@@ -140,6 +162,8 @@ class NormSignals:
         all_gradients: bool,
     ) -> None:
         self._measure_weights(layers, known.get("frobenius", {}))
+        sizes = norms(list(self.gains.values())) if self.gains else []
+        self.scalars |= {f"{GAIN}{place}": size for place, size in enumerate(sizes)}
         self._found["update_norm"] = dict(known.get("update_norm", {}))
         # A gradient scaler leaves unscaling to a fused step: gradients are still scaled, and only
         # the device holds whether the step was skipped.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from snc_client.callback.model.distributed import joined, may_join, ranks, several_ranks
 from snc_client.callback.service.commands import Commands, OnCommand
 from snc_client.callback.service.rank_relay import News, RankRelay
@@ -46,6 +48,7 @@ class Reporter:
         run: str | None,
         project: str | None,
         layers: Sequence[Layer],
+        gains: Mapping[str, Tensor],
         metrics: tuple[str, ...],
         on_command: OnCommand | None,
         **keywords: Any,
@@ -63,7 +66,7 @@ class Reporter:
             maxlen=UNDECIDED_ROWS
         )
         self.url = url or os.environ.get("SNC_URL")
-        self._table = _table(layers)
+        self._table = _table(layers, gains)
         self._make: Callable[..., Sender] = partial(
             Sender,
             self.url or "",
@@ -129,9 +132,9 @@ class Reporter:
         elif self._reports is None:
             self._early.append((step, columns.copy(), dict(scalars), time))
 
-    def relist(self, layers: Sequence[Layer]) -> None:
-        """Report these layers from now on, if they are others than before."""
-        table = _table(layers)
+    def relist(self, layers: Sequence[Layer], gains: Mapping[str, Tensor]) -> None:
+        """Report these layers and gains from now on, if they are others than before."""
+        table = _table(layers, gains)
         if table == self._table or self._sender is None:
             return
         before, self._table = self._table, table
@@ -288,5 +291,6 @@ def weakly(function: Callable[[Policy], object]) -> Callable[[Policy], None]:
     return call
 
 
-def _table(layers: Sequence[Layer]) -> LayerTable:
-    return LayerTable(tuple(LayerSpec(x.name, x.kind, x.shape) for x in layers))
+def _table(layers: Sequence[Layer], gains: Mapping[str, Tensor]) -> LayerTable:
+    named = [LayerSpec(x.name, x.kind, x.shape) for x in layers]
+    return LayerTable((*named, *(LayerSpec(n, "gain", tuple(g.shape)) for n, g in gains.items())))
