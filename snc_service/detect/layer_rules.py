@@ -21,6 +21,7 @@ from snc_service.detect.trends import Doubles
 from snc_service.wire.batch import Floats
 
 LEAST_LAYERS = 4  # with fewer, that all of them grow says nothing
+LEAST_SHRINK = 0.1  # of the layer that shrank most; less is not looked at
 GROWING = 0.33  # log sigma above its mean of some 200 rows: a layer that still grows
 EARLY_ROWS = 50
 
@@ -178,8 +179,10 @@ def shrink(seen: Seen) -> RuleFinding | None:
     growth = seen.trends.long_growth
     if growth is None or not growth.shape[1]:
         return None
+    # The median can only be below -limit where half of the layers are below 0: mostly none are.
+    below = 2 * (growth < 0).sum(axis=1) >= (~np.isnan(growth)).sum(axis=1)
     values = np.full(len(growth), -np.inf)
-    rows = np.flatnonzero(~np.isnan(growth).all(axis=1))
+    rows = np.flatnonzero(below & (np.fmin.reduce(growth, axis=1) < -LEAST_SHRINK))
     values[rows] = -np.nanmedian(growth[rows], axis=1)
 
     def tell(row: int, limit: float) -> Told:
