@@ -101,7 +101,9 @@ def test_a_spike_of_the_learning_rate_ruins_a_run_without_the_guard_and_does_not
     guarded = training.train(spiked, 0, guard=True)
     assert not alone.end < 1.2 * twin.end  # no number is ruin too
     assert guarded.end < 1.1 * twin.end
-    assert lasts / 2 <= guarded.vetoes <= lasts
+    # Some steps after the spike are made in part too: its steps are in the momentum.
+    assert lasts / 2 <= guarded.vetoes < lasts + 20
+    assert guarded.rollbacks == 0
 
 
 class Probe(nn.Module):
