@@ -15,6 +15,7 @@ from snc_service.detect.findings import (
     count,
     factor,
     largest,
+    medians,
     number,
 )
 from snc_service.detect.trends import Doubles
@@ -183,7 +184,7 @@ def shrink(seen: Seen) -> RuleFinding | None:
     below = 2 * (growth < 0).sum(axis=1) >= (~np.isnan(growth)).sum(axis=1)
     values = np.full(len(growth), -np.inf)
     rows = np.flatnonzero(below & (np.fmin.reduce(growth, axis=1) < -LEAST_SHRINK))
-    values[rows] = -np.nanmedian(growth[rows], axis=1)
+    values[rows] = -medians(growth[rows])
 
     def tell(row: int, limit: float) -> Told:
         least, value = int(np.nanargmin(growth[row])), float(values[row])

@@ -88,6 +88,8 @@ class Memory:
         default_factory=lambda: {name: np.empty(0, np.float32) for name in COLUMNS}
     )
 
+    known: tuple[str, ...] | None = None  # the layers that the columns are of, where that is known
+
     @classmethod
     def load(cls, state: bytes | None) -> Memory:
         """Read a state. For a state of an unknown version, detection starts anew."""
@@ -209,6 +211,12 @@ class Memory:
             self.step = step
         return np.array(found, np.int64), np.array(usual, np.int64)
 
+    def covers(self, layers: tuple[str, ...]) -> bool:
+        """Return whether the columns are those of ``layers`` in their order, as in most batches."""
+        if layers is not self.known:
+            self.known = layers if np.array_equal(_keys(layers), self.keys) else None
+        return self.known is not None
+
     def places(self, layers: tuple[str, ...]) -> npt.NDArray[np.intp]:
         """Return the index of each layer in the columns [L]; new layers are added."""
         keys = _keys(layers)
@@ -217,14 +225,14 @@ class Memory:
         fresh = keys[~np.isin(keys, self.keys)]
         if len(self.keys) + len(fresh) > MOST_LAYERS:
             self._keep(np.isin(self.keys, keys))
-        self.keys = np.concatenate((self.keys, fresh))
+        self.keys, self.known = np.concatenate((self.keys, fresh)), None
         unknown = np.full(len(fresh), np.nan, np.float32)
         self.columns = {n: np.concatenate((c, unknown)) for n, c in self.columns.items()}
         order = np.argsort(self.keys)
         return order[np.searchsorted(self.keys, keys, sorter=order)]
 
     def _keep(self, mask: npt.NDArray[np.bool_]) -> None:
-        self.keys = self.keys[mask]
+        self.keys, self.known = self.keys[mask], None
         self.columns = {name: column[mask] for name, column in self.columns.items()}
 
 

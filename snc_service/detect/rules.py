@@ -165,9 +165,15 @@ def _above(
     """
     if not findings:
         return []
-    values = np.stack([finding.values for finding in findings.values()])
-    limits = np.array([settings[name].limit for name in findings])
-    is_above = np.logical_or.reduce(values > limits[:, None], axis=1).tolist()
+    limits = [settings[name].limit for name in findings]
+    if len(next(iter(findings.values())).values) == 1:  # one row: plain numbers are faster
+        is_above = [
+            finding.values.item() > limit
+            for finding, limit in zip(findings.values(), limits, strict=True)
+        ]
+    else:
+        values = np.stack([finding.values for finding in findings.values()])
+        is_above = np.logical_or.reduce(values > np.array(limits)[:, None], axis=1).tolist()
     above = []
     for name, is_one in zip(findings, is_above, strict=True):
         firing = memory.of_rule(name)  # for every rule: fixes their order in the state

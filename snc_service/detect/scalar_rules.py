@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from snc_service.detect.batch_columns import BatchColumns, Mask
-from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, number
+from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, medians, number
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
 from snc_service.detect.trends import Doubles
@@ -100,9 +100,8 @@ def loss_trend(seen: Seen) -> RuleFinding | None:
         return None
     values = np.full(len(rise), -np.inf)
     rows = np.flatnonzero(rise > RISING)
-    rows = rows[~np.isnan(growth[rows]).all(axis=1)]
     if rows.size:
-        values[rows] = np.nanmedian(growth[rows], axis=1)
+        values[rows] = medians(growth[rows])
 
     def tell(row: int, limit: float) -> Told:
         most, value = int(np.nanargmax(growth[row])), float(values[row])

@@ -61,8 +61,13 @@ def follow(
     Where the run or attempt ``begins``, a first row with sigma alone registers sigma and does not
     count as a training row.
     """
-    places = memory.places(tuple(signals.layers))
-    past = {name: column[places] for name, column in memory.columns.items()}
+    layers = tuple(signals.layers)
+    places = None if memory.covers(layers) else memory.places(layers)
+    past = (
+        dict(memory.columns)
+        if places is None
+        else {name: column[places] for name, column in memory.columns.items()}
+    )
     training = np.ones(len(finite), np.bool_)
     training[0] = not (begins and _only_sigma(signals))
     trained = memory.trained + np.cumsum(training) - training
@@ -76,7 +81,10 @@ def follow(
             **_of_gradient(signals, past, judged, anew),
         }
     for name, column in past.items():
-        memory.columns[name][places] = column
+        if places is not None:
+            memory.columns[name][places] = column
+        else:  # a view would keep the whole batch in memory
+            memory.columns[name] = column if column.base is None else column.copy()
     return Trends(judged, trained, **found)
 
 
@@ -97,13 +105,16 @@ def _of_sigma(
     _register(sigma, past)
     now = _log(sigma + past["floor"])
     after = _after_action(signals, sigma, now, past["floor"])
-    jump, now = _jumps(now, after, past, judged)
+    is_whole = column.whole and bool(judged.all()) and not anew.any()
+    jump, now = _jumps(now, after, past, judged, is_whole)
     recent = np.where(trained <= RECENT_ROWS, 1 / (trained + 1), 1 / RECENT_ROWS)
     long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
-    growth, past["mean"] = _against_mean(now, past["mean"], judged, anew, recent)
-    long_growth, past["long_mean"] = _against_mean(now, past["long_mean"], judged, anew, long)
+    growth, past["mean"] = _against_mean(now, past["mean"], judged, anew, recent, is_whole)
+    long_growth, past["long_mean"] = _against_mean(
+        now, past["long_mean"], judged, anew, long, is_whole
+    )
     since_start = now - past["start"]
-    if not judged.all():
+    if not is_whole and not judged.all():
         since_start[~judged] = NAN
     return {
         "jump": jump,
@@ -121,14 +132,17 @@ def _log(values: Floats) -> Floats:
     return logs
 
 
-def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> tuple[Floats, Floats]:
+def _jumps(
+    now: Floats, after: Floats, past: Past, judged: Mask, is_whole: bool
+) -> tuple[Floats, Floats]:
     """Return the change of each layer since its last measurement, per row in between; and ``now``.
 
     In the returned ``now`` an unmeasured layer keeps its last value. Otherwise a rule over all
     layers or several rows would cover only the layers measured in that row.
     """
     newest, skipped = past["newest"], past["skipped"]
-    if judged.all() and np.isnan(skipped).all() and not np.isnan(now).any():
+    is_whole = is_whole or (bool(judged.all()) and not np.isnan(now).any())
+    if is_whole and np.isnan(skipped).all():
         jump = np.empty_like(now)
         np.subtract(now[0], newest, out=jump[0])
         np.subtract(now[1:], after[:-1], out=jump[1:])
@@ -146,16 +160,16 @@ def _jumps(now: Floats, after: Floats, past: Past, judged: Mask) -> tuple[Floats
 
 
 def _against_mean(
-    now: Floats, mean: Floats, judged: Mask, anew: Mask, shares: Doubles
+    now: Floats, mean: Floats, judged: Mask, anew: Mask, shares: Doubles, is_whole: bool = False
 ) -> tuple[Floats, Floats]:
     """Return ``now`` [S, L] above its running mean, and the mean after the last row [L].
 
     The mean starts at a layer's first value; each later value enters with the weight ``shares``
     [S]. A row that is not ``judged`` and a layer that was not measured change nothing. ``anew``
-    restarts the mean.
+    restarts the mean. ``is_whole``: the caller knows that all rows are judged and measured.
     """
     weights = shares.astype(np.float32)
-    if judged.all() and not anew.any() and not np.isnan(now).any():
+    if is_whole or (judged.all() and not anew.any() and not np.isnan(now).any()):
         return _against_whole(now, _begun(mean, now[0]), weights)
     apart = np.full(now.shape, NAN)
     for row in np.flatnonzero(judged | anew):

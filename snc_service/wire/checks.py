@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Final
 
 MAX_HEADER_BYTES = 65_536
 MAX_STEPS = 1_024  # per batch
@@ -39,10 +39,14 @@ def _refuse_constant(text: str) -> object:
     raise ValueError(f"bare {text}")
 
 
+# Made once: `json.loads` makes another for every call with options.
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def json_object(data: bytes, field: str) -> dict[str, Any]:
     """Parse a JSON object; refuse NaN and Infinity literals, unbounded nesting and bad UTF-8."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        value = _JSON.decode(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise WireError(
             field, f"must be a JSON object in UTF-8: {shown(str(error), 120)}"

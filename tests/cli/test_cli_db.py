@@ -22,7 +22,13 @@ from snc_service.detect.rules import RunRules
 from snc_service.store import open_store
 from snc_service.store.engines.postgres import WORDS
 from snc_service.store.sql.database import schema
-from snc_service.store.types import EventQuery, StoreUnavailable, Submission, Window
+from snc_service.store.types import (
+    EventQuery,
+    SequenceConflict,
+    StoreUnavailable,
+    Submission,
+    Window,
+)
 
 # A store as each earlier schema version left it lies beside this file.
 EARLIER = tuple(range(1, schema.VERSION))
@@ -257,3 +263,19 @@ def test_a_postgresql_store_is_left_to_pg_dump(capsys):
     said = capsys.readouterr().err
     assert "pg_dump --format=custom --compress=1 --file=copy.dump" in said
     assert "secret" not in said
+
+
+def test_a_batch_that_the_release_before_stored_is_known_by_its_content(earlier):
+    """Its checksums of contents are in another form."""
+    with closing(judge(open_store(earlier))) as store:
+        one = batch(table("fc1.weight", "fc2.weight"), 1, [9], {"sigma": [[1, 1]]})
+        with store._database.read() as connection:
+            (stored,) = connection.execute(
+                "select crcs from writer where run_id = 1 and writer = ?", ("w",)
+            ).fetchone()
+        crc = int.from_bytes(bytes(stored)[24:28], "little")
+        found = store.batches.ingest(
+            [Submission("old", one, crc, NOW), Submission("old", one, crc ^ 1, NOW)]
+        )
+        assert found[0].duplicate
+        assert isinstance(found[1].error, SequenceConflict)

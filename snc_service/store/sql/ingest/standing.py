@@ -36,11 +36,16 @@ class Standing:
     def renewed(self, num_layers: int, layers: Indexes, newest: Newest) -> Standing:
         """Return it with the newest values of one table laid over it."""
         judged = _judged(newest)
-        if not self.layers.size or (not self.is_whole and np.array_equal(layers, self.layers)):
+        if not self.layers.size or self._is_of(layers):
             return Standing(layers, judged)
         if not self.is_whole or len(self.layers) < num_layers:
             return Standing.of_tables(num_layers, [(self.layers, self.newest), (layers, judged)])
         return Standing(self.layers, self.newest.overlaid(judged, layers), True)
+
+    def _is_of(self, layers: Indexes) -> bool:
+        """Return whether it stands for these layers alone."""
+        same = layers is self.layers or np.array_equal(layers, self.layers)
+        return not self.is_whole and same
 
     def worst(self) -> tuple[float | None, int, int]:
         """Return the largest ratio (None: there is none), its layer, and how many sigma of layers

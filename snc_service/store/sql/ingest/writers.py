@@ -16,7 +16,10 @@ UPSERT = (
     "last_seq = excluded.last_seq, last_step = excluded.last_step, "
     "attempt = excluded.attempt, crcs = excluded.crcs"
 )
-_PAIR = struct.Struct("<QQ")
+# After one byte: the low 32 bits of a seq, which tell 64 seqs apart, and a CRC.
+_PAIR = struct.Struct("<II")
+_OLD_PAIR = struct.Struct("<QQ")  # without the byte, of earlier releases
+_FORM = b"\x01"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Writer:
     last_seq: int = -1
     last_step: int = -1
     attempt: int | None = None
-    crcs: bytes = b""  # pairs of uint64, the newest last
+    crcs: bytes = _FORM  # pairs of uint32, the newest last
 
     @property
     def is_new(self) -> bool:
@@ -41,7 +44,7 @@ class Writer:
         earlier batch is missing and not declared as dropped.
         """
         if batch.seq <= self.last_seq:
-            kept = dict(_PAIR.iter_unpack(self.crcs)).get(batch.seq, crc)
+            kept = dict(_PAIR.iter_unpack(self.crcs[1:])).get(batch.seq & 0xFFFFFFFF, crc)
             if kept != crc:
                 raise SequenceConflict(
                     f"seq {batch.seq} of writer {batch.writer!r} is stored with other content"
@@ -54,7 +57,8 @@ class Writer:
 
     def after(self, batch: Batch, crc: int, attempt: int) -> Writer:
         """Return the writer after ``batch`` was stored in ``attempt``."""
-        crcs = (self.crcs + _PAIR.pack(batch.seq, crc))[-KEPT * _PAIR.size :]
+        pair = _PAIR.pack(batch.seq & 0xFFFFFFFF, crc)
+        crcs = _FORM + (self.crcs[1:] + pair)[-KEPT * _PAIR.size :]
         return Writer(self.name, batch.seq, batch.steps[-1], attempt, crcs)
 
     def row(self, run_id: int) -> Row:
@@ -71,7 +75,15 @@ def load(connection: Connection, run_id: int, name: str) -> Writer:
     if row is None:
         return Writer(name)
     last_seq, last_step, attempt, crcs = row
-    return Writer(name, last_seq, last_step, attempt, bytes(crcs))
+    return Writer(name, last_seq, last_step, attempt, _crcs(bytes(crcs)))
+
+
+def _crcs(stored: bytes) -> bytes:
+    """Return stored pairs in the form of this release."""
+    if stored[:1] == _FORM and len(stored) % 2:
+        return stored
+    pairs = _OLD_PAIR.iter_unpack(stored)
+    return _FORM + b"".join(_PAIR.pack(seq & 0xFFFFFFFF, crc) for seq, crc in pairs)
 
 
 def check_room(connection: Connection, run_id: int, limit: int) -> None:
