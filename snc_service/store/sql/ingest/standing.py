@@ -71,4 +71,6 @@ class Standing:
 def _judged(newest: Newest) -> Newest:
     rows = [place for place, metric in enumerate(newest.metrics) if metric in JUDGED]
     metrics = tuple(newest.metrics[place] for place in rows)
+    if rows == list(range(len(rows))):  # the usual order: no copy
+        return Newest(newest.attempts, newest.steps, metrics, newest.values[: len(rows)])
     return Newest(newest.attempts, newest.steps, metrics, newest.values[rows])

@@ -172,18 +172,25 @@ def _own_events(work: RunAtWork, batch: Batch, placed: Placed) -> list[Event]:
 def _append(work: RunAtWork, layout: int, item: Submission, attempt: int) -> None:
     """Append the batch to the tail: one column after the other, with steps contiguous."""
     batch = item.batch
-    columns = np.empty(batch.num_values, "<f4")
-    num_steps, size = len(batch.steps), batch.values.size
-    by_layer = batch.values.transpose(0, 2, 1)
-    columns[:size].reshape(by_layer.shape)[...] = by_layer
-    if batch.scalars:
-        columns[size:] = batch.scalar_values.ravel()
+    num_steps, data = len(batch.steps), _columns(batch)
     ends, steps = (batch.steps[0], batch.steps[-1], num_steps), pack_steps(batch.steps)
     place = BatchPlace(work.run_id, work.next_tail, attempt, layout, *ends)
-    crcs = checksums.of_batch(place, steps, columns.data)
-    work.tail.append((*place, steps, item.received_at, columns.nbytes, columns.data, crcs))
+    crcs = checksums.of_batch(place, steps, data)
+    work.tail.append((*place, steps, item.received_at, 4 * batch.num_values, data, crcs))
     work.derived.upto = work.next_tail
     work.next_tail += 1
+
+
+def _columns(batch: Batch) -> bytes | memoryview:
+    """Return the values as the tail has them, float32 [columns, steps]."""
+    scalars = batch.scalar_values if batch.scalars else np.empty(0, np.float32)
+    if len(batch.steps) == 1:  # in that order already
+        return batch.values.astype("<f4", copy=False).tobytes() + scalars.tobytes()
+    columns, size = np.empty(batch.num_values, "<f4"), batch.values.size
+    by_layer = batch.values.transpose(0, 2, 1)
+    columns[:size].reshape(by_layer.shape)[...] = by_layer
+    columns[size:] = scalars.ravel()
+    return columns.data
 
 
 class DetectionFailed(Exception):
