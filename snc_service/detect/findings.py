@@ -75,8 +75,8 @@ def largest(
     return RuleFinding(values, seen.trends.judged, tell, columns)
 
 
-# numpy gives up the interpreter lock to partition, however few values are, and may wait milliseconds
-# for it.
+# numpy gives the interpreter lock up for a partition, even of few values, and may wait for it for
+# milliseconds afterwards.
 FEW_VALUES: Final = 512
 
 
