@@ -160,8 +160,9 @@ def test_history_is_folded_beside_the_requests_and_reads_the_same(tmp_path):
         before = api.get(f"{RUN}/layers/a/history").json()
         real, folded = api.service.store.fold, []
 
-        def recorded(budget_s, *, now):
-            folded.append(real(budget_s, now=now))
+        def recorded(budget_s, *, now, share):
+            folded.append(real(budget_s, now=now, share=share))
+            return folded[-1]
 
         api.service.store.fold = recorded
         clock.now += 3600  # nothing more will come soon: it is due

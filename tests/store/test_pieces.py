@@ -37,7 +37,7 @@ def test_a_chunk_folds_in_slices_and_every_answer_stays(store):
     folded = []
     while in_tail(store):
         folded.append(store.fold(0, now=LATER))
-        run.check_heatmap(WINDOW)
+        run.check_all_layers(WINDOW)
     assert folded == [16 * 16, 16 * 4, 16]  # two blocks of sigma, the loss
     assert store.fold(0, now=LATER) == 0
     run.check()
@@ -50,7 +50,7 @@ def test_a_batch_that_lands_between_two_slices_stays_and_lies_over_them(store):
     store.fold(0, now=LATER)
     run.send([3, 4], seed=2)
     while store.fold(0, now=LATER) and in_tail(store) > 1:
-        run.check_heatmap(WINDOW)
+        run.check_all_layers(WINDOW)
     while store.fold(60, now=LATER):
         pass
     assert in_tail(store) == 0
@@ -64,7 +64,7 @@ def test_a_process_that_ends_between_two_slices_leaves_work_but_no_harm(store, s
     for _ in range(5):
         store.fold(0, now=LATER)
     with_nothing_in_mind = open_store(store_url)
-    run.check_heatmap(WINDOW)
+    run.check_all_layers(WINDOW)
     while with_nothing_in_mind.fold(60, now=LATER):
         pass
     assert in_tail(store) == 0
@@ -104,7 +104,7 @@ def test_batches_leave_the_tail_in_portions_and_every_answer_stays(store, monkey
     def watched(*arguments):
         done = real(*arguments)
         seen.append(in_tail(store))
-        run.check_heatmap(WINDOW)
+        run.check_all_layers(WINDOW)
         return done
 
     monkeypatch.setattr(compact, "_write", watched)

@@ -62,8 +62,11 @@ class Run:
             loss = self.store.histories.of_scalar("r1", "loss", window)
             as_layer = self.store.histories.of_layers("r1", "sigma", ["l3"], window)
             np.testing.assert_array_equal(bits(loss.max), bits(as_layer.max))
-            got = self.store.histories.of_layers("r1", "sigma", LAYERS.names, window)
-            assert_same(got, self.oracle.answer(LAYERS.names, window))
+            self.check_all_layers(window)
+
+    def check_all_layers(self, window: Window) -> None:
+        got = self.store.histories.of_layers("r1", "sigma", LAYERS.names, window)
+        assert_same(got, self.oracle.answer(LAYERS.names, window))
 
 
 def rows_by_level(store, metric: int = 0) -> dict[int, list[int]]:
