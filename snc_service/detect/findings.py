@@ -87,8 +87,8 @@ def medians(columns: Floats) -> Doubles:
         middle = (num - 1) // 2, num // 2
         if columns.size <= FEW_VALUES:
             ordered = [sorted(row) for row in columns.tolist()]
-            pairs = [[row[middle[0]] + row[middle[1]]] for row in ordered]
-            return np.array(pairs, np.float32)[:, 0].astype(np.float64) / 2
+            pairs = [row[middle[0]] + row[middle[1]] for row in ordered]
+            return np.array(pairs, np.float32).astype(np.float64) / 2
         parted = np.partition(columns, middle, axis=1)
         return ((parted[:, middle[0]] + parted[:, middle[1]]) / 2).astype(np.float64)
     found = np.full(len(columns), -np.inf)
