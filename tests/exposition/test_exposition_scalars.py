@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_exposition import Clock, reporter, samples
 
+from snc_service.detect.rules import RunRules
 from snc_service.exposition import Exposition
 from snc_service.store import open_store
 
@@ -16,6 +17,7 @@ def clock():
 @pytest.fixture
 def store(tmp_path):
     opened = open_store(f"sqlite:///{tmp_path / 'snc.db'}")
+    opened.batches.judge_with(RunRules)
     yield opened
     opened.close()
 
