@@ -65,11 +65,13 @@ def test_a_run_that_never_reports_a_loss_is_judged_by_its_layers():
     assert (event.step, event.layer) == (80, "l1")
 
 
-def test_a_run_of_one_layer_has_every_rule():
-    given = healthy(150, 1)
-    given["sigma"][80:, 0] *= np.exp(0.06 * np.arange(70))
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_a_run_of_one_layer_has_every_rule_but_that_of_growth_of_all(layers):
+    given = healthy(250, layers)
+    given["sigma"][180:] *= np.exp(0.06 * np.arange(70))[:, None]
     told = {event.rule for event in events(rows(given))}
-    assert {"sigma_growth", "sigma_vs_init", "coherent_growth"} <= told
+    assert {"sigma_growth", "sigma_vs_init"} <= told
+    assert ("coherent_growth" in told) == (layers >= 4)
 
 
 def test_layers_that_come_and_go_keep_their_own_past():
