@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from snc_service.detect.findings import medians
 from snc_service.detect.memory import Memory
 from snc_service.detect.rules import advance, judge
 from snc_service.store.types import RunRows
@@ -126,3 +127,17 @@ def test_an_annotation_mutes_its_own_step_also_for_a_rule_that_needs_no_past():
     ready = setting(lr_jump={"armed": 0})
     assert found("lr_jump", rows(None, {"lr": rate}), ready) == [100]
     assert found("lr_jump", rows(None, {"lr": rate}, annotations=[note]), ready) == []
+
+
+@pytest.mark.parametrize("share_nan", [0.0, 0.3])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 7])
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 100, 600])
+def test_medians_are_those_of_numpy_for_any_number_of_rows(num_rows, num_layers, share_nan):
+    random = np.random.default_rng(num_rows)
+    values = random.normal(size=(num_rows, num_layers)).astype(np.float32)
+    values[random.random(values.shape) < share_nan] = np.nan
+    found = medians(values)
+    assert found.shape == (num_rows,)
+    for row, median in zip(values, found, strict=True):
+        known = row[~np.isnan(row)]
+        assert median == (np.median(known) if known.size else -np.inf)
