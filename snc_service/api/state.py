@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from snc_service.alerts import Alerts
+from snc_service.api.growth import Growth
 from snc_service.api.security.rate_limit import Shares
 from snc_service.auth import Access, TokenCache
 from snc_service.exposition import Exposition
@@ -103,6 +104,7 @@ class Service:
     reading: CapacityLimiter
     clock: Callable[[], float]  # Unix seconds
     public_host: str | None = None
+    growth: Growth = field(default_factory=Growth)
     # Bodies inflated at once: cores are few, and a body that waits holds no memory.
     inflating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(INFLATING))
     draining: bool = False

@@ -129,3 +129,24 @@ def test_a_run_without_a_batch_has_an_empty_list(api):
 )
 def test_a_question_that_is_not_valid_is_422(api, query, field):
     assert_problem(api.get(f"{RUN}/layers?{query}"), 422, "invalid", field)
+
+
+def test_without_thresholds_the_layer_that_grew_most_comes_first(tmp_path):
+    table = table_of("a", "b", "c", "d", "e")
+    with serving_app(settings_in(tmp_path)) as opened:
+        register(opened, table)
+        # d breaks, c has no sigma but a norm, e starts at zero; b is largest, and grew least.
+        sigma = [[2.0, 9.0, ABSENT, 1.0, 0.0], [4.0, 9.0, ABSENT, np.inf, 0.5]]
+        norm = [[3.0, 9.0, 1.0, 2.0, 0.0], [3.0, 9.0, 3.0, 2.0, 1.0]]
+        opened.send(batch_of(table, steps=(1, 2), sigma=sigma, frobenius=norm))
+        assert order(opened, "-ratio") == ["d", "c", "a", "b", "e"]
+        # A layer that is measured for the first time has a first value from then on.
+        later = [[8.0, 18.0, ABSENT, 1.0, 5.0]]
+        opened.send(batch_of(table, 1, (3,), sigma=later, frobenius=[[3.0, 9.0, np.nan, 2, 1]]))
+        assert order(opened, "-ratio") == ["c", "e", "a", "b", "d"]
+        page, rest = {"sort": "-ratio", "limit": 2}, []
+        while page.get("cursor", "") is not None:
+            told = opened.get(f"{RUN}/layers", params=page).json()
+            rest += [item["layer"] for item in told["items"]]
+            page["cursor"] = told["next"]
+        assert rest == ["c", "e", "a", "b", "d"]

@@ -158,3 +158,20 @@ def test_the_theme_can_be_chosen_and_stays(opened, page_service, planted):
         eventually(page, f"{picture} === '{light}'", False)
         page.reload()
         expect(button).to_have_text("Theme: dark")
+
+
+def test_without_thresholds_the_layer_that_grew_most_is_drawn(opened, page_service):
+    feed = Feed(page_service, "grown", ["a", "b", "c", "d", "e"])
+    feed.send([1, 2, 3], sigma=[[9, 5, 1, 1, 2], [9, 5, 1, 2, 2], [9, 5, 1.5, 4, 2.2]])
+    with opened(page_service, "#/runs/grown", complaints="404") as page:
+        wait_for_heatmap(page)
+        expect(page.locator(".area-layers .hint")).to_have_text(re.compile("grew most"))
+        expect(page.locator(".layers tbody .layer-name").first).to_have_text("d")
+        expect(page.locator(".legend-name")).to_have_text(["d", "c", "e"])
+        page.goto(f"{page_service}/#/compare/grown/grown2")
+        expect(page.get_by_label("Layer", exact=True)).to_have_value("d")
+    feed.send([4], sigma=[[9, 5, 1.5, 4, 2.2]], threshold=10.0)
+    with opened(page_service, "#/runs/grown") as page:
+        wait_for_heatmap(page)
+        expect(page.locator(".layers tbody .layer-name").first).to_have_text("a")
+        expect(page.locator(".area-layers .hint")).to_be_hidden()

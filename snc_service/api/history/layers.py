@@ -20,9 +20,9 @@ from snc_service.api.conventions.answers import (
 )
 from snc_service.api.conventions.parameters import ListQuery, RunName
 from snc_service.api.history.layer_rows import LayerPattern, matching
-from snc_service.api.state import InService
+from snc_service.api.state import InService, Service
 from snc_service.api.system.openapi import responses
-from snc_service.store.types import LatestValues
+from snc_service.store.types import LatestValues, Run
 from snc_service.wire import absent
 
 METRICS: Final = (
@@ -42,7 +42,11 @@ router = APIRouter(prefix="/api/v1", tags=["layers"])
 
 
 class LayersQuery(ListQuery):
-    """The order of the layers: ``-`` is largest first; non-finite values come first of all."""
+    """The order of the layers: ``-`` is largest first; non-finite values come first of all.
+
+    Behind the layers with a ratio, `-ratio` has the others by newest / first sigma, or Frobenius
+    norm.
+    """
 
     sort: Sort = Field("-ratio", description="`model` is the model's own order.")
     match: LayerPattern = ""
@@ -112,11 +116,13 @@ def list_layers(
 ) -> Response:
     """List layers with their newest values."""
     after = cursors.load(query.cursor, int, float, int)
-    tag = etag(service.store.runs.get(run), request)
+    record = service.store.runs.get(run)
+    tag = etag(record, request)
     if is_unchanged(request, tag):
         return unchanged(tag)
     latest = service.store.histories.latest(run)
-    group, key = _keys(latest, query.sort)
+    grown = _growth(service, record, latest) if query.sort == "-ratio" else None
+    group, key = _keys(latest, query.sort, grown)
     order = np.lexsort((np.arange(len(key)), key, group))
     chosen_by_name = matching([layer.name for layer in latest.layers], query.match)
     total = len(chosen_by_name)
@@ -142,9 +148,9 @@ def ratios(latest: LatestValues) -> Doubles:
     return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
-def worst_first(latest: LatestValues) -> npt.NDArray[np.int64]:
-    """Return the layers' indexes: non-finite first, then by ratio, then those without a ratio."""
-    group, key = _keys(latest, "-ratio")
+def worst_first(service: Service, run: Run, latest: LatestValues) -> npt.NDArray[np.int64]:
+    """Return the layers' indexes: non-finite first, then by ratio, then by growth."""
+    group, key = _keys(latest, "-ratio", _growth(service, run, latest))
     return np.lexsort((np.arange(len(key)), key, group)).astype(np.int64)
 
 
@@ -181,7 +187,16 @@ def _column(latest: LatestValues, metric: str) -> Doubles:
     return values.astype(np.float64)
 
 
-def _keys(latest: LatestValues, sort: Sort) -> tuple[npt.NDArray[np.int64], Doubles]:
+def _growth(service: Service, run: Run, latest: LatestValues) -> Doubles | None:
+    """Return newest / first norm [L] where some layer has no ratio; else it is not needed."""
+    if not np.isnan(ratios(latest)).any():
+        return None
+    return service.growth.of(service.store, run, latest)
+
+
+def _keys(
+    latest: LatestValues, sort: Sort, grown: Doubles | None = None
+) -> tuple[npt.NDArray[np.int64], Doubles]:
     """Return the sort keys of the layers, ascending: a group [L], then a finite key [L]."""
     if sort == "model":
         zeros = np.zeros(len(latest.layers))
@@ -191,10 +206,15 @@ def _keys(latest: LatestValues, sort: Sort) -> tuple[npt.NDArray[np.int64], Doub
     broken = np.zeros(len(value), np.bool_)
     if sigma is not None:
         broken = ~np.isfinite(sigma) & ~absent(sigma)
+    norm = latest.metric("frobenius")
+    if norm is not None:  # all that there is of a layer without sigma
+        unmeasured = True if sigma is None else absent(sigma)
+        broken |= unmeasured & ~np.isfinite(norm) & ~absent(norm)
     known = np.isfinite(value)
     if sort.startswith("-"):
         # A non-finite layer is the worst, also where it has no ratio.
-        return np.where(broken, 0, np.where(known, 1, 2)), np.where(known, -value, 0.0)
+        rest = np.zeros(len(value)) if grown is None else -np.nan_to_num(grown)
+        return np.where(broken, 0, np.where(known, 1, 2)), np.where(known, -value, rest)
     return np.where(broken, 1, np.where(known, 0, 2)), np.where(known & ~broken, value, 0.0)
 
 

@@ -36,7 +36,7 @@ class OnsetItem(BaseModel):
 
     layer: str
     step: int
-    rule: Literal["update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init"]
+    rule: Literal["breach", "update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init"]
     times_limit: float
 
 

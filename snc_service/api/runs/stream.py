@@ -121,7 +121,7 @@ async def _updates(service: Service, access: Access, run: str) -> AsyncIterator[
 def _update(service: Service, run: Run, last_event: int | None) -> dict[str, Any]:
     """Return the message; ``seen`` in it is the id of the newest event in the store."""
     latest = service.store.histories.latest(run.run)
-    worst = layers.worst_first(latest)[:WORST_LAYERS]
+    worst = layers.worst_first(service, run, latest)[:WORST_LAYERS]
     page = service.store.events.page(EventQuery(run=run.run, limit=MAX_EVENTS))
     newest = max((stored.id for stored in page.items), default=0)
     # The first message is the current state; earlier events are in the list of events.

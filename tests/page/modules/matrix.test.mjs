@@ -99,3 +99,12 @@ test("the extent is of positive values only", () => {
     assert.deepEqual(matrix.extent(nothing), [1, 1]);
   }
 });
+
+test("the layer that grew most is the one to look at, and one that broke before it", () => {
+  const max = [[9, 9, 9], [1, 2, 3], [2, null, 4]];
+  const answer = { layers: ["a", "b", "c"], steps: [0, 1, 2], bucket_steps: 1, max };
+  assert.equal(matrix.grewMost(answer), "b");
+  const nonfinite = [[0, 0, 0], [0, 0, 0], [0, 1, 1]];
+  assert.equal(matrix.grewMost({ ...answer, nonfinite }), "c");
+  assert.equal(matrix.grewMost({ layers: [], steps: [], bucket_steps: 1, max: [] }), null);
+});

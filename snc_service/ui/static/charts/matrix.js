@@ -126,6 +126,20 @@ export function growth(sigma) {
 }
 
 /**
+ * The layer whose newest sigma is the most of its first one, a layer that is not finite before all
+ * others; null without layers. Of a shared row, its worst layer.
+ * @param {Answer} answer
+ * @returns {string | null}
+ */
+export function grewMost({ layers, rows, max, nonfinite }) {
+  const last = layers.length ? max[0].length - 1 : -1;
+  const grown = growth(max).map((row, i) =>
+    (nonfinite?.[i]?.[last] ?? 0) > 0 ? Infinity : row.findLast((value) => value !== null) ?? 0);
+  const most = grown.indexOf(Math.max(...grown));
+  return rows?.[most]?.worst ?? layers[most] ?? null;
+}
+
+/**
  * Return stretches of adjacent cells for which `test(row, column)` holds: [{row, from, to}] in
  * columns, both ends included, at most `most` of them.
  * @param {number} rows

@@ -9,7 +9,7 @@ import { Heatmap } from "../charts/heatmap.js";
 import { hasValues, known } from "../service/history_queries.js";
 import { Lines, nonfinitePoints, thresholdLine, valueAt } from "../charts/lines.js";
 import { Live, restAfter } from "../service/live.js";
-import { extent, growth } from "../charts/matrix.js";
+import { extent, grewMost, growth } from "../charts/matrix.js";
 import { METRICS, metricToShow } from "../charts/metrics.js";
 import { Choice, panel, problemNote, swatch, waiting } from "../document/elements.js";
 import { amend, go, MOST_COMPARED, withQuery } from "../document/router.js";
@@ -171,13 +171,15 @@ export class CompareView {
     Object.assign(run, (await histories(ask, [layer])).get(layer));
   }
 
-  /** Return the requested layer, else the worst one of the first run that has one. */
+  /** Pick the requested layer, else the worst one of the first run that has one. */
   pickLayer() {
     const layers = [...new Set(this.runs.flatMap((run) => run.sigma?.layers ?? []))];
     const option = (layer) => h("option", { value: layer, text: layer });
     keyed(this.picker, layers, (layer) => layer, option, () => {});
     const worst = this.present().map((run) => run.item.worst_layer).find(Boolean);
-    const wishes = [this.query.get("layer"), this.picked, worst, layers[0]];
+    const first = this.runs.find((run) => run.sigma?.layers.length);
+    const grown = first ? grewMost(first.sigma) : null;
+    const wishes = [this.query.get("layer"), this.picked, worst, grown, layers[0]];
     this.picked = wishes.find((layer) => layer && layers.includes(layer)) ?? null;
     if (this.picked !== null) this.picker.value = this.picked;
   }

@@ -124,7 +124,7 @@ export class RunView {
           this.onset.element,
           this.forecast.element,
           this.incidents.element,
-          panel("area-layers", "Worst layers", [], this.table.element),
+          panel("area-layers", "Worst layers", [], this.table.note, this.table.element),
           panel("area-events", "Events", [], this.eventList.element),
           this.about.element,
           panel("area-policy", "Policy", [], this.policy.element))),

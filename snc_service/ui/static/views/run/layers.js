@@ -26,6 +26,7 @@ export class LayerTable {
     this.head = h("tr", {}, ...COLUMNS.map((column) => this.header(column)));
     this.body = h("tbody");
     this.more = quietButton("", () => this.extend(), { hidden: true });
+    this.note = h("p", { class: "hint", hidden: true, text: "No thresholds: the layer that grew most comes first." });
     const table = h("table", { class: "layers" },
       h("caption", { class: "visually-hidden", text: "Layers with their newest values" }),
       h("thead", {}, this.head),
@@ -57,6 +58,7 @@ export class LayerTable {
     const rows = items.slice(0, this.limit);
     const update = (row, item) => this.update(row, item, selected);
     keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), update);
+    this.note.hidden = this.sort !== "-ratio" || !rows.length || rows.some((item) => item.ratio !== null);
     this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
     setText(this.more, `Show more of ${count(total)} layers`);
   }
