@@ -84,18 +84,20 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def sparkline(values: Sequence[float | None]) -> str:
-    """Return one block per value, scaled from smallest to largest; x for non-finite values."""
+def sparkline(values: Sequence[float | None], nonfinite: Sequence[int] | None = None) -> str:
+    """Return one block per value, scaled from smallest to largest; x for non-finite values.
+
+    With ``nonfinite``, their number at each place, a place without any value is a space.
+    """
     finite = [v for v in values if v is not None and math.isfinite(v)]
-    if not finite:
-        return BROKEN * len(values)
-    low, high = min(finite), max(finite)
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = (high - low) or 1.0
+    broken = [1] * len(values) if nonfinite is None else nonfinite
     return "".join(
-        BROKEN
+        (BROKEN if num else " ")
         if value is None or not math.isfinite(value)
         else BLOCKS[min(len(BLOCKS) - 1, int((value - low) / span * len(BLOCKS)))]
-        for value in values
+        for value, num in zip(values, broken, strict=True)
     )
 
 

@@ -394,6 +394,7 @@ def test_a_sparkline_spans_its_values_and_marks_what_is_not_finite():
     assert sparkline([1.0, None, float("nan"), float("inf"), 2.0]) == "▁xxx█"
     assert sparkline([None]) == "x"
     assert sparkline([]) == ""
+    assert sparkline([1.0, None, None, 2.0], [0, 0, 3, 0]) == "▁ x█"
 
 
 def test_a_name_cannot_drive_the_terminal():

@@ -72,12 +72,18 @@ def _of_run(service: ServiceClient, run: str) -> dict[str, Any]:
     answer = service.get("runs", run, "history", layer=names, points=SPARKS) if names else {}
     loss = service.get("runs", run, "scalars", "loss", "history", points=SPARKS)
     incidents = service.items("incidents", limit=INCIDENTS, run=run, state="open", sort="severity")
+    histories = {each["layer"]: each for each in answer.get("layers", ())}
+    nothing: dict[str, Any] = {"max": [], "nonfinite": []}
     return {
         "run": record,
         "loss": loss,
         "layers": [
-            layer | {"history": history["max"]}
-            for layer, history in zip(layers, answer.get("layers", ()), strict=False)
+            layer
+            | {
+                "history": histories.get(layer["layer"], nothing)["max"],
+                "history_nonfinite": histories.get(layer["layer"], nothing)["nonfinite"],
+            }
+            for layer in layers
         ],
         "incidents": list(incidents),
     }
@@ -114,7 +120,7 @@ def _run_frame(seen: dict[str, Any]) -> RenderableType:
             layer["sigma"],
             layer["threshold"],
             layer["step"],
-            sparkline(layer["history"]),
+            sparkline(layer["history"], layer["history_nonfinite"]),
         )
         for layer in seen["layers"]
     ]
