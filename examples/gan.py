@@ -77,7 +77,7 @@ def main() -> None:
     runs = []
     for name, hold in (("gan, critic free", {}), ("gan, critic held", HELD)):
         samples, sigma, run = train(steps, name, **hold)
-        print(f"{name}: {modes(samples)} of 8 modes, largest sigma {max(sigma[1:]):.2f}")
+        print(f"{name}: {modes(samples)} of 8 modes, largest sigma at the end {sigma[-1]:.2f}")
         figure.add_scatter(x=samples[:, 0], y=samples[:, 1], mode="markers", name=name,
                            marker_size=3, row=1, col=1)  # fmt: skip
         figure.add_scatter(y=sigma, name=name, row=1, col=2)

@@ -1,7 +1,8 @@
 """Value learning off policy that diverges, and the same with a held critic: Baird's star.
 
 All true values are 0. Start the service with `snc serve`, set SNC_URL=http://127.0.0.1:8470, and
-run this file. `--short` takes a few seconds. The picture, rl.html, needs plotly.
+run this file. `--short` takes a few seconds. The picture, rl.html, needs plotly:
+pip install '.[plots]'.
 """
 
 import argparse

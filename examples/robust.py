@@ -1,7 +1,8 @@
 """A classifier of digits whose answers are certified: no small change of an image changes them.
 
-Needs scikit-learn for the digits, and plotly for the picture, robust.html. Start the service with
-`snc serve`, set SNC_URL=http://127.0.0.1:8470, and run this file. `--short` takes a few seconds.
+Needs scikit-learn for the digits, and plotly for the picture, robust.html: pip install
+'.[plots]' scikit-learn. Start the service with `snc serve`, set SNC_URL=http://127.0.0.1:8470, and
+run this file. `--short` takes a few seconds.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 It reads the source of Python's standard library. Start the service with `snc serve`, set
 SNC_URL=http://127.0.0.1:8470, and run this file. `--short` takes a few seconds. The picture,
-transformer.html, needs plotly.
+transformer.html, needs plotly: pip install '.[plots]'.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     for name, hold in (("query and key free", {}), ("query and key held", HELD)):
         losses, sigma, run = train(text, steps, name, **hold)
         end = sum(losses[-20:]) / 20
-        print(f"{name}: loss {end:.2f}, largest sigma {max(sigma[1:]):.2f}")
+        print(f"{name}: loss {end:.2f}, largest sigma at the end {sigma[-1]:.2f}")
         figure.add_scatter(y=losses, name=name, row=1, col=1)
         figure.add_scatter(y=sigma, name=name, row=1, col=2)
         runs.append(run)

@@ -184,6 +184,11 @@ def test_figures_have_the_values_and_the_colors_of_the_page(api):
         assert json.loads(figure.to_json())["layout"]["xaxis"]["title"]["text"] == "step"
 
 
+def test_a_heatmap_without_thresholds_shows_sigma(api):
+    (drawn,) = api.run("beta").plot_heatmap().data
+    assert drawn.customdata.tolist() == [[1.0] * 4]
+
+
 def test_the_colors_are_those_of_the_page():
     static = ROOT / "snc_service" / "ui" / "static"
     paint = (static / "charts" / "paint.js").read_text()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from snc_client.api.arrays import HeatmapArrays, History, heatmap_of, history_of
 from snc_client.api.connection import ApiConnection
 from snc_client.api.records import (
@@ -244,18 +246,27 @@ class RemoteRun:
             part.unlink(missing_ok=True)
         return target
 
-    def plot_heatmap(self, *, metric: str = "ratio", **window: Any) -> plotly.graph_objects.Figure:
-        """Return the heatmap of the page as a plotly figure; ``window`` as for `heatmap`."""
+    def plot_heatmap(
+        self, *, metric: str | None = None, **window: Any
+    ) -> plotly.graph_objects.Figure:
+        """Return the heatmap of the page as a plotly figure; ``window`` as for `heatmap`.
+
+        Without ``metric``, sigma / threshold, or sigma if no layer has a threshold.
+        """
         from snc_client.api.figures import heatmap_figure
 
-        return heatmap_figure(self.heatmap(metric=metric, **window))
+        shown = self.heatmap(metric=metric or "ratio", **window)
+        if metric is None and np.isnan(shown.values).all():
+            shown = self.heatmap(metric="sigma", **window)
+        return heatmap_figure(shown)
 
     def plot_history(
         self, *layers: str, metric: str = "sigma", **window: Any
     ) -> plotly.graph_objects.Figure:
         """Return the history of layers with their thresholds, as a plotly figure.
 
-        Without a name, the three layers with the largest ratio. ``window`` as for `histories`.
+        Without a name, the three worst layers: by ratio, else by growth. ``window`` as for
+        `histories`.
         """
         from snc_client.api.figures import history_figure
 
