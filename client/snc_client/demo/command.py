@@ -150,6 +150,7 @@ def _print_summary(console: Console, recipe: Recipe, trained: dict[str, Trained]
     row("values dropped", [end.dropped_values for end in trained.values()])
     console.print(table)
     console.print(
+        "losses: means of 30 steps\n"
         "largest sigma / threshold: float64 SVD of the weights after the action, every 25 steps",
         style="dim",
     )

@@ -58,7 +58,7 @@ class ForecastItem(BaseModel):
     """A layer on its way to its threshold.
 
     ``steps`` counts from its newest measurement, at the recent slope of log sigma. Half way to the
-    crossing, nine of ten such forecasts lay between a third and twice the true number of steps:
+    crossing, four of five such forecasts lay between a third and twice the true number of steps:
     ``earliest_step`` and ``latest_step``.
     """
 
