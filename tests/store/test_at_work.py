@@ -76,6 +76,17 @@ def test_a_run_made_anew_between_two_batches_is_found(two):
     assert steps(one) == [3]
 
 
+@pytest.mark.parametrize("deletes", [0, 1])
+def test_nothing_is_remembered_of_a_deleted_run_that_goes_on_sending(two, deletes):
+    one = two[0]
+    stored(one, sigma(0, 0))
+    two[deletes].runs.delete("r1", author="ann", now=NOW)
+    (outcome,) = submit(one, [sigma(1, 1)])
+    assert isinstance(outcome.error, RunUnknown)
+    memory = one.batches._memory
+    assert (memory.runs(), memory._newest) == ([], {})
+
+
 def test_what_people_change_counts_for_the_next_batch(two):
     one, other = two
     stored(one, sigma(0, 0))

@@ -8,17 +8,19 @@ import random
 import signal
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from derived_victim import BATCHES, EVERY, LAYERS, begin, prepared, send
-from store_cases import NOW, bits
+from derived_victim import BATCHES, EVERY, LAYERS, begin, plainly, prepared, send
+from store_cases import NOW, bits, new_run
 
 from snc_service.detect.rules import RunRules
 from snc_service.store import Store, open_store
 from snc_service.store.sql.ingest import derived
-from snc_service.store.types import EventQuery
+from snc_service.store.types import EventQuery, Outcome, Submission
+from snc_service.wire import encode
 
 
 def opened(url: str) -> Store:
@@ -53,6 +55,13 @@ def checkpoint(store: Store) -> int:
     with store._database.read() as connection:
         row = connection.execute("select upto from checkpoint where run_id = 1").fetchone()
     return -1 if row is None else int(row[0])
+
+
+def both(store: Store, seq: int) -> list[Outcome]:
+    """Send a batch to two runs in one transaction."""
+    one = plainly(seq)
+    items = [Submission(run, one, zlib.crc32(encode(one)), NOW) for run in ("r1", "r2")]
+    return store.batches.ingest(items)
 
 
 @pytest.fixture
@@ -211,6 +220,52 @@ def test_a_damaged_value_behind_the_checkpoint_counts_as_not_measured(store_url)
         (outcome,) = send(other, 5, plain=True)
         assert outcome.error is None
         assert newest(other)[1] == [max(before[1]) + 1] * len(LAYERS.names) + [-1] * 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_rules_whose_state_is_damaged_begin_anew_and_no_other_run_notices(store_url, damage):
+    with closing(opened(store_url)) as store:
+        begin(store)
+        new_run(store, "r2")
+        store.batches.put_layer_table("r2", LAYERS)
+        for seq in range(3):
+            both(store, seq)
+        kept = store.batches.rule_state("r2")
+        with store._database.write() as connection:
+            (state,) = connection.execute("select v from checkpoint where run_id = 1").fetchone()
+            state = bytes(state)
+            broken = bytes([state[0] ^ 0x80]) + state[1:] if damage == "flipped" else state[:-3]
+            connection.execute("update checkpoint set v = ? where run_id = 1", (broken,))
+    with closing(opened(store_url)) as other:
+        assert other.batches.rule_state("r2") == kept
+        assert [outcome.error for outcome in both(other, 3)] == [None, None]
+        assert checkpoint(other) == 4  # the damaged state is replaced at once
+        other.batches.settle()
+        state = other.batches.rule_state("r1")
+    with closing(opened(store_url)) as third:
+        assert third.batches.rule_state("r1") == state
+        while third.fold(60, now=NOW + 3_600):
+            pass
+
+
+def test_rows_on_which_rules_fail_in_a_replay_do_not_stop_the_run(store_url):
+    """Those of a new release may fail on what the release before has judged."""
+    with closing(opened(store_url)) as store:
+        begin(store)
+        for seq in range(4):
+            send(store, seq, plain=True)
+
+    class Failing(RunRules):
+        def advance(self, rows):
+            if rows.batch.steps == (2,):
+                raise ValueError("this row")
+            return super().advance(rows)
+
+    with closing(open_store(store_url)) as other:
+        other.batches.judge_with(Failing)
+        (outcome,) = send(other, 4, plain=True)
+        assert outcome.error is None
+        assert checkpoint(other) == 5
 
 
 KILLS = 4

@@ -99,14 +99,16 @@ class Batches:
                     outcomes, works, mark = ingest(
                         connection, self._book, self._memory, items, self._rules, refused
                     )
+                self._memory.keep(works, mark)
+                return outcomes
             except RunGone:  # again, with an empty memory
                 continue
             except DetectionFailed as failed:
                 log.error("%s", failed.refusal, exc_info=failed.__cause__)
                 refused[failed.place] = failed.refusal
                 continue
-            self._memory.keep(works, mark)
-            return outcomes
+            finally:
+                self._memory.let_go(item.run for item in items)
 
     @property
     def _rules(self) -> Detection:
@@ -134,9 +136,11 @@ class Batches:
                 era = self._memory.era(mark)
                 works = locked(connection, self._book, known, era, names, self._rules)
                 checkpoint(connection, works.values())
+            self._memory.keep([work for run, work in works.items() if run in remembered], mark)
         except RunGone:  # nothing of it is left to write; the others have their turn later
-            return
-        self._memory.keep([work for run, work in works.items() if run in remembered], mark)
+            pass
+        finally:
+            self._memory.let_go(names)
 
     def rule_state(self, run: str) -> bytes | None:
         """Return the detection state after the run's newest batch. Raises `RunUnknown`.

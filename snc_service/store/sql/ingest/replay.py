@@ -49,13 +49,35 @@ def replay(
                 derived.rules = detection(None)
             terms, names = derived.terms, columns.table.table.names
             # An attempt begins at a checkpoint, so none of these rows is its first.
-            derived.rules.advance(
-                RunRows(name, batch, names, place.attempt, False, terms.settings, terms.annotations)
+            found = RunRows(
+                name, batch, names, place.attempt, False, terms.settings, terms.annotations
             )
+            try:
+                derived.rules.advance(found)
+            except Exception:
+                log.exception("the rules of run %s begin anew after batch %d", name, place.id)
+                _begin_anew(derived, detection)
         if batch is not None:
             table = columns.table
             derived.renew(connection, run_id, num_layers, table, batch, place.attempt)
         derived.upto = place.id
+
+
+def resume(derived: Derived, detection: Detection, state: bytes, run: str) -> None:
+    """Let the rules go on from a stored state, or begin anew if it cannot be read.
+
+    Whatever broke it, the run must go on, and so must the runs whose batches are stored with its.
+    """
+    try:
+        derived.rules = detection(state)
+    except Exception:
+        log.exception("the rules of run %s begin anew: their state is damaged", run)
+        _begin_anew(derived, detection)
+
+
+def _begin_anew(derived: Derived, detection: Detection) -> None:
+    derived.rules = detection(None)
+    derived.is_due = True  # the next reader finds a state again
 
 
 def _as_sent(

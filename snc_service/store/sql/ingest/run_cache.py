@@ -15,7 +15,7 @@ from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.ingest import writers
 from snc_service.store.sql.ingest.derived import CHECKPOINT, COLD_BATCHES, SAVE, Derived, JudgedBy
 from snc_service.store.sql.ingest.overlap import Overlap
-from snc_service.store.sql.ingest.replay import TAIL, replay
+from snc_service.store.sql.ingest.replay import TAIL, replay, resume
 from snc_service.store.sql.ingest.standing import Standing
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
@@ -251,7 +251,7 @@ def derive(
         if state is not None:
             work.derived = Derived(upto=checkpoint)
             if detection is not None:
-                work.derived.rules = detection(bytes(state))
+                resume(work.derived, detection, bytes(state), work.run)
             anew[work.run_id] = work
         work.derived.checkpoint = checkpoint
         if settings:  # none: the release before wrote the row, and all rows behind it are newer

@@ -46,6 +46,13 @@ class RunMemory:
             self._layers -= sum(cost for _, cost in taken.values())
         return {run: work for run, (work, _) in taken.items()}
 
+    def let_go(self, runs: Iterable[str]) -> None:
+        """Forget the newest values of runs that were taken and not kept: deleted runs, above all."""
+        with self._lock:
+            for run in runs:
+                if run not in self._runs:
+                    self._newest.pop(run, None)
+
     def know_table(self, run: str, version: int) -> None:
         """Note that a layer table was added to a run of this version, and nothing else: what is
         remembered of it stays true.
