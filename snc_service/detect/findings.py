@@ -69,7 +69,8 @@ def largest(
         worst = int(np.nanargmax(columns[row]))
         layer, value = seen.signals.layers[worst], float(columns[row, worst])
         layers = int((columns[row] > limit).sum())
-        return Told(f"{layer}: {say(value, limit)}{count(layers)}", layer, layers, value, limit)
+        text = f"{layer}: {say(value, limit)}{count(layers)}"
+        return Told(text, layer, layers, finite(value), limit)
 
     values = np.fmax.reduce(columns, axis=1).astype(np.float64)
     return RuleFinding(values, seen.trends.judged, tell, columns)

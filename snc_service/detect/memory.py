@@ -150,18 +150,16 @@ class Memory:
             "onset": self.onset,
             "onset_newest": self.onset_newest,
             "firing": {rule: [it.streak, it.quiet] for rule, it in self.firing.items()},
-            "layers": len(self.keys) if known else 0,
+            "layers": len(self.keys),
             "columns": known,
         }
         if self.moving:
             values["moving"] = True
         if self.skipped_in_row:
             values["skipped_in_row"] = self.skipped_in_row
-        if self.skips.count:
+        if self.skips.steps:  # also of a job that has counted no skip so far
             values["skips"] = [*vars(self.skips).values()]
         line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-        if not known:
-            return line
         return b"".join((line, self.keys.astype("<u8").tobytes(), table[is_known].tobytes()))
 
     def pulse(self) -> bytes:

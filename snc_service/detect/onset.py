@@ -52,7 +52,8 @@ def outside(rule: str, limit: float, finding: RuleFinding, rows: Sequence[int]) 
     number, least = BAND_RULES.index(rule), max(limit, 1e-9)
     if rule == "breach":  # its limit is a number of layers, its band ends at the threshold
         least = 1.0
-    return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
+    with np.errstate(over="ignore"):  # of a hostile row: infinitely far outside
+        return [Outside(row, number, finding.columns[row] / np.float32(least)) for row in rows]
 
 
 def remember(

@@ -237,7 +237,8 @@ def log_norms(signals: BatchColumns, memory: Memory) -> Floats:
     assert column is not None
     places = memory.places(tuple(signals.layers))
     floor = memory.columns["norm_floor"][places]
-    return _log(column.known + np.nan_to_num(floor))
+    with np.errstate(over="ignore"):  # hostile rows may overflow
+        return _log(column.known + np.nan_to_num(floor))
 
 
 def _of_norm(
