@@ -61,6 +61,8 @@ class Replicas:
                 else (beat, now)
                 for each, beat in rows
             }
+            # A row that others forgot begins again, perhaps at the number that is known of it.
+            self._beats[self._id] = (self._beats[self._id][0], now)
             gone = [e for e, (_, since) in self._beats.items() if now - since > FORGET_SECONDS]
             for each in gone:
                 connection.execute("delete from replica where id = ?", (each,))

@@ -93,3 +93,15 @@ def test_an_embedded_store_is_never_shared_and_writes_no_beats(tmp_path, clock):
         assert store.replicas.share() == EVERYTHING
         with store._database.read() as connection:
             assert connection.execute("select count(*) from replica").fetchone() == (0,)
+
+
+def test_a_service_that_others_forgot_while_it_was_stopped_begins_again(three, clock):
+    """Its first beat after that has the number that its last one had."""
+    one, two, _ = three
+    one.replicas.share()
+    for _ in range(9):
+        clock[0] += replicas.FORGET_SECONDS / 6
+        two.replicas.share()
+    assert two.replicas.share() == EVERYTHING
+    assert one.replicas.share().of == 2
+    assert owners(beat(clock, one, two)) == [1] * 60
