@@ -47,7 +47,7 @@ class RunMemory:
         return {run: work for run, (work, _) in taken.items()}
 
     def let_go(self, runs: Iterable[str]) -> None:
-        """Forget the newest values of runs that were taken and not kept: deleted runs, above all."""
+        """Forget the newest values of runs that were taken and not kept, as deleted runs are."""
         with self._lock:
             for run in runs:
                 if run not in self._runs:
