@@ -104,6 +104,30 @@ def test_a_look_in_vain_reads_no_tail_and_a_summary_is_enough(store):
     assert " tail " not in read[0]
 
 
+@pytest.mark.parametrize("shift", [0, 5, 6, 10])
+def test_a_tail_shorter_than_its_chunk_is_left_out_by_the_statement_however_sparse(store, shift):
+    """PostgreSQL shifts a number of two bytes within two bytes."""
+    begun(store)
+    put(store, 0, 0)
+    change(store, "update run set interval_shift = ?", shift)
+    found = []
+
+    class Connection:
+        def __init__(self, connection):
+            self.connection = connection
+
+        def execute(self, statement, parameters=()):
+            found.append(self.connection.execute(statement, parameters).fetchall())
+            return found[-1] if len(found) == 1 else self.connection.execute(statement, parameters)
+
+    for last, is_there in ((1_151, False), (1_152, True)):
+        put(store, last - 1_150, last << shift)
+        found.clear()
+        with store._database.read() as connection:
+            DueChunks().look(Connection(connection), NOW, EVERYTHING)
+        assert bool(found[0]) == is_there
+
+
 def test_what_was_read_in_vain_is_read_again_when_there_is_more_or_time_has_passed(store):
     begun(store)
     put(store, 0, 0, 1, 2)  # of a chunk that is complete, but few

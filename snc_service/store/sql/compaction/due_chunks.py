@@ -35,7 +35,8 @@ _CANDIDATES = (
     "select run_id, interval_shift, tail_first, tail_steps, tail_bytes, last_step, "
     "case when state = 'active' and updated_at > ? then 0 else 1 end "
     "from run where tail_first is not null and (state <> 'active' or updated_at <= ? "
-    "or tail_bytes > ? or last_step - tail_first >= (? << coalesce(interval_shift, 0))) "
+    "or tail_bytes > ? "  # a small number would be shifted within two bytes
+    "or last_step - tail_first >= (cast(? as bigint) << coalesce(interval_shift, 0))) "
     "order by run_id"
 )
 
