@@ -180,11 +180,12 @@ def shrink(seen: Seen) -> RuleFinding | None:
     growth = seen.trends.long_growth
     if growth is None or not growth.shape[1]:
         return None
-    # The median can only be below -limit where half of the layers are below 0: mostly none are.
-    below = 2 * (growth < 0).sum(axis=1) >= (~np.isnan(growth)).sum(axis=1)
     values = np.full(len(growth), -np.inf)
-    rows = np.flatnonzero(below & (np.fmin.reduce(growth, axis=1) < -LEAST_SHRINK))
-    values[rows] = -medians(growth[rows])
+    rows = np.flatnonzero(np.fmin.reduce(growth, axis=1) < -LEAST_SHRINK)  # mostly none
+    if len(rows):  # the median can only be below -limit where half of the layers are below 0
+        below = 2 * (growth[rows] < 0).sum(axis=1) >= (~np.isnan(growth[rows])).sum(axis=1)
+        rows = rows[below]
+        values[rows] = -medians(growth[rows])
 
     def tell(row: int, limit: float) -> Told:
         least, value = int(np.nanargmin(growth[row])), float(values[row])

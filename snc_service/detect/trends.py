@@ -332,13 +332,17 @@ def _still(
     gradient, norm = signals.metric("grad_norm"), signals.metric("frobenius")
     assert gradient is not None
     assert norm is not None
+    found, count = np.full(same.shape, NAN), past["still"]
+    if not same.any() and np.isnan(count).all():  # the usual case: every weight moves
+        known = np.ones(same.shape, np.bool_) if norm.whole else ~np.isnan(norm.known)
+        found[judged & known.any(axis=1)] = 0
+        return found
     stood = same & (gradient.known > 0)
     if of_sigma is not None:
         stood &= _exact(signals) | ~(of_sigma > SAME)
     known = ~np.isnan(norm.known)
     sure = judged & (2 * stood.sum(axis=1) < known.sum(axis=1))
-    found = np.full(same.shape, NAN)
-    count = np.nan_to_num(past["still"])
+    count = np.nan_to_num(count)
     for row in np.flatnonzero(sure):
         moved = np.where(stood[row], count + np.float32(1), np.float32(0))
         count = np.where(known[row], moved, count)
