@@ -188,7 +188,8 @@ class Memory:
 
     def restart(self) -> None:
         """Begin a new attempt: keep the registered values of the layers and drop the rest."""
-        fresh = Memory(keys=self.keys, columns=self.columns, moving=self.moving)
+        # A job that goes back in its steps counts on what it skipped.
+        fresh = Memory(keys=self.keys, columns=self.columns, moving=self.moving, skips=self.skips)
         for name in set(COLUMNS) - {"start", "floor", "norm_floor", "vector_floor"}:
             fresh.columns[name].fill(np.nan)
         fresh.columns["newest"] = fresh.columns["start"].copy()

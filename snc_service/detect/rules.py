@@ -126,7 +126,7 @@ def judge(memory: Memory, rows: RunRows, settings: RuleSettings | None = None) -
     skipped = value_rules.untouched(signals, memory, num_broken)
     plan = planned(rows, memory)
     trends = follow(signals, memory, num_broken == 0, plan.anew, begins=begins)
-    scores = scalar_rules.scores(signals, memory, trends.judged, plan.anew, gaps)
+    scores = scalar_rules.scores(signals, memory, trends, plan.anew, gaps)
     settled = plan.settled(trends.trained, memory)  # -1: rules that compare with the past are muted
     seen = Seen(signals, np.where(skipped, 0, num_broken), trends, gaps, scores)
     found: list[tuple[int, Event]] = []

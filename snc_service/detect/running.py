@@ -178,12 +178,17 @@ class SkippedShare:
     skipped: float = 0.0
     steps: float = 0.0
 
-    def advance(self, count: float, steps: int) -> float:
+    def advance(self, count: float, steps: int, before: int = 0) -> float:
         """Take in the ``count`` of skipped steps so far, ``steps`` counted steps later.
 
-        The count of a job that starts again begins at zero: then nothing was skipped.
+        A job counts from its first skipped step on: none of the ``before`` steps was skipped. If
+        there were none, what is counted came before the first row. The count of a job that starts
+        again begins at zero: then nothing was skipped.
         """
         new = max(count - self.count, 0.0)
+        if not self.steps:
+            self.steps = (1 - SKIPS_KEPT**before) / (1 - SKIPS_KEPT)
+            new = new if before else 0.0
         self.count = count
         kept = SKIPS_KEPT ** (steps + new)
         self.skipped = kept * self.skipped + new

@@ -10,7 +10,7 @@ from snc_service.detect.batch_columns import BatchColumns, Mask
 from snc_service.detect.findings import RuleFinding, Seen, Told, count, factor, medians, number
 from snc_service.detect.memory import Memory
 from snc_service.detect.running import Counts
-from snc_service.detect.trends import Doubles
+from snc_service.detect.trends import Doubles, Trends
 from snc_service.detect.value_rules import RISING
 
 
@@ -117,18 +117,19 @@ def loss_trend(seen: Seen) -> RuleFinding | None:
 
 
 def scores(
-    signals: BatchColumns, memory: Memory, judged: Mask, anew: Mask, gaps: Counts
+    signals: BatchColumns, memory: Memory, trends: Trends, anew: Mask, gaps: Counts
 ) -> dict[str, Doubles]:
     """Return the scores of loss, gradient norm and learning rate [S] and update ``memory``.
 
     NaN where there is none. ``rise`` is the rise of the loss above its lowest value, ``regain``
     the same in deviations, ``fall`` that of its logarithm below its mean.
     """
-    found = {}
+    found, judged = {}, trends.judged
     if (skipped := signals.scalar("skipped_steps")) is not None:
         shares = found["skipped_steps"] = np.full(len(judged), np.nan)
         for row in np.flatnonzero(skipped.finite):
-            shares[row] = memory.skips.advance(float(skipped.values[row]), int(gaps[row]))
+            count, gap = float(skipped.values[row]), int(gaps[row])
+            shares[row] = memory.skips.advance(count, gap, gap * int(trends.trained[row]))
     for name, score in (
         ("loss", _score_loss),
         ("grad_norm", _score_gradient),

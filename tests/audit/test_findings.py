@@ -304,7 +304,7 @@ def share_of(count: np.ndarray) -> float:
 
 def test_a_job_that_starts_again_counts_its_skipped_steps_anew():
     share = SkippedShare()
-    share.advance(8, 1)
+    share.advance(8, 1, 20)
     before = share.skipped
     assert share.advance(0, 1) < 1
     assert share.skipped < before

@@ -5,8 +5,9 @@ import pytest
 
 from snc_service.backtest.columns import rows
 from snc_service.detect.memory import Memory
-from snc_service.detect.rules import judge
-from snc_service.store.types import Event
+from snc_service.detect.rules import RunRules, judge
+from snc_service.store.types import Event, RunRows
+from snc_service.wire import Batch, LayerTable
 
 LAYERS = ("fc1", "fc2", "fc3")
 
@@ -75,3 +76,31 @@ def test_without_norms_nothing_shows_that_weights_stood_still():
     skip(given, 50, 1)
     del given["frobenius"]
     assert [(e.rule, e.step) for e in events(given, 10)] == [("nonfinite", 50)]
+
+
+def of_counts(counts: list[int], attempts: tuple[int, ...] = ()) -> list[int]:
+    """Return the rows of events of `skipped_steps`; a client reports no count of zero."""
+    rules, found = RunRules(None), []
+    layers, nothing = LayerTable.of_names(("a",)), np.empty((0, 1, 0), np.float32)
+    for row, count in enumerate(counts):
+        scalars = {"loss": 1.0} | ({"skipped_steps": count} if count else {})
+        values = np.array([[value] for value in scalars.values()], np.float32)
+        batch = Batch("w", row, layers.hash, (row,), (), nothing, tuple(scalars), values)
+        told = rules.advance(RunRows("r", batch, ("a",), 0, row in attempts))
+        found += [event.step for event in told if event.rule == "skipped_steps"]
+    return found
+
+
+def test_the_first_steps_that_are_skipped_late_are_few_among_all_before():
+    assert of_counts([0] * 500 + [2] * 200) == []
+    assert of_counts([0] * 500 + [8] * 200) == []
+    assert of_counts([0] * 500 + list(range(1, 60))) == [519]  # one for each counted one
+
+
+@pytest.mark.parametrize("again", [[40], [0], [1]])
+def test_a_count_that_goes_on_or_begins_anew_with_an_attempt_skips_nothing(again):
+    assert of_counts([1] * 100 + [40] * 300 + again * 300, attempts=(400,)) == [109]
+
+
+def test_what_was_counted_before_the_first_row_is_no_share_of_the_rows():
+    assert of_counts([40] * 300) == []
