@@ -222,6 +222,22 @@ def test_a_damaged_value_behind_the_checkpoint_counts_as_not_measured(store_url)
         assert newest(other)[1] == [max(before[1]) + 1] * len(LAYERS.names) + [-1] * 2
 
 
+@pytest.mark.parametrize("settings", ["\\x7b{}", '{"rules":{"breagh":{}}}'])
+def test_rows_behind_damaged_rule_settings_are_judged_by_those_in_force(store_url, settings):
+    with closing(opened(store_url)) as store:
+        begin(store)
+        for seq in range(4):
+            send(store, seq, plain=True)
+        found = store.batches.rule_state("r1")
+        with store._database.write() as connection:
+            connection.execute("update checkpoint set settings = ? where run_id = 1", (settings,))
+    with closing(opened(store_url)) as other:
+        assert other.batches.rule_state("r1") == found
+        (outcome,) = send(other, 4, plain=True)
+        assert outcome.error is None
+        assert checkpoint(other) == 5
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_rules_whose_state_is_damaged_begin_anew_and_no_other_run_notices(store_url, damage):
     with closing(opened(store_url)) as store:

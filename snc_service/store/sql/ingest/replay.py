@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from snc_service.store.sql.database.dialect import Connection, Row
-from snc_service.store.sql.ingest.derived import Derived
+from snc_service.store.sql.ingest.derived import Derived, JudgedBy
 from snc_service.store.sql.series import latest_values
 from snc_service.store.sql.series.checksums import BLOCK_BYTES, BatchPlace, broken_blocks
 from snc_service.store.sql.series.latest_values import Newest
@@ -73,6 +73,15 @@ def resume(derived: Derived, detection: Detection, state: bytes, run: str) -> No
     except Exception:
         log.exception("the rules of run %s begin anew: their state is damaged", run)
         _begin_anew(derived, detection)
+
+
+def resume_terms(derived: Derived, settings: str, number: int, now: JudgedBy, run: str) -> None:
+    """Let rows be judged by the terms of a checkpoint, or by those of ``now`` if it is damaged."""
+    try:
+        derived.terms = JudgedBy.stored(settings, number, now.annotations)
+    except ValueError:  # or of a rule that a release no longer has
+        log.exception("rows of run %s are judged again by newer rule settings", run)
+        derived.terms, derived.is_due = now, True
 
 
 def _begin_anew(derived: Derived, detection: Detection) -> None:

@@ -15,7 +15,7 @@ from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.ingest import writers
 from snc_service.store.sql.ingest.derived import CHECKPOINT, COLD_BATCHES, SAVE, Derived, JudgedBy
 from snc_service.store.sql.ingest.overlap import Overlap
-from snc_service.store.sql.ingest.replay import TAIL, replay, resume
+from snc_service.store.sql.ingest.replay import TAIL, replay, resume, resume_terms
 from snc_service.store.sql.ingest.standing import Standing
 from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import events
@@ -255,7 +255,7 @@ def derive(
             anew[work.run_id] = work
         work.derived.checkpoint = checkpoint
         if settings:  # none: the release before wrote the row, and all rows behind it are newer
-            work.derived.terms = JudgedBy.stored(settings, number, work.terms.annotations)
+            resume_terms(work.derived, settings, number, work.terms, work.run)
     newest = connection.fetch_each(latest_values.SELECT, [(run_id,) for run_id in anew])
     for work, rows in zip(anew.values(), newest, strict=True):
         work.derived.latest = latest_values.of_rows(rows)
