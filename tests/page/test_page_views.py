@@ -175,3 +175,24 @@ def test_without_thresholds_the_layer_that_grew_most_is_drawn(opened, page_servi
         wait_for_heatmap(page)
         expect(page.locator(".layers tbody .layer-name").first).to_have_text("a")
         expect(page.locator(".area-layers .hint")).to_be_hidden()
+
+
+def test_a_run_without_sigma_shows_its_frobenius_norms_and_says_so(opened, page_service):
+    feed = Feed(page_service, "norms", ["a", "b"])
+    feed.send([1, 2, 3], frobenius=[[9, 1], [9, 2], [9, 4]])
+    with opened(page_service, "#/runs/norms") as page:
+        wait_for_heatmap(page)
+        note = page.get_by_text("stands for the Frobenius norm")
+        expect(note).to_be_visible()
+        expect(page.locator(".layers tbody .layer-name")).to_have_text(["b", "a"])
+        expect(page.locator(".layers tbody td[data-key=sigma]")).to_have_text(["4.000", "9.000"])
+        lines = [t for t in traces(page, ".area-history .plot") if t["mode"] == "lines"]
+        assert [4.0, 9.0] == [t["y"][-1] for t in lines]
+        page.goto(f"{page_service}/#/compare/norms")
+        wait_for_heatmap(page)
+        expect(page.get_by_text("stands for the Frobenius norm")).to_be_visible()
+        expect(page.get_by_label("Layer", exact=True)).to_have_value("b")
+    feed.send([4], sigma=1.0, frobenius=2.0)
+    with opened(page_service, "#/runs/norms") as page:
+        wait_for_heatmap(page)
+        expect(page.get_by_text("stands for the Frobenius norm")).to_be_hidden()

@@ -7,6 +7,14 @@ const POINTS = 500;
 const ROWS = 500;
 
 /**
+ * What stands for sigma in a run: the Frobenius norm, if that is all that was recorded.
+ * @param {{metrics?: string[]}} item
+ */
+export function normOf({ metrics = [] }) {
+  return metrics.includes("frobenius") && !metrics.includes("sigma") ? "frobenius" : "sigma";
+}
+
+/**
  * A function (path, parameters) that asks for a resource of `run` along the steps shown; the
  * answer is null where the run has nothing of it.
  */
@@ -18,23 +26,23 @@ export function along(run, { from, to }, signal) {
 
 /**
  * Sigma, and its ratio to the threshold before and after actions: `ask` is that of `along`, `which`
- * are the parameters that choose layers.
+ * are the parameters that choose layers, `norm` is what stands for sigma (`normOf`).
  */
-export async function heatmaps(ask, acted, which = {}) {
+export async function heatmaps(ask, acted, which = {}, norm = "sigma") {
   const heatmap = (metric) => ask("/heatmap", { metric, layers: ROWS, ...which });
   const [sigma, before, after] = await Promise.all([
-    heatmap("sigma"),
+    heatmap(norm),
     heatmap("ratio"),
     acted ? heatmap("ratio_after") : null,
   ]);
   return { sigma, before, after };
 }
 
-/** Sigma and threshold of each of `layers`, by its name: {history, threshold}. */
-export async function histories(ask, layers) {
+/** Sigma, or `norm`, and threshold of each of `layers`, by its name: {history, threshold}. */
+export async function histories(ask, layers, norm = "sigma") {
   if (!layers.length) return new Map();
   const history = (metric) => ask("/history", { metric, layer: layers });
-  const answers = await Promise.all([history("sigma"), history("threshold")]);
+  const answers = await Promise.all([history(norm), history("threshold")]);
   const [sigma, threshold] = answers.map(byLayer);
   return new Map(layers.map((layer) => [
     layer,

@@ -1,7 +1,7 @@
 // The comparison of runs: numbers, loss and one layer on common axes, heatmaps on one scale.
 
 import { get, runPath } from "../service/api.js";
-import { along, heatmaps, histories } from "../service/chart_queries.js";
+import { along, heatmaps, histories, normOf } from "../service/chart_queries.js";
 import { NumbersTable, title } from "./compare_numbers.js";
 import { h, keyed, setText } from "../document/dom.js";
 import { count } from "../document/format.js";
@@ -72,6 +72,8 @@ export class CompareView {
     this.numbers = new NumbersTable();
     this.readouts = { loss: h("p", { class: "readout" }), layer: h("p", { class: "readout" }) };
     this.titles = this.names.map((name) => h("h3", {}, swatch(), h("span", { text: name })));
+    const instead = "These runs have no sigma: \u03c3 stands for the Frobenius norm.";
+    this.normNote = h("p", { class: "hint", hidden: true, text: instead });
     this.content = this.arrange();
   }
 
@@ -86,7 +88,7 @@ export class CompareView {
       h("div", { class: "grid versus-grid" },
         panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
         panel(this.isMany ? "area-numbers versus-wide" : "area-numbers", "In numbers", [], this.numbers.element),
-        panel("area-pictures", "Layers \u00d7 steps", [this.metric.element],
+        panel("area-pictures", "Layers \u00d7 steps", [this.metric.element], this.normNote,
           h("div", { class: this.isMany ? "pictures many" : "pictures" }, ...pictures)),
         panel("area-layer", "\u03c3 of one layer", [this.picker],
           ...figure(this.layer, this.readouts.layer))),
@@ -145,9 +147,11 @@ export class CompareView {
     this.stale = false;
     const begin = performance.now();
     const queries = this.present().map((run) => ({ run, ask: along(run.name, this, signal) }));
+    const norm = this.norm();
+    this.normNote.hidden = norm === "sigma";
     await Promise.all(queries.map(async ({ run, ask }) => {
       const history = ask("/scalars/loss/history");
-      const [loss, pictures] = await Promise.all([history, heatmaps(ask, true, this.isMany ? SMALL : {})]);
+      const [loss, pictures] = await Promise.all([history, heatmaps(ask, true, this.isMany ? SMALL : {}, norm)]);
       Object.assign(run, { loss, ...pictures });
     }));
     this.pickLayer();
@@ -164,11 +168,17 @@ export class CompareView {
     return this.runs.filter((run) => run.item);
   }
 
+  /** What stands for sigma: one and the same in all runs, so that they can be compared. */
+  norm() {
+    const norms = this.present().map((run) => normOf(run.item));
+    return norms.length && norms.every((norm) => norm === "frobenius") ? "frobenius" : "sigma";
+  }
+
   async loadLayer(run, ask) {
     const layer = this.picked;
     [run.history, run.threshold] = [null, null];
     if (layer === null || !run.sigma?.layers.includes(layer)) return;
-    Object.assign(run, (await histories(ask, [layer])).get(layer));
+    Object.assign(run, (await histories(ask, [layer], this.norm())).get(layer));
   }
 
   /** Pick the requested layer, else the worst one of the first run that has one. */

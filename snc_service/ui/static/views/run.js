@@ -1,7 +1,7 @@
 // One run: state, heatmap, worst layers, the histories of the chosen layers, events.
 
 import { get, runPath } from "../service/api.js";
-import { along, heatmaps, histories } from "../service/chart_queries.js";
+import { along, heatmaps, histories, normOf } from "../service/chart_queries.js";
 import { AboutPanel } from "./run/about.js";
 import { ChosenLayers } from "../charts/chosen.js";
 import { h, setText } from "../document/dom.js";
@@ -85,6 +85,8 @@ export class RunView {
       go: (changes) => this.goTo(changes),
     });
     this.notice = h("p", { class: "notice", role: "status", hidden: true });
+    const instead = "This run has no sigma: \u03c3 stands for the Frobenius norm.";
+    this.normNote = h("p", { class: "hint", hidden: true, text: instead });
     this.steps = new StepWindow(zoom);
     this.metric = new Choice("What the colors show", METRICS, (metric) => this.amend({ metric }));
     this.heatmap = new Heatmap("Layers by steps", {
@@ -118,7 +120,7 @@ export class RunView {
       this.head.facts.element,
       h("div", { class: "grid" },
         h("div", { class: "column" },
-          panel("area-heatmap", "Layers \u00d7 steps", tools, this.search.element, this.heatmap.element),
+          panel("area-heatmap", "Layers \u00d7 steps", tools, this.normNote, this.search.element, this.heatmap.element),
           this.history.element),
         h("div", { class: "column" },
           this.onset.element,
@@ -282,7 +284,9 @@ export class RunView {
 
   showTables() {
     const inks = new Map(this.chosen.names.map((layer) => [layer, this.ink(layer)]));
-    this.table.show(this.layers.items, this.layers.total, inks);
+    const norm = normOf(this.item);
+    this.normNote.hidden = norm === "sigma";
+    this.table.show(this.layers.items, this.layers.total, inks, norm);
     this.eventList.show(this.events.items, Boolean(this.events.next));
   }
 
@@ -293,8 +297,8 @@ export class RunView {
     const ahead = this.item.state === "active";
     const { scalar, axis } = this.history;
     const [pictures, lines, loss, counted, onset, forecast] = await Promise.all([
-      heatmaps(ask, this.item.rescales > 0, this.search.asked),
-      histories(ask, this.chosen.names),
+      heatmaps(ask, this.item.rescales > 0, this.search.asked, normOf(this.item)),
+      histories(ask, this.chosen.names, normOf(this.item)),
       ask(`/scalars/${encodeURIComponent(scalar)}/history`),
       axis === "step" ? null : ask(`/scalars/${encodeURIComponent(axis)}/history`),
       get(runPath(this.run, "/onset"), { limit: MOST_LEFT }, signal),

@@ -53,10 +53,13 @@ export class LayerTable {
     this.handlers.ask();
   }
 
-  /** Show `items` (in the requested order) of `total` layers; `selected` maps layers to colors. */
-  show(items, total, selected) {
+  /**
+   * Show `items` (in the requested order) of `total` layers; `selected` maps layers to colors, `norm`
+   * is the metric in the column of sigma.
+   */
+  show(items, total, selected, norm = "sigma") {
     const rows = items.slice(0, this.limit);
-    const update = (row, item) => this.update(row, item, selected);
+    const update = (row, item) => this.update(row, item, selected, norm);
     keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), update);
     this.note.hidden = this.sort !== "-ratio" || !rows.length || rows.some((item) => item.ratio !== null);
     this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
@@ -79,8 +82,8 @@ export class LayerTable {
     return row;
   }
 
-  update(row, item, selected) {
-    const broken = item.nonfinite.includes("sigma");
+  update(row, item, selected, norm) {
+    const broken = item.nonfinite.includes(norm);
     const ink = selected.get(item.layer);
     const button = row.querySelector("button");
     button.setAttribute("aria-pressed", String(ink !== undefined));
@@ -91,7 +94,8 @@ export class LayerTable {
     showRatio(row.querySelector(".ratio"), item.ratio, { broken, left: leftOf(item) });
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
-      setText(cell, item.nonfinite.includes(key) ? "not finite" : number(item[key]));
+      const metric = key === "sigma" ? norm : key;
+      setText(cell, item.nonfinite.includes(metric) ? "not finite" : number(item[metric]));
       const said = key === "sigma_upper" ? origin(item) : worth(false, "");
       cell.classList.toggle("is-old", said.old);
       cell.title = said.title;
