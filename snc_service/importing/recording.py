@@ -57,15 +57,22 @@ class Points:
 
 @dataclass
 class LeftOut:
-    """How many values were left out for one reason, and the first names of them."""
+    """How many values were left out for one reason, and the first names of them, one more than is told."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
 
+    def add(self, name: str = "", count: int = 1) -> None:
+        """Count values of one name."""
+        self.count += count
+        short = name[:80]
+        if short and short not in self.names and len(self.names) <= MOST_NAMES_TOLD:
+            self.names.append(short)
+
     def told(self, reason: str) -> str:
         """Return the sentence about them."""
-        more = ", ..." if len(self.names) == MOST_NAMES_TOLD else ""
-        names = f": {', '.join(self.names)}{more}" if self.names else ""
+        more = ", ..." if len(self.names) > MOST_NAMES_TOLD else ""
+        names = f": {', '.join(self.names[:MOST_NAMES_TOLD])}{more}" if self.names else ""
         return f"left out {self.count} {reason}{names}"
 
 
@@ -124,10 +131,7 @@ class Recording:
 
     def leave_out(self, reason: str, name: str = "", count: int = 1) -> None:
         """Count values that cannot be imported; the first names are told."""
-        left = self.left_out.setdefault(reason, LeftOut())
-        left.count += count
-        if name and name not in left.names and len(left.names) < MOST_NAMES_TOLD:
-            left.names.append(name[:80])
+        self.left_out.setdefault(reason, LeftOut()).add(name, count)
 
     def remarks(self) -> list[str]:
         """Return the sentences about what was left out."""

@@ -23,7 +23,7 @@ from recorded_files import (
 
 from snc_service.importing import crc32c as fast
 from snc_service.importing.name_map import mapped
-from snc_service.importing.recording import SeriesKey
+from snc_service.importing.recording import LeftOut, SeriesKey
 from snc_service.importing.sources import find
 from snc_service.wire import WireError
 
@@ -59,6 +59,17 @@ def test_a_log_that_wandb_wrote_is_read_over_its_blocks():
     assert (recording.tags, recording.end) == (["base"], "finished")
     (remark,) = recording.remarks()
     assert remark.startswith("left out 4 values that are no numbers: ")
+    assert remark.endswith(", text")  # all four are named, so nothing says that there are more
+
+
+def test_four_names_of_what_was_left_out_are_told_and_that_there_are_more():
+    left = LeftOut()
+    for name in "abcd":
+        left.add(name)
+    assert left.told("cells") == "left out 4 cells: a, b, c, d"
+    left.add("e")
+    left.add("e")
+    assert left.told("cells") == "left out 6 cells: a, b, c, d, ..."
 
 
 def test_an_event_file_that_tensorboard_wrote_is_read():
