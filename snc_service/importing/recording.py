@@ -57,7 +57,7 @@ class Points:
 
 @dataclass
 class LeftOut:
-    """How many values were left out for one reason, and their first names: one more than is told."""
+    """How many values were left out for one reason; the first names, one more than is told."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
