@@ -111,3 +111,14 @@ def test_a_mistyped_command_gets_a_suggestion(typed, meant):
     assert done.stderr.startswith("snc: did you mean ")
     assert meant in done.stderr.splitlines()[0]
     assert "did you mean" not in snc("zzzzqqq").stderr
+
+
+def test_a_bound_of_an_earlier_step_is_marked_in_the_table_of_layers(url):
+    feed = Feed(url, "aged", ["fresh", "old"])
+    feed.send([1], sigma=2.0, sigma_upper=[2.5, 1.5], bound_age=[0.0, 3.0])
+    done = snc("layers", "aged", "--url", url)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "linear" in line]
+    assert ["1.5 aged" in row for row in rows] == ["old" in row for row in rows]
+    items = json.loads(snc("layers", "aged", "--json", "--url", url).stdout)["items"]
+    assert {item["sigma_upper"] for item in items} == {2.5, 1.5}

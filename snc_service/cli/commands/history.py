@@ -24,6 +24,9 @@ def layers(arguments: Namespace) -> int:
     left = {each["layer"]: each["steps"] for each in soon}
     for item in items:
         item["steps_to_threshold"] = left.get(item["layer"])
+        upper, age = item["sigma_upper"], item["metrics"].get("bound_age")
+        if upper is not None and age and not arguments.json:  # it may be below sigma by now
+            item["sigma_upper"] = f"{upper:.4g} aged"
     columns = ("layer", "kind", "shape", "step", "sigma", "sigma_upper", "threshold", "ratio")
     shown = (*columns, "scale", "steps_to_threshold")
     return _list(arguments, f"Layers of {arguments.run}", shown, items)
