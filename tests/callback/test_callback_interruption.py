@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snc_client import SNCallback
+from snc_client.callback.service.reporter import Reporter
 
 
 class WorkerDied(RuntimeError):
@@ -69,3 +70,23 @@ def test_an_exception_of_a_signal_handler_within_a_schedule_reaches_the_loop():
         callback.step()
     callback.step()
     assert callback.errors == 1
+
+
+def test_an_interrupted_report_loses_its_row_and_the_step_is_held_all_the_same(monkeypatch):
+    model = nn.Linear(4, 4)
+    callback = SNCallback(model, threshold=0.5)
+    callback.step()
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    with torch.no_grad():
+        model.weight.mul_(3)
+    monkeypatch.setattr(Reporter, "put", interrupt)
+    with pytest.raises(WorkerDied):
+        callback.step()
+    monkeypatch.undo()
+    sigma = torch.linalg.matrix_norm(model.weight.detach().double(), 2).item()
+    assert sigma <= 0.5 * 1.001
+    callback.close()
+    assert (callback.errors, callback.latest.step) == (1, 2)

@@ -105,9 +105,9 @@ def test_workers_of_a_loader_send_nothing_and_one_that_exits_hurts_nobody(ledger
     )
     assert done.returncode == 0, done.stderr
     steps = steps_of(ledger)
-    # torch's handler for a dead worker may raise within a measurement: that step has no row.
+    # torch's handler for a dead worker may raise within a step of the callback: a row is lost.
     missing = set(range(steps[-1] + 1)) - set(steps)
-    assert len(missing) == int(done.stdout) <= 1, (steps, done.stderr)
+    assert len(missing) <= int(done.stdout) <= 1, (steps, done.stderr)
     assert steps == sorted(steps)
     assert len(steps) > 20
     assert len(ledger.posted("/finish")) == 1

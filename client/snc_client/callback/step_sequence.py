@@ -7,12 +7,14 @@ from typing import Any
 
 from snc_client.callback.collector import RowCollector
 from snc_client.callback.ending import training_goes_on
+from snc_client.callback.guard.settings import GuardStopped
 from snc_client.callback.model.optimizer_steps import OptimizerSteps
 from snc_client.callback.model.ownership import Ownership
 from snc_client.callback.model_follower import ModelFollower
 from snc_client.callback.monitor.layer_monitor import LayerMonitor
 from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.policy_in_force import PolicyInForce
+from snc_client.callback.readback.latest import ThresholdBreached
 from snc_client.callback.schedule.network_bound import NetworkBound
 from snc_client.callback.schedule.overhead import Overhead
 from snc_client.callback.schedule.threshold_schedule import ThresholdFactor
@@ -78,14 +80,20 @@ class StepSequence:
             self._measured(scalars)
 
     def _measured(self, scalars: dict[str, Any]) -> None:
-        """Collect what has arrived, and measure; raise what the rows say after that."""
-        breach = self._collector.collect()
+        """Collect what has arrived, and measure; raise what the rows say after that.
+
+        A row that cannot be processed is lost, and the layers are measured and held all the same.
+        """
+        breach: ThresholdBreached | GuardStopped | None = None
         try:
-            self._measure(scalars)
+            breach = self._collector.collect()
         finally:
-            self._overhead.spent(self._overhead.inside())
-            if breach is not None:
-                raise breach
+            try:
+                self._measure(scalars)
+            finally:
+                self._overhead.spent(self._overhead.inside())
+                if breach is not None:
+                    raise breach
 
     def hold(self, place: int) -> None:
         """Hold the layers of another optimizer than the first, which has just stepped."""
