@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snc_client import SNCallback
+from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.service.reporter import Reporter
 
 
@@ -90,3 +91,19 @@ def test_an_interrupted_report_loses_its_row_and_the_step_is_held_all_the_same(m
     assert sigma <= 0.5 * 1.001
     callback.close()
     assert (callback.errors, callback.latest.step) == (1, 2)
+
+
+def test_an_exception_of_a_signal_handler_within_a_norm_reaches_the_loop(monkeypatch):
+    callback = SNCallback(nn.Linear(4, 4), signals=("frobenius",))
+    callback.step()
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(NormSignals, "_measure_weights", interrupt)
+    with pytest.raises(WorkerDied):
+        callback.step()
+    monkeypatch.undo()
+    callback.step()
+    callback.close()
+    assert (callback.errors, callback.latest.step) == (1, 3)

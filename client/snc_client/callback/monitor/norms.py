@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from snc_client.callback.interruption import is_from_signal_handler
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.monitor.update_norms import Move, UpdateSigma, moves, supported
 from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED, UPDATE_RATIOS
@@ -153,6 +154,8 @@ class NormSignals:
         try:
             self._begin(layers, known, all_gradients)
         except Exception as error:  # an outer edge: a signal that fails must not stop holding
+            if is_from_signal_handler(error):
+                raise
             self._say("a norm", f"could not be measured: {error!r}")
 
     def _begin(
