@@ -5,8 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from snc_client import SNCallback
-from snc_client.callback.schedule.measure_schedule import JUDGED, LONGEST, Cadence, turns
+from snc_client import SNCallback, measure
+from snc_client.callback.schedule.measure_schedule import (
+    JUDGED,
+    LONGEST,
+    Cadence,
+    rounds_between,
+    turns,
+)
 from snc_service.wire import ABSENT, absent
 
 
@@ -56,6 +62,36 @@ def test_idle_layers_take_turns_and_active_ones_do_not():
     assert seen[:, 2].all()
     assert seen[:, [0, 1, 3]].sum(0).tolist() == [5, 5, 5]
     assert seen.sum(1).max() <= 2, "turns are spread: no step measures all"
+
+
+def test_a_convolution_as_an_operator_takes_its_turn_less_often_the_more_positions_it_has():
+    assert rounds_between([1, 64, 65, 256, 1024, 10**6]).tolist() == [1, 1, 2, 4, 10, 10]
+    for in_turns in (1, 4):
+        cadence = Cadence(8, None, turns=in_turns)
+        cadence.saw(1, np.ones(8, np.float32), np.full(8, ABSENT, np.float32))
+        cadence.rounds[:] = [1, 1, 2, 2, 4, 4, 10, 10]
+        seen = measured_per_step(cadence, 3, 40 * in_turns)
+        assert seen.sum(0).tolist() == [40, 40, 20, 20, 10, 10, 4, 4]
+        gaps = [np.diff(np.flatnonzero(seen[:, i])).max() for i in range(8)]
+        assert gaps == (in_turns * cadence.rounds).tolist(), "evenly spread"
+
+
+def test_a_convolution_at_its_size_is_seldom_measured_while_idle_and_held_at_every_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1))
+    maps = {"conv": "operator", "example_input": torch.zeros(1, 2, 16, 16)}
+    seen, scales = [], []
+    with SNCallback(model, threshold={"1.weight": 0.5}, **maps) as callback:
+        for _ in range(60):
+            with torch.no_grad():
+                for weight in (model[0].weight, model[1].weight):
+                    weight.mul_(1.001)
+            callback.step()
+            seen.append(callback.latest["0.weight"]["sigma"])
+            scales.append(callback.latest["1.weight"]["scale"])
+    assert max(scales[2:]) < 1, "held at every step"
+    assert measure(model, **maps)["1.weight"].sigma <= 0.5 * 1.01, "no certificate of a map here"
+    assert 8 <= len(set(seen[-40:])) <= 14, "16 x 16 positions: once in 4 steps"
 
 
 def test_a_bound_slows_the_pace_and_nothing_is_due_in_between():

@@ -60,6 +60,17 @@ class Layer:
         kw_only=True, repr=False, default=None
     )
 
+    @property
+    def positions(self) -> int:
+        """Return how many times one product uses each number of the weight: 1 for a matrix.
+
+        A convolution that is measured as an operator is applied at every position of its grid.
+        """
+        if self.kind not in ("conv", "conv_transpose"):
+            return 1
+        points = self.fan_in if self.kind == "conv_transpose" else self.fan_out
+        return max(1, points // self.shape[0])
+
     def without_weight(self, reason: str) -> Layer:
         """Return this layer such that each look-up raises LookupError with the ``reason``."""
 

@@ -371,14 +371,15 @@ class LayerMonitor:
 
     def _grouped(self) -> list[DeviceGroup]:
         self._located = locate(self.layers, self.missing)
-        self._planner.set_devices(self._located.devices.values())
-        # A layer that is not measured at every step needs as many vectors as one that is held.
-        watched = WATCHED_BLOCK if self.cadence.turns == 1 else HELD_BLOCK
+        positions = [layer.positions for layer in self.layers]
+        self._planner.set_turns(self._located.devices.values(), positions)
         places: dict[tuple[torch.device, int], list[int]] = {}
         for i, device in self._located.devices.items():
             if self.layers[i].sharded:
                 continue
-            block = HELD_BLOCK if i in self._held else watched
+            # A layer that is not measured at every step needs as many vectors as one that is held.
+            many = i in self._held or self._planner.rarely(i)
+            block = HELD_BLOCK if many else WATCHED_BLOCK
             places.setdefault((device, block), []).append(i)
         return [
             DeviceGroup(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 from snc_client.callback.monitor.device_group import IDLE_LAG
 from snc_client.callback.monitor.step_plan import StepPlan
 from snc_client.callback.schedule.certify_schedule import CertifySchedule
-from snc_client.callback.schedule.measure_schedule import Cadence, turns
+from snc_client.callback.schedule.measure_schedule import Cadence, rounds_between, turns
 from snc_client.devices import reading_is_free
 from snc_client.layer_row import LayerRow, Mask
 
@@ -61,7 +61,7 @@ class StepPlanner:
         if self._schedule:
             certified[self._schedule.due(due & ~self._apart)] = True
         active = self.cadence.active
-        in_turns = self.cadence.turns * self.cadence.pace > 1
+        in_turns = self.cadence.rounds * self.cadence.turns * self.cadence.pace > 1
         return StepPlan(
             measured=due | certified,
             certified=certified,
@@ -115,16 +115,21 @@ class StepPlanner:
         if self._schedule:
             self._schedule = self._schedule.wider(more)
 
-    def set_devices(self, devices: Iterable[torch.device]) -> None:
-        """Choose the number of turns of idle layers for ``devices``.
+    def set_turns(self, devices: Iterable[torch.device], positions: Sequence[int]) -> None:
+        """Choose the turns of idle layers for ``devices`` and the `Layer.positions` of each layer.
 
-        A GPU measures all layers in one launch, faster than the host could choose among them.
+        A GPU measures all matrices in one launch, faster than the host could choose among them.
         """
         if self._idle_every is not None:
             self.cadence.turns = turns(self._num_layers, self._idle_every)
         else:
             on_cpu = all(map(reading_is_free, devices))
             self.cadence.turns = turns(self._num_layers) if on_cpu else 1
+            self.cadence.rounds = rounds_between(positions)
+
+    def rarely(self, layer: int) -> bool:
+        """Return whether ``layer`` is not measured at every step while it is idle."""
+        return bool(self.cadence.turns * self.cadence.rounds[layer] > 1)
 
 
 def _unusual(row: LayerRow) -> Mask:

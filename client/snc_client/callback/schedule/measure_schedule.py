@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from snc_client.layer_row import ACTIVE, Floats, Mask
 from snc_service.wire import absent
+
+Counts: TypeAlias = npt.NDArray[np.int64]
 
 log = logging.getLogger("snc")
 
@@ -19,6 +23,9 @@ LONGEST = 50  # steps between two measurements of an idle layer, at most
 NEVER = 10**9  # steps: the layer waits for its turn
 JUDGED = 8  # rows between two changes of the pace: the time of one row is too noisy
 FORGET = 0.9  # decay of the largest growth, per measurement
+# A product with a convolution as an operator uses each number of the kernel at every position: a
+# turn of it costs as much as that of many matrices, so idle ones take their turn less often.
+POSITIONS = 64
 # A layer whose sigma moves by this share a step, up or down, is measured at every step meanwhile:
 # an unusual value must appear in several consecutive rows.
 RESTLESS = 0.03
@@ -39,20 +46,29 @@ def turns(num_layers: int, most: int = TURNS) -> int:
     return min(most, max(1, num_layers // LEAST_IN_TURN))
 
 
+def rounds_between(positions: Sequence[int]) -> Counts:
+    """Return the rounds of turns that each idle layer lets pass, [L], by its `Layer.positions`.
+
+    1 up to 64 positions, and at most as many as keep an idle layer within 50 steps.
+    """
+    return np.clip(-(-np.array(positions, np.int64) // POSITIONS), 1, LONGEST // TURNS)
+
+
 class Cadence:
     """Selects active layers at every measurement and idle ones in turns, within ``max_overhead``.
 
     A layer is active from 0.9 of its threshold on, and until its first row arrives. ``odd`` layers,
     those with an unusual value, are measured as often. Idle layers, with no threshold or far below
-    it, are divided into ``turns``: every ``pace``-th measurement includes the next turn. An idle
-    layer is always measured before twice its largest recent growth (at least 5 % of its sigma a
-    step) could have made it active. ``max_overhead`` is a share of the step time: above it the pace
-    slows down, to 50 steps a round; None keeps the pace at 1. The host decides from rows that have
-    arrived.
+    it, are divided into ``turns``: every ``pace``-th measurement includes the next turn. A layer
+    takes its turn once in ``rounds`` ([L]) rounds of all turns. An idle layer is always measured
+    before twice its largest recent growth (at least 5 % of its sigma a step) could have made it
+    active. ``max_overhead`` is a share of the step time: above it the pace slows down, to 50 steps
+    a round; None keeps the pace at 1. The host decides from rows that have arrived.
     """
 
     def __init__(self, num_layers: int, max_overhead: float | None, *, turns: int = 1) -> None:
         self.turns, self.pace = turns, 1
+        self.rounds: Counts = np.ones(num_layers, np.int64)
         self.active: Mask = np.ones(num_layers, np.bool_)
         self.odd: Mask = np.zeros(num_layers, np.bool_)
         self._max = max_overhead
@@ -70,6 +86,7 @@ class Cadence:
         """Return a cadence with ``more`` layers and the same pace; all layers count as active."""
         cadence = Cadence(len(self.active) + more, self._max, turns=self.turns)
         cadence.pace, cadence._said = self.pace, self._said
+        cadence.rounds = np.pad(self.rounds, (0, more), constant_values=1)
         return cadence
 
     def due(self, step: int) -> Due:
@@ -80,7 +97,8 @@ class Cadence:
         urgent = self.urgent(step)
         if not in_turn:
             return Due(urgent, False)
-        return Due(urgent | ((self._turn + turn) % self.turns == 0), True)
+        round_, place = np.divmod(self._turn + turn, self.turns)
+        return Due(urgent | ((place == 0) & (round_ % self.rounds == 0)), True)
 
     def urgent(self, step: int) -> Mask:
         """Return the layers that must not wait for their turn at ``step``, [L] bool."""
