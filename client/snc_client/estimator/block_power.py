@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snc_client.devices import reading_is_free, to_device
-from snc_client.estimator.products import Operator, gram, largest, there_and_back
+from snc_client.estimator.products import Operator, gram, joined, largest, there_and_back
 from snc_client.estimator.ritz import Ritz, orthonormalizer, revive, ritz
 from snc_client.estimator.solvers import solvers
 from snc_client.precision import full_precision
@@ -236,15 +236,23 @@ class BlockPower:
         columns: list[Tensor] = []
         for groups in self._equal_blocks(items):
             products = [self._multiply(group, free) for group in groups]
-            both = ritz(_joined([p.r_KBB for p in products]), _joined([p.g_KBB for p in products]))
+            both = ritz(
+                joined([p.r_KBB for p in products]),
+                joined([p.g_KBB for p in products]),
+                look=free,
+            )
             turns = both.split([len(group) for group in groups]) if len(groups) > 1 else [both]
-            rotated = [turn.z_KBB @ p.x_KBN for p, turn in zip(products, turns, strict=True)]
-            columns += map(_measure, products, turns, rotated)
+            rotated = [
+                torch.bmm(turn.z_KBB, p.x_KBN) for p, turn in zip(products, turns, strict=True)
+            ]
+            columns += [
+                _measure(*each, look=free) for each in zip(products, turns, rotated, strict=True)
+            ]
             self._keep(groups, rotated, free)
             order += [item for group in groups for item in group]
         if not order:
             return Estimates(*self._noise.new_empty(3, 0).unbind())
-        found = torch.cat(columns, 1)
+        found = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
         if order != list(items):
             places = {item.layer: i for i, item in enumerate(order)}
             at = to_device([places[item.layer] for item in items], self._device, torch.int64)
@@ -287,10 +295,10 @@ class BlockPower:
             revive(y_KBN, partial(self._random_rows, group[0].layer), look=free)
             for group, y_KBN in zip(groups, rotated, strict=True)
         ]
-        turns = orthonormalizer(_joined([gram(y) for y in unit]))
+        turns = orthonormalizer(joined([gram(y) for y in unit]))
         sizes = [len(group) for group in groups]
         for group, y, turn in zip(groups, unit, torch.split(turns, sizes), strict=True):
-            for item, block in zip(group, (turn @ y).unbind(), strict=True):
+            for item, block in zip(group, torch.bmm(turn, y).unbind(), strict=True):
                 self._store(item.layer, block)
 
     def _store(self, layer: int, block_BN: Tensor) -> None:
@@ -331,27 +339,31 @@ def _explorer(kept_BN: Tensor, new_N: Tensor) -> Tensor:
 def scaled(v_KBN: Tensor, x_KBN: Tensor, r_KBB: Tensor, u_scale: Tensor) -> _Products:
     """Scale X, which is overwritten, to entries <= 1."""
     x_scale = largest(x_KBN)
-    x_KBN.div_(x_scale[:, None, None])
+    x_KBN.div_(x_scale.view(-1, 1, 1))
     return _Products(v_KBN, x_KBN, r_KBB, gram(x_KBN), u_scale, x_scale)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _measure(p: _Products, turn: Ritz, y_KBN: Tensor, *, look: bool) -> Tensor:
+    """Return sigma and residual of the first Ritz vector, the energy and its scale: [4, K].
 
+    ``look``: where the host reads freely, it spares what no layer needs that is finite and not 0.
+    """
+    some = (turn.reach > 0) & (turn.growth > 0)  # False where W is not finite
+    usual = look and all(some.tolist())
 
-def _measure(p: _Products, turn: Ritz, y_KBN: Tensor) -> Tensor:
-    """Return sigma and residual of the first Ritz vector, the energy and its scale: [4, K]."""
-    some = (turn.reach > 0) & (turn.growth > 0)
-    quotient = torch.where(some, turn.growth / turn.reach, 0.0).sqrt().float()
-    sigma = torch.where(turn.finite, p.x_scale * quotient, math.nan)
+    def unless(condition: Tensor, value: Tensor, other: float) -> Tensor:
+        return value if usual else torch.where(condition, value, other)
+
+    quotient = unless(some, turn.growth / turn.reach, 0.0).sqrt().float()
+    sigma = unless(turn.finite, p.x_scale * quotient, math.nan)
     # W'u - s v over sigma, as a difference of vectors: that of numbers has a floor of 3e-4.
-    v_KN, y_KN = (turn.z_KBB[:, :1] @ p.v_KBN)[:, 0], y_KBN[:, 0]
-    length = torch.where(some, torch.linalg.vector_norm(y_KN, dim=-1), 1.0)
+    v_KN, y_KN = torch.bmm(turn.z_KBB[:, :1], p.v_KBN)[:, 0], y_KBN[:, 0]
+    length = unless(some, torch.linalg.vector_norm(y_KN, dim=-1), 1.0)
     reach = turn.reach.float() / (v_KN.square().sum(-1) * length)
     along = p.u_scale / p.x_scale * reach
     gap = torch.linalg.vector_norm(y_KN / length[:, None] - along[:, None] * v_KN, dim=-1)
-    relative = torch.where(some, gap, 0.0)
-    residual = torch.where(turn.finite, sigma * relative, math.nan)
+    relative = unless(some, gap, 0.0)
+    residual = unless(turn.finite, sigma * relative, math.nan)
     return torch.stack([sigma, residual, turn.energy.float(), p.u_scale])
 
 
