@@ -24,7 +24,7 @@ from torch import Tensor
 
 from snc_client.devices import float64_is_fast
 from snc_client.operators import Matrix, row_norms
-from snc_client.precision import full_precision
+from snc_client.precision import finite, full_precision
 
 FULL = (torch.float32, torch.float64)
 CAP_MARGIN = 2.0**-19  # relative: float32 errs by this
@@ -48,7 +48,7 @@ def rescale_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor) 
     changed. Cost: one pass over every weight, whether or not it is above its threshold.
     """
     aim = _aims(weights, threshold)
-    breach = sigma_upper.isfinite() & (sigma_upper > threshold)
+    breach = finite(sigma_upper) & (sigma_upper > threshold)
     scale = _scales_to(aim, sigma_upper, breach)
     _multiply(weights, scale)
     return scale

@@ -19,7 +19,8 @@ _LEAST, _ONE = 5e-324, 1.0
 
 def finite(x: Tensor) -> Tensor:
     """Return where ``x`` is finite, bool: `torch.isfinite` with two small calls less."""
-    return x - x == 0
+    found: Tensor = x - x == 0
+    return found
 
 
 def flushes() -> bool:

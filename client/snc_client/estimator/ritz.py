@@ -33,9 +33,7 @@ class Ritz(NamedTuple):
         return [Ritz(*piece) for piece in pieces]
 
 
-def ritz(
-    r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None, look: bool = False
-) -> Ritz:
+def ritz(r_KBB: Tensor, g_KBB: Tensor, *, eigh: Eigh | None = None, look: bool = False) -> Ritz:
     """Rotate to the eigenvectors of G = XX', X = UW; R = UU' is the Gram matrix of U.
 
     Ranked by G and not by R: half a step of power further, so a new direction comes up earlier.

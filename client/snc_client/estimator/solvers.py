@@ -46,7 +46,7 @@ def lapack_inverse_factor(c_KBB: Tensor) -> Tensor:
     """
     eye = torch.eye(c_KBB.shape[-1], dtype=c_KBB.dtype, device=c_KBB.device)
     factor, info = torch.linalg.cholesky_ex(c_KBB, check_errors=False)
-    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
     sound = (info == 0) & finite(inverse.sum((1, 2)))
     if reading_is_free(c_KBB.device) and all(sound.tolist()):
         return inverse

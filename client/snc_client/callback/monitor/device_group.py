@@ -24,6 +24,7 @@ from snc_client.layer_row import Mask
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows
 from snc_client.policy import HOLDING, LayerPolicy
+from snc_client.precision import finite
 
 # The first sigma is the reference for the whole run, so it gets the iterations of several calls.
 REGISTER_CALLS = 8
@@ -161,7 +162,7 @@ class DeviceGroup:
         if self._strict:
             certify = {*certify, *self._prove(operators, certify, pressing, sigma, upper)}
         elif self._held:
-            divisor = torch.where(upper.isfinite(), upper, presumed(sigma, residual, rise))
+            divisor = torch.where(finite(upper), upper, presumed(sigma, residual, rise))
         near = [i for i in self._caps.layers if i in operators and plan.written[i]]
         clip = self._caps.choose(near, operators, divisor, upper, self.thresholds.value)
         if self._stepped is not None:

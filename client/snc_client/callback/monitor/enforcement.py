@@ -116,7 +116,8 @@ class Enforcement:
         both_ways = {i: weight for i, weight in written.items() if i in normalized}
         rest = {i: w for i, w in written.items() if i not in clipped and i not in both_ways}
         scale = self._multiplied(rescale_, rest, low, aim)
-        scale = scale * self._multiplied(normalize_, both_ways, bound, aim)
+        if both_ways:
+            scale = scale * self._multiplied(normalize_, both_ways, bound, aim)
         for i in clipped:
             clip_ = CLIPS[self._layers[i].clip]
             scale[i].copy_(clip_(written[i], low[i], aim[i]))

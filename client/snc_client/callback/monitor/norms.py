@@ -14,7 +14,7 @@ from snc_client.callback.interruption import is_from_signal_handler
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.monitor.update_norms import Move, UpdateSigma, moves, supported
 from snc_client.callback.readback.metrics import NORM_METRICS, NOT_MEASURED, UPDATE_RATIOS
-from snc_client.devices import to_device
+from snc_client.devices import reading_is_free, to_device
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, LowRank, Matrix
 from snc_client.operators.sharded import is_dtensor, is_whole, local_part
@@ -240,8 +240,9 @@ class NormSignals:
                 operator = layer.operator()
                 self._ranked[layer.name] = isinstance(operator, Matrix | BlockDiagonal | LowRank)
         rank = (frobenius / sigma).square()
-        rank = torch.where((sigma == 0) & (frobenius == 0), 0.0, rank)
-        rank = torch.where(frobenius < 0, NOT_MEASURED, rank)
+        if not (reading_is_free(sigma.device) and all((frobenius > 0).tolist())):
+            rank = torch.where((sigma == 0) & (frobenius == 0), 0.0, rank)
+            rank = torch.where(frobenius < 0, NOT_MEASURED, rank)
         if all(self._ranked[layer.name] for layer in layers):
             return rank
         known = [self._ranked[layer.name] for layer in layers]
@@ -287,6 +288,8 @@ class NormSignals:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Treat gradients that are all zero as zeroed before `step`, where the loop calls that."""
         if self._optimizer is not None:  # the hook runs before anything can zero them
+            return found, total
+        if reading_is_free(total.device) and any((total != 0).reshape(1).tolist()):
             return found, total
         told = torch.stack([*found.values(), total])
         *norms, total = torch.where(total == 0, NOT_MEASURED, told).unbind()
@@ -354,7 +357,8 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         # Low precision is summed and kept in float32; float64 may not be narrowed on the way.
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         sums = torch._foreach_norm([tensors[i] for i in places], 2, dtype=wide)
-        found.update(zip(places, map(Tensor.float, sums), strict=True))
+        narrow = map(Tensor.float, sums) if wide == torch.float64 else sums
+        found.update(zip(places, narrow, strict=True))
     return [found[i] for i in range(len(tensors))]
 
 

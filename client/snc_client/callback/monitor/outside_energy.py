@@ -8,6 +8,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from snc_client.precision import finite
+
 # In units of sigma^2. A direction of 1.25 sigma that the block has never met adds 1.56. In ordinary
 # training a step adds up to .07 (AdamW at 1e-3) or .2 (at 5e-3 without a warm-up), five steps .15.
 SUDDEN = 0.5
@@ -38,7 +40,7 @@ class OutsideEnergy:
 
     def note(self, sigma: Tensor, share: Tensor) -> None:
         """Remember this measurement, before the action; NaN leaves what is known of a layer."""
-        new = share.isfinite()
+        new = finite(share)
         self._share = torch.where(new, share, self._share)
         self._sigma = torch.where(new, sigma, self._sigma)
 

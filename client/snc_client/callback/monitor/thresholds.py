@@ -26,6 +26,7 @@ class Thresholds:
     def __init__(self, rms: Sequence[float], device: torch.device) -> None:
         self._rms = to_device(rms, device, torch.float32)
         self.reference = torch.full_like(self._rms, math.nan)
+        self._complete = False  # the host knows that every layer has a reference
         self._stretch = torch.ones_like(self._rms[:1])
         self.set([math.inf] * len(rms), ["absolute"] * len(rms))
 
@@ -53,15 +54,18 @@ class Thresholds:
 
     def register(self, sigma: Tensor) -> None:
         """Store ``sigma`` (float32 [L]) as the reference of every layer that has none yet."""
+        if self._complete:
+            return
         known = torch.isfinite(self.reference)
         if reading_is_free(known.device) and known.all().tolist():
+            self._complete = True
             return
         self.reference = torch.where(known, self.reference, sigma)
         self._refresh()
 
     def restore(self, reference: Tensor) -> None:
         """Replace the registered reference by another one, float32 [L]."""
-        self.reference = reference
+        self.reference, self._complete = reference, False
         self._refresh()
 
     def _refresh(self) -> None:
