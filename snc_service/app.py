@@ -173,7 +173,7 @@ def drain(app: FastAPI) -> None:
 
 
 def _join(settings: Settings, store: Store, clock: Callable[[], float]) -> Service:
-    store.batches.judge_with(RunRules)
+    store.batches.judge_with(RunRules, RunRules.advance_together)
     exposition = Exposition(store, max_series=settings.metrics_series, clock=clock)
     service = Service(
         store=store,

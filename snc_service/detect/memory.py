@@ -61,6 +61,13 @@ COLUMNS: Final = (
     "still",  # rows in which the weight did not change although it had a gradient
 )
 
+# Columns that one array holds while the rows are calm: see `calm_rows`. The others are empty then,
+# or are not read for such rows.
+KEPT_TOGETHER: Final = (
+    "start", "floor", "norm_floor", "newest", "mean", "long_mean", "newest_norm", "gradient",
+)  # fmt: skip
+_NOT_CALM: Final = ("skipped", "still")  # empty while every layer is measured and moves
+
 
 @dataclass
 class Memory:
@@ -89,6 +96,8 @@ class Memory:
     )
 
     known: tuple[str, ...] | None = None  # the layers that the columns are of, where that is known
+    together: Floats | None = None  # of which the columns `KEPT_TOGETHER` are rows; None: of none
+    complete: frozenset[str] = frozenset()  # those of them that have a value for every layer
 
     @classmethod
     def load(cls, state: bytes | None) -> Memory:
@@ -201,14 +210,34 @@ class Memory:
         The usual gap is the smaller of the last two, so one lost batch does not make dense rows
         look sparse. Rows of another writer may go back in steps; they do not change the gap.
         """
-        found, usual = [], []
-        for step in steps:
-            gap = None if self.step is None else step - self.step
-            before, self.gap = self.gap, gap if gap and gap > 0 else self.gap
-            found.append(self.gap or 1)
-            usual.append(min(before or self.gap or 1, self.gap or 1))
-            self.step = step
+        found, usual = zip(*map(self.advance_step, steps), strict=True)
         return np.array(found, np.int64), np.array(usual, np.int64)
+
+    def advance_step(self, step: int) -> tuple[int, int]:
+        """Return `gaps` of one row."""
+        gap = None if self.step is None else step - self.step
+        before, self.gap = self.gap, gap if gap and gap > 0 else self.gap
+        self.step = step
+        return self.gap or 1, min(before or self.gap or 1, self.gap or 1)
+
+    def keep_together(self) -> frozenset[str]:
+        """Let one array hold the columns `KEPT_TOGETHER`; return those without a gap.
+
+        None has no gap as long as layers are in turns or stand still.
+        """
+        if self.together is None:
+            self.together = np.stack([self.columns[name] for name in KEPT_TOGETHER])
+            self.columns.update(zip(KEPT_TOGETHER, self.together, strict=True))
+            whole = np.flatnonzero(~np.isnan(self.together).any(axis=1)).tolist()
+            is_calm = all(np.isnan(self.columns[name]).all() for name in _NOT_CALM)
+            self.complete = frozenset(KEPT_TOGETHER[each] for each in whole if is_calm)
+        return self.complete
+
+    def set_apart(self) -> None:
+        """Let each column be an array of its own again."""
+        if self.together is not None:
+            self.columns.update((name, self.columns[name].copy()) for name in KEPT_TOGETHER)
+            self.together = None
 
     def covers(self, layers: tuple[str, ...]) -> bool:
         """Return whether the columns are those of ``layers`` in their order, as in most batches."""

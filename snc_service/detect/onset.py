@@ -64,7 +64,7 @@ def remember(
     In the rows ``lasting`` some rule fired that keeps an incident open: what leaves its band after
     them belongs to it.
     """
-    places = memory.places(rows.layers)
+    places = None if memory.covers(rows.layers) else memory.places(rows.layers)
     outside: dict[int, list[Outside]] = {row: [] for row in lasting}
     for each in found:
         outside.setdefault(each.row, []).append(each)
@@ -73,7 +73,7 @@ def remember(
 
 
 def _remember(
-    memory: Memory, places: npt.NDArray[np.intp], step: int, found: Sequence[Outside]
+    memory: Memory, places: npt.NDArray[np.intp] | None, step: int, found: Sequence[Outside]
 ) -> None:
     before = memory.onset_newest
     if memory.onset is None or before is None or step - before > _rest(memory):
@@ -83,8 +83,10 @@ def _remember(
         memory.columns["left_after"].fill(np.nan)
     memory.onset_newest = step
     for each in found:
-        fresh = (each.times_limit > 1) & np.isnan(memory.columns["left_after"][places])
-        where = places[fresh]
+        left = memory.columns["left_after"]
+        inside = np.isnan(left if places is None else left[places])
+        fresh = np.flatnonzero((each.times_limit > 1) & inside)
+        where = fresh if places is None else places[fresh]
         memory.columns["left_after"][where] = step - memory.onset
         memory.columns["left_by"][where] = each.times_limit[fresh]
         memory.columns["left_rule"][where] = each.rule

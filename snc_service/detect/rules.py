@@ -13,7 +13,7 @@ fired.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -22,10 +22,11 @@ import numpy as np
 
 from snc_service.detect import layer_rules, onset, scalar_rules, value_rules
 from snc_service.detect.batch_columns import BatchColumns
+from snc_service.detect.calm_rows import judge_calm
 from snc_service.detect.findings import Look, RuleFinding, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned
-from snc_service.detect.running import REST_ROWS, Counts, Fired, Firing
+from snc_service.detect.running import LEAST_REST, REST_ROWS, Counts, Fired, Firing
 from snc_service.detect.trends import follow
 from snc_service.store.types import Event, RunRows
 from snc_service.wire import RuleSetting, RuleSettings
@@ -98,7 +99,22 @@ class RunRules:
 
     def advance(self, rows: RunRows) -> list[Event]:
         """Return the events that the next rows of the run raise, in row order."""
-        return judge(self._memory, rows).events
+        (is_calm,) = judge_calm([(self._memory, rows)])
+        return [] if is_calm else judge(self._memory, rows).events
+
+    @staticmethod
+    def advance_together(
+        items: Sequence[tuple[RunRules, RunRows]],
+    ) -> list[list[Event] | Exception]:
+        """Return the same for the next rows of several runs, which costs less; or their errors."""
+        calm = judge_calm([(rules._memory, rows) for rules, rows in items])
+        found: list[list[Event] | Exception] = []
+        for (rules, rows), is_calm in zip(items, calm, strict=True):
+            try:
+                found.append([] if is_calm else judge(rules._memory, rows).events)
+            except Exception as error:  # the other runs must not fail with it
+                found.append(error)
+        return found
 
     def dump(self) -> bytes:
         """Return the state as bytes; whoever goes on from them gets the same events."""
@@ -117,6 +133,7 @@ class RunRules:
 def judge(memory: Memory, rows: RunRows, settings: RuleSettings | None = None) -> Judgement:
     """Advance ``memory`` in place; return as well the steps in which each rule fired."""
     settings = rows.settings if settings is None else settings
+    memory.set_apart()
     if rows.new_attempt:
         memory.restart()
     begins = memory.step is None
@@ -191,7 +208,7 @@ def _fired(
     above = finding.values > setting.limit
     above &= past >= np.minimum(setting.armed, np.maximum(3, setting.armed // usual))
     hold = -(-setting.for_rows // usual)
-    rest = np.minimum(REST_ROWS, np.maximum(5, REST_ROWS // usual))
+    rest = np.minimum(REST_ROWS, np.maximum(LEAST_REST, REST_ROWS // usual))
     rows = np.flatnonzero(finding.judged)
     return firing.advance(above[rows], hold[rows], rest[rows]).at(rows)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 REST_ROWS: Final = 50  # quiet rows after which a rule may raise a new event
+LEAST_REST: Final = 5  # of them, for rows that are many steps apart
 NEVER: Final = 1_000_000_000  # quiet rows of a rule that has not fired yet
 FIRST_ROWS: Final = 20  # rows of a run that set the first lowest loss
 PROGRESS: Final = 0.2  # of the first loss, that it must have fallen by
@@ -42,6 +43,10 @@ class Firing:
         """Count ``rows`` rows that are not above the limit."""
         if rows:
             self.streak, self.quiet = 0, min(NEVER, self.quiet + rows)
+
+    def go_on(self) -> None:
+        """Count a row in which the rule fires without an event."""
+        self.streak, self.quiet = self.streak + 1, 0
 
     def advance(self, above: npt.NDArray[np.bool_], hold: Counts, rest: Counts) -> Fired:
         """Return in which rows of ``above`` [S] the rule fires, and update the counts.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -130,32 +132,22 @@ def scores(
         for row in np.flatnonzero(skipped.finite):
             count, gap = float(skipped.values[row]), int(gaps[row])
             shares[row] = memory.skips.advance(count, gap, gap * int(trends.trained[row]))
-    for name, score in (
-        ("loss", _score_loss),
-        ("grad_norm", _score_gradient),
-        ("lr", _score_lr),
-    ):
+    for name, kinds, advance in SCALARS:
         column = signals.scalar(name)
         if column is None:
             if anew.any():
                 memory.forget(name)
             continue
-        found[name] = np.full(len(judged), np.nan)
-        if name == "loss":
-            found["rise"] = np.full(len(judged), np.nan)
-            found["regain"] = np.full(len(judged), np.nan)
-            found["fall"] = np.zeros(len(judged))
+        for kind in kinds:
+            found[kind] = np.full(len(judged), 0.0 if kind == "fall" else np.nan)
         usable = judged & column.finite
         for row in np.flatnonzero(usable | anew):
             if anew[row]:
                 memory.forget(name)
             if usable[row]:
-                value = float(column.values[row])
-                found[name][row] = score(memory, value)
-                if name == "loss":
-                    found["rise"][row] = memory.rise.advance(value)
-                    found["regain"][row] = memory.regain.advance(value)
-                    found["fall"][row] = memory.fall.advance(value)
+                scored = advance(memory, float(column.values[row]))
+                for kind, value in zip(kinds, scored, strict=True):
+                    found[kind][row] = value
     moving = _moving(signals, memory)
     for name in ("loss", "regain"):
         if name in found:
@@ -173,14 +165,30 @@ def _moving(signals: BatchColumns, memory: Memory) -> Mask:
     return said
 
 
-def _score_loss(memory: Memory, loss: float) -> float:
-    return memory.loss.score(loss, 0.02 * max(abs(loss), 0.05))
+def advance_loss(memory: Memory, loss: float) -> tuple[float, float, float, float]:
+    """Take in a loss; return its score, rise, regain and fall: see `scores`."""
+    return (
+        memory.loss.score(loss, 0.02 * max(abs(loss), 0.05)),
+        memory.rise.advance(loss),
+        memory.regain.advance(loss),
+        memory.fall.advance(loss),
+    )
 
 
-def _score_gradient(memory: Memory, norm: float) -> float:
-    return memory.gradient.score(math.log(max(norm, 1e-20)), 0.1)
+def advance_gradient(memory: Memory, norm: float) -> tuple[float]:
+    """Take in a gradient norm; return its score."""
+    return (memory.gradient.score(math.log(max(norm, 1e-20)), 0.1),)
 
 
-def _score_lr(memory: Memory, rate: float) -> float:
+def advance_lr(memory: Memory, rate: float) -> tuple[float]:
+    """Take in a learning rate; return its ratio to the largest before it."""
     before, memory.largest_lr = memory.largest_lr, max(memory.largest_lr, rate)
-    return rate / before if before > 0 else 0.0
+    return (rate / before if before > 0 else 0.0,)
+
+
+# Each scalar, the scores that it has, and the function that takes in a value of it.
+SCALARS: Final[tuple[tuple[str, tuple[str, ...], Callable[..., tuple[float, ...]]], ...]] = (
+    ("loss", ("loss", "rise", "regain", "fall"), advance_loss),
+    ("grad_norm", ("grad_norm",), advance_gradient),
+    ("lr", ("lr",), advance_lr),
+)

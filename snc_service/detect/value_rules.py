@@ -117,11 +117,11 @@ def breach(seen: Seen) -> RuleFinding | None:
     # False wherever one of the two is NaN or was not measured.
     over: Mask = np.greater(sigma.values, threshold.values)
     tell = partial(_tell_breach, seen.signals, sigma.values, threshold.values, over)
-    columns = _ratios(sigma.values, threshold.values)
+    columns = ratios(sigma.values, threshold.values)
     return RuleFinding(over.sum(axis=1).astype(np.float64), everywhere(seen), tell, columns)
 
 
-def _ratios(sigma: Columns, threshold: Columns) -> Floats:
+def ratios(sigma: Columns, threshold: Columns) -> Floats:
     """Return sigma over threshold; a hostile threshold may be 0, infinite or missing."""
     with np.errstate(all="ignore"):
         ratio: Floats = np.where(threshold > 0, sigma / threshold, np.float32(np.nan))
@@ -137,7 +137,7 @@ def breach_far(seen: Seen) -> RuleFinding | None:
     rise = seen.scores.get("rise")
     if sigma is None or threshold is None or rise is None:
         return None
-    ratio = _ratios(sigma.values, threshold.values)
+    ratio = ratios(sigma.values, threshold.values)
     ratio[~(rise > RISING)] = np.nan
 
     def say(value: float, limit: float) -> str:

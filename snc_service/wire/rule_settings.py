@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -111,6 +112,17 @@ class RuleSettings:
 
     def __getitem__(self, rule: str) -> RuleSetting:
         return self.rules[rule]
+
+    @cached_property
+    def switched_on(self) -> frozenset[str]:
+        """Return the rules that are evaluated."""
+        return frozenset(name for name, setting in self.rules.items() if setting.on)
+
+    @cached_property
+    def limits(self) -> tuple[float, ...]:
+        """Return the limit of each rule in their order, infinite for one that is not evaluated."""
+        rules = (self.rules[name] for name in SHIPPED)
+        return tuple(setting.limit if setting.on else math.inf for setting in rules)
 
 
 def _setting(name: str, value: object) -> RuleSetting:

@@ -28,6 +28,8 @@ from snc_service.store.types import (
     Outcome,
     StoreError,
     Submission,
+    Together,
+    one_by_one,
 )
 from snc_service.wire import LayerTable, RuleSettings
 
@@ -44,6 +46,7 @@ class Batches:
         self._book = book
         self._memory = memory
         self._detection: Detection | None = None
+        self._together: Together = one_by_one
 
     def put_layer_table(self, run: str, table: LayerTable) -> None:
         """Register a table; the same one again changes nothing. Raises `RunUnknown`, `RunFull`."""
@@ -62,9 +65,12 @@ class Batches:
             except LayerTableUnknown:
                 return None
 
-    def judge_with(self, detection: Detection) -> None:
-        """Let these rules judge what is ingested: before the first batch, and the same for ever."""
-        self._detection = detection
+    def judge_with(self, detection: Detection, together: Together = one_by_one) -> None:
+        """Let these rules judge what is ingested: before the first batch, and the same for ever.
+
+        ``together`` judges the rows of several runs at once, with the same result.
+        """
+        self._detection, self._together = detection, together
 
     def ingest(self, items: Sequence[Submission]) -> list[Outcome]:
         """Store submissions in one durable transaction; one bad item does not fail the others.
@@ -97,7 +103,12 @@ class Batches:
             try:
                 with self._database.write() as connection:
                     outcomes, works, mark = ingest(
-                        connection, self._book, self._memory, items, self._rules, refused
+                        connection,
+                        self._book,
+                        self._memory,
+                        items,
+                        (self._rules, self._together),
+                        refused,
                     )
                 self._memory.keep(works, mark)
                 return outcomes

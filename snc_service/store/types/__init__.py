@@ -171,6 +171,21 @@ class RunDetection(Protocol):
 
 # state, None for a new run -> the rules at work on it
 Detection: TypeAlias = Callable[[bytes | None], RunDetection]
+# the next rows of several runs -> what `RunDetection.advance` returns for each, or its error
+Together: TypeAlias = Callable[[Sequence[tuple[Any, RunRows]]], Sequence[list[Event] | Exception]]
+
+
+def one_by_one(
+    items: Sequence[tuple[RunDetection, RunRows]],
+) -> Sequence[list[Event] | Exception]:
+    """Return the events of the next rows of several runs, judged one after the other."""
+    found: list[list[Event] | Exception] = []
+    for rules, rows in items:
+        try:
+            found.append(rules.advance(rows))
+        except Exception as error:  # the others must not fail with it
+            found.append(error)
+    return found
 
 
 @dataclass(frozen=True)

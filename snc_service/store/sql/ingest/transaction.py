@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,11 +17,12 @@ from snc_service.store.sql.database.dialect import Connection, Mark
 from snc_service.store.sql.ingest import run_cache, writers
 from snc_service.store.sql.ingest.run_cache import RunAtWork
 from snc_service.store.sql.ingest.run_memory import RunMemory
+from snc_service.store.sql.ingest.writers import Writer
 from snc_service.store.sql.records import commands, events
 from snc_service.store.sql.series import checksums
 from snc_service.store.sql.series.attempts import Placed
 from snc_service.store.sql.series.checksums import BatchPlace
-from snc_service.store.sql.series.layouts import LayerBook
+from snc_service.store.sql.series.layouts import KnownTable, LayerBook
 from snc_service.store.sql.series.tail import pack_steps
 from snc_service.store.types import (
     Detection,
@@ -32,6 +34,7 @@ from snc_service.store.types import (
     StoredEvent,
     StoreError,
     Submission,
+    Together,
 )
 from snc_service.wire import Batch, absent
 from snc_service.wire.checks import MAX_WHOLE
@@ -42,7 +45,7 @@ def ingest(
     book: LayerBook,
     memory: RunMemory,
     items: Sequence[Submission],
-    detection: Detection,
+    rules: tuple[Detection, Together],
     refused: Mapping[int, StoreError],
 ) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
     """Store ``items`` inside the caller's transaction, except those ``refused`` by their place.
@@ -55,22 +58,13 @@ def ingest(
         by_run.setdefault(item.run, []).append(place)
     mark = connection.mark()
     known, era = memory.take(by_run), memory.era(mark)
-    works = run_cache.locked(connection, book, known, era, by_run, detection)
+    works = run_cache.locked(connection, book, known, era, by_run, rules[0])
     outcomes: dict[int, Outcome] = {}
     for run, places in by_run.items():
         if run not in works:
             outcomes |= dict.fromkeys(places, Outcome(error=run_cache.unknown(run)))
-    for run, work in works.items():
-        for place in by_run[run]:
-            try:
-                if place in refused:
-                    raise refused[place]
-                outcomes[place] = _store(connection, book, work, items[place], detection)
-            except StoreError as error:
-                outcomes[place] = Outcome(error=error, policy_version=work.policy_version)
-            except DetectionFailed as failed:
-                failed.place = place
-                raise
+    for wave in _waves([by_run[run] for run in works]):
+        outcomes |= _store(connection, book, works, {p: items[p] for p in wave}, rules, refused)
     run_cache.save(connection, works.values())
     for run, work in works.items():
         if work.commands_wait:
@@ -97,14 +91,66 @@ def _hand_over_commands(
         outcomes[place] = dataclasses.replace(outcomes[place], commands=left)
 
 
+def _waves(places: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield the places in turns: the first one of each run, then the second ones, and so on."""
+    for turn in range(max(map(len, places), default=0)):
+        yield [of_run[turn] for of_run in places if turn < len(of_run)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Accepted:
+    """A submission that cannot be refused any more; the rules have not seen it yet."""
+
+    place: int
+    item: Submission
+    work: RunAtWork
+    writer: Writer
+    table: KnownTable
+    placed: Placed
+    layout: int
+    rows: RunRows
+
+
 def _store(
-    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, detection: Detection
-) -> Outcome:
-    """Store one submission. Raises `StoreError`: nothing was changed then."""
+    connection: Connection,
+    book: LayerBook,
+    works: Mapping[str, RunAtWork],
+    items: Mapping[int, Submission],
+    rules: tuple[Detection, Together],
+    refused: Mapping[int, StoreError],
+) -> dict[int, Outcome]:
+    """Store submissions by their places, of each run at most one; return their outcomes."""
+    outcomes: dict[int, Outcome] = {}
+    accepted: list[_Accepted] = []
+    for place, item in items.items():
+        work = works[item.run]
+        try:
+            if place in refused:
+                raise refused[place]
+            found = _checked(connection, book, work, item, place)
+        except StoreError as error:
+            outcomes[place] = Outcome(error=error, policy_version=work.policy_version)
+            continue
+        if found is None:
+            outcomes[place] = Outcome(duplicate=True, policy_version=work.policy_version)
+        else:
+            accepted.append(found)
+    for each, events_ in zip(accepted, _judged(rules, accepted), strict=True):
+        outcomes[each.place] = _stored(connection, each, events_)
+    return outcomes
+
+
+def _checked(
+    connection: Connection, book: LayerBook, work: RunAtWork, item: Submission, place: int
+) -> _Accepted | None:
+    """Return a submission that can be stored, None if it is stored already.
+
+    Raises `StoreError`: nothing was changed then.
+    """
     batch = item.batch
     writer = work.writer(connection, batch.writer)
     if writer.has_stored(batch, item.crc):
-        return Outcome(duplicate=True, policy_version=work.policy_version)
+        return None
     if writer.is_new:
         writers.check_room(connection, work.run_id, book.bounds.writers)
     table = work.table(connection, book, batch.layers)
@@ -126,8 +172,13 @@ def _store(
         work.terms.annotations,
     )
     layout = work.layout(connection, book, table.number, batch)
-    # From here on the batch cannot be refused; an error of the rules undoes the transaction.
-    found = _judged(detection, work, rows)
+    return _Accepted(place, item, work, writer, table, placed, layout, rows)
+
+
+def _stored(connection: Connection, accepted: _Accepted, found: Sequence[Event]) -> Outcome:
+    """Store a submission in which the rules have ``found`` these events."""
+    item, work, placed = accepted.item, accepted.work, accepted.placed
+    batch, table = item.batch, accepted.table
     version = work.rules_version
     happened = _own_events(work, batch, placed)
     overlap = work.overlap.event(
@@ -138,10 +189,10 @@ def _store(
     work.attempts.first_steps[placed.attempt] = placed.first_step
     if placed.is_moved:
         work.moved_attempts.setdefault(placed.attempt, item.received_at)
-    work.writers[batch.writer] = writer.after(batch, item.crc, placed.attempt)
+    work.writers[batch.writer] = accepted.writer.after(batch, item.crc, placed.attempt)
     work.moved_writers.add(batch.writer)
     work.derived.is_due |= placed.is_new  # replay begins no attempt
-    _append(work, layout, item, placed.attempt)
+    _append(work, accepted.layout, item, placed.attempt)
     stored = _numbered(work, happened, item.received_at)
     _count(work, batch)
     work.derived.renew(connection, work.run_id, work.layers, table, batch, placed.attempt)
@@ -196,21 +247,29 @@ def _columns(batch: Batch) -> bytes | memoryview:
 class DetectionFailed(Exception):
     """The rules failed on the submission at ``place``: what they remember of its run is unknown."""
 
-    def __init__(self, refusal: StoreError) -> None:
+    def __init__(self, refusal: StoreError, place: int) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
-        self.place = -1
+        self.place = place
 
 
-def _judged(detection: Detection, work: RunAtWork, rows: RunRows) -> list[Event]:
-    """Run the rules over the new rows."""
-    if work.derived.rules is None:
-        work.derived.rules = detection(None)
-    try:
-        return work.derived.rules.advance(rows)
-    except Exception as error:  # the other batches of the group (up to 63) must not fail with it
-        refusal = StoreError(f"detection failed on run {rows.run}: {error!r}")
-        raise DetectionFailed(refusal) from error
+def _judged(
+    rules: tuple[Detection, Together], accepted: Sequence[_Accepted]
+) -> Iterator[list[Event]]:
+    """Run the rules over the new rows of all runs; yield their events in turn.
+
+    Raises `DetectionFailed`: the transaction must be undone.
+    """
+    detection, together = rules
+    for each in accepted:
+        if each.work.derived.rules is None:
+            each.work.derived.rules = detection(None)
+    found = together([(each.work.derived.rules, each.rows) for each in accepted])
+    for each, events_ in zip(accepted, found, strict=True):
+        if isinstance(events_, Exception):  # the other batches of the group must not fail with it
+            refusal = StoreError(f"detection failed on run {each.rows.run}: {events_!r}")
+            raise DetectionFailed(refusal, each.place) from events_
+        yield events_
 
 
 def _numbered(work: RunAtWork, new: Sequence[Event], at: float) -> list[StoredEvent]:
