@@ -61,7 +61,7 @@ COLUMNS: Final = (
     "still",  # rows in which the weight did not change although it had a gradient
 )
 
-# Columns that one array holds while the rows are calm: see `calm_rows`. The others are empty then,
+# Columns that one array holds while the rows are calm: see `calm`. The others are empty then,
 # or are not read for such rows.
 KEPT_TOGETHER: Final = (
     "start", "floor", "norm_floor", "newest", "mean", "long_mean", "newest_norm", "gradient",
@@ -185,7 +185,10 @@ class Memory:
 
     def of_rule(self, rule: str) -> Firing:
         """Return the hysteresis of a rule, to be advanced in place."""
-        return self.firing.setdefault(rule, Firing())
+        found = self.firing.get(rule)
+        if found is None:
+            found = self.firing[rule] = Firing()
+        return found
 
     def forget(self, scalar: str) -> None:
         """Restart the running statistics of a scalar."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from snc_service.detect import layer_rules, onset, scalar_rules, value_rules
 from snc_service.detect.batch_columns import BatchColumns
-from snc_service.detect.calm_rows import judge_calm
+from snc_service.detect.calm.judgement import judge_calm
 from snc_service.detect.findings import Look, RuleFinding, Seen
 from snc_service.detect.memory import Memory
 from snc_service.detect.planned import RELATIVE, planned

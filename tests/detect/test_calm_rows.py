@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from snc_service.detect import calm_rows
+from snc_service.detect.calm.judgement import judge_calm
 from snc_service.detect.memory import Memory
 from snc_service.detect.rules import RunRules, judge
 from snc_service.store.types import RunRows
@@ -120,7 +120,7 @@ def test_the_rows_of_this_test_are_calm_and_not(told):
     for seed in range(RUNS):
         memory = Memory()
         for rows in run(seed):
-            (is_calm,) = calm_rows.judge_calm([(memory, rows)])
+            (is_calm,) = judge_calm([(memory, rows)])
             calm += is_calm
             if not is_calm:
                 judge(memory, rows)

@@ -95,9 +95,10 @@ class RunMemory:
             for work in works:
                 if work.run in self._runs:  # another thread was faster; its entry is newer
                     self._layers -= self._runs.pop(work.run)[1]
-                self._runs[work.run] = (work, work.cost)
+                cost = work.cost
+                self._runs[work.run] = (work, cost)
                 self._show(work)
-                self._layers += work.cost
+                self._layers += cost
             while self._layers > self._most_layers and len(self._runs) > 1:
                 run, (_, cost) = self._runs.popitem(last=False)
                 self._layers -= cost

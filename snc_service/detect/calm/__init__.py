@@ -1,0 +1,1 @@
+"""Calm rows: those of several runs that raise no event, judged together."""
