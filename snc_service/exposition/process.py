@@ -45,8 +45,7 @@ class ProcessMetrics:
     def __init__(self, of_store: Mapping[Family, Callable[[], int]]) -> None:
         self.registry = registry = CollectorRegistry()
         self._batches = Counter(*_named(INGEST_BATCHES), registry=registry)
-        for outcome in OUTCOMES:
-            self._batches.labels(outcome)
+        self._by_outcome = {outcome: self._batches.labels(outcome) for outcome in OUTCOMES}
         self._values = Counter(*_named(INGEST_VALUES), registry=registry)
         self._bytes = Counter(*_named(INGEST_BYTES), registry=registry)
         self._seconds = Histogram(*_named(INGEST_SECONDS), buckets=BOUNDS, registry=registry)
@@ -67,7 +66,7 @@ class ProcessMetrics:
 
     def observe_batch(self, outcome: str, values: int, num_bytes: int, seconds: float) -> None:
         """Count one answered batch."""
-        self._batches.labels(outcome if outcome in OUTCOMES else "refused").inc()
+        self._by_outcome[outcome if outcome in OUTCOMES else "refused"].inc()
         self._values.inc(values)
         self._bytes.inc(num_bytes)
         self._seconds.observe(seconds)

@@ -21,6 +21,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 MANY = 100  # values: below it, one by one is faster than all at once
+SMALLEST, LARGEST = 1e-5, 1e7  # the range of numbers with 7 digits
 _POWERS = 10.0 ** np.arange(20)  # exact in float64
 
 
@@ -55,10 +56,19 @@ def numbers(values: npt.NDArray[np.floating]) -> list[bytes]:
     """
     wide = values.astype(np.float64)
     size = np.abs(wide)
-    usual = (size >= 1e-5) & (size < 1e7)
-    decimals = 6 - np.floor(np.log10(size, where=usual, out=np.zeros_like(wide))).astype(np.intp)
-    scale = _POWERS[np.where(usual, decimals, 0)]
-    rounded = np.where(usual, np.rint(wide * scale) / scale, wide)
+    # Others count as 1 until they are put back. Mostly there are none, and no mask is needed.
+    others = (
+        np.empty(0, np.intp)
+        if size.min() >= SMALLEST and size.max() < LARGEST
+        else np.flatnonzero((size < SMALLEST) | (size >= LARGEST))
+    )
+    size[others] = 1.0
+    logs = np.log10(size, out=size)
+    scale = _POWERS.take(6 - np.floor(logs, out=logs).astype(np.intp))
+    rounded = wide * scale
+    np.rint(rounded, out=rounded)
+    rounded /= scale
+    rounded[others] = wide[others]
     return to_json(rounded.tolist())[1:-1].split(b",")
 
 

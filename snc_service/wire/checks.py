@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 MAX_HEADER_BYTES = 65_536
@@ -15,6 +16,8 @@ MAX_STEP = MAX_WHOLE
 MAX_LAYER_NAME_BYTES = 256
 MAX_WRITER_BYTES = 128
 
+# C0, DEL and C1 would break logs, terminals and line-based formats.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # Also the shape of the names of projects, tokens and receivers of alerts.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -80,8 +83,7 @@ def printable(value: object, field: str, *, max_bytes: int) -> str:
         raise WireError(field, f"must be valid Unicode, got {shown(value)}") from None
     if size > max_bytes:
         raise WireError(field, f"must be at most {max_bytes} bytes, got {size}")
-    # C0, DEL and C1 would break logs, terminals and line-based formats.
-    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in value):
+    if _CONTROL.search(value):
         raise WireError(field, f"must not contain control characters, got {shown(value)}")
     return value
 
@@ -90,9 +92,21 @@ def names(value: object, field: str) -> tuple[str, ...]:
     """Return distinct metric or scalar names as a tuple."""
     if not isinstance(value, list | tuple):
         raise WireError(field, f"must be a list of names, got {shown(value)}")
-    for name in value:
-        if not isinstance(name, str) or not METRIC_NAME.fullmatch(name):
-            raise WireError(field, f"must match {METRIC_NAME.pattern}, got {shown(name)}")
-    if len(set(value)) != len(value):
-        raise WireError(field, f"must not repeat a name, got {shown(list(value))}")
-    return tuple(value)
+    given = tuple(value)
+    if len(given) <= MAX_COLUMNS and all(type(name) is str for name in given):
+        return _names_of_a_batch(given, field)
+    return _names(given, field)
+
+
+def _names(given: tuple[object, ...], field: str) -> tuple[str, ...]:
+    found = tuple(name for name in given if isinstance(name, str) and METRIC_NAME.fullmatch(name))
+    if len(found) < len(given):
+        wrong = next(name for name in given if name not in found)
+        raise WireError(field, f"must match {METRIC_NAME.pattern}, got {shown(wrong)}")
+    if len(set(found)) != len(found):
+        raise WireError(field, f"must not repeat a name, got {shown(list(found))}")
+    return found
+
+
+# Names repeat with every batch. Errors are not kept, so what is kept is small.
+_names_of_a_batch: Final = lru_cache(maxsize=256)(_names)

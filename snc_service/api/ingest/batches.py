@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -184,13 +182,18 @@ async def acknowledged(
     if service.draining:
         raise Problem("draining", "the service is stopping: send the batch again later")
     limit = service.limits.json_bytes if is_json else service.limits.body_bytes
-    async with _observed(service) as seen, read_body(request, service, limit) as body:
-        seen["num_bytes"] = len(body)
-        batch, table, crc = await off_loop(len(body), _decode, body, is_json)
-        submission = Submission(run, batch, crc, service.clock(), told.commands_seen)
-        outcome = await _commit(service, submission, table, len(body))
-        seen["outcome"] = "duplicate" if outcome.duplicate else "accepted"
-        seen["values"] = 0 if outcome.duplicate else batch.num_values
+    result, values, num_bytes, start = "refused", 0, 0, time.perf_counter()
+    try:
+        async with read_body(request, service, limit) as body:
+            num_bytes = len(body)
+            batch, table, crc = await off_loop(num_bytes, _decode, body, is_json)
+            submission = Submission(run, batch, crc, service.clock(), told.commands_seen)
+            outcome = await _commit(service, submission, table, num_bytes)
+        result = "duplicate" if outcome.duplicate else "accepted"
+        values = 0 if outcome.duplicate else batch.num_values
+    finally:
+        seconds = time.perf_counter() - start
+        service.exposition.observe_batch(result, values, num_bytes, seconds)
     ack: dict[str, Any] = {
         "accepted": batch.num_values,
         "duplicate": outcome.duplicate,
@@ -202,17 +205,6 @@ async def acknowledged(
     if outcome.commands:
         ack |= {"commands": [as_ack(command) for command in outcome.commands]}
     return Response(to_json(ack), media_type="application/json")
-
-
-@asynccontextmanager
-async def _observed(service: Service) -> AsyncIterator[dict[str, Any]]:
-    """Count a batch with its outcome, whatever that is."""
-    seen: dict[str, Any] = {"outcome": "refused", "values": 0, "num_bytes": 0}
-    start = time.perf_counter()
-    try:
-        yield seen
-    finally:
-        service.exposition.observe_batch(**seen, seconds=time.perf_counter() - start)
 
 
 def _parse_table(body: bytes) -> LayerTable:

@@ -10,8 +10,8 @@ import asyncio
 import re
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from anyio import to_thread
@@ -49,24 +49,42 @@ def media_type(request: Request, *accepted: str) -> str:
     return found
 
 
-@asynccontextmanager
-async def read_body(request: Request, service: Service, limit: int) -> AsyncIterator[bytes]:
+def read_body(
+    request: Request, service: Service, limit: int
+) -> AbstractAsyncContextManager[bytes, None]:
     """Lend the inflated body, at most ``limit`` bytes before and after inflating.
 
     Until the context ends, its bytes count against the budget of the service and the token's share
     of it. Raises `Problem` 400 (broken gzip), 408, 413, 415, 429, 503.
     """
-    packed = _is_gzip(request)
-    loan = _Loan(service.budget, service.shares.of(access_of(request)))
-    try:
-        body = await _received(request, loan, limit, service.limits.body_deadline_seconds)
-        if packed:
-            # Reserved before inflating: the content may be as large as the limit.
-            loan.take(limit)
-            body = await to_thread.run_sync(inflate, body, limit, limiter=service.inflating)
-        yield body
-    finally:
-        loan.give_back()
+    return _LentBody(request, service, limit)
+
+
+class _LentBody(AbstractAsyncContextManager[bytes, None]):
+    """The context of `read_body`; a generator costs more, and every batch pays for it."""
+
+    def __init__(self, request: Request, service: Service, limit: int) -> None:
+        self._request = request
+        self._service = service
+        self._limit = limit
+
+    async def __aenter__(self) -> bytes:
+        request, service, limit = self._request, self._service, self._limit
+        packed = _is_gzip(request)
+        loan = self._loan = _Loan(service.budget, service.shares.of(access_of(request)))
+        try:
+            body = await _received(request, loan, limit, service.limits.body_deadline_seconds)
+            if packed:
+                # Reserved before inflating: the content may be as large as the limit.
+                loan.take(limit)
+                body = await to_thread.run_sync(inflate, body, limit, limiter=service.inflating)
+        except BaseException:
+            loan.give_back()
+            raise
+        return body
+
+    async def __aexit__(self, *error: object) -> None:
+        self._loan.give_back()
 
 
 class _Loan:

@@ -152,8 +152,9 @@ def _without_other_cookies(scope: Scope) -> None:
     The framework reads all cookies for every route, with the standard library's reader: un-quoting
     takes it a time that grows with the square of their length.
     """
-    headers = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
-    if len(headers) < len(scope["headers"]):
+    given = scope["headers"]
+    if any(name == b"cookie" for name, _ in given):
+        headers = [pair for pair in given if pair[0] != b"cookie"]
         if secret := _cookie(Headers(scope=scope)):
             headers.append((b"cookie", f"{COOKIE}={secret}".encode()))
         scope["headers"] = headers
