@@ -159,10 +159,10 @@ def _tell_breach(
     value, held = float(sigma[row, worst]), float(threshold[row, worst])
     text, held_text = apart(value, held)
     scale = signals.metric("scale")
-    rescaled = scale is not None and scale.values[row, worst] < 1
+    acted = scale is not None and scale.values[row, worst] < 1  # rescale, cap or normalize
     message = (
         f"{signals.layers[worst]}: sigma {text} exceeds its threshold {held_text}"
-        f"{count(where.size)}{' and was rescaled' if rescaled else ''}"
+        f"{count(where.size)}{' and was held' if acted else ''}"
     )
     return Told(message, signals.layers[worst], int(where.size), finite(value), finite(held))
 

@@ -63,11 +63,11 @@ def test_a_breach_names_the_worst_layer_how_many_and_the_value_against_the_limit
     assert (event.layer, event.layers) == ("fc2.weight", 2)
     assert (event.value, event.limit) == (pytest.approx(3.41), 3.0)
     assert event.message == (
-        "fc2.weight: sigma 3.41 exceeds its threshold 3.00 (2 layers) and was rescaled"
+        "fc2.weight: sigma 3.41 exceeds its threshold 3.00 (2 layers) and was held"
     )
 
 
-def test_a_breach_that_nobody_acted_on_does_not_say_it_was_rescaled():
+def test_a_breach_that_nobody_acted_on_does_not_say_it_was_held():
     for scale in (1.0, ABSENT, np.nan):
         (event,) = events_of(
             rows({"sigma": [[4, 1, 1]], "threshold": [[2, 2, 2]], "scale": [[scale] * 3]})

@@ -49,7 +49,9 @@ class CharTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for embedding in (self.tokens, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
+            # Smaller ones grow to several times their first sigma in healthy training, which is
+            # an alarm of its own.
+            nn.init.normal_(embedding.weight, std=0.1)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return logits [batch, time, vocabulary] for int64 characters [batch, time]."""

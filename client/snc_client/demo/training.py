@@ -29,7 +29,7 @@ CHECK_EVERY = 25  # steps between exact checks by float64 SVD
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of both runs; the fault begins at ``fault_step``."""
+    """The settings of both runs; the fault begins at ``fault_step``, counted from 1 as on the page."""
 
     steps: int = 450
     fault_step: int = 150
@@ -96,7 +96,7 @@ def train(
     ) as callback:
         for step in range(recipe.steps):
             inputs, targets = next(data)
-            if step == recipe.fault_step:
+            if step + 1 == recipe.fault_step:
                 FAULTS[recipe.fault].start(model, optimizer)
             loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
             optimizer.zero_grad()
@@ -110,7 +110,7 @@ def train(
     return Trained(
         run=run,
         loss=_mean(losses[-30:]),
-        loss_before_fault=_mean(losses[: recipe.fault_step][-30:]),
+        loss_before_fault=_mean(losses[: recipe.fault_step - 1][-30:]),
         layers=len(callback.layers.layers),
         worst_ratio=worst_ratio,
         overhead=callback.overhead,

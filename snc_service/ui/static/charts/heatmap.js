@@ -48,8 +48,10 @@ export class Heatmap {
     this.chart.destroy();
   }
 
+  /** Say why there is nothing to draw; what colors would mean goes with them. */
   say(sentence) {
     this.chart.say(sentence);
+    this.readout.hidden = this.scale.element.hidden = true;
   }
 
   /**
@@ -66,9 +68,10 @@ export class Heatmap {
     this.small = small;
     const { layers, steps } = this.cells.answer;
     if (!layers.length || !steps.length) {
-      this.chart.say("No sigma has arrived yet.");
+      this.say("No sigma has arrived yet.");
       return;
     }
+    this.readout.hidden = this.scale.element.hidden = false;
     this.paint = isRatio(metric) ? ratioPaint() : spanPaint(limits ?? extent(this.shown));
     this.scale.show(metric, this.paint);
     this.describe();

@@ -11,7 +11,7 @@ export class Scale {
     this.absent = h("span");
     this.held = h("span", { class: "scale-part" },
       h("span", { class: "mark-held", "aria-hidden": "true", text: "\u25c6\u2500" }),
-      "breach, rescaled");
+      "breach, held");
     const breach = h("span", { class: "scale-breach", "aria-hidden": "true" });
     this.over = h("span", { class: "scale-over" }, breach, "\u2265 2");
     const part = (...children) => h("span", { class: "scale-part" }, ...children);

@@ -121,15 +121,15 @@ export class RunView {
       h("div", { class: "grid" },
         h("div", { class: "column" },
           panel("area-heatmap", "Layers \u00d7 steps", tools, this.normNote, this.search.element, this.heatmap.element),
-          this.history.element),
+          this.history.element,
+          this.about.element,
+          panel("area-policy", "Policy", [], this.policy.element)),
         h("div", { class: "column" },
           this.onset.element,
           this.forecast.element,
           this.incidents.element,
           panel("area-layers", "Worst layers", [], this.table.note, this.table.element),
-          panel("area-events", "Events", [], this.eventList.element),
-          this.about.element,
-          panel("area-policy", "Policy", [], this.policy.element))),
+          panel("area-events", "Events", [], this.eventList.element))),
     ];
   }
 

@@ -4,7 +4,7 @@ import { serviceNow } from "../service/api.js";
 import { announce } from "../document/dom.js";
 import { age, count, MISSING, percent, ratio, shortName } from "../document/format.js";
 
-/** Return whether every breach was rescaled at once: above the threshold, but held there. */
+/** Return whether every breach was acted on at once: above the threshold, but held there. */
 export function isHeld(run) {
   return run.breaches > 0 && run.rescales >= run.breaches;
 }
@@ -56,7 +56,7 @@ export function runFacts(run, policy) {
     Breaches: {
       value: count(run.breaches),
       tone: run.breaches && !held ? "bad" : "",
-      detail: held ? "all rescaled" : "",
+      detail: held ? "all held" : "",
     },
     Rescales: { value: count(run.rescales) },
     "Not finite": {
