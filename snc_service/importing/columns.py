@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from snc_service.importing.name_map import MappedNames
-from snc_service.importing.recording import Points, Recording, SeriesKey, Steps, Values
+from snc_service.importing.points import Points, Steps, Values
+from snc_service.importing.recording import Recording, SeriesKey
 from snc_service.wire import ABSENT
 from snc_service.wire.batch import Floats
 from snc_service.wire.checks import MAX_COLUMNS, MAX_STEPS

@@ -15,7 +15,16 @@ from typing import IO, Final
 import numpy as np
 
 from snc_service.importing import crc32c
-from snc_service.importing.protobuf import Malformed, fields, last, message, signed, single, text
+from snc_service.importing.protobuf import (
+    Malformed,
+    double,
+    fields,
+    last,
+    message,
+    signed,
+    single,
+    text,
+)
 from snc_service.importing.recording import Recording, SeriesKey
 from snc_service.wire import WireError
 
@@ -26,7 +35,7 @@ CRC: Final = struct.Struct("<I")
 MOST_RECORD_BYTES: Final = 64 * 2**20
 CHECKED_TOGETHER: Final = 4_096  # records
 CHECKED_BYTES: Final = 16 * 2**20
-EVENT_STEP, EVENT_SUMMARY = 2, 5
+EVENT_TIME, EVENT_STEP, EVENT_SUMMARY = 1, 2, 5
 VALUE_TAG, VALUE_NUMBER, VALUE_TENSOR = 1, 2, 8
 # TensorProto.dtype -> how one number of its content is packed
 CONTENT: Final = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
@@ -114,13 +123,17 @@ def read(paths: list[Path], shown_as: str, name: str) -> Recording:
 
 
 def _take(data: bytes, recording: Recording) -> None:
-    step = 0
+    step, seconds = 0, 0.0
     summaries = []
     for number, value in fields(data):
-        if number == EVENT_STEP:
+        if number == EVENT_TIME:
+            seconds = double(value)
+        elif number == EVENT_STEP:
             step = signed(value)
         elif number == EVENT_SUMMARY:
             summaries.append(message(value))
+    if summaries:
+        recording.times.add(0, step, seconds)
     for summary in summaries:
         for number, value in fields(summary):
             if number == 1:

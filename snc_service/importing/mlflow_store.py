@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from snc_service.importing.recording import End, Recording, SeriesKey, small_config
+from snc_service.importing.times import unix_seconds
 from snc_service.wire import WireError
 from snc_service.wire.checks import shown
 
@@ -60,8 +61,10 @@ def read_folder(folder: Path, shown_as: str) -> Recording:
 
 def _line(line: str, name: str, recording: Recording) -> None:
     try:
-        _, value, *step = line.split()
-        recording.add(SeriesKey(0, name), int(step[0]) if step else 0, float(value))
+        at, value, *rest = line.split()
+        step = int(rest[0]) if rest else 0
+        recording.add(SeriesKey(0, name), step, float(value))
+        recording.times.add(0, step, unix_seconds(at))
     except (ValueError, OverflowError):
         recording.leave_out("lines that are not: milliseconds, value, step", name)
 
@@ -158,14 +161,15 @@ def _fill(base: sqlite3.Connection, run: Any, recording: Recording) -> None:
     }
     _describe(recording, described["params"], described["tags"])
     statement = (
-        "select key, step, value, is_nan from metrics where run_uuid = ? "
+        "select key, step, value, is_nan, timestamp from metrics where run_uuid = ? "
         "order by key, step, timestamp"
     )
-    for name, step, value, is_nan in base.execute(statement, (run,)):
+    for name, step, value, is_nan, at in base.execute(statement, (run,)):
         if not isinstance(step, int) or not isinstance(value, int | float):
             recording.leave_out("values that are no numbers", str(name))
             continue
         recording.add(SeriesKey(0, str(name)), step, math.nan if is_nan else _infinite(value))
+        recording.times.add(0, step, unix_seconds(at))
 
 
 def _infinite(value: float) -> float:

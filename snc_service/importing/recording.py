@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -11,6 +10,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snc_service.importing.points import Points, Steps, Values
+from snc_service.importing.times import RecordedTimes
 from snc_service.wire import MAX_STEP, WireError
 from snc_service.wire.checks import shown
 
@@ -20,10 +21,9 @@ MOST_NAME_LETTERS: Final = 1_024
 MOST_CONFIG_BYTES: Final = 128 * 1024
 MOST_CONFIG_TEXT: Final = 1_000  # letters of one value
 MOST_NAMES_TOLD: Final = 4
+STEP_SECONDS: Final = "step_seconds"  # what the page and others take for the time of a step
 
 End: TypeAlias = Literal["finished", "failed"]
-Steps: TypeAlias = npt.NDArray[np.int64]
-Values: TypeAlias = npt.NDArray[np.float64]
 
 
 class SeriesKey(NamedTuple):
@@ -32,27 +32,6 @@ class SeriesKey(NamedTuple):
     attempt: int
     name: str
     layer: str | None = None
-
-
-class Points:
-    """Values at steps, in the order of the source."""
-
-    def __init__(self) -> None:
-        self.steps = array("q")
-        self.values = array("d")
-
-    def ordered(self) -> tuple[Steps, Values]:
-        """Return steps that increase strictly and their values; of one step, the last value."""
-        if not self.steps:
-            return np.empty(0, np.int64), np.empty(0, np.float64)
-        steps = np.frombuffer(self.steps, np.int64)
-        values = np.frombuffer(self.values, np.float64)
-        if len(steps) < 2 or bool((np.diff(steps) > 0).all()):
-            return steps, values
-        order = np.argsort(steps, kind="stable")
-        steps, values = steps[order], values[order]
-        is_last = np.append(steps[1:] != steps[:-1], True)
-        return steps[is_last], values[is_last]
 
 
 @dataclass
@@ -97,6 +76,7 @@ class Recording:
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, LeftOut] = field(default_factory=dict)  # by reason
     num_points: int = 0
+    times: RecordedTimes = field(default_factory=RecordedTimes)
 
     def add(self, key: SeriesKey, step: int, value: float) -> None:
         """Append one value. Raises `WireError` beyond `MOST_POINTS` and `MOST_NAMES`."""
@@ -112,6 +92,29 @@ class Recording:
         points = self._points(key, len(steps))
         points.steps.frombytes(np.ascontiguousarray(steps, np.int64).tobytes())
         points.values.frombytes(np.ascontiguousarray(values, np.float64).tobytes())
+
+    def add_step_seconds(self) -> None:
+        """Add the scalar ``step_seconds`` that follows from the times, unless it is there.
+
+        It has the steps that have another value: a row of texts alone makes no step.
+        """
+        for attempt, (steps, values) in self.times.step_seconds().items():
+            key = SeriesKey(attempt, STEP_SECONDS)
+            if key not in self.series:
+                there = self._measured(attempt, steps)
+                self.extend(key, steps[there], values[there])
+
+    def _measured(self, attempt: int, steps: Steps) -> npt.NDArray[np.bool_]:
+        """Return which of the sorted ``steps`` have a value in some series of an attempt."""
+        found = np.zeros(len(steps), np.bool_)
+        for key, points in self.series.items():
+            if found.all():
+                break
+            if key.attempt == attempt:
+                measured = np.frombuffer(points.steps, np.int64)
+                at = np.minimum(np.searchsorted(steps, measured), len(steps) - 1)
+                found[at[steps[at] == measured]] = True
+        return found
 
     def _points(self, key: SeriesKey, more: int) -> Points:
         self.num_points += more

@@ -3,7 +3,8 @@
 A long table has the columns ``step``, ``value`` and one of ``metric``, ``name``, ``tag`` or
 ``key``, and may have ``run``, ``attempt`` and ``layer``: the export of this project is one. Without
 a column of names, its values are those of the file's name. A wide table has a column of steps;
-every other column of numbers is a series, an empty cell was not measured.
+every other column of numbers is a series, an empty cell was not measured. A column of times says in
+both when the steps were written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from snc_service.importing.recording import Recording, SeriesKey
+from snc_service.importing.times import unix_seconds
 from snc_service.wire import MAX_STEP, WireError
 from snc_service.wire.checks import shown
 
@@ -28,7 +30,16 @@ STEP_COLUMNS: Final = ("step", "_step", "global_step", "trainer/global_step", "t
                        "iteration", "iter")  # fmt: skip
 NAME_COLUMNS: Final = ("metric", "name", "tag", "key")
 RUN_COLUMNS: Final = ("run", "run_id", "run_uuid")
-NO_SERIES: Final = ("wall time", "wall_time", "timestamp", "_timestamp", "_runtime", "time")
+TIME_COLUMNS: Final = (
+    "_timestamp",
+    "timestamp",
+    "wall_time",
+    "wall time",
+    "time",
+    "datetime",
+    "date",
+)
+NO_SERIES: Final = (*TIME_COLUMNS, "_runtime")
 MOST_COLUMNS: Final = 100_000
 MOST_RUNS: Final = 10_000
 MOST_ATTEMPT: Final = 10_000
@@ -97,6 +108,7 @@ class _ValueTable:
         self._run = _column(header, lower, RUN_COLUMNS)
         self._layer = lower.index("layer") if "layer" in lower else None
         self._attempt = lower.index("attempt") if "attempt" in lower else None
+        self._time = _column(header, lower, TIME_COLUMNS)
         named = (self._step, self._value, self._names, self._run, self._layer, self._attempt)
         is_long = self._value is not None
         self._longest = max(at for at in named if at is not None) if is_long else len(header) - 1
@@ -126,10 +138,16 @@ class _ValueTable:
             return
         if self._value is not None:
             self._long(row, step, number)
+            self._timed(row, step, number)
             return
         recording = self._recording = self._of(row)
+        self._timed(row, step, 0)
         for at, key in self._wide.items():
             self._cell(recording, key, step, row[at])
+
+    def _timed(self, row: Row, step: int, attempt: int) -> None:
+        if self._time is not None and self._recording is not None and len(row) > self._time:
+            self._recording.times.add(attempt, step, unix_seconds(row[self._time]))
 
     def _cell(self, recording: Recording, key: SeriesKey, step: int, cell: Any) -> None:
         if cell is None or cell == "":

@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from snc_service.importing.points import Points
 from snc_service.importing.protobuf import (
     Malformed,
     double,
@@ -26,7 +27,8 @@ from snc_service.importing.protobuf import (
     text,
     zigzag,
 )
-from snc_service.importing.recording import Points, Recording, SeriesKey, small_config
+from snc_service.importing.recording import Recording, SeriesKey, small_config
+from snc_service.importing.times import unix_seconds
 from snc_service.wire import MAX_STEP, WireError
 
 KIND: Final = "wandb"
@@ -39,6 +41,7 @@ MOST_RECORD_BYTES: Final = 64 * 2**20
 MOST_JSON: Final = 65_536  # letters of a config value
 # Steps of the training, if every row has one; its own `_step` counts calls of `log`.
 CALLS: Final = "_step"
+TIME: Final = "_timestamp"
 STEPS: Final = ("trainer/global_step", "train/global_step", "global_step")
 RECORD_HISTORY, RECORD_CONFIG, RECORD_RUN, RECORD_EXIT = 2, 5, 17, 18
 
@@ -239,6 +242,7 @@ def _number(json_text: str) -> float | None:
 
 def _add(row: Row, number: int, recording: Recording) -> None:
     """Add a row by its number: which of its values is the step is known when all rows are."""
+    recording.times.add(0, number, unix_seconds(row.get(TIME)))
     for name, value in row.items():
         if name == CALLS or not name.startswith("_"):
             recording.add(SeriesKey(0, name), number, value)
@@ -259,6 +263,7 @@ def _place(recording: Recording, num_rows: int, step_name: str | None) -> None:
     if missing:
         recording.leave_out(f"rows without a whole number {step_name}", count=missing)
     recording.series, recording.num_points = {}, 0
+    recording.times = recording.times.placed(steps)
     for key, points in series.items():
         at = steps[np.frombuffer(points.steps, np.int64)]
         if key.name not in (CALLS, step_name) and (at >= 0).any():

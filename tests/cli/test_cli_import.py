@@ -59,9 +59,10 @@ def export(url: str, run: str) -> list[str]:
 
 def test_a_wandb_run_becomes_a_run_and_a_second_import_adds_nothing(url, imported):
     (item,) = imported(WANDB)["items"]
-    assert (item["run"], item["state"], item["sent_values"]) == ("wandb-demo-abcd1234", "new", 300)
+    assert (item["run"], item["state"], item["sent_values"]) == ("wandb-demo-abcd1234", "new", 360)
     assert item["metrics"] == {"sigma": 2, "grad_norm": 1}
-    assert item["scalars"] == {"loss": "train/loss", "lr": "train/learning_rate"}
+    known = {"loss": "train/loss", "lr": "train/learning_rate", "step_seconds": "step_seconds"}
+    assert item["scalars"] == known
     run = get(url, "runs/wandb-demo-abcd1234")
     assert (run["name"], run["project"], run["state"]) == ("first", "demo", "finished")
     assert (run["last_step"], run["layers"], run["tags"]) == (60, 2, ["base"])
@@ -84,6 +85,21 @@ def test_the_three_tools_give_the_same_histories(url, imported, tmp_path):
         loss = get(url, f"runs/{item['run']}/scalars/loss/history")
         assert loss["mean"][:2] == [2.0, 1.0]
         assert loss["mean"][19] is None  # NaN
+
+
+def test_a_run_has_the_times_of_its_source_and_reports_of_the_import(url, imported):
+    """The event file has step s at 10^9 + s seconds, to step 30."""
+    (item,) = imported(EVENTS)["items"]
+    run = get(url, f"runs/{item['run']}")
+    assert (run["started_at"], run["duration"]) == ("2001-09-09T01:46:40.000Z", 30.0)
+    assert run["created_at"] > "2001-09-10"
+    seconds = get(url, f"runs/{item['run']}/scalars/step_seconds/history")
+    assert seconds["mean"][:28] == [1.0] * 28
+    for query, found in (("duration>29", True), ("duration>31", False)):
+        items = get(url, "runs", q=f"run:{item['run']} {query}")["items"]
+        assert bool(items) == found
+    first = get(url, "runs", q="run:tensorboard*", sort="-duration")["items"][0]
+    assert first["run"] == item["run"]
 
 
 def test_an_interrupted_import_is_completed_and_stores_nothing_twice(

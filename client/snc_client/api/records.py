@@ -14,6 +14,8 @@ class RunRecord(TypedDict):
     state: str
     created_at: str
     updated_at: str
+    started_at: str
+    duration: float
     last_step: int | None
     layers: int
     breaches: int

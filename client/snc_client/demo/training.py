@@ -29,7 +29,7 @@ CHECK_EVERY = 25  # steps between exact checks by float64 SVD
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of both runs; the fault begins at ``fault_step``, counted from 1 as on the page."""
+    """The settings of both runs; the fault begins at ``fault_step``, counted from 1."""
 
     steps: int = 450
     fault_step: int = 150

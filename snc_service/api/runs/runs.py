@@ -44,7 +44,11 @@ ConfigPath = Annotated[str, AfterValidator(_path)]
 
 
 class RunItem(BaseModel):
-    """A run in lists. ``worst_ratio`` is over the newest finite values."""
+    """A run in lists. ``worst_ratio`` is over the newest finite values.
+
+    ``started_at`` and ``duration``, seconds, are from the creation of the run to its last report;
+    of an imported run they are those of its source.
+    """
 
     run: str
     name: str
@@ -52,6 +56,8 @@ class RunItem(BaseModel):
     state: RunState
     created_at: str
     updated_at: str
+    started_at: str
+    duration: float
     last_step: int | None
     layers: int
     breaches: int
@@ -158,6 +164,8 @@ ITEM_EXAMPLE: dict[str, Any] = {
     "state": "active",
     "created_at": "2026-03-01T09:30:00.000Z",
     "updated_at": "2026-03-01T09:41:07.250Z",
+    "started_at": "2026-03-01T09:30:00.000Z",
+    "duration": 667.25,
     "last_step": 1200,
     "layers": 26,
     "breaches": 3,
@@ -208,6 +216,8 @@ def as_item(run: Run, config: Sequence[str] = ()) -> dict[str, Any]:
     times = {
         "created_at": rfc3339(run.created_at),
         "updated_at": rfc3339(run.updated_at),
+        "started_at": rfc3339(run.started_at),
+        "duration": round(run.duration, 3),
         "acknowledged_at": None if seen is None else rfc3339(seen),
     }
     values = {path: value for path in config if (value := _at(run.config, path)) is not _NOTHING}

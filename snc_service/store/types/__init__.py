@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
+from snc_service.store.types import imported
 from snc_service.store.types.annotations import Annotation
 from snc_service.store.types.bounds import Bounds as Bounds
 from snc_service.store.types.bounds import RunBounds as RunBounds
@@ -87,6 +88,16 @@ class Run:
     ended_in: BadEnd | None = None  # of a run that is not active: what its last values say
     incidents: int = 0  # open ones
     incident_severity: Severity | None = None  # of the most severe open incident
+
+    @property
+    def started_at(self) -> float:
+        """Return when the run began, Unix seconds; of an imported run what its source says."""
+        return imported.started_at(self.config, self.created_at)
+
+    @property
+    def duration(self) -> float:
+        """Return the seconds to the last report; of an imported run those of its source."""
+        return imported.seconds(self.config, self.updated_at - self.created_at)
 
 
 @dataclass(frozen=True)

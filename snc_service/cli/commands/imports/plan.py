@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from snc_service.importing.columns import RecordedColumns
 from snc_service.importing.name_map import MappedNames, NameEntry, mapped
-from snc_service.importing.recording import End, Recording, small_config
+from snc_service.importing.recording import STEP_SECONDS, End, Recording, small_config
+from snc_service.importing.times import as_text
 from snc_service.wire import RUN_NAME, WireError
 from snc_service.wire.checks import printable
 
@@ -42,6 +44,8 @@ class ImportPlan:
 
 def plan(recording: Recording, own: tuple[NameEntry, ...], arguments: Namespace) -> ImportPlan:
     """Decide. Raises `WireError` for a recording without values."""
+    if recording.series and not any(entry.target == STEP_SECONDS for entry in own):
+        recording.add_step_seconds()
     names = mapped(recording, own)
     if not names.series:
         left = "; ".join([*recording.remarks(), *names.notes])
@@ -50,18 +54,29 @@ def plan(recording: Recording, own: tuple[NameEntry, ...], arguments: Namespace)
         )
     columns = RecordedColumns(recording, names)
     digest = columns.digest()
-    mark = {"kind": recording.kind, "source": recording.source[:1_000], "digest": digest}
+    mark: dict[str, Any] = {
+        "kind": recording.kind,
+        "source": recording.source[:1_000],
+        "digest": digest,
+    }
+    if (span := recording.times.span()) is not None:
+        mark |= {"started_at": as_text(span[0]), "seconds": round(span[1] - span[0], 3)}
     project = arguments.project or (fitted(recording.project) if recording.project else None)
     tags = [*arguments.tag, *(tag for tag in recording.tags if _is_label(tag))]
     body = {
         "name": arguments.name or _label(recording.name or recording.id),
-        "config": {**small_config(recording.config), MARK: mark},
+        "config": {MARK: mark, **_others(recording.config)},
         "tags": list(dict.fromkeys(tags))[:MOST_TAGS],
     }
     run = fitted(f"{recording.kind}-{recording.id}")
     return ImportPlan(
         run, recording, names, columns, digest, body | ({"project": project} if project else {})
     )
+
+
+def _others(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without an entry in the place of the mark."""
+    return {name: value for name, value in small_config(config).items() if name != MARK}
 
 
 def fitted(name: str) -> str:

@@ -11,6 +11,7 @@ from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.database.run_terms import TAG
 from snc_service.store.sql.records import runs
 from snc_service.store.types import Page
+from snc_service.store.types.imported import MARK, SECONDS
 from snc_service.store.types.run_search import (
     CONFIG,
     Condition,
@@ -45,7 +46,10 @@ _NUMBERS: Final = {
     "dropped": "run.dropped_values",
     "vetoes": "run.guard_vetoes",
     "overhead": "run.overhead",
-    "duration": "(run.updated_at - run.created_at)",
+    # That of its source for an imported run: see `snc_service.store.types.imported`.
+    "duration": f"""coalesce((select max(run_term.number) from run_term where
+run_term.run_id = run.run_id and run_term.name = '{CONFIG}{MARK}.{SECONDS}'),
+run.updated_at - run.created_at)""",
     "incidents": runs.INCIDENTS,
     "attempt": "run.attempt",
 }

@@ -28,11 +28,12 @@ export class RunHead {
   /** `policy`: the stored policy, or null until it is known. */
   show(item, policy) {
     this.item = item;
-    const { run, name, project, created_at: created } = item;
+    const { run, name, project, created_at: created, started_at: started } = item;
     showState(this.badge, item.state);
     setText(this.title, name || run);
     const archived = item.archived ? "archived" : "";
-    const parts = [project, name && name !== run ? run : "", `started ${moment(created)}`, archived];
+    const imported = started !== created ? `imported ${moment(created)}` : "";
+    const parts = [project, name && name !== run ? run : "", `started ${moment(started)}`, imported, archived];
     setText(this.sub, parts.filter(Boolean).join(" \u00b7 "));
     setText(this.archive, item.archived ? "Bring back\u2026" : "Archive\u2026");
     this.facts.show(runFacts(item, policy));

@@ -124,8 +124,7 @@ function plain(key, run) {
   if (key === "overhead") return [percent(run.overhead), "", ""];
   if (key === "updated_at") return [age(run.updated_at, serviceNow()), "", moment(run.updated_at)];
   if (key === "duration") {
-    const seconds = (Date.parse(run.updated_at) - Date.parse(run.created_at)) / 1000;
-    return [duration(seconds), "", `since ${moment(run.created_at)}`];
+    return [duration(run.duration), "", `since ${moment(run.started_at)}`];
   }
   if (key.startsWith(CONFIG)) {
     const value = run.config_values[key.slice(CONFIG.length)];
