@@ -169,6 +169,9 @@ def test_without_thresholds_the_layer_that_grew_most_is_drawn(opened, page_servi
         expect(page.locator(".layers tbody .layer-name").first).to_have_text("d")
         expect(page.locator(".legend-name")).to_have_text(["d", "c", "e"])
         page.goto(f"{page_service}/#/compare/grown/grown2")
+        expect(page.locator(".heatmap .scale").first).to_be_visible()
+        expect(page.get_by_text("This run is not here")).to_be_visible()
+        expect(page.locator(".heatmap .scale").nth(1)).to_be_hidden()
         expect(page.get_by_label("Layer", exact=True)).to_have_value("d")
     feed.send([4], sigma=[[9, 5, 1.5, 4, 2.2]], threshold=10.0)
     with opened(page_service, "#/runs/grown") as page:

@@ -44,7 +44,7 @@ function show() {
 }
 
 function showCrumbs({ view, runs }) {
-  const here = { run: runs[0], compare: `compare ${runs.length} runs` }[view];
+  const here = { run: runs[0], compare: `compare ${runs.length} ${runs.length === 1 ? "run" : "runs"}` }[view];
   const root = h("a", { href: "#/", text: "Runs" });
   const end = h("span", { class: "crumb", "aria-current": "page", text: here });
   if (here === undefined) root.setAttribute("aria-current", "page");

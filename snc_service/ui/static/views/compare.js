@@ -84,7 +84,7 @@ export class CompareView {
     const figure = (lines, readout) => [h("div", {}, lines.element), readout];
     return [
       h("div", { class: "view-head" },
-        h("h1", { text: `${this.names.length} runs, side by side` })),
+        h("h1", { text: this.names.length === 1 ? "1 run" : `${this.names.length} runs, side by side` })),
       h("div", { class: "grid versus-grid" },
         panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
         panel(this.isMany ? "area-numbers versus-wide" : "area-numbers", "In numbers", [], this.numbers.element),

@@ -59,7 +59,8 @@ export class LayerTable {
    */
   show(items, total, selected, norm = "sigma") {
     const rows = items.slice(0, this.limit);
-    const update = (row, item) => this.update(row, item, selected, norm);
+    const newest = Math.max(...rows.map(({ step }) => step ?? -1));
+    const update = (row, item) => this.update(row, item, { selected, norm, newest });
     keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), update);
     this.note.hidden = this.sort !== "-ratio" || !rows.length || rows.some((item) => item.ratio !== null);
     this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
@@ -82,7 +83,7 @@ export class LayerTable {
     return row;
   }
 
-  update(row, item, selected, norm) {
+  update(row, item, { selected, norm, newest }) {
     const broken = item.nonfinite.includes(norm);
     const ink = selected.get(item.layer);
     const button = row.querySelector("button");
@@ -90,7 +91,7 @@ export class LayerTable {
     button.firstChild.style.backgroundColor = ink ?? "transparent";
     row.classList.toggle("is-selected", ink !== undefined);
     row.classList.toggle("is-breach", (item.ratio ?? 0) > 1);
-    setText(row.querySelector(".layer-kind"), describe(item));
+    setText(row.querySelector(".layer-kind"), describe(item, newest));
     showRatio(row.querySelector(".ratio"), item.ratio, { broken, left: leftOf(item) });
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
@@ -124,8 +125,9 @@ function leftOf({ ratio, scale }) {
   return Number((ratio * scale).toFixed(6)); // rounding must not turn a met threshold into a breach
 }
 
-function describe({ kind, shape: sizes, step }) {
-  const at = step === null ? "no value yet" : `step ${count(step)}`;
+/** Kind and shape; the step only where the values are older than those of other layers. */
+function describe({ kind, shape: sizes, step }, newest) {
+  const at = step === null ? "no value yet" : step < newest ? `step ${count(step)}` : "";
   return [[kind, shape(sizes)].filter(Boolean).join(" "), at].filter(Boolean).join(" \u00b7 ");
 }
 
