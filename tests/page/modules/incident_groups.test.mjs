@@ -38,3 +38,11 @@ test("a run that failed is not said to have finished", () => {
   const [line] = lines([one("a", "run_finished", "warning")]);
   assert.equal(line.text, "a: run failed");
 });
+
+test("what made an incident critical is named beside what it began with", () => {
+  const events = [{ rule: "breach", severity: "warning" }, { rule: "nonfinite", severity: "critical" }];
+  const [line] = lines([one("a", "breach", "critical", { layer: "fc", events })]);
+  assert.equal(line.text, "a: breach, fc, then nonfinite");
+  const [plain] = lines([one("a", "nonfinite", "critical", { events: events.slice(1) })]);
+  assert.equal(plain.text, "a: nonfinite");
+});

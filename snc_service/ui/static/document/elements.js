@@ -146,3 +146,8 @@ export function nextSort(sort, key, textKeys = ["layer", "name"]) {
   if (sort === first) return first.startsWith("-") ? key : `-${key}`;
   return first;
 }
+
+/** Allow line breaks after the dots and slashes of a name, not within a number. */
+export function breakable(name) {
+  return name.split(/(?<=[./])(?=\D)/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
+}

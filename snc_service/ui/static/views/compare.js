@@ -86,7 +86,7 @@ export class CompareView {
       h("div", { class: "view-head" },
         h("h1", { text: this.names.length === 1 ? "1 run" : `${this.names.length} runs, side by side` })),
       h("div", { class: "grid versus-grid" },
-        panel("area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
+        panel(this.isMany ? "area-loss versus-wide" : "area-loss", "Loss", tools, ...figure(this.loss, this.readouts.loss)),
         panel(this.isMany ? "area-numbers versus-wide" : "area-numbers", "In numbers", [], this.numbers.element),
         panel("area-pictures", "Layers \u00d7 steps", [this.metric.element], this.normNote,
           h("div", { class: this.isMany ? "pictures many" : "pictures" }, ...pictures)),

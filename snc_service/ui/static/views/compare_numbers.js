@@ -3,7 +3,7 @@
 import { serviceNow } from "../service/api.js";
 import { valueAt } from "../charts/lines.js";
 import { h, keyed, setText } from "../document/dom.js";
-import { showState, stateBadge, swatch } from "../document/elements.js";
+import { breakable, showState, stateBadge, swatch } from "../document/elements.js";
 import { age, count, MISSING, number, percent, ratio } from "../document/format.js";
 import { runLink } from "../document/router.js";
 import { seriesColor } from "../document/theme.js";
@@ -56,7 +56,8 @@ export class NumbersTable {
       cells.classList.toggle("differs", label.startsWith(CONFIG));
       runs.forEach((run, i) => {
         const cell = cells.children[i + 1];
-        setText(cell, run.item ? value(run) : MISSING);
+        const text = run.item ? value(run) : MISSING;
+        if (cell.textContent !== text) cell.replaceChildren(...breakable(text));
         cell.dataset.tone = (run.item && tone?.(run)) ?? "";
       });
     });

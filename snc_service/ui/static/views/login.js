@@ -14,7 +14,7 @@ export class Login {
       spellcheck: "false",
     });
     this.problem = h("p", { class: "form-problem", role: "alert" });
-    this.enter = h("button", { type: "submit", class: "primary", text: "Look" });
+    this.enter = h("button", { type: "submit", class: "primary", text: "Sign in" });
     const form = h("form", { class: "login", method: "dialog" },
       h("h2", { id: "login-title", text: "A token is needed" }),
       h("label", { for: "token", text: "Token" }), this.field, this.enter, this.problem,

@@ -2,7 +2,7 @@
 
 import { h, keyed, quietButton, rowKeys, setText } from "../../document/dom.js";
 import { count, number, shape } from "../../document/format.js";
-import { nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../../document/elements.js";
+import { breakable, nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../../document/elements.js";
 
 // Columns with a `sort` of the service can be sorted by; "model" is the model's own order.
 /** @type {{key: string, label: string, style: string, sort?: string}[]} */
@@ -129,9 +129,4 @@ function leftOf({ ratio, scale }) {
 function describe({ kind, shape: sizes, step }, newest) {
   const at = step === null ? "no value yet" : step < newest ? `step ${count(step)}` : "";
   return [[kind, shape(sizes)].filter(Boolean).join(" "), at].filter(Boolean).join(" \u00b7 ");
-}
-
-/** Allow line breaks after the dots and slashes of a name. */
-function breakable(name) {
-  return name.split(/(?<=[./])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
 }

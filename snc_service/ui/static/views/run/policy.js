@@ -27,7 +27,7 @@ export class PolicyPanel {
     this.save = h("button", { type: "submit", class: "primary", text: "Save" });
     this.reset = quietButton("Undo", () => this.fill());
     const add = quietButton("Add an entry", () => this.add());
-    const head = h("tr", {}, ...HEADS.map((text) => h("th", { scope: "col" }, h("span", { text }))));
+    const head = h("tr", {}, ...HEADS.map((text) => h("th", { scope: "col" }, h("span", { text, class: text === "Remove" ? "visually-hidden" : "" }))));
     this.form = h("form", { class: "policy" },
       h("div", { class: "table-box" }, h("table", {}, h("thead", {}, head), this.rows)),
       h("div", { class: "form-end" }, add, this.reset, this.save),

@@ -4,7 +4,7 @@ import { count, eventName } from "../../document/format.js";
 
 /**
  * @typedef {{incident: number, run: string, rule: string, severity: string, layer: string | null,
- *   acknowledged_at: string | null, events?: {severity: string}[]}} Incident
+ *   acknowledged_at: string | null, events?: {rule: string, severity: string}[]}} Incident
  * @typedef {{severity: string, text: string, run: string | null, query: string}} Line
  */
 
@@ -49,7 +49,11 @@ function title(one) {
  */
 function single(one) {
   const where = one.layer ? `, ${one.layer}` : "";
-  return { severity: one.severity, text: `${one.run}: ${title(one)}${where}`, run: one.run, query: "" };
+  // What made it so severe may have come after what it began with.
+  const [first, ...later] = one.events ?? [];
+  const worst = first?.severity === one.severity ? null : later.find(({ severity }) => severity === one.severity);
+  const then = worst ? `, then ${eventName(worst)}` : "";
+  return { severity: one.severity, text: `${one.run}: ${title(one)}${where}${then}`, run: one.run, query: "" };
 }
 
 /**
