@@ -23,7 +23,8 @@ BROKEN_WORDS = """() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     for (let node = walker.nextNode(); node; node = walker.nextNode()) {
         const { parentElement } = node;
-        if (!parentElement.checkVisibility() || parentElement.closest(".visually-hidden, pre, code")) continue;
+        const isApart = parentElement.closest(".visually-hidden, pre, code");
+        if (isApart || !parentElement.checkVisibility()) continue;
         for (const { 0: word, index } of node.data.matchAll(/[\\p{L}\\d]{2,20}/gu)) {
             const range = document.createRange();
             range.setStart(node, index);
