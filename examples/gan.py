@@ -75,12 +75,14 @@ def main() -> None:
     titles = ("samples", "largest sigma of the critic")
     figure = make_subplots(1, 2, subplot_titles=titles)
     runs = []
-    for name, hold in (("gan, critic free", {}), ("gan, critic held", HELD)):
+    for ink, name, hold in (("gray", "gan, critic free", {}), ("blue", "gan, critic held", HELD)):
         samples, sigma, run = train(steps, name, **hold)
         print(f"{name}: {modes(samples)} of 8 modes, largest sigma at the end {sigma[-1]:.2f}")
         figure.add_scatter(x=samples[:, 0], y=samples[:, 1], mode="markers", name=name,
-                           marker_size=3, row=1, col=1)  # fmt: skip
-        figure.add_scatter(y=sigma, name=name, row=1, col=2)
+                           marker_size=3, marker_color=ink, legendgroup=name,
+                           row=1, col=1)  # fmt: skip
+        figure.add_scatter(y=sigma, line_color=ink, legendgroup=name, showlegend=False,
+                           row=1, col=2)  # fmt: skip
         runs.append(run)
     figure.write_html("gan.html")
     print("picture: gan.html")

@@ -52,12 +52,14 @@ def main() -> None:
     text = encode(standard_library_text(300_000))
     figure = make_subplots(1, 2, subplot_titles=("loss", "largest sigma of query and key"))
     runs = []
-    for name, hold in (("query and key free", {}), ("query and key held", HELD)):
+    named = (("gray", "query and key free", {}), ("blue", "query and key held", HELD))
+    for ink, name, hold in named:
         losses, sigma, run = train(text, steps, name, **hold)
         end = sum(losses[-20:]) / 20
         print(f"{name}: loss {end:.2f}, largest sigma at the end {sigma[-1]:.2f}")
-        figure.add_scatter(y=losses, name=name, row=1, col=1)
-        figure.add_scatter(y=sigma, name=name, row=1, col=2)
+        figure.add_scatter(y=losses, name=name, line_color=ink, legendgroup=name, row=1, col=1)
+        figure.add_scatter(y=sigma, line_color=ink, legendgroup=name, showlegend=False,
+                           row=1, col=2)  # fmt: skip
         runs.append(run)
     figure.write_html("transformer.html")
     print("picture: transformer.html")

@@ -1,5 +1,6 @@
 """The example of each use trains, writes its picture and names its runs, on a real service."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,7 +30,8 @@ def test_the_example_of_a_use_holds_its_layers_and_ends_with_picture_and_runs(
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / f"{use}.html").stat().st_size > 10_000
+    names = names_in_legend((tmp_path / f"{use}.html").read_text(encoding="utf-8"))
+    assert len(names) == len(set(names)) == 2
     address = re.search(rf"^runs: {re.escape(service_url)}/#/compare/(\S+)$", done.stdout, re.M)
     free, held = (
         httpx.get(f"{service_url}/api/v1/runs/{run}").json() for run in address[1].split("/")
@@ -42,6 +44,12 @@ def test_the_example_of_a_use_holds_its_layers_and_ends_with_picture_and_runs(
     assert limited
     for layer in limited:
         assert layer["sigma"] * layer["scale"] <= 1.001 * layer["threshold"]
+
+
+def names_in_legend(page: str) -> list[str]:
+    *_, drawn = re.finditer(r'Plotly\.newPlot\(\s*"[^"]+",\s*', page)
+    traces, _ = json.JSONDecoder().raw_decode(page, drawn.end())
+    return [trace["name"] for trace in traces if trace.get("showlegend", True)]
 
 
 def test_an_example_of_a_use_is_short():
