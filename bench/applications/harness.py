@@ -62,6 +62,7 @@ class Study:
     begin: Callable[[Variant, int], Training]
     columns: tuple[Column, ...]
     drawn: tuple[str, ...]  # the columns of its figure
+    first: int = 0  # steps before the first update, on top of ``steps``
 
 
 @dataclass
@@ -141,6 +142,9 @@ def costs(study: Study, rounds: int = ROUNDS) -> dict[str, float]:
     torch.manual_seed(0)
     order = random.Random(0)
     running = {variant.name: study.begin(variant, 0) for variant in study.variants}
+    for training in running.values():
+        for _ in range(study.first):
+            training.step()
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(WARM + rounds):
         for name in order.sample(list(running), len(running)):

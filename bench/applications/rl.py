@@ -180,7 +180,7 @@ class Pendulum:
     Rewards are at least -16.3 a step: no true value is below -1,630. Twice that is divergence.
     """
 
-    LIMIT, UPDATES, LR = 3_260.0, 8, 3e-3
+    LIMIT, UPDATES, LR, FIRST = 3_260.0, 8, 3e-3, 100
 
     def __init__(self, variant: Variant, seed: int) -> None:
         from stable_baselines3 import SAC
@@ -188,7 +188,7 @@ class Pendulum:
 
         self.variant = variant
         self.agent = SAC(
-            "MlpPolicy", "Pendulum-v1", learning_rate=self.LR, learning_starts=100, tau=1.0,
+            "MlpPolicy", "Pendulum-v1", learning_rate=self.LR, learning_starts=self.FIRST, tau=1.0,
             gradient_steps=self.UPDATES, seed=seed, device="cpu",
             policy_kwargs={"net_arch": [64, 64]},
         )  # fmt: skip
@@ -248,10 +248,10 @@ SAC_VARIANTS = tuple(v for v in VARIANTS if v.name not in ("rescale 3x init", "c
 TD = Study("rl-td", "Off-policy TD, Baird's star under a network", VARIANTS, 5_000,
            Baird, columns("error"), ("diverged", "error"))  # fmt: skip
 DQN = Study("rl-dqn", "DQN on CartPole, no target network, two updates a step", VARIANTS, 5_000,
-            Cart, columns("return"), ("diverged", "return"))  # fmt: skip
+            Cart, columns("return"), ("diverged", "return"), Cart.FIRST)  # fmt: skip
 IN_A_HURRY = Study("rl-sac", "SAC on Pendulum, no slow target, eight updates a step",
-                   SAC_VARIANTS, 3_000, Pendulum, columns("return"),
-                   ("diverged", "return"))  # fmt: skip
+                   SAC_VARIANTS, 1_000, Pendulum, columns("return"),
+                   ("diverged", "return"), Pendulum.FIRST)  # fmt: skip
 STUDIES = (
     TD,
     *([DQN] if find_spec("gymnasium") else []),
