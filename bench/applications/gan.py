@@ -167,7 +167,7 @@ def study(modes: int, title: str, steps: int) -> Study:
 
 
 STUDIES = (
-    study(8, "GAN, 8 Gaussians on a ring", 3_000),
-    study(25, "GAN, 25 Gaussians on a grid", 3_000),
-    study(10, "GAN, digits of 8 x 8", 3_000),
+    study(8, "GAN, 8 Gaussians on a ring", 2_000),
+    study(25, "GAN, 25 Gaussians on a grid", 2_000),
+    study(10, "GAN, digits of 8 x 8", 2_000),
 )

@@ -16,8 +16,10 @@ import fnmatch
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--only", default="*", help="glob over names of studies")
+    parser.add_argument("--variants", nargs="+", default=["*"], help="globs over their names")
     parser.add_argument("--keep", type=Path, help="a folder for all values, as JSON")
     parser.add_argument("--kept", type=Path, help="such a folder: print and draw, train nothing")
     parser.add_argument("--figures", type=Path, help="a folder for one figure per study")
@@ -48,7 +51,7 @@ def main() -> None:
     if given.short:
         given.share, given.seeds = SHORT, SHORT_SEEDS
     logging.getLogger("snc").setLevel(logging.ERROR)
-    print(f"python bench/applications/run.py {' '.join(sys.argv[1:])}".rstrip())
+    print(f"python bench/applications/run.py {shlex.join(sys.argv[1:])}".rstrip())
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
           f"{given.jobs} processes of 1 thread; {given.seeds} seeds, {given.share:.2f} of the full "
           "steps; the machine was shared with other work", flush=True)  # fmt: skip
@@ -56,12 +59,12 @@ def main() -> None:
         print(f"{package} is not installed: what needs it is left out")
     for study in STUDIES:
         if fnmatch.fnmatch(study.name, given.only):
-            run(study, given)
+            run(chosen(study, given.variants), given)
 
 
 def run(study: harness.Study, given: argparse.Namespace) -> None:
-    start = time.monotonic()
-    steps = max(20, round(given.share * study.steps))
+    start, spent = time.monotonic(), cpu_seconds()
+    steps = study.first + max(20, round(given.share * study.steps))
     if given.kept:
         outcomes = harness.load(given.kept, study)
         steps = outcomes[0].steps[-1]
@@ -74,10 +77,22 @@ def run(study: harness.Study, given: argparse.Namespace) -> None:
             outcomes.append(outcome)
             if given.keep:
                 harness.save(given.keep, study, outcomes)
-    print(f"\n{study.name}: {study.title}; {steps} steps, {time.monotonic() - start:.0f} s")
+    print(f"\n{study.name}: {study.title}; {steps} steps, {time.monotonic() - start:.0f} s, "
+          f"{cpu_seconds() - spent:.0f} s of CPU")  # fmt: skip
     print(harness.table(study, outcomes), flush=True)
     if given.figures:
         draw(study, outcomes, given.figures / f"uses-{study.name}.png")
+
+
+def chosen(study: harness.Study, globs: list[str]) -> harness.Study:
+    """Return the study with the variants that any of the globs names."""
+    named = [v for v in study.variants if any(fnmatch.fnmatch(v.name, glob) for glob in globs)]
+    return replace(study, variants=tuple(named))
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":
