@@ -21,6 +21,7 @@ from snc_client import SNCallback
 
 POINTS = 12  # of a curve
 WARM, ROUNDS = 5, 60  # steps of each variant when CPU time is measured
+PROBES = 10  # the same, for a projection
 
 
 class Training(Protocol):
@@ -133,8 +134,8 @@ def trained(study: Study, seeds: Sequence[int], steps: int, jobs: int) -> Iterat
             yield first
 
 
-def costs(study: Study, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the CPU time of a step of each variant over the first one's, interleaved.
+def step_seconds(study: Study, rounds: int = ROUNDS) -> dict[str, float]:
+    """Return the CPU time of a step of each variant, with the steps of all in shuffled turns.
 
     Means, because a variant may act at every fifth step only.
     """
@@ -152,9 +153,21 @@ def costs(study: Study, rounds: int = ROUNDS) -> dict[str, float]:
             running[name].step()
             if turn >= WARM:
                 seconds[name].append(time.process_time() - start)
-    means = {name: statistics.fmean(each) for name, each in seconds.items()}
-    bare = means[study.variants[0].name]
-    return {name: each / bare for name, each in means.items()}
+    return {name: statistics.fmean(each) for name, each in seconds.items()}
+
+
+def projected(study: Study, steps: int, seeds: int) -> tuple[float, float]:
+    """Return the CPU times of a study's timing and of its trainings, from a few steps of each.
+
+    The figures at the end are timed for the first variant, and count as much for the others.
+    """
+    each = sum(step_seconds(study, PROBES).values())
+    training = study.begin(study.variants[0], 0)
+    training.step()
+    start = time.process_time()
+    training.results()
+    end = (time.process_time() - start) * len(study.variants)
+    return each * (WARM + ROUNDS), seeds * (each * steps + end)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

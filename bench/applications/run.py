@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["*"], help="globs over their names")
     parser.add_argument("--keep", type=Path, help="a folder for all values, as JSON")
     parser.add_argument("--kept", type=Path, help="such a folder: print and draw, train nothing")
+    parser.add_argument("--project", action="store_true", help="say how long it would take")
     parser.add_argument("--figures", type=Path, help="a folder for one figure per study")
     given = parser.parse_args()
     if given.short:
@@ -57,28 +58,44 @@ def main() -> None:
           "steps; the machine was shared with other work", flush=True)  # fmt: skip
     for package in filter(lambda name: find_spec(name) is None, OPTIONAL):
         print(f"{package} is not installed: what needs it is left out")
-    for study in STUDIES:
-        if fnmatch.fnmatch(study.name, given.only):
-            run(chosen(study, given.variants), given)
+    studies = [s for s in STUDIES if fnmatch.fnmatch(s.name, given.only)]
+    if given.project:
+        project(studies, given)
+        return
+    for study in studies:
+        run(chosen(study, given.variants), given)
+
+
+def project(studies: list[harness.Study], given: argparse.Namespace) -> None:
+    """Print how long the studies would take on quiet cores, at the speed of this moment."""
+    total = 0.0
+    for study in studies:
+        alone, shared = harness.projected(study, steps_of(study, given.share), given.seeds)
+        total += alone + shared / given.jobs
+        print(f"{study.name:20s}{alone + shared:9.0f} s of CPU", flush=True)
+    print(f"all, on {given.jobs} cores of their own: {total / 60:.0f} minutes")
+
+
+def steps_of(study: harness.Study, share: float) -> int:
+    return study.first + max(20, round(share * study.steps))
 
 
 def run(study: harness.Study, given: argparse.Namespace) -> None:
-    start, spent = time.monotonic(), cpu_seconds()
-    steps = study.first + max(20, round(given.share * study.steps))
+    start, spent, took = time.monotonic(), cpu_seconds(), ""
+    steps = steps_of(study, given.share)
     if given.kept:
         outcomes = harness.load(given.kept, study)
         steps = outcomes[0].steps[-1]
     else:
-        rounds = max(10, round(harness.ROUNDS * min(1.0, given.share)))
-        costs = harness.costs(study, rounds)
+        seconds = harness.step_seconds(study)
         outcomes = []
         for outcome in harness.trained(study, range(given.seeds), steps, given.jobs):
-            outcome.cost = costs[outcome.variant]
+            outcome.cost = seconds[outcome.variant] / seconds[study.variants[0].name]
             outcomes.append(outcome)
             if given.keep:
                 harness.save(given.keep, study, outcomes)
-    print(f"\n{study.name}: {study.title}; {steps} steps, {time.monotonic() - start:.0f} s, "
-          f"{cpu_seconds() - spent:.0f} s of CPU")  # fmt: skip
+        took = f", {time.monotonic() - start:.0f} s, {cpu_seconds() - spent:.0f} s of CPU"
+    print(f"\n{study.name}: {study.title}; {steps} steps{took}")
     print(harness.table(study, outcomes), flush=True)
     if given.figures:
         draw(study, outcomes, given.figures / f"uses-{study.name}.png")
