@@ -39,6 +39,7 @@ VARIANTS = (
     ours(3.0),
     ours(5.0),
     ours(3.0, every=5),
+    ours(3.0, every=10),
     ours(3.0, "cap"),
     *other(PENALTY, 0.1, 1.0, 10.0),
     *decays(0.1, 1.0),
