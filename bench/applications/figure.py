@@ -56,7 +56,11 @@ def draw(study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
         middle = [statistics.median(each) for each in zip(*outcome.sigma, strict=True)]
         figure.add_scatter(x=outcome.steps, y=middle, mode="lines", line_color=ink, line_width=1.3,
                            row=1, col=len(titles))  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power", side="right", row=1, col=len(titles))
+    seen = [sigma for outcome in outcomes for each in outcome.sigma for sigma in each]
+    figure.update_yaxes(
+        type="log", exponentformat="power", side="right", row=1, col=len(titles),
+        dtick="D2" if max(seen) < WIDE * min(seen) else None,  # labels at 1, 2 and 5
+    )  # fmt: skip
     figure.update_layout(
         title=study.title, template="plotly_white", showlegend=False, bargap=0.3,
         width=WIDTH, height=HEAD + ROW * len(outcomes), margin={"t": 70, "b": 30, "l": 10, "r": 10},
