@@ -183,9 +183,9 @@ def table(study: Study, outcomes: Sequence[Outcome]) -> str:
     """Return the table of a study, for a log."""
     width = max(len(outcome.variant) for outcome in outcomes) + 2
     columns = (*study.columns, BINDS)
-    lines = ["".ljust(width) + "".join(f"{c.title:>17}" for c in columns) + f"{'CPU':>8}"]
+    lines = ["".ljust(width) + "".join(f"{c.title:>18}" for c in columns) + f"{'CPU':>8}"]
     for outcome in outcomes:
-        cells = "".join(f"{cell(c, outcome.values[c.key]):>17}" for c in columns)
+        cells = "".join(f"{cell(c, outcome.values[c.key]):>18}" for c in columns)
         lines.append(f"{outcome.variant.ljust(width)}{cells}{outcome.cost:8.2f}")
     return "\n".join(lines)
 
