@@ -7,6 +7,8 @@ from chromium import needs_chromium
 from feed import Feed
 from playwright.sync_api import expect
 
+from snc_service.wire import ABSENT
+
 pytestmark = needs_chromium
 
 LAYERS = ("blocks.0.query.weight", "blocks.0.key.weight")
@@ -111,3 +113,17 @@ def test_the_table_says_what_a_bound_is_worth(opened, page_service):
             "A bound 4 steps ago; the weight has moved since",
         ]
         assert page.locator(".layers .is-old").count() == 1
+
+
+def test_the_table_shows_the_size_of_steps_where_a_job_reports_it(opened, page_service):
+    measured = {"update_sigma_ratio": np.array([0.01, ABSENT], np.float32)}
+    for run, ratios in (("with-steps", measured), ("plain", {})):
+        Feed(page_service, run, ("a.weight", "b.weight")).send([1], sigma=1.0, **ratios)
+    column = "step / \N{GREEK SMALL LETTER SIGMA}"
+    with opened(page_service, "#/runs/plain") as page:
+        expect(page.locator(".layers tbody tr")).to_have_count(2)
+        expect(page.get_by_role("columnheader", name=column)).to_be_hidden()
+    with opened(page_service, "#/runs/with-steps") as page:
+        expect(page.get_by_role("columnheader", name=column)).to_be_visible()
+        cells = page.locator(".layers td[data-key=update_sigma_ratio]")
+        expect(cells).to_have_text(["0.01000", "\N{EN DASH}"])

@@ -4,8 +4,9 @@ import { h, keyed, quietButton, rowKeys, setText } from "../../document/dom.js";
 import { count, number, shape } from "../../document/format.js";
 import { breakable, nextSort, ratioBar, showRatio, showSort, sortHeader, swatch } from "../../document/elements.js";
 
-// Columns with a `sort` of the service can be sorted by; "model" is the model's own order.
-/** @type {{key: string, label: string, style: string, sort?: string}[]} */
+// Columns with a `sort` of the service can be sorted by; "model" is the model's own order. A column
+// with a `title` is shown where some layer has a value of it.
+/** @type {{key: string, label: string, style: string, sort?: string, title?: string}[]} */
 const COLUMNS = [
   { key: "layer", label: "Layer", style: "col-layer", sort: "model" },
   { key: "ratio", label: "\u03c3 / threshold", style: "col-ratio", sort: "ratio" },
@@ -13,6 +14,7 @@ const COLUMNS = [
   { key: "sigma_upper", label: "\u03c3 upper", style: "num" },
   { key: "threshold", label: "threshold", style: "num" },
   { key: "scale", label: "scale", style: "num" },
+  { key: "update_sigma_ratio", label: "step / \u03c3", style: "num", title: "\u03c3 of the optimizer's last step over \u03c3 of the weight" },
 ];
 const PAGE = 25;
 const MOST_LAYERS = 500;
@@ -36,9 +38,9 @@ export class LayerTable {
     showSort(this.head, this.sort);
   }
 
-  /** @param {{label: string, style: string, sort?: string}} column */
-  header({ label, style, sort }) {
-    if (!sort) return h("th", { scope: "col", class: style, text: label });
+  /** @param {{label: string, style: string, sort?: string, title?: string}} column */
+  header({ label, style, sort, title }) {
+    if (!sort) return h("th", { scope: "col", class: style, text: label, title });
     return sortHeader(label, sort, () => this.order(sort), { class: style });
   }
 
@@ -62,9 +64,19 @@ export class LayerTable {
     const newest = Math.max(...rows.map(({ step }) => step ?? -1));
     const update = (row, item) => this.update(row, item, { selected, norm, newest });
     keyed(this.body, rows, (item) => item.layer, (item) => this.row(item), update);
+    this.showColumns(rows);
     this.note.hidden = this.sort !== "-ratio" || !rows.length || rows.some((item) => item.ratio !== null);
     this.more.hidden = total <= rows.length || this.limit >= MOST_LAYERS;
     setText(this.more, `Show more of ${count(total)} layers`);
+  }
+
+  /** Hide the columns that have a `title` where no row has a value of them. */
+  showColumns(rows) {
+    for (const [place, { key, title }] of COLUMNS.entries()) {
+      if (title === undefined) continue;
+      const hidden = !rows.some((item) => valueOf(item, key) !== null);
+      for (const line of [this.head, ...this.body.rows]) line.children[place].hidden = hidden;
+    }
   }
 
   row(item) {
@@ -96,12 +108,17 @@ export class LayerTable {
     for (const cell of row.querySelectorAll("td[data-key]")) {
       const { key } = cell.dataset;
       const metric = key === "sigma" ? norm : key;
-      setText(cell, item.nonfinite.includes(metric) ? "not finite" : number(item[metric]));
+      setText(cell, item.nonfinite.includes(metric) ? "not finite" : number(valueOf(item, metric)));
       const said = key === "sigma_upper" ? origin(item) : worth(false, "");
       cell.classList.toggle("is-old", said.old);
       cell.title = said.title;
     }
   }
+}
+
+/** The newest value of a metric, null if it was not measured. */
+function valueOf(item, metric) {
+  return item[metric] ?? item.metrics[metric] ?? null;
 }
 
 /** Describe the validity of sigma_upper: a bound of this weight, or of an earlier state of it. */
