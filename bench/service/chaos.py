@@ -3,8 +3,9 @@
     python bench/service/chaos.py [--rounds 100] [--engines sqlite postgres] [--seed N]
 
 Prints a line per round; tests/support/kill_rounds.py says what a round is and what is compared
-after it. Ends with an error at the first bit that is lost, torn or doubled. A seed repeats the
-moments of the kills, as far as processes keep time. Target: 100 rounds per engine without an error.
+after it. Rules, alerts and retention are on. Ends with an error at the first bit that is lost, torn
+or doubled. A seed repeats the moments of the kills, as far as processes keep time. Target: 100
+rounds per engine without an error.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ processes, the job, whose spool may also lose the end of its last record. Then:
 * counters of breaches are exact, so nothing was taken in twice;
 * the events of a run have all numbers, none twice, and have passed the outbox; each incident was
   delivered to a receiver at least once;
-* a run that was deleted meanwhile is gone with all its rows;
+* a run that was deleted meanwhile is gone with all its rows, and so is one that ended long ago:
+  retention is on, and looks once a second;
 * whatever was killed served again by itself.
 
 SQLite lies on a small disk, where mounting is allowed, and one of the victims is that disk: it is
@@ -23,12 +24,13 @@ After the last round all rounds are compared once more.
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -38,7 +40,8 @@ from listeners import Listener, listening
 from postgres_server import PostgresServer, running_postgres
 from service_process import Service, create, post, services, until
 from small_disk import SmallDisk, small_disk
-from store_victim import LAYERS, WRITERS, batch_number
+from store_cases import NOW, judge, new_run
+from store_victim import LAYERS, WRITERS, batch_number, submission
 from test_store_kill import check
 from unkind_proxy import UnkindProxy, unkind
 
@@ -47,6 +50,13 @@ from snc_service.store import Store, open_store
 Victim = str  # service, postgres, disk or job
 FAULT_RATE = 0.2  # of requests
 DISK_MEGABYTES = 96
+# A service that lives for seconds never comes to deletions that wait for five minutes.
+SERVE = (
+    sys.executable,
+    "-c",
+    "from snc_service import background_tasks; background_tasks.KEEP_PAUSE_SECONDS = 1.0; "
+    "from snc_service.cli.main import main; main()",
+)
 
 
 @dataclass
@@ -83,9 +93,8 @@ def world(engine: str, folder: Path, seed: int) -> Iterator[World]:
             server = stack.enter_context(running_postgres())
             url, number = server.new_url(), 2
         listener = stack.enter_context(listening())
-        started = stack.enter_context(
-            services(url, folder, number, SNC_ALERT_NETWORKS="127.0.0.0/8")
-        )
+        settings = {"SNC_ALERT_NETWORKS": "127.0.0.0/8", "SNC_KEEP_DAYS": "1"}
+        started = stack.enter_context(services(url, folder, number, command=SERVE, **settings))
         routing = {
             "receivers": {"pager": {"type": "webhook", "url": listener.url, "secret": "x" * 16}},
             "routes": [{"receivers": ["pager"]}],
@@ -154,9 +163,24 @@ class Deleter(threading.Thread):
             time.sleep(0.01)
 
 
+def _end_long_ago(store_url: str, run: str) -> None:
+    """Store a run that ended at `NOW`, which retention has to delete."""
+    with closing(judge(open_store(store_url))) as store:
+        new_run(store, run)
+        store.batches.put_layer_table(run, LAYERS)
+        aged = [replace(submission("one", seq), run=run) for seq in range(3)]
+        assert all(outcome.error is None for outcome in store.batches.ingest(aged))
+        store.runs.finish(run, "finished", NOW)
+
+
 def _run_ids(store: Store, table: str) -> list[tuple[int]]:
     with store._database.read() as connection:
         return connection.execute(f"select run_id from {table}").fetchall()
+
+
+def _names(store: Store) -> set[str]:
+    with store._database.read() as connection:
+        return {run for (run,) in connection.execute("select run from run_name").fetchall()}
 
 
 @dataclass
@@ -175,6 +199,8 @@ class Round:
         rng = random.Random(self.seed)
         direct = f"direct{self.number}"
         create(world.services[0].url, LAYERS, direct)
+        self.aged = f"aged{self.number}"
+        _end_long_ago(world.store_url, self.aged)
         self.deleter = Deleter(f"old{self.number}", [one.url for one in world.services])
         for proxy in world.proxies:
             proxy.rate = FAULT_RATE
@@ -240,12 +266,11 @@ class Round:
         """Compare everything of this round with what the store has."""
         with closing(open_store(world.store_url)) as store:
             assert self.deleter.is_done
+            until(lambda: self.aged not in _names(store), world.said)
             for table in ("deleted_run", "alert_outbox"):
                 # The last events of the job were stored a moment ago; alerts take them by seconds.
                 until(lambda table=table: not _run_ids(store, table), lambda table=table: table)
-            with store._database.read() as connection:
-                names = connection.execute("select run from run_name").fetchall()
-                assert (self.deleter.run_name,) not in names
+            assert self.deleter.run_name not in _names(store)
             acknowledged = {writer.writer: writer.acknowledged for writer in self.writers}
             check(store, acknowledged, f"direct{self.number}")
             self.lost_rows = self.job.check(store)

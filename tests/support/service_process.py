@@ -73,12 +73,14 @@ def until(
 
 
 @contextmanager
-def services(store: str, folder: Path, number: int, **env: str) -> Iterator[list[Service]]:
+def services(
+    store: str, folder: Path, number: int, *, command: Sequence[str] = SERVE, **env: str
+) -> Iterator[list[Service]]:
     """Run so many services on one store while the block lasts."""
     with ExitStack() as stack:
         started = []
         for i in range(number):
-            started.append(Service(store, folder / f"service{i}.log", **env))
+            started.append(Service(store, folder / f"service{i}.log", command=command, **env))
             stack.callback(started[-1].stop)
         yield started
 
