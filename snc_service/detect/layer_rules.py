@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -201,14 +202,20 @@ def shrink(seen: Seen) -> RuleFinding | None:
 
 
 def gain_growth(seen: Seen) -> RuleFinding | None:
-    """Find the largest growth of the norm of a 1-d parameter above its long mean."""
-    return largest(
+    """Find the largest growth of the norm of a 1-d parameter above its long mean.
+
+    Rows that measure none are not judged: a batch of such rows alone has no finding at all.
+    """
+    finding = largest(
         seen,
         seen.trends.vector_growth,
         lambda value, limit: (
             f"the norm is {factor(value)} times its mean of some 200 rows (limit {factor(limit)})"
         ),
     )
+    if finding is None:
+        return None
+    return replace(finding, judged=finding.judged & ~np.isnan(finding.values))
 
 
 def unchanged(seen: Seen) -> RuleFinding | None:

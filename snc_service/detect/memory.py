@@ -1,8 +1,8 @@
 """The detection state of a run between two batches, and its bytes in the store.
 
 The bytes are one line of JSON for the run, then the columns of the layers in float32: 44 bytes a
-layer, fewer where a metric is not reported, 12 more once layers have left their band, and 12 more
-where there are 1-d parameters or weights that stand still.
+layer, fewer where a metric is not reported, 12 more once layers have left their band, 12 more where
+there are 1-d parameters or weights that stand still, and 4 more while norms are measured by turns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -32,6 +31,8 @@ from snc_service.wire.rule_settings import SHIPPED
 
 VERSION: Final = 4
 READABLE: Final = (2, 3, 4)  # fields that older versions lack start with the next row
+MOST_HASHED: Final = 4  # layer tables of one run whose names stay hashed: ranks that differ
+HASHED_BYTES: Final = 100  # of each of their layers, with its name
 MOST_LAYERS: Final = 65_536  # of one run; beyond it, layers that are no longer reported are dropped
 
 # A pulse: its version, step, gap and training rows (-1: none), and the quiet rows of each rule.
@@ -58,6 +59,7 @@ COLUMNS: Final = (
     "left_rule",  # number of that limit's rule: see `onset`
     "vector_mean",  # of the log norm of a layer without sigma, over about 200 rows
     "vector_floor",  # added to that norm
+    "norm_skipped",  # 1: the newest judged row had no norm of the layer
     "still",  # rows in which the weight did not change although it had a gradient
 )
 
@@ -66,7 +68,8 @@ COLUMNS: Final = (
 KEPT_TOGETHER: Final = (
     "start", "floor", "norm_floor", "newest", "mean", "long_mean", "newest_norm", "gradient",
 )  # fmt: skip
-_NOT_CALM: Final = ("skipped", "still")  # empty while every layer is measured and moves
+# Empty while every layer is measured and moves.
+_NOT_CALM: Final = ("skipped", "norm_skipped", "still")
 
 
 @dataclass
@@ -98,6 +101,8 @@ class Memory:
     known: tuple[str, ...] | None = None  # the layers that the columns are of, where that is known
     together: Floats | None = None  # of which the columns `KEPT_TOGETHER` are rows; None: of none
     complete: frozenset[str] = frozenset()  # those of them that have a value for every layer
+    # Of other layer tables, the one used last at the end. Kept by run: none costs another its own.
+    hashed: dict[tuple[str, ...], Keys] = field(default_factory=dict)
 
     @classmethod
     def load(cls, state: bytes | None) -> Memory:
@@ -116,6 +121,9 @@ class Memory:
             else np.full(size, np.nan, np.float32)
             for name in COLUMNS
         }
+        if values["version"] < 4:  # such a state took sigma and norm for measured together
+            skipped = np.where(columns["skipped"] > 0, 1, np.nan)
+            columns["norm_skipped"] = skipped.astype(np.float32)
         return cls(
             step=values["step"],
             gap=values["gap"],
@@ -158,7 +166,7 @@ class Memory:
             "begun": self.begun,
             "onset": self.onset,
             "onset_newest": self.onset_newest,
-            "firing": {rule: [it.streak, it.quiet] for rule, it in self.firing.items()},
+            "firing": {rule: [it.streak, it.quiet] for rule, it in sorted(self.firing.items())},
             "layers": len(self.keys),
             "columns": known,
         }
@@ -181,7 +189,8 @@ class Memory:
     @property
     def num_bytes(self) -> int:
         """Return the size in memory of what grows with the layers."""
-        return self.keys.nbytes + sum(column.nbytes for column in self.columns.values())
+        columns = sum(column.nbytes for column in self.columns.values())
+        return self.keys.nbytes + columns + sum(map(len, self.hashed)) * HASHED_BYTES
 
     def of_rule(self, rule: str) -> Firing:
         """Return the hysteresis of a rule, to be advanced in place."""
@@ -201,7 +210,13 @@ class Memory:
     def restart(self) -> None:
         """Begin a new attempt: keep the registered values of the layers and drop the rest."""
         # A job that goes back in its steps counts on what it skipped.
-        fresh = Memory(keys=self.keys, columns=self.columns, moving=self.moving, skips=self.skips)
+        fresh = Memory(
+            keys=self.keys,
+            columns=self.columns,
+            moving=self.moving,
+            skips=self.skips,
+            hashed=self.hashed,
+        )
         for name in set(COLUMNS) - {"start", "floor", "norm_floor", "vector_floor"}:
             fresh.columns[name].fill(np.nan)
         fresh.columns["newest"] = fresh.columns["start"].copy()
@@ -245,12 +260,12 @@ class Memory:
     def covers(self, layers: tuple[str, ...]) -> bool:
         """Return whether the columns are those of ``layers`` in their order, as in most batches."""
         if layers is not self.known:
-            self.known = layers if np.array_equal(_keys(layers), self.keys) else None
+            self.known = layers if np.array_equal(self._keys(layers), self.keys) else None
         return self.known is not None
 
     def places(self, layers: tuple[str, ...]) -> npt.NDArray[np.intp]:
         """Return the index of each layer in the columns [L]; new layers are added."""
-        keys = _keys(layers)
+        keys = self._keys(layers)
         if np.array_equal(keys, self.keys):
             return np.arange(len(keys))
         fresh = keys[~np.isin(keys, self.keys)]
@@ -261,6 +276,15 @@ class Memory:
         self.columns = {n: np.concatenate((c, unknown)) for n, c in self.columns.items()}
         order = np.argsort(self.keys)
         return order[np.searchsorted(self.keys, keys, sorter=order)]
+
+    def _keys(self, layers: tuple[str, ...]) -> Keys:
+        keys = self.hashed.pop(layers, None)
+        keys = _hashes(layers) if keys is None else keys
+        if not np.array_equal(keys, self.keys):  # else `known` is enough
+            self.hashed[layers] = keys
+            while len(self.hashed) > MOST_HASHED:
+                del self.hashed[next(iter(self.hashed))]
+        return keys
 
     def _keep(self, mask: npt.NDArray[np.bool_]) -> None:
         self.keys, self.known = self.keys[mask], None
@@ -306,7 +330,6 @@ def row_gap(state: bytes | None) -> int:
     return int(json.loads(line).get("gap") or 1)
 
 
-@lru_cache(maxsize=8)  # the names repeat with every batch
-def _keys(layers: tuple[str, ...]) -> Keys:
+def _hashes(layers: tuple[str, ...]) -> Keys:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in layers)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -97,7 +97,7 @@ def order(state: bytes | None, layers: Sequence[str]) -> list[Left]:
 
     That is by rule, in the order of events, and for one rule the largest multiple first.
 
-    Cost: reads the whole state, which is at most 68 bytes a layer.
+    Cost: reads the whole state, which is at most 72 bytes a layer.
     """
     memory = Memory.load(state)
     if memory.onset is None:

@@ -81,7 +81,7 @@ def advance(
     ``state`` is the result of the last call for this run, or None before the first row.
     ``settings`` defaults to those of ``rows``. The events do not depend on how the rows are cut
     into batches. Cost: a few passes over the batch, and a few float32 operations of length L per
-    row. The state has at most 68 bytes a layer.
+    row. The state has at most 72 bytes a layer.
     """
     memory = Memory.load(state)
     verdict = judge(memory, rows, settings)

@@ -73,11 +73,11 @@ def follow(
     trained = memory.trained + np.cumsum(training) - training
     memory.trained += int(training.sum())
     judged = training & finite
-    fresh = ~(past["skipped"] > 0)
     with np.errstate(over="ignore", invalid="ignore"):  # hostile rows may overflow
+        known_from = _register(signals, past)
         found = {
-            **(of_sigma := _of_sigma(signals, past, judged, anew, trained)),
-            **_of_norm(signals, of_sigma.get("jump"), past, judged, anew, trained, fresh),
+            **(of_sigma := _of_sigma(signals, past, known_from, judged, anew, trained)),
+            **_of_norm(signals, of_sigma.get("jump"), past, known_from, judged, anew, trained),
             **_of_gradient(signals, past, judged, anew),
         }
     for name, column in past.items():
@@ -96,17 +96,21 @@ def _only_sigma(signals: BatchColumns) -> bool:
 
 
 def _of_sigma(
-    signals: BatchColumns, past: Past, judged: Mask, anew: Mask, trained: Counts
+    signals: BatchColumns,
+    past: Past,
+    known_from: Counts,
+    judged: Mask,
+    anew: Mask,
+    trained: Counts,
 ) -> Mapping[str, Floats]:
     column = signals.metric("sigma")
     if column is None:
         return {}
     sigma = column.known
-    _register(sigma, past)
     now = _log(sigma + past["floor"])
     after = _after_action(signals, sigma, now, past["floor"])
     is_whole = column.whole and bool(judged.all()) and not anew.any()
-    jump, now = _jumps(now, after, past, judged, is_whole)
+    jump, now = _jumps(now, after, past, known_from, judged, is_whole)
     recent = np.where(trained <= RECENT_ROWS, 1 / (trained + 1), 1 / RECENT_ROWS)
     long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)
     growth, past["mean"] = _against_mean(now, past["mean"], judged, anew, recent, is_whole)
@@ -133,12 +137,13 @@ def _log(values: Floats) -> Floats:
 
 
 def _jumps(
-    now: Floats, after: Floats, past: Past, judged: Mask, is_whole: bool
+    now: Floats, after: Floats, past: Past, known_from: Counts, judged: Mask, is_whole: bool
 ) -> tuple[Floats, Floats]:
     """Return the change of each layer since its last measurement, per row in between; and ``now``.
 
     In the returned ``now`` an unmeasured layer keeps its last value. Otherwise a rule over all
-    layers or several rows would cover only the layers measured in that row.
+    layers or several rows would cover only the layers measured in that row. Before the row
+    ``known_from`` [L] a layer has no value to keep.
     """
     newest, skipped = past["newest"], past["skipped"]
     is_whole = is_whole or (bool(judged.all()) and not np.isnan(now).any())
@@ -152,7 +157,8 @@ def _jumps(
     for row in np.flatnonzero(judged):
         seen = ~np.isnan(now[row])
         jump[row] = np.abs(now[row] - newest) / (1 + skipped)
-        held[row] = np.where(seen | (skipped >= LONGEST_TURN), now[row], newest)
+        has_none = (skipped >= LONGEST_TURN) | (row < known_from)
+        held[row] = np.where(seen | has_none, now[row], newest)
         newest = np.where(seen, after[row], newest)
         skipped = np.where(seen, np.float32(0), skipped + np.float32(1))
     past["newest"], past["skipped"] = newest, np.where(skipped > 0, skipped, NAN)
@@ -198,16 +204,27 @@ def _begun(mean: Floats, now: Floats) -> Floats:
     return np.where(unknown, now, mean) if unknown.any() else mean
 
 
-def _register(sigma: Floats, past: Past) -> None:
-    """Register each layer at its first finite sigma, with a floor if it was initialised to zero."""
+def _register(signals: BatchColumns, past: Past) -> Counts:
+    """Register each layer at its first finite sigma, with a floor if it was initialised to zero.
+
+    Returns the row [L] from which on each layer is known: 0 from earlier batches, the number of
+    rows for one that is not registered yet.
+    """
     start, floor = past["start"], past["floor"]
-    for row, new in _first_rows(sigma, np.isnan(start)):
+    known_from = np.where(np.isnan(start), len(signals.rows.batch.steps), 0)
+    column = signals.metric("sigma")
+    if column is None or not known_from.any():
+        return known_from
+    sigma = column.known
+    for row, new in _first_rows(sigma, known_from > 0):
+        known_from[new] = row
         size = np.exp(start.astype(np.float64)) - floor  # of the layers registered before
         size[new] = np.maximum(sigma[row, new], LEAST_SIGMA)
         median = np.nanmedian(size)
         floor[new] = np.where(size[new] < BORN_AT_ZERO * median, FLOOR * median, 0.0)
         start[new] = np.log(size[new] + floor[new])
         past["newest"][new] = start[new]
+    return known_from
 
 
 def _first_rows(values: Floats, missing: Mask) -> list[tuple[int, Mask]]:
@@ -245,10 +262,10 @@ def _of_norm(
     signals: BatchColumns,
     jump: Floats | None,
     past: Past,
+    known_from: Counts,
     judged: Mask,
     anew: Mask,
     trained: Counts,
-    fresh: Mask,
 ) -> Mapping[str, Floats]:
     """Return the trends of the Frobenius norm: it shows a new top direction at once."""
     column = signals.metric("frobenius")
@@ -259,14 +276,15 @@ def _of_norm(
         norm = np.where(judged[:, None], norm, NAN)
     floor = past["norm_floor"]
     for row, new in _first_rows(norm, np.isnan(floor)):
-        floor[new] = np.where(past["floor"][new] > 0, FLOOR * np.nanmedian(norm[row]), 0.0)
+        is_zero = (past["floor"][new] > 0) & (known_from[new] <= row)
+        floor[new] = np.where(is_zero, FLOOR * np.nanmedian(norm[row]), 0.0)
     held = norm + floor
     now = _log(held.copy())
-    jumps, same = _norm_jumps(now, signals, norm, past, judged, fresh)
+    jumps, same = _norm_jumps(now, signals, norm, past, judged)
     found = {"norm_jump": jumps}
-    vectors = np.isnan(past["start"]) if signals.metric("sigma") is not None else None
-    if vectors is not None and vectors.any():
-        found["norm_jump"][:, vectors] = NAN
+    if signals.metric("sigma") is not None and known_from.any():
+        vectors = np.arange(len(norm))[:, None] < known_from
+        found["norm_jump"][vectors] = NAN
         found["vector_growth"] = _of_vectors(norm, vectors, past, judged, anew, trained)
     if signals.metric("grad_norm") is not None:
         found["still"] = _still(signals, same, jump, past, judged)
@@ -278,15 +296,15 @@ def _of_norm(
 
 
 def _norm_jumps(
-    now: Floats, signals: BatchColumns, norm: Floats, past: Past, judged: Mask, fresh: Mask
+    now: Floats, signals: BatchColumns, norm: Floats, past: Past, judged: Mask
 ) -> tuple[Floats, Mask]:
     """Return the change of each norm since the last judged row, and where it is the last measured.
 
-    NaN where that row had no norm, by ``fresh`` [L] before the first row. The second result, bool
-    [S, L], says that a norm is that of its last measurement bit for bit, however long ago.
+    NaN where that row had no norm. The second result, bool [S, L], says that a norm is that of its
+    last measurement bit for bit, however long ago.
     """
     after = _after_action(signals, norm, now, past["norm_floor"])
-    newest = past["newest_norm"]
+    newest, fresh = past["newest_norm"], np.isnan(past["norm_skipped"])
     if judged.all() and fresh.all() and not np.isnan(now).any():
         jump = np.empty_like(now)
         np.subtract(now[0], newest, out=jump[0])
@@ -299,7 +317,7 @@ def _norm_jumps(
         change = np.abs(now[row] - newest)
         jump[row], same[row] = np.where(fresh, change, NAN), change == 0
         newest, fresh = np.where(seen, after[row], newest), seen
-    past["newest_norm"] = newest
+    past["newest_norm"], past["norm_skipped"] = newest, np.where(fresh, NAN, np.float32(1))
     return jump, same
 
 
@@ -312,7 +330,7 @@ def _of_vectors(
     """
     own = np.where(vectors, norm, NAN)
     floor = past["vector_floor"]
-    for row, new in _first_rows(own, np.isnan(floor) & vectors):
+    for row, new in _first_rows(own, np.isnan(floor) & vectors.any(axis=0)):
         sizes = own[row, ~np.isnan(own[row])]
         floor[new] = FLOOR * max(np.median(sizes), FLOOR * sizes.max(), FLOOR)
     long = np.where(trained <= LONG_ROWS, 1 / (trained + 1), 1 / LONG_ROWS)

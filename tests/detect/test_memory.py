@@ -48,8 +48,9 @@ def test_a_memory_survives_its_bytes():
 def test_a_layer_costs_its_key_and_the_columns_that_are_known():
     grown = len(filled(2_000).dump()) - len(filled(1_000).dump())
     assert grown == 1_000 * (8 + 3 * 4)
-    # 12 once layers left their band, 12 with 1-d parameters or weights that stand still.
-    assert 8 + 4 * len(COLUMNS) == 44 + 12 + 12
+    # 12 once layers left their band, 12 with 1-d parameters or weights that stand still, and 4
+    # where norms are measured by turns.
+    assert 8 + 4 * len(COLUMNS) == 44 + 12 + 12 + 4
 
 
 def test_nothing_yet_and_another_version_are_a_fresh_memory():
