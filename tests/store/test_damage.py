@@ -11,6 +11,7 @@ from store_cases import NOW, as_sent, batch, bits, new_run, quiet, stored, submi
 
 from snc_service.cli.main import main
 from snc_service.store import open_store, tiles
+from snc_service.store.sql.compaction import due_chunks
 from snc_service.store.sql.series import checksums
 from snc_service.store.sql.series.checksums import BatchPlace, TileKey
 from snc_service.store.types import EventQuery, Extent, StoreDamaged, Window
@@ -156,6 +157,21 @@ def test_folding_leaves_a_damaged_chunk_and_goes_on_with_all_others(store):
             pass
         assert again.damages.verify().batches == 0
         assert len(history(again, "l39").steps) == 1280
+
+
+def test_damaged_chunks_do_not_keep_other_runs_from_their_turn(store, monkeypatch):
+    """They fill a look as long as they wait for their next try."""
+    monkeypatch.setattr(due_chunks, "ENOUGH", 1)
+    new_run(store, "r2")
+    store.batches.put_layer_table("r2", LAYERS)
+    flip(store, "tail", "id = 19")
+    for seq in range(3):  # the second look begins behind the run that was folded last
+        stored(store, one(seq), run="r2")
+        for _ in range(2):
+            store.fold(0, now=NOW + 3_600)
+        with store._database.read() as connection:
+            waiting = connection.execute("select run_id from tail group by run_id").fetchall()
+        assert waiting == [(1,)]
 
 
 def open_store_again(store):

@@ -72,9 +72,8 @@ class Compactor:
             unknown = self._due.unknown(connection, share)
         self._summarise(unknown)
         with self._database.read() as connection:
-            found, untrue = self._due.look(connection, now, share, self._last_run)
+            due, untrue = self._due.look(connection, now, share, self._last_run, self._is_sound)
         self._summarise(untrue)
-        due = [chunk for chunk in found if self._is_sound(chunk)]
         waiting: dict[int, deque[Chunk]] = {run_id: deque() for run_id in self._jobs}
         for chunk in due:
             job = self._jobs.get(chunk.run_id)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -68,11 +68,17 @@ class DueChunks:
         self._mends_at = -math.inf
 
     def look(
-        self, connection: Connection, now: float, share: RunShare, after: int = 0
+        self,
+        connection: Connection,
+        now: float,
+        share: RunShare,
+        after: int = 0,
+        is_sound: Callable[[Chunk], bool] = lambda chunk: True,
     ) -> tuple[list[Chunk], list[int]]:
         """Return due chunks of this replica's runs, and runs whose summary is not true.
 
         The runs in a circle that begins behind number ``after``, until there are `ENOUGH` chunks.
+        What is not sound does not count, or damaged chunks would keep others from their turn.
         """
         rows = connection.execute(
             _CANDIDATES,
@@ -92,10 +98,11 @@ class DueChunks:
                 self._in_vain[each.run_id] = known
             elif len(due) < ENOUGH:
                 found = _due_of(connection, each)
-                due += found or []
+                sound = list(filter(is_sound, found or []))
+                due += sound
                 if found is None:
                     untrue.append(each.run_id)
-                elif not found:
+                elif not sound:
                     self._in_vain[each.run_id] = each
         return due, untrue
 
