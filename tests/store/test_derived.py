@@ -264,6 +264,30 @@ def test_rules_whose_state_is_damaged_begin_anew_and_no_other_run_notices(store_
             pass
 
 
+@pytest.mark.parametrize("column", ["metrics", "steps", "v"])
+def test_newest_values_of_a_wrong_length_begin_anew_and_no_other_run_notices(store_url, column):
+    with closing(opened(store_url)) as store:
+        begin(store)
+        new_run(store, "r2")
+        store.batches.put_layer_table("r2", LAYERS)
+        for seq in range(3):
+            both(store, seq)
+        store.batches.settle()
+        kept = bits(store.histories.latest("r2").values)
+        broken = '["sigma"' if column == "metrics" else b"\1\2\3"
+        with store._database.write() as connection:
+            connection.execute(f"update latest set {column} = ? where run_id = 1", (broken,))
+    with closing(opened(store_url)) as other:
+        assert (other.histories.latest("r1").steps == -1).all()
+        assert (bits(other.histories.latest("r2").values) == kept).all()
+        assert [outcome.error for outcome in both(other, 3)] == [None, None]
+        other.batches.settle()
+    with closing(opened(store_url)) as third:
+        width = len(LAYERS.names)
+        again = bits(third.histories.latest("r1").values)[:, :width]
+        assert again.tolist() == bits(third.histories.latest("r2").values).tolist()
+
+
 def test_rows_on_which_rules_fail_in_a_replay_do_not_stop_the_run(store_url):
     """Those of a new release may fail on what the release before has judged."""
     with closing(opened(store_url)) as store:

@@ -95,7 +95,7 @@ class Derived:
             return self.latest.pop(table.number)[1]
         if table.number in self.forgotten:
             self.forgotten.discard(table.number)
-            return latest_values.of_table(connection, run_id, table.number)
+            return latest_values.of_table(connection, run_id, table.number, len(table.layers))
         return Newest.empty(len(table.layers))
 
     @property

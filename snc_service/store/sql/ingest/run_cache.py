@@ -258,7 +258,7 @@ def derive(
             resume_terms(work.derived, settings, number, work.terms, work.run)
     newest = connection.fetch_each(latest_values.SELECT, [(run_id,) for run_id in anew])
     for work, rows in zip(anew.values(), newest, strict=True):
-        work.derived.latest = latest_values.of_rows(rows)
+        work.derived.latest = latest_values.of_rows(work.run_id, rows)
         parts = work.derived.latest.values()
         work.derived.standing = Standing.of_tables(work.layers, parts)
     keys = [(work.run_id, work.derived.upto) for work in works]

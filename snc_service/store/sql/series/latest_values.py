@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from snc_service.store.sql.database.dialect import Connection, Row
 from snc_service.store.sql.series.layouts import Indexes
 from snc_service.store.types import Floats, Steps
 from snc_service.wire import ABSENT, Batch, absent
+
+log = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
 UNMEASURED = -1
@@ -129,24 +132,31 @@ def merged(num_layers: int, parts: Iterable[tuple[Indexes, Newest]]) -> Newest:
 
 def load(connection: Connection, run_id: int) -> dict[int, tuple[Indexes, Newest]]:
     """Return the newest values of every layer table that has some, by the table's number."""
-    return of_rows(connection.execute(SELECT, (run_id,)))
+    return of_rows(run_id, connection.execute(SELECT, (run_id,)))
 
 
-def of_table(connection: Connection, run_id: int, table_id: int) -> Newest:
-    """Return the newest values of one layer table that has some."""
+def of_table(connection: Connection, run_id: int, table_id: int, num_layers: int) -> Newest:
+    """Return the newest values of one layer table that has some; none if they are damaged."""
     row = connection.execute(
         "select metrics, steps, v from latest where run_id = ? and table_id = ?",
         (run_id, table_id),
     ).fetchone()
-    return _unpacked(*row)
+    newest = None if row is None else _intact(run_id, table_id, num_layers, *row)
+    return Newest.empty(num_layers) if newest is None else newest
 
 
-def of_rows(rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
-    """Return the content of the rows of `SELECT`, by the number of the layer table."""
-    return {
-        table_id: (np.frombuffer(bytes(layers), np.int32), _unpacked(metrics, steps, values))
-        for table_id, layers, metrics, steps, values in rows
-    }
+def of_rows(run_id: int, rows: Iterable[Row]) -> dict[int, tuple[Indexes, Newest]]:
+    """Return the content of the rows of `SELECT`, by the number of the layer table.
+
+    What is damaged is left out: the run must go on, and so must those stored with it.
+    """
+    found = {}
+    for table_id, blob, *columns in rows:
+        layers = np.frombuffer(bytes(blob), np.int32)
+        newest = _intact(run_id, table_id, len(layers), *columns)
+        if newest is not None:
+            found[table_id] = (layers, newest)
+    return found
 
 
 def row(run_id: int, table_id: int, newest: Newest) -> Row:
@@ -156,8 +166,19 @@ def row(run_id: int, table_id: int, newest: Newest) -> Row:
     return (run_id, table_id, json.dumps(newest.metrics), places, values)
 
 
-def _unpacked(metrics: str, steps: bytes, values: bytes) -> Newest:
-    names = tuple(json.loads(metrics))
-    places = np.frombuffer(bytes(steps), np.int64).reshape(2, -1)
-    floats = np.frombuffer(bytes(values), np.float32).reshape(len(names), places.shape[1])
+def _intact(
+    run_id: int, table_id: int, num_layers: int, metrics: str, steps: bytes, values: bytes
+) -> Newest | None:
+    """Return what a row holds, or None if that cannot be: it has no checksum."""
+    try:
+        names = tuple(map(str, json.loads(metrics)))
+        places = np.frombuffer(bytes(steps), np.int64).reshape(2, num_layers)
+        floats = np.frombuffer(bytes(values), np.float32).reshape(len(names), num_layers)
+    except (ValueError, TypeError):
+        log.exception(
+            "the newest values of layer table %d of run number %d begin anew: they are damaged",
+            table_id,
+            run_id,
+        )
+        return None
     return Newest(places[1], places[0], names, floats)
