@@ -96,12 +96,7 @@ def _only_sigma(signals: BatchColumns) -> bool:
 
 
 def _of_sigma(
-    signals: BatchColumns,
-    past: Past,
-    known_from: Counts,
-    judged: Mask,
-    anew: Mask,
-    trained: Counts,
+    signals: BatchColumns, past: Past, known_from: Counts, judged: Mask, anew: Mask, trained: Counts
 ) -> Mapping[str, Floats]:
     column = signals.metric("sigma")
     if column is None:
@@ -157,8 +152,8 @@ def _jumps(
     for row in np.flatnonzero(judged):
         seen = ~np.isnan(now[row])
         jump[row] = np.abs(now[row] - newest) / (1 + skipped)
-        has_none = (skipped >= LONGEST_TURN) | (row < known_from)
-        held[row] = np.where(seen | has_none, now[row], newest)
+        seen_or_gone = seen | (skipped >= LONGEST_TURN) | (row < known_from)
+        held[row] = np.where(seen_or_gone, now[row], newest)
         newest = np.where(seen, after[row], newest)
         skipped = np.where(seen, np.float32(0), skipped + np.float32(1))
     past["newest"], past["skipped"] = newest, np.where(skipped > 0, skipped, NAN)
@@ -207,16 +202,14 @@ def _begun(mean: Floats, now: Floats) -> Floats:
 def _register(signals: BatchColumns, past: Past) -> Counts:
     """Register each layer at its first finite sigma, with a floor if it was initialised to zero.
 
-    Returns the row [L] from which on each layer is known: 0 from earlier batches, the number of
-    rows for one that is not registered yet.
+    Returns the row [L] from which on a layer is known: 0 by earlier batches, S not in this one.
     """
     start, floor = past["start"], past["floor"]
     known_from = np.where(np.isnan(start), len(signals.rows.batch.steps), 0)
     column = signals.metric("sigma")
     if column is None or not known_from.any():
         return known_from
-    sigma = column.known
-    for row, new in _first_rows(sigma, known_from > 0):
+    for row, new in _first_rows(sigma := column.known, known_from > 0):
         known_from[new] = row
         size = np.exp(start.astype(np.float64)) - floor  # of the layers registered before
         size[new] = np.maximum(sigma[row, new], LEAST_SIGMA)
