@@ -76,6 +76,25 @@ def test_a_run_made_anew_between_two_batches_is_found(two):
     assert steps(one) == [3]
 
 
+def test_what_is_stored_while_a_checkpoint_waits_for_its_turn_is_not_forgotten(two, monkeypatch):
+    """Folding writes checkpoints beside ingest, and either may have to wait for the other."""
+    one, database = two[0], two[0].batches._database
+    stored(one, sigma(0, 0))
+    write, late = database.write, sigma(1, 1, value=2.0, dropped=3)
+
+    def behind_a_batch():
+        monkeypatch.setattr(database, "write", write)
+        stored(one, late)
+        return write()
+
+    monkeypatch.setattr(database, "write", behind_a_batch)
+    one.batches.settle(["r1"])
+    assert [outcome.error for outcome in submit(one, [sigma(2, 2)])] == [None]
+    assert [outcome.duplicate for outcome in submit(one, [late])] == [True]
+    assert steps(one) == [0, 1, 2]
+    assert one.runs.get("r1").dropped_values == 3
+
+
 @pytest.mark.parametrize("deletes", [0, 1])
 def test_nothing_is_remembered_of_a_deleted_run_that_goes_on_sending(two, deletes):
     one = two[0]

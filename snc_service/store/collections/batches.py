@@ -139,10 +139,11 @@ class Batches:
             self._settle(names[start : start + most])
 
     def _settle(self, names: Sequence[str]) -> None:
-        known = self._memory.take(names)
-        remembered = set(known)
         try:
             with self._database.write() as connection:
+                # Not before: ingest may store more of these runs while this waits for its turn.
+                known = self._memory.take(names)
+                remembered = set(known)
                 mark = connection.mark()
                 era = self._memory.era(mark)
                 works = locked(connection, self._book, known, era, names, self._rules)
