@@ -1,7 +1,10 @@
 """What a leaping clock may decide, and what it may not."""
 
+import os
+import platform
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +17,11 @@ from snc_service.store.types import StoreFull
 
 TABLE = table_of("a")
 DAY = 86_400.0
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_leap_is_what_the_clock_moves_beyond_the_seconds_that_pass():
@@ -33,6 +41,15 @@ def test_a_leap_is_what_the_clock_moves_beyond_the_seconds_that_pass():
     leaps.look()
     assert leaps.total == pytest.approx(0)
     assert leaps.quiet_seconds == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_memory_that_was_freed_goes_back_to_the_system():
+    many = [bytes(1_500) for _ in range(60_000)]
+    many[:] = many[-1:]  # the last lies behind 90 MB of holes
+    before = resident_bytes()
+    background_tasks.give_memory_back()
+    assert resident_bytes() < before - 60 * 2**20
 
 
 def test_steady_seconds_pass_as_seconds_do():

@@ -23,6 +23,8 @@ from snc_service.store.types import StoreFull, StoreUnavailable
 
 BUSY_SECONDS = 10.0  # the longest another process (a backup, a shell) may hold the write lock
 IDLE_READERS = 8
+# What a connection keeps of the file, also while it is idle. The system has it in memory anyway.
+WRITER_CACHE_KB, READER_CACHE_KB = 16_000, 2_000
 PAGE_BYTES = 2_048  # of new files: rows waste half a page each, and larger pages waste 5 % more
 RECLAIM_BYTES = 16 * 2**20  # per call
 LEAST_RECLAIM_BYTES = 2 * 2**20  # smaller free space will soon be reused by new batches
@@ -295,7 +297,8 @@ class SqliteDatabase:
             cached_statements=STATEMENTS,
         )
         connection.execute("pragma synchronous = full")  # an acknowledged batch is on the disk
-        connection.execute("pragma cache_size = -16000")
+        cache_kb = READER_CACHE_KB if kind is SqliteReader else WRITER_CACHE_KB
+        connection.execute(f"pragma cache_size = -{cache_kb}")
         # As most builds do: zeros over what is deleted would need as much log as it has bytes.
         connection.execute("pragma secure_delete = fast")
         # `checkpoint` keeps the log short; a commit writes it back only as a last resort.
