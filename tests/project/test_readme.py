@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from recorded_files import WANDB
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -56,6 +57,7 @@ def test_a_command_against_the_service_succeeds(command, service_url):
     post_one_run(service_url)
     binary = str(Path(sys.executable).parent / "snc")
     command = command.replace("http://127.0.0.1:8470", service_url).replace("RUN", "readme")
+    command = command.replace("wandb/", str(WANDB))
     command = re.sub(r"^snc", binary, command).replace("curl", "curl --fail-with-body -sS", 1)
     done = subprocess.run(
         command,
@@ -66,7 +68,8 @@ def test_a_command_against_the_service_succeeds(command, service_url):
         env={"SNC_URL": service_url, "PATH": "/usr/local/bin:/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "readme" in done.stdout or "entries" in done.stdout or "0.weight" in done.stdout
+    expected = ("readme", "entries", "0.weight", "imported")
+    assert any(word in done.stdout for word in expected)
 
 
 def post_one_run(url: str) -> None:

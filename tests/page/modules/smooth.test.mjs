@@ -38,3 +38,11 @@ test("ticks stand at the steps where the counter was round", () => {
     [[0, "0"], [20, "200"], [40, "400"], [60, "600"], [80, "800"], [100, "1,000"]]);
   assert.deepEqual(counterTicks({ steps: [], values: [] }, 0, 1, 5), []);
 });
+
+test("ticks of a counter that runs through them in one step do not cover each other", () => {
+  const slow = { steps: [0, 1, 100], values: [0, 50, 100] };
+  const ticks = counterTicks(slow, 0, 100, 10);
+  assert.equal(ticks[0].at, 0);
+  for (let i = 1; i < ticks.length; i += 1) assert.ok(ticks[i].at - ticks[i - 1].at >= 5);
+  assert.ok(ticks.length > 2);
+});

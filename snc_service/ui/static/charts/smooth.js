@@ -50,7 +50,7 @@ export function counter(history, isElapsed) {
 
 /**
  * Ticks at round values of a counter, placed at the steps where it had them; none outside of what
- * was measured.
+ * was measured, and none where a slow step would put many of them beside each other.
  * @param {{steps: number[], values: number[]}} counter
  * @param {number} low first step shown
  * @param {number} high last step shown
@@ -59,8 +59,14 @@ export function counter(history, isElapsed) {
 export function counterTicks({ steps, values }, low, high, most) {
   if (steps.length < 2) return [];
   const [from, to] = [valueAt(steps, values, low), valueAt(steps, values, high)];
-  return linearTicks(from, to, most).map(({ at, text }) => ({ at: valueAt(values, steps, at), text }))
-    .filter(({ at }) => at >= low && at <= high);
+  const apart = (high - low) / (2 * most);
+  /** @type {{at: number, text: string}[]} */
+  const ticks = [];
+  for (const { at: value, text } of linearTicks(from, to, most)) {
+    const at = valueAt(values, steps, value);
+    if (at >= low && at <= high && !(at - (ticks.at(-1)?.at ?? -Infinity) < apart)) ticks.push({ at, text });
+  }
+  return ticks;
 }
 
 /**
