@@ -33,7 +33,8 @@ def test_the_list_of_runs_leads_to_the_open_incident(opened, page_service, troub
     with opened(page_service, "") as page:
         box = page.locator(".open-incidents")
         expect(box).to_contain_text("1 open incident")
-        expect(box.get_by_role("link")).to_have_text("\u25cf troubled: breach, blocks.0.key.weight")
+        text = "\u25cf troubled: breach, blocks.0.key.weight, then sigma jump"
+        expect(box.get_by_role("link")).to_have_text(text)
         box.get_by_role("link").click()
         expect(page.get_by_role("heading", name="Incidents")).to_be_visible()
         page.goto(f"{page_service}/#/runs/calm")
