@@ -29,9 +29,10 @@ from torch import Tensor
 
 from snc_client.callback.monitor.device_group import REGISTER_CALLS
 from snc_client.callback.monitor.enforcement import presumed
-from snc_client.certificate import gram_bound, sigma_upper
+from snc_client.certificate import sigma_upper
 from snc_client.constraint import cap_, rescale_
 from snc_client.estimator import BlockPower
+from snc_client.gram import gram_bound
 from snc_client.operators import Matrix
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))

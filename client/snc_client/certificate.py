@@ -24,6 +24,14 @@ import torch
 from torch import Tensor
 
 from snc_client.devices import float64_is_fast
+from snc_client.gram import (
+    GRAM_SLACK,
+    UNIT,
+    gamma,
+    gram_bound,
+    lower_gram,
+    lower_gram_in_pieces,
+)
 from snc_client.lanczos import largest_eigenvalue
 from snc_client.precision import SMALLEST_NORMAL, flushes, full_precision, in_float64
 
@@ -32,10 +40,13 @@ Arithmetic: TypeAlias = Literal["float64", "float32"]
 RUNGS = (1e-3, 1e-2)  # bounds tried, relative to sigma: a block of 16 rarely needs the second
 CLOSE_RUNG = 2e-6  # tried first where sigma comes from the Gram matrix itself
 NUMERICAL_SHIFT = 2e-6  # in float32 a bound 1e-6 below the norm was never seen to pass
-GRAM_SLACK = 1e-6  # covers the rounding of the last resort, 1e-7 at most, many times over
 PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # several numbers in an entry
 LARGEST_FACTOR = 2.0**1000  # keeps the scale of a subnormal float64 weight finite
-PANELS, PANEL = 8, 16  # of the lower triangle of a Gram matrix; columns of one, at least
+# Products in float32 are for weights with longer sides than this, and entries in this range.
+QUICK_SIDE, QUICK_RANGE = 128, (2.0**-60, 2.0**60)
+QUICK_SHARE = 1e-3  # of bound^2 that the rounding of float32 sums may take, half of the first rung
+QUICK_ROWS = 32  # terms of a float32 sum, at least
+QUICK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HIGHEST: dict[Arithmetic, float] = {"float64": 2.0**400, "float32": 2.0**50}  # of a scaled bound
 
 
@@ -69,7 +80,8 @@ class _Gram:
     """G = (fW)'(fW), the small side, for the power of two f = 2^shift * factor: fW is near one.
 
     Or of several W at once, [K, n, n], of which the largest norm is bounded. Only the lower
-    triangle of G is defined: it is the one that Cholesky reads.
+    triangle of G is defined: it is the one that Cholesky reads. ``rows``: terms of each float32 sum
+    that G consists of, 0 where all sums are of ``arithmetic``.
     """
 
     g_NN: Tensor
@@ -78,6 +90,7 @@ class _Gram:
     long: int
     arithmetic: Arithmetic
     shift: int = 0
+    rows: int = 0
 
     @property
     def finite(self) -> Tensor:
@@ -148,7 +161,10 @@ def largest_upper(
     """
     if weight_MN.numel() == 0:
         return torch.zeros((), device=weight_MN.device)
-    gram = _gram(weight_MN, _chosen(arithmetic, weight_MN.device))
+    chosen = _chosen(arithmetic, weight_MN.device)
+    if chosen == "float64" and (quick := _quick_upper(weight_MN, sigma)) is not None:
+        return quick
+    gram = _gram(weight_MN, chosen)
     return _upper(gram, _scaled(gram, sigma), RUNGS)
 
 
@@ -218,46 +234,6 @@ def carry(
     return carried.clamp(min=SMALLEST_NORMAL) if flushes() else carried
 
 
-def gram_bound(g_NN: Tensor, *, squarings: int = 7) -> Tensor:
-    """Return a bound of sqrt(lambda_max) of a positive semidefinite G: always one, often tight.
-
-    G is squared ``squarings`` times (normalised, norms kept as logarithms), and the largest
-    eigenvalue of the result bounded by mu + d * sqrt(n - 1) from its trace and Frobenius norm:
-    Wolkowicz & Styan, Linear Algebra Appl. 29 (1980). Exact for rank one and for equal singular
-    values; after 7 squarings within 1 %. Cost: n^3 multiply-adds a squaring. In float64 the bound
-    covers the rounding of its own steps, up to n = 50,000; the caller adds that of G.
-    At any scale of G; 0 for zeros, NaN for a G that is not finite.
-    """
-    n = g_NN.shape[-1]
-    unit = _unit(g_NN)
-    h = g_NN / unit
-    size = _or_one(torch.linalg.vector_norm(h))
-    h, log = h / size, unit.log() + size.log()
-    for _ in range(squarings):
-        h = h @ h
-        size = _or_one(torch.linalg.vector_norm(h))
-        h, log = h / size, 2 * log + size.log()
-    mean, squares = h.diagonal().sum() / n, h.square().sum()
-    # Where all eigenvalues are equal the difference is only the rounding of these sums.
-    lost = 4 * _gamma(n * n) * squares / n if h.dtype == torch.float64 else 0.0
-    spread = ((squares / n - mean.square()).clamp(min=0) + lost).sqrt()
-    largest = mean + spread * math.sqrt(n - 1)
-    bound: Tensor = ((log + largest.log()) * math.ldexp(0.5, -squarings)).exp()
-    return bound * (1 + GRAM_SLACK)
-
-
-def _unit(g_NN: Tensor) -> Tensor:
-    """Return what brings G near one where squares of its entries would leave the range, else 1."""
-    peak, limits = g_NN.abs().amax(), torch.finfo(g_NN.dtype)
-    ordinary = (peak > limits.tiny**0.25) & (peak < limits.max**0.25)
-    return torch.where(ordinary, 1.0, _or_one(peak))
-
-
-def _or_one(size: Tensor) -> Tensor:
-    """Return ``size``, and one for zero, which nothing can be divided by."""
-    return torch.where(size == 0, 1.0, size)
-
-
 def _check(weight: Tensor) -> None:
     if weight.ndim != 2:
         raise ValueError(
@@ -291,26 +267,38 @@ def _gram(weight: Tensor, arithmetic: Arithmetic) -> _Gram:
         w = w.float()
     tall = w if w.shape[-2] >= w.shape[-1] else w.mT
     with full_precision(w.device):
-        g = _products(tall)
+        g = lower_gram(tall)
     squares = _diagonal(g).sum(-1).amax()
     return _Gram(g, factor, squares, tall.shape[-2], arithmetic, shift)
 
 
-def _products(tall_MN: Tensor) -> Tensor:
-    """Return the lower triangle of W'W; what lies above it is not defined.
+def _quick_upper(weight: Tensor, sigma: Tensor) -> Tensor | None:
+    """Return sigma * (1 + 1e-3) if short float32 sums prove it, None where they do not.
 
-    A CPU computes it in panels, which leaves out almost half of the products. Each entry is one sum
-    of M terms all the same.
+    Cholesky runs in float64 as ever; the shift covers the rounding of the sums, which are as short
+    as that needs. For a CPU: half the time of `_gram`, and the same bound. It tries a matrix.
     """
-    n = tall_MN.shape[-1]
-    width = -(-n // PANELS)
-    if tall_MN.device.type != "cpu" or width < PANEL:
-        return tall_MN.mT @ tall_MN
-    g = tall_MN.new_zeros(*tall_MN.shape[:-2], n, n)
-    for start in range(0, n, width):
-        end = min(start + width, n)
-        g[..., start:end, :end] = tall_MN[..., start:end].mT @ tall_MN[..., :end]
-    return g
+    usual = weight.device.type == "cpu" and weight.dtype in QUICK_DTYPES and weight.ndim == 2
+    if not usual or min(weight.shape) < QUICK_SIDE:
+        return None
+    low, high = torch.stack(torch.aminmax(weight)).tolist()
+    largest, (least, most) = max(-low, high), QUICK_RANGE
+    if not least < largest < most:  # NaN is not
+        return None
+    factor = math.frexp(largest)[0] / largest
+    w = weight.detach().to(torch.float32, copy=True).mul_(factor)
+    tall = w if w.shape[0] >= w.shape[1] else w.mT
+    share = QUICK_SHARE * (sigma * factor / torch.linalg.vector_norm(w)).square() / UNIT
+    (room,) = share.reshape(1).tolist()
+    if not room >= QUICK_ROWS:
+        return None
+    rows = int(min(room, tall.shape[0]))
+    with full_precision(w.device):
+        g = lower_gram_in_pieces(tall, rows)
+    scale = torch.full((), factor, dtype=torch.float64, device=w.device)
+    gram = _Gram(g, scale, _diagonal(g).sum(), tall.shape[0], "float64", rows=rows)
+    bound = _scaled(gram, sigma) * (1 + RUNGS[0])
+    return rounded_up(bound / scale) if all(_passes(gram, bound).reshape(1).tolist()) else None
 
 
 def _copy(weight: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, int]:
@@ -371,17 +359,17 @@ def _shift(gram: _Gram, s2: Tensor) -> Tensor:
     if gram.arithmetic == "float32":
         return NUMERICAL_SHIFT * s2
     n = gram.g_NN.shape[-1]
-    factorization = _gamma(n + 2) / (1 - _gamma(n + 2))
+    factorization = gamma(n + 2) / (1 - gamma(n + 2))
     return _gram_error(gram) + s2 * (n * factorization + 4 * 2.0**-53)
 
 
 def _gram_error(gram: _Gram) -> Tensor:
-    """Bound ||fl(G) - W'W||_2 by gamma_M ||W||_F^2; 1.01 covers the rounding of this very sum."""
-    return 1.01 * _gamma(gram.long + 2) * gram.squares
+    """Bound ||fl(G) - W'W||_2 by gamma_M ||W||_F^2; 1.01 covers the rounding of this very sum.
 
-
-def _gamma(k: int) -> float:
-    return k * 2.0**-53 / (1 - k * 2.0**-53)
+    Where float32 sums were added, by their gamma as well.
+    """
+    short = gamma(gram.rows + 2, UNIT) if gram.rows else 0.0
+    return 1.01 * (gamma(gram.long + 2) + short) * gram.squares
 
 
 def rounded_up(x: Tensor) -> Tensor:

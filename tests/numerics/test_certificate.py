@@ -21,9 +21,9 @@ from snc_client.certificate import (
     arithmetic_of,
     carry,
     certify,
-    gram_bound,
     sigma_upper,
 )
+from snc_client.gram import gram_bound
 
 SHAPES = [(1, 1), (1, 30), (30, 1), (3, 5), (96, 96), (250, 96), (40, 200)]
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from snc_client import SNCallback, certificate
 from snc_client.bounds import bound
 from snc_client.callback.monitor.carried_bounds import CarriedBounds
-from snc_client.certificate import gram_bound, largest_upper, sigma_upper
+from snc_client.certificate import largest_upper, sigma_upper
+from snc_client.gram import gram_bound
 from snc_client.operators import BlockDiagonal, Matrix
 
 # What pruning, initialisation and slicing leave of a block.

@@ -46,6 +46,11 @@ class CarriedBounds:
         self._copies[i] = torch.where(proven, stored[0], 0)
         self._certified[i].copy_(torch.where(proven, upper, 0))
 
+    def drop(self, i: int) -> None:
+        """Forget the last certificate of layer ``i``."""
+        self._copies.pop(i, None)
+        self._certified[i].fill_(math.inf)
+
     def known(self, i: int) -> bool:
         """Return whether there is a start to carry from for layer ``i``."""
         return i in self._copies
@@ -64,6 +69,14 @@ class CarriedBounds:
     def upper(self, i: int) -> Tensor:
         """Return the last certified bound of layer ``i``, 0-d."""
         return self._certified[i]
+
+    def above(self, threshold: Tensor) -> list[bool]:
+        """Return whether the start of each layer is above ``threshold`` [L]; inf for none.
+
+        No bound that is carried from there is below. For a CPU: the host reads the result.
+        """
+        found: list[bool] = (self._certified > threshold).tolist()
+        return found
 
     def bounds(self, operators: Mapping[int, Operator]) -> Tensor:
         """Return the bounds of these layers as float32 [L]: inf where there is none yet.

@@ -214,11 +214,28 @@ class DeviceGroup:
             # Strict holds a convolution too, by a bound too loose to divide by without need.
             bounded = last_bound if self._strict else bound
             upper[i].copy_(bounded(operators[i], sigma[i]))
-            if i in self._caps.layers or (self._strict and i in self._held):
-                self._carried.certified(i, operators[i], upper[i])
+        self._start_carrying(operators, certify, upper)
         if certify:
             # The bound of a convolution is loose: it says nothing of the block.
             self._refill(list(certify), (upper > REFILL_RATIO * sigma) & (self._watched == 1))
+
+    def _start_carrying(
+        self, operators: Mapping[int, Operator], certified: Collection[int], upper: Tensor
+    ) -> None:
+        """Keep the certificates from which later bounds of held layers are carried.
+
+        From one above the threshold no useful bound is: a CPU is spared the copy of the weight.
+        """
+        wanted = [i for i in certified if self._strict and i in self._held]
+        wanted += [i for i in certified if i in self._caps.layers and i not in wanted]
+        useless = [False] * len(self.layers)
+        if wanted and reading_is_free(self.device):
+            useless = (finite(upper) & (upper > self.thresholds.value)).tolist()
+        for i in wanted:
+            if useless[i] and i not in self._caps.layers:
+                self._carried.drop(i)
+            else:
+                self._carried.certified(i, operators[i], upper[i])
 
     def _refill(self, certified: Sequence[int], lost: Tensor) -> None:
         """Replace the vectors of warm blocks that have lost the top singular direction.
@@ -244,8 +261,11 @@ class DeviceGroup:
         loses no proof: the weight is divided by the carried bound, which shrinks it more.
         """
         rest = [i for i in self._held if i in operators and i not in certified]
-        carried = self._carried.bounds({i: operators[i] for i in rest})
-        if reading_is_free(self.device):
+        free = reading_is_free(self.device)
+        above = self._carried.above(self.thresholds.value) if free else [False] * len(self.layers)
+        worth = [i for i in rest if not above[i] or i in self._caps.layers]
+        carried = self._carried.bounds({i: operators[i] for i in worth})
+        if free:
             proven = (carried <= self.thresholds.value).tolist()
             # A clip is proven afterwards, and a carried bound is too loose to scale up by.
             late = [i for i in rest if not proven[i] and i not in self._caps.layers]
