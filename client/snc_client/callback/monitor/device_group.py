@@ -143,14 +143,12 @@ class DeviceGroup:
         estimates = self.power.step_(list(operators.values()), measured, lag=lag)
         every = len(measured) == len(self.layers)
         at = None if every else to_device(measured, self.device, torch.int64)
-        estimates = Estimates(*self._spread(at, estimates.columns))
+        sizes = [] if frobenius is None else [frobenius]
+        sigma, residual, captured, *sizes = self._spread(at, [*estimates.columns, *sizes])
+        estimates = Estimates(sigma, residual, captured)
         rise, sudden = None, list[int]()
-        if frobenius is not None or self._held:
-            size = (
-                self._sizes(operators, self._held)
-                if frobenius is None
-                else self._spread(at, [frobenius])[0]
-            )
+        if sizes or self._held:
+            (size,) = sizes or [self._sizes(operators, self._held)]
             estimates, rise, sudden = self._watched_for(operators, estimates, size)
         sigma, residual = estimates.sigma, estimates.residual
         certify.update(i for i in sudden if certifiable(operators[i]))

@@ -216,7 +216,8 @@ class Enforcement:
         if len(layers) == len(self._layers):
             return multiply_(weights, bound, threshold)
         places = to_device(layers, bound.device, torch.int64)
-        scale = multiply_(weights, bound[places], threshold[places])
+        here = (x.index_select(0, places) for x in (bound, threshold))
+        scale = multiply_(weights, *here)
         return torch.ones_like(bound).index_copy(0, places, scale)
 
 
