@@ -33,7 +33,13 @@ from snc_client.gram import (
     lower_gram_in_pieces,
 )
 from snc_client.lanczos import largest_eigenvalue
-from snc_client.precision import SMALLEST_NORMAL, flushes, full_precision, in_float64
+from snc_client.precision import (
+    SMALLEST_NORMAL,
+    flushes,
+    full_precision,
+    in_float64,
+    library_may_round,
+)
 
 Arithmetic: TypeAlias = Literal["float64", "float32"]
 
@@ -279,7 +285,7 @@ def _quick_upper(weight: Tensor, sigma: Tensor) -> Tensor | None:
     as that needs. For a CPU: half the time of `_gram`, and the same bound. It tries a matrix.
     """
     usual = weight.device.type == "cpu" and weight.dtype in QUICK_DTYPES and weight.ndim == 2
-    if not usual or min(weight.shape) < QUICK_SIDE:
+    if not usual or min(weight.shape) < QUICK_SIDE or library_may_round():
         return None
     low, high = torch.stack(torch.aminmax(weight)).tolist()
     largest, (least, most) = max(-low, high), QUICK_RANGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -61,6 +62,12 @@ def _by_bits(weight: Tensor) -> tuple[Tensor, int]:
     power = exponent.clamp(min=1) - 1 + least + shift + 1023
     found = mantissa.double() * (power << 52).view(torch.float64)
     return torch.where(bits < 0, -found, found), shift
+
+
+def library_may_round() -> bool:
+    """Return whether the environment lets oneDNN round float32 products, which no flag undoes."""
+    names = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+    return any(os.environ.get(name, "STRICT").upper() != "STRICT" for name in names)
 
 
 @contextmanager

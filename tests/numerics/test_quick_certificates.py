@@ -65,3 +65,13 @@ def test_float64_decides_where_float32_sums_would_have_to_be_too_short(
         broken[3, 4] = value
         assert float(sigma_upper(broken, torch.tensor(1.0))) == float("inf")
     assert float(sigma_upper(torch.zeros(200, 200), torch.tensor(0.0))) == 0.0
+
+
+@pytest.mark.parametrize("mode", ["BF16", "any"])
+def test_float64_decides_where_the_environment_lets_products_round(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    w = gaussian(256, 256, seed=1)
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", mode)
+    monkeypatch.setattr(certificate, "lower_gram_in_pieces", refuse)
+    assert norm(w.double()) <= float(sigma_upper(w, torch.tensor(norm(w.double()))))
