@@ -93,10 +93,9 @@ class SNCallback:
         ``strict`` (False): prove a bound of each layer to be held at every measurement, by a
         certificate, or by an earlier one plus the distance moved since (Weyl). Copies its weights.
         ``idle_every`` (None: 5 measurements on a CPU; 1 elsewhere, and with ``guard``, ``every`` or
-        update_norm): measure a layer once in so many while it cannot reach 0.9 of its threshold at
-        twice its recent growth, or has none; convolutions as operators up to ten times less often.
-        Not where sigma moves by 3 % a step, or the gradient vanishes. Set 1 to see every layer in
-        every row.
+        update_norm): measure a layer once in so many, convolutions as operators more rarely, while
+        it cannot reach 0.9 of its threshold at twice its recent growth, or has none. Not where
+        sigma moves by 3 % a step, or the gradient vanishes. Set 1 to see all layers in every row.
         ``max_overhead`` (None): a share of the step time in (0, 1), such as 0.01. Idle layers are
         measured up to 50 steps apart to keep to it; their sigma may be 1 % off then.
         ``signals`` (loss, lr, times, gradient and Frobenius norm, stable rank): what else to
