@@ -49,7 +49,7 @@ def draw(study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
             if not math.isfinite(mean):
                 figure.add_annotation(x=0, y=name, text="not finite", showarrow=False, font_size=9,
                                       xanchor="left", row=1, col=place)  # fmt: skip
-        if min(finite) > 0 and max(finite) > WIDE * min(finite):
+        if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
             figure.update_xaxes(type="log", exponentformat="power", row=1, col=place)
         figure.update_yaxes(autorange="reversed", showticklabels=place == 1, row=1, col=place)
     for outcome, ink in zip(outcomes, inks, strict=True):
