@@ -56,15 +56,19 @@ def engine(request) -> str:
 
 
 @pytest.fixture
-def store_url(engine, request, tmp_path) -> Iterator[str]:
-    """Yield the URL of a new store."""
-    if engine == "sqlite":
-        yield f"sqlite:///{tmp_path}/snc.db"
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    url = server.new_url()
+def postgres_url(postgres) -> Iterator[str]:
+    """Yield the URL of a new database on PostgreSQL."""
+    url = postgres.new_url()
     yield url
-    server.drop(url)
+    postgres.drop(url)
+
+
+@pytest.fixture
+def store_url(engine, request, tmp_path) -> str:
+    """Return the URL of a new store."""
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path}/snc.db"
+    return request.getfixturevalue("postgres_url")
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,6 @@ from snc_service.store import open_store
 LAYERS = table("a", "b")
 
 
-@pytest.fixture
-def url(postgres):
-    url = postgres.new_url()
-    yield url
-    postgres.drop(url)
-
-
 def workers_of(service: Service) -> list[int]:
     """Return the processes that a service has started and that serve."""
     pid = service.process.pid
@@ -68,8 +61,8 @@ def both_listen(service: Service) -> bool:
 
 
 @pytest.mark.timeout(120)
-def test_two_workers_share_the_port_and_one_that_is_killed_is_replaced(url, tmp_path):
-    with services(url, tmp_path, 1, SNC_WORKERS="2") as (one,):
+def test_two_workers_share_the_port_and_one_that_is_killed_is_replaced(postgres_url, tmp_path):
+    with services(postgres_url, tmp_path, 1, SNC_WORKERS="2") as (one,):
         until(lambda: both_listen(one), one.said)
         with ExitStack() as stack:
             for _ in range(30):
@@ -81,7 +74,7 @@ def test_two_workers_share_the_port_and_one_that_is_killed_is_replaced(url, tmp_
         create(one.url, LAYERS)
         before = workers_of(one)
         assert len(before) == 2
-        with closing(open_store(url)) as store:
+        with closing(open_store(postgres_url)) as store:
             for seq in range(40):
                 if seq == 20:
                     os.kill(before[0], signal.SIGKILL)
@@ -91,7 +84,7 @@ def test_two_workers_share_the_port_and_one_that_is_killed_is_replaced(url, tmp_
         until(lambda: len(workers_of(one)) == 2 and before[0] not in workers_of(one), one.said)
         assert before[1] in workers_of(one)
         until(lambda: both_listen(one), one.said)
-        said = said_by("--workers", "2", f"--port={one.port}", f"--store={url}")
+        said = said_by("--workers", "2", f"--port={one.port}", f"--store={postgres_url}")
         assert f"cannot listen on 127.0.0.1:{one.port}" in said
         assert "a worker ended with status -9" in one.said()
         workers = workers_of(one)
@@ -111,8 +104,8 @@ def acknowledged(service: Service, one) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_all_end_when_the_first_process_is_killed(url, tmp_path):
-    service = Service(url, tmp_path / "log", SNC_WORKERS="2")
+def test_all_end_when_the_first_process_is_killed(postgres_url, tmp_path):
+    service = Service(postgres_url, tmp_path / "log", SNC_WORKERS="2")
     try:
         until(lambda: both_listen(service), service.said)
         workers = workers_of(service)

@@ -28,16 +28,9 @@ LAYERS = table("a", "b")
 
 
 @pytest.fixture
-def url(postgres):
-    url = postgres.new_url()
-    yield url
-    postgres.drop(url)
-
-
-@pytest.fixture
-def two(url):
+def two(postgres_url):
     """Yield two stores over one database, as two services have them."""
-    with closing(open_store(url)) as one, closing(open_store(url)) as other:
+    with closing(open_store(postgres_url)) as one, closing(open_store(postgres_url)) as other:
         new_run(one)
         one.batches.put_layer_table("r1", LAYERS)
         yield one, other
@@ -78,21 +71,21 @@ def test_a_database_that_is_not_there_gets_one_sentence(postgres):
         open_store(postgres.url("nobody_made_it"))
 
 
-def test_tables_of_others_are_left_alone(url):
-    ask(url, "create table event (id int)")
+def test_tables_of_others_are_left_alone(postgres_url):
+    ask(postgres_url, "create table event (id int)")
     with pytest.raises(StoreUnavailable, match="has a table 'event', but is not a store of snc"):
-        open_store(url)
+        open_store(postgres_url)
     tables = (
         "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
     )
-    assert ask(url, tables) == [("event",)]
+    assert ask(postgres_url, tables) == [("event",)]
 
 
-def test_a_store_of_a_newer_release_asks_for_an_upgrade(url):
-    open_store(url).close()
-    ask(url, "update schema_version set version = version + 1")
+def test_a_store_of_a_newer_release_asks_for_an_upgrade(postgres_url):
+    open_store(postgres_url).close()
+    ask(postgres_url, "update schema_version set version = version + 1")
     with pytest.raises(StoreUnavailable, match="upgrade snc"):
-        open_store(url)
+        open_store(postgres_url)
 
 
 def test_a_database_in_another_encoding_is_refused(postgres):
@@ -101,54 +94,54 @@ def test_a_database_in_another_encoding_is_refused(postgres):
         open_store(postgres.url("latin"))
 
 
-def test_someone_who_may_not_create_tables_gets_one_sentence(postgres, url):
+def test_someone_who_may_not_create_tables_gets_one_sentence(postgres, postgres_url):
     postgres.execute("create role guest login")
     with pytest.raises(StoreUnavailable, match="permission denied"):
-        open_store(url.replace("snc@", "guest@"))
+        open_store(postgres_url.replace("snc@", "guest@"))
 
 
-def test_a_schema_of_its_own_can_be_named_in_the_url(url):
-    ask(url, "create schema mine")
-    ask(url, "create table event (id int)")
-    with closing(open_store(f"{url}?options=-csearch_path%3Dmine")) as store:
+def test_a_schema_of_its_own_can_be_named_in_the_url(postgres_url):
+    ask(postgres_url, "create schema mine")
+    ask(postgres_url, "create table event (id int)")
+    with closing(open_store(f"{postgres_url}?options=-csearch_path%3Dmine")) as store:
         new_run(store)
-    assert ask(url, "select run from mine.run") == [("r1",)]
+    assert ask(postgres_url, "select run from mine.run") == [("r1",)]
 
 
-def test_services_that_start_together_make_the_tables_once(url):
-    stores = at_once(*[lambda: open_store(url)] * 4)
+def test_services_that_start_together_make_the_tables_once(postgres_url):
+    stores = at_once(*[lambda: open_store(postgres_url)] * 4)
     new_run(stores[0])
     assert stores[3].runs.get("r1").run == "r1"
     for store in stores:
         store.close()
-    assert ask(url, "select version from schema_version") == [(schema.VERSION,)]
+    assert ask(postgres_url, "select version from schema_version") == [(schema.VERSION,)]
 
 
-def test_commits_wait_for_the_disk_whatever_the_server_prefers(postgres, url):
+def test_commits_wait_for_the_disk_whatever_the_server_prefers(postgres, postgres_url):
     for preferred, used in (("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")):
-        database = url.rpartition("/")[2]
+        database = postgres_url.rpartition("/")[2]
         postgres.execute(f"alter database {database} set synchronous_commit = {preferred}")
-        with closing(open_store(url)) as store, store._database.write() as connection:
+        with closing(open_store(postgres_url)) as store, store._database.write() as connection:
             assert connection.execute("show synchronous_commit").fetchone() == (used,)
 
 
-def test_tiles_are_not_compressed_again_and_text_sorts_by_its_bytes(url):
-    open_store(url).close()
+def test_tiles_are_not_compressed_again_and_text_sorts_by_its_bytes(postgres_url):
+    open_store(postgres_url).close()
     columns = (
         "select c.relname, a.attname, a.attstorage, l.collname from pg_attribute a "
         "join pg_class c on c.oid = a.attrelid "
         "left join pg_collation l on l.oid = a.attcollation "
         "where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and a.attnum > 0"
     )
-    blobs = ask(url, f"{columns} and a.atttypid = 'bytea'::regtype")
+    blobs = ask(postgres_url, f"{columns} and a.atttypid = 'bytea'::regtype")
     assert len(blobs) > 8
     assert {storage for _, _, storage, _ in blobs} == {"e"}
-    texts = ask(url, f"{columns} and a.atttypid = 'text'::regtype")
+    texts = ask(postgres_url, f"{columns} and a.atttypid = 'text'::regtype")
     assert len(texts) > 20
     assert {collation for _, _, _, collation in texts} == {"C"}
 
 
-def test_names_of_any_script_and_hostile_ones_come_back_as_they_were(url):
+def test_names_of_any_script_and_hostile_ones_come_back_as_they_were(postgres_url):
     names = [
         "Zoë.重み",
         "a'; drop table run; --",
@@ -161,7 +154,7 @@ def test_names_of_any_script_and_hostile_ones_come_back_as_they_were(url):
         "z" * 256,
     ]
     layers = LayerTable(tuple(LayerSpec(name, "linear", (4,)) for name in names))
-    with closing(open_store(url)) as store:
+    with closing(open_store(postgres_url)) as store:
         new_run(store, "r?%s", config={"nul": "\0", "?": "%"})
         store.batches.put_layer_table("r?%s", layers)
         stored(store, batch(layers, 0, [0], {"sigma": [[1] * len(names)]}), run="r?%s")
@@ -356,17 +349,17 @@ def test_a_service_that_hangs_with_a_run_locked_does_not_stop_the_others(two):
             assert value not in ("0", ""), setting
 
 
-def test_a_database_that_turns_read_only_is_noticed_and_so_is_its_return(url):
-    name = conninfo_to_dict(url)["dbname"]
+def test_a_database_that_turns_read_only_is_noticed_and_so_is_its_return(postgres_url):
+    name = conninfo_to_dict(postgres_url)["dbname"]
 
     def turn(state, *more):
-        with psycopg.connect(url, autocommit=True) as other:
+        with psycopg.connect(postgres_url, autocommit=True) as other:
             other.execute("set default_transaction_read_only = off")
             other.execute(f'alter database "{name}" set default_transaction_read_only = {state}')
             for statement in more:
                 other.execute(statement)
 
-    with closing(open_store(url)) as store:
+    with closing(open_store(postgres_url)) as store:
         store.ping()
         turn(
             "on",
