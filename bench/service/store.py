@@ -18,6 +18,7 @@ import platform
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ class Quiet:
 
     def advance(self, rows: RunRows) -> list[Event]:
         return []
+
+    @staticmethod
+    def advance_together(items: Sequence[tuple[object, RunRows]]) -> list[list[Event]]:
+        return [[] for _ in items]
 
     def dump(self) -> bytes:
         return b""

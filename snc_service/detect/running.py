@@ -42,7 +42,8 @@ class Firing:
     def pass_over(self, rows: int) -> None:
         """Count ``rows`` rows that are not above the limit."""
         if rows:
-            self.streak, self.quiet = 0, min(NEVER, self.quiet + rows)
+            quiet = self.quiet + rows
+            self.streak, self.quiet = 0, quiet if quiet < NEVER else NEVER
 
     def go_on(self) -> None:
         """Count a row in which the rule fires without an event."""

@@ -16,6 +16,7 @@ applies it in live ingest, replay and backtest.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -99,6 +100,11 @@ class RuleSettings:
     def as_dict(self) -> dict[str, Any]:
         """Return the complete JSON form; parsed, it gives the same settings."""
         return {"rules": {name: asdict(setting) for name, setting in self.rules.items()}}
+
+    @cached_property
+    def text(self) -> str:
+        """Return `as_dict` as JSON, which checkpoints hold."""
+        return json.dumps(self.as_dict(), separators=(",", ":"))
 
     def changes(self) -> dict[str, Any]:
         """Return the JSON form of the settings that differ from the shipped ones."""

@@ -42,11 +42,9 @@ class CalmLayers:
     def __post_init__(self) -> None:
         self.unclear = np.zeros(len(self.rows), np.bool_)
         self.rise = np.array([row.rise for row in self.rows])
-
-    def past(self, name: str) -> Floats:
-        """Return the column [R, L] of the memories."""
-        column: Floats = self.tables[:, KEPT_TOGETHER.index(name)]
-        return column
+        # Columns [R, L] of the memories.
+        columns = self.tables.transpose(1, 0, 2)
+        self.past: dict[str, Floats] = dict(zip(KEPT_TOGETHER, columns, strict=True))
 
     def largest(self, rule: str, columns: Floats) -> None:
         """Let a rule compare the largest value over layers of each run."""
@@ -67,14 +65,14 @@ class CalmLayers:
 
     def _sigma(self, trained: npt.NDArray[np.int64]) -> Floats:
         """Judge log sigma against its past; return its change."""
-        sigma, floor = self.metrics["sigma"], self.past("floor")
+        sigma, floor = self.metrics["sigma"], self.past["floor"]
         now = _log(sigma + floor)
-        jump: Floats = np.abs(now - self.past("newest"))
-        self.past("newest")[:] = self._after_action(sigma, now, floor)
+        jump: Floats = np.abs(now - self.past["newest"])
+        self.past["newest"][:] = self._after_action(sigma, now, floor)
         growth = self._against_mean(now, "mean", _shares(trained, RECENT_ROWS))
         long = self._against_mean(now, "long_mean", _shares(trained, LONG_ROWS))
         self.largest("sigma_growth", growth)
-        since_start = now - self.past("start")
+        since_start = now - self.past["start"]
         early = (trained < EARLY_ROWS)[:, None]
         self.largest("sigma_vs_init", np.where((long > GROWING) | early, since_start, NAN))
         least = np.fmin.reduce(long, axis=1).astype(np.float64)
@@ -102,18 +100,18 @@ class CalmLayers:
 
     def _against_mean(self, now: Floats, name: str, shares: Doubles) -> Floats:
         """Return ``now`` above its running mean, and advance the mean."""
-        mean = self.past(name)
+        mean = self.past[name]
         apart: Floats = now - mean
         mean += shares.astype(np.float32)[:, None] * apart
         return apart
 
     def _norm(self) -> Floats:
         """Judge the Frobenius norms; return the change of their logarithms."""
-        norm, floor = self.metrics["frobenius"], self.past("norm_floor")
+        norm, floor = self.metrics["frobenius"], self.past["norm_floor"]
         held = norm + floor
         now = _log(held.copy())
-        jump: Floats = np.abs(now - self.past("newest_norm"))
-        self.past("newest_norm")[:] = self._after_action(norm, now, floor)
+        jump: Floats = np.abs(now - self.past["newest_norm"])
+        self.past["newest_norm"][:] = self._after_action(norm, now, floor)
         gradient, update = self.metrics.get("grad_norm"), self.metrics.get("update_norm")
         if gradient is not None:
             stood = (jump == 0) & (gradient > 0)

@@ -146,6 +146,9 @@ class StoredEvent:
     event: Event
 
 
+_SHIPPED: Final = RuleSettings()
+
+
 @dataclass(frozen=True)
 class RunRows:
     """New rows of one run for detection: one batch with layer names, in its attempt."""
@@ -155,7 +158,7 @@ class RunRows:
     layers: tuple[str, ...]
     attempt: int
     new_attempt: bool  # the first batch of this attempt
-    settings: RuleSettings = field(default_factory=RuleSettings)  # in force for the run
+    settings: RuleSettings = _SHIPPED  # in force for the run
     annotations: tuple[Annotation, ...] = ()  # of the run, the oldest first
 
 

@@ -136,9 +136,8 @@ class Derived:
     def row(self, run_id: int, terms: JudgedBy) -> Row:
         """Return the row of a checkpoint, and count as written from now on."""
         state = b"" if self.rules is None else self.rules.dump()
-        settings = json.dumps(terms.settings.as_dict(), separators=(",", ":"))
         number = max((each.id for each in terms.annotations), default=0)
         self.checkpoint, self.terms = self.upto, terms
         self.touched.clear()
         self.num_bytes, self.is_due = 0, False
-        return (run_id, self.upto, settings, number, state)
+        return (run_id, self.upto, terms.settings.text, number, state)
