@@ -23,7 +23,8 @@ def settings(rng: np.random.Generator) -> RuleSettings:
     """Return limits that a healthy run is often close to, and sometimes beyond."""
     rules = {}
     for rule, shipped in SHIPPED.items():
-        near = {"limit": shipped.limit * float(rng.uniform(0.2, 1)), "armed": 3, "for_rows": 1}
+        near = {"limit": shipped.limit * float(rng.uniform(0.2, 1)), "armed": 3}
+        near["for_rows"] = int(rng.integers(1, 3))
         rules[rule] = {"on": False} if rng.random() < 0.1 else near
     return RuleSettings.parse({"rules": rules if rng.random() < 0.7 else {}})
 
