@@ -80,12 +80,14 @@ def trained(kind: str, action: str) -> dict[str, object]:
     )
     exact: list[dict[str, float]] = []
     rows: list[dict[str, dict[str, float]]] = []
+    totals: list[float | None] = []
     for step in range(STEPS):
         x = torch.randn(7, 6, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         (model(x) - 2).square().mean().backward()
         optimizer.step()
         rows.append({k: dict(v) for k, v in callback.latest.items()})
+        totals.append(callback.latest.scalars.get("grad_norm"))
         exact.append(norms(model))
     names = [layer.name for layer in callback.layers.layers]
     shapes = {layer.name: layer.shape for layer in callback.layers.layers}
@@ -95,6 +97,7 @@ def trained(kind: str, action: str) -> dict[str, object]:
         "shapes": shapes,
         "aliases": [layer.names for layer in callback.layers.layers],
         "rows": rows,
+        "totals": totals,
         "exact": exact,
         "errors": callback.errors,
         "skipped": {x.name: x.reason for x in callback.layers.skipped},
@@ -153,6 +156,14 @@ def test_every_weight_is_held_after_every_step(ranks, kind: str) -> None:
             assert value <= thresholds[name] * 1.001
     last = ranks[0][f"{kind}, observe"]["exact"][-1]
     assert any(last[name] > thresholds[name] * 1.05 for name in last)  # it had to be
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_the_norm_of_all_gradients_is_that_of_the_whole_training(ranks, kind: str) -> None:
+    whole = ranks[0]["whole, observe"]["totals"]
+    assert all(total is not None for total in whole[1:])
+    for rank in ranks:
+        assert rank[f"{kind}, observe"]["totals"] == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", SHARDED)

@@ -5,7 +5,8 @@ What is exact comes from a float64 SVD of the gathered weight at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from sharded_cases import (
     fully_sharded,
+    gradient_norm,
     on_two_dimensions,
     replicated,
     tensor_parallel,
@@ -39,6 +41,15 @@ OF_TWO = ("fully sharded", "strict", "tensor parallel", "slow", "updates")
 OF_FOUR = ("on two dimensions", "replicated", "fully sharded by four")
 
 
+class Sentences(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 def work(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting{ranks}", rank=rank, world_size=ranks
@@ -60,6 +71,12 @@ def of_two() -> dict[str, Any]:
             signals=("update_norm", "frobenius", "grad_norm"),
             **{**HELD, "threshold": "1.001x init"},  # reached within six steps
         ),
+        "partial": {
+            "partial sums": partial("sum"),
+            "partial means": partial("avg"),
+            "sums of one step": partial("sum", steps=[1]),
+            "too large": partial("sum", wide=True),
+        },
         "one group": {
             "fully sharded": sums(fully_sharded),
             "tensor parallel": sums(tensor_parallel),
@@ -75,6 +92,44 @@ def of_four() -> dict[str, Any]:
         "fully sharded by four": trained(fully_sharded, STEPS, **HELD),
         "two groups": {"on two dimensions": sums(on_two_dimensions)},
     }
+
+
+def partial(
+    operation: str, *, steps: Sequence[int] = range(3), wide: bool = False
+) -> dict[str, Any]:
+    """Train a shard beside a gain that all ranks hold, whose gradient is a sum over them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    mesh, rank = init_device_mesh("cpu", (2,)), dist.get_rank()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.LayerNorm(70_000 if wide else 7))
+    weight, gain = model[0].weight, model[1].weight
+    model[0].weight = nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)]))
+    model[1].weight = nn.Parameter(distribute_tensor(gain.detach(), mesh, [Replicate()]))
+    said = Sentences()
+    logging.getLogger("snc").addHandler(said)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    totals, exact, counts = [], [], []
+    with SNCallback(model, signals=("grad_norm",)) as callback:
+        for step in range(3):
+            torch.manual_seed(step)
+            first, *each = torch.randn(7, 5), torch.randn(gain.shape), torch.randn(gain.shape)
+            kind = Partial(operation) if step in steps else Replicate()
+            local = each[rank] if step in steps else each[0]
+            model[0].weight.grad = distribute_tensor(first, mesh, [Shard(0)])
+            model[1].weight.grad = DTensor.from_local(local, mesh, [kind], run_check=False)
+            model[1].bias.grad = torch.ones_like(gain)
+            exact.append(gradient_norm(model))
+            optimizer.step()
+            with CommDebugMode() as mode:
+                callback.step()
+            counts.append(mode.get_total_counts())
+            totals.append(callback.latest.scalars.get("grad_norm"))
+    totals = [*totals[1:], callback.latest.scalars.get("grad_norm")]
+    logging.getLogger("snc").removeHandler(said)
+    return {"totals": totals, "exact": exact, "counts": counts, "said": said.said}
 
 
 def shards(model: nn.Module, callback: SNCallback) -> dict[str, Any]:
@@ -94,10 +149,10 @@ def sums(make: Callable[[], nn.Module], **keywords: Any) -> dict[str, Any]:
     groups: list[list[list[int]]] = []
     keywords = keywords or {"certify_every": 2, "strict": True}
 
-    def weighed(x: torch.Tensor, *, group: Any) -> Any:
+    def weighed(x: torch.Tensor, *, group: Any, **more: Any) -> Any:
         sent[-1] += x.numel() * x.element_size()
         groups[-1].append(dist.get_process_group_ranks(group))
-        return all_reduce(x, group=group)
+        return all_reduce(x, group=group, **more)
 
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -189,6 +244,27 @@ def test_the_frobenius_norm_and_the_reference_are_those_of_the_whole_matrix(case
         assert ours["sigma"] == pytest.approx(reading["sigma"], rel=1e-5)
 
 
+@each
+def test_the_norm_of_all_gradients_is_that_of_the_gathered_ones(case):
+    assert case["totals"] == pytest.approx(case["gradients"], rel=1e-6)
+
+
+@pytest.mark.parametrize("way", ["partial sums", "partial means", "sums of one step"])
+def test_a_gradient_that_is_a_partial_sum_is_reduced_in_the_same_collective(two, way):
+    for rank in two:
+        found = rank["partial"][way]
+        assert found["totals"] == pytest.approx(found["exact"], rel=1e-6)
+        assert found["counts"] == [1] * 3
+
+
+def test_a_partial_sum_of_a_large_gradient_is_said_and_not_measured(two):
+    for rank in two:
+        found = rank["partial"]["too large"]
+        assert found["totals"] == [None] * 3
+        (said,) = (x for x in found["said"] if "gradients together" in x)
+        assert "Partial" in said
+
+
 def test_all_ranks_find_the_same_numbers_to_the_last_bit(two, four):
     for ranks in (two, four):
         for name in ranks[0].keys() & {*OF_TWO, *OF_FOUR}:
@@ -236,6 +312,7 @@ def test_one_collective_is_made_at_each_step_and_group(two, four):
 def test_a_step_sums_sixteen_vectors_of_each_layer_and_at_most_one_gram_matrix_each(two):
     plain, proven = (two[0]["one group"][k] for k in ("without certificates", "fully sharded"))
     vectors = sum(16 * n + 276 for n in plain["sides"])
-    assert plain["bytes"] == [4 * vectors] * 3
-    most = 8 * (vectors + sum(n * n for n in plain["sides"]))
+    gradients = 3  # of all parameters that are no layers
+    assert plain["bytes"] == [4 * (vectors + gradients)] * 3
+    most = 8 * (vectors + gradients + sum(n * n for n in plain["sides"]))
     assert all(8 * vectors < sent <= most for sent in proven["bytes"])

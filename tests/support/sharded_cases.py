@@ -112,6 +112,12 @@ def exact(model: nn.Module) -> dict[str, float]:
     }
 
 
+def gradient_norm(model: nn.Module) -> float:
+    """Return the norm of all gradients together, each gathered, in float64."""
+    gradients = [gathered(p.grad).double() for p in model.parameters() if p.grad is not None]
+    return float(torch.stack([torch.linalg.vector_norm(x) for x in gradients]).norm())
+
+
 def batch(step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, VOCABULARY, (8, 13), generator=generator)
@@ -136,9 +142,12 @@ def trained(
     model = make()
     stepper = optimizer(model.parameters(), lr=lr)
     before: list[dict[str, float]] = []
+    gradients: list[float] = []
     stepper.register_step_post_hook(lambda *_: before.append(exact(model)))
+    stepper.register_step_post_hook(lambda *_: gradients.append(gradient_norm(model)))
     callback = SNCallback(model, optimizer=stepper, **keywords)
     after, readings = [], list[dict[str, dict[str, float | None]]]()
+    totals: list[float | None] = []
     for step in range(1, steps + 1):
         loss = losses(model, step)
         stepper.zero_grad()
@@ -147,9 +156,12 @@ def trained(
         stepper.step()
         after.append(exact(model))
         readings.append(_readings(callback))  # of the step before
+        totals.append(callback.latest.scalars.get("grad_norm"))
     more = finish(model, callback)
     callback.close()
     return {
+        "gradients": gradients,
+        "totals": [*totals[1:], callback.latest.scalars.get("grad_norm")],
         "before": before,
         "after": after,
         "start": readings[0],

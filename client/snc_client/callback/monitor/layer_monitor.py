@@ -217,7 +217,8 @@ class LayerMonitor:
             references = [(x.indices, x.thresholds.reference) for x in self._groups]
             held = sorted(self._held)
             rows, judged = judged_rows(self._guard, rows, references, len(self.layers), held)
-        scalars = {**self._signals.scalars, **scalars, **judged}
+        of_shards = {k: v for each in self._shards for k, v in each.scalars.items()}
+        scalars = {**self._signals.scalars, **of_shards, **scalars, **judged}
         return self.rows.ship(step, self._stops, rows, scalars)
 
     @torch.no_grad()

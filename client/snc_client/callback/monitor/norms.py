@@ -47,7 +47,8 @@ class NormSignals:
       scalar of all gradients together, unless `step` gets one of that name: the norm that clipping
       returns costs nothing. One read of each gradient. Absent where a weight is computed
       from others or its gradient is sparse, and where gradients are gone or zeroed before `step`;
-      that is logged once. With sharded weights there is no norm of all gradients together.
+      that is logged once. With sharded weights the norm of all gradients together is a sum over
+      the ranks, see docs/layers.md.
     * ``update_norm``: what the optimizer's step added to the weight, without the action. With
       ``guard``: from the guard's own copy. Else, with ``optimizer=``: for SGD from gradient,
       momentum and learning rate, for Adam and AdamW from their moments; about five reads of each
@@ -74,6 +75,7 @@ class NormSignals:
     ) -> None:
         self._wanted = _checked(wanted)
         self._optimizer = optimizer
+        self.hooked = optimizer is not None  # then this runs before anything can zero gradients
         self._guarded = guarded
         self._slots = Slots(model)
         self.gains = self._gains_of(model)
@@ -82,6 +84,7 @@ class NormSignals:
         self._found: dict[str, dict[str, Tensor]] = {}  # signal -> layer -> 0-d
         self._sizes: tuple[Hashable, Tensor] | None = None  # asked for twice at each step
         self.scalars: dict[str, Tensor] = {}  # of the run as a whole, found by `begin`
+        self.sharded = False  # then no norm of what lies here is that of all gradients together
         self.declared: dict[str, float] = {}  # what the job says of itself in each row
         self._update_sigma = UpdateSigma()
         for name, known in (("update_norm", guarded), ("update_sigma", False)):
@@ -110,6 +113,11 @@ class NormSignals:
         """Return the scalars without those that the job switched off."""
         return {k: v for k, v in scalars.items() if k in self._wanted or k not in RUN_SIGNALS}
 
+    @property
+    def scaled(self) -> bool:
+        """Return whether a fused step unscales gradients: only the device knows if it did."""
+        return getattr(self._optimizer, "found_inf", None) is not None
+
     def relist(self, model: nn.Module) -> None:
         """Look up the parameters again, after the model has replaced some."""
         self._slots = Slots(model)
@@ -126,6 +134,10 @@ class NormSignals:
             for name, p in named.items()
             if p.ndim == 1 and name.split(".")[-1] == "weight" and type(p.detach()) is Tensor
         }
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters that the model has now."""
+        return self._slots.parameters()
 
     def leave(self, layers: Sequence[Layer]) -> None:
         """Leave out gains that are layers themselves, by ``maps=``."""
@@ -168,9 +180,7 @@ class NormSignals:
         sizes = norms(list(self.gains.values())) if self.gains else []
         self.scalars |= {f"{GAIN}{place}": size for place, size in enumerate(sizes)}
         self._found["update_norm"] = dict(known.get("update_norm", {}))
-        # A gradient scaler leaves unscaling to a fused step: gradients are still scaled, and only
-        # the device holds whether the step was skipped.
-        if getattr(self._optimizer, "found_inf", None) is not None:
+        if self.scaled:
             return
         if self.steps_of is not None or self._measures_updates:
             self._updates(layers)
@@ -279,7 +289,7 @@ class NormSignals:
             summed = [norm for i, norm in whole.items() if i in counted or not all_gradients]
             total = torch.linalg.vector_norm(torch.stack(summed))
             found, total = self._unless_zeroed(found, total)
-            if all_gradients and len(dense) == len(every):
+            if all_gradients and len(dense) == len(every) and not self.sharded:
                 self.scalars["grad_norm"] = total
         self._found["grad_norm"] = found
 
@@ -287,7 +297,7 @@ class NormSignals:
         self, found: dict[str, Tensor], total: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Treat gradients that are all zero as zeroed before `step`, where the loop calls that."""
-        if self._optimizer is not None:  # the hook runs before anything can zero them
+        if self.hooked:
             return found, total
         if reading_is_free(total.device) and any((total != 0).reshape(1).tolist()):
             return found, total

@@ -1,6 +1,11 @@
 """Weights of which this process holds a part: where the part lies, and how to multiply with it."""
 
-from snc_client.operators.sharded.dtensor import is_dtensor, is_whole, local_part
+from snc_client.operators.sharded.dtensor import (
+    is_dtensor,
+    is_whole,
+    local_part,
+    replicas_of,
+)
 from snc_client.operators.sharded.flat import FlatPlace
 from snc_client.operators.sharded.known import shard_of
 from snc_client.operators.sharded.marked import attached_master, gathered
@@ -21,5 +26,6 @@ __all__ = [
     "is_dtensor",
     "is_whole",
     "local_part",
+    "replicas_of",
     "shard_of",
 ]

@@ -72,6 +72,14 @@ def shard_of_dtensor(tensor: Any) -> Shard | None:
     )
 
 
+def replicas_of(tensor: Any) -> Group | None:
+    """Return the processes that hold a DTensor of which each has all; None where it is one."""
+    mesh = tensor.device_mesh
+    if mesh.get_coordinate() is None:
+        raise ShardError("a DTensor on a mesh without this rank: no part of it lies here")
+    return None if mesh.size() == 1 else _all_of(mesh)
+
+
 def _kind(placement: Any) -> str:
     name = type(placement).__name__
     kinds = {"Shard": "shard", "_StridedShard": "shard", "Replicate": "replicate"}

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from datetime import timedelta
+from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
 from snc_client.operators.sharded import Group
 
-Members: TypeAlias = tuple[int, ...]
+SECONDS: Final = 300.0  # for a sum that all ranks have begun
+_LOOK: Final = timedelta(seconds=0.5)  # between two looks whether another rank has given it up
+
+
+class SumLost(Exception):
+    """A sum did not come about, and there must be no further one; the message says why."""
 
 
 def members(group: Group) -> Members:
@@ -25,8 +36,11 @@ class Groups:
     To be made where all ranks are known to have come, as torch's own groups are.
     """
 
-    def __init__(self, groups: Iterable[Group]) -> None:
+    def __init__(self, groups: Iterable[Group], roll_call: RollCall | None) -> None:
+        self._roll_call = roll_call
+        self._owed: deque[tuple[Members, int, torch.dtype]] = deque()
         self._of: dict[Members, Any] = {}
+        groups = list(groups)
         for group in groups:
             if not isinstance(group, tuple):
                 self._of.setdefault(members(group), group)
@@ -34,11 +48,61 @@ class Groups:
             if ranks not in self._of:
                 self._of[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
 
+    def owe(self, sums: Iterable[tuple[Members, int, torch.dtype]], device: torch.device) -> None:
+        """Note the sums that this process has promised to the others, in their order."""
+        self._owed, self._device = deque(sums), device
+
     def sum_(self, parts: Mapping[Members, Tensor]) -> None:
         """Sum each vector over its group, in place: one collective a group, in one order.
 
         Groups may overlap; because every process takes them in the same order, none waits for one
-        that waits for it.
+        that waits for it. Raises `SumLost` where a rank is gone.
         """
         for ranks in sorted(parts):
-            dist.all_reduce(parts[ranks], group=self._of[ranks])
+            assert (ranks, parts[ranks].numel(), parts[ranks].dtype) == self._owed[0], "as promised"
+            self._sum(parts[ranks])
+
+    def pay(self) -> None:
+        """Make the sums that are still owed, without a number: the other processes wait for them.
+
+        Raises as `sum_` does.
+        """
+        while self._owed:
+            _, size, dtype = self._owed[0]
+            self._sum(torch.full((size,), math.nan, dtype=dtype, device=self._device))
+
+    def _sum(self, part: Tensor) -> None:
+        """Make the next of the sums that are owed. Whatever fails in it ends it on all ranks."""
+        ranks = self._owed[0][0]
+        try:
+            if part.device.type == "cpu":
+                _finished(dist.all_reduce(part, group=self._of[ranks], async_op=True), self._broken)
+            else:  # the host does not wait, and a device cannot be asked
+                dist.all_reduce(part, group=self._of[ranks])
+            self._owed.popleft()
+        except BaseException as error:
+            self._owed.clear()
+            if self._roll_call is not None:
+                self._roll_call.break_off()
+            if isinstance(error, RuntimeError):  # of the backend: a rank has died
+                raise SumLost(f"a rank has gone in the middle of a sum: {error}") from error
+            raise
+
+    def _broken(self) -> str | None:
+        return None if self._roll_call is None else self._roll_call.broken()
+
+
+def _finished(work: Any, broken: Any) -> None:
+    """Wait for a sum; raise `SumLost` where another rank has given it up, or it lasts too long."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            work.wait(_LOOK)
+            return
+        except RuntimeError:
+            if work.is_completed():
+                raise
+            if (why := broken()) is not None:
+                raise SumLost(why) from None
+            if time.monotonic() > deadline:
+                raise SumLost("a rank has not come to a sum in time") from None

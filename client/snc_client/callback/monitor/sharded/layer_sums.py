@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snc_client.callback.readback.metrics import NOT_MEASURED
 from snc_client.estimator.sharded_power import BANDS, Sums
 
 # Places in "squares": sums of squares of entries, and how many processes could not give theirs.
@@ -95,3 +96,21 @@ def alike(sums: Tensor, processes: Tensor) -> Tensor:
     first, squares = torch.split(sums.double(), 2, 1)
     equal: Tensor = (first.square() == processes[:, None] * squares).all(1)
     return equal
+
+
+def frobenius(sums: Sequence[LayerSums]) -> Tensor:
+    """Return the norm of each matrix, float32 [L]."""
+    return torch.stack([x.values["squares"][FROBENIUS] for x in sums]).sqrt().float()
+
+
+def norms_of(sums: Sequence[LayerSums], sigma: Tensor) -> dict[str, Tensor]:
+    """Return the norms of each layer, float32 [L], by the name of their metric."""
+    squares = torch.stack([x.values["squares"] for x in sums], 1)
+    size, gradient, update = (squares[k].sqrt().float() for k in (FROBENIUS, GRADIENT, UPDATE))
+    rank = torch.where((sigma == 0) & (size == 0), 0.0, (size / sigma).square())
+    return {
+        "frobenius": size,
+        "stable_rank": rank,
+        "grad_norm": torch.where(squares[NO_GRADIENT] > 0, NOT_MEASURED, gradient),
+        "update_norm": torch.where(squares[NO_UPDATE] > 0, NOT_MEASURED, update),
+    }

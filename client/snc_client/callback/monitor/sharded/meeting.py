@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from snc_client.callback.model.distributed import ranks, shared_store
-from snc_client.callback.monitor.sharded.groups import Members
-from snc_client.callback.monitor.sharded.roll_call import RollCall
+from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
 
 SECONDS: Final = 60.0  # for the last process to come: importing and building models takes long
 _LOOK = 0.01  # seconds between two looks into the store

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from snc_client.callback.model.distributed import shared_store
-from snc_client.callback.monitor.sharded.groups import Members
+
+Members: TypeAlias = tuple[int, ...]
+"""The global ranks of a process group, in order."""
 
 # For the last rank to come. The others stand still, once; NCCL's own limit is 600 seconds.
 SECONDS: Final = 300.0
@@ -61,6 +63,25 @@ class RollCall:
             return f"the ranks do not reach each other: {error}"
         self._next += 1
         return _WHY.get(said)
+
+    def break_off(self) -> None:
+        """Let the others not wait for a sum that this rank has begun and given up."""
+        if self._store is not None and self._ranks > 1:
+            try:
+                self._store.set(f"{self._key}/broken", "")
+            except RuntimeError:  # the host of the store is gone
+                pass
+
+    def broken(self) -> str | None:
+        """Return why a sum that has begun will not end, None if nobody has said so."""
+        if self._store is None:
+            return None
+        try:
+            return (
+                "a rank has given up a sum" if self._store.check([f"{self._key}/broken"]) else None
+            )
+        except RuntimeError as error:
+            return f"the ranks do not reach each other: {error}"
 
     def leave(self) -> None:
         """Let the others not wait for this rank any more."""

@@ -17,21 +17,14 @@ from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
 from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
 from snc_client.callback.monitor.sharded.extras import extras
-from snc_client.callback.monitor.sharded.layer_sums import (
-    FROBENIUS,
-    GRADIENT,
-    MOVED,
-    NO_GRADIENT,
-    NO_UPDATE,
-    UPDATE,
-    LayerSums,
-)
+from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
+from snc_client.callback.monitor.sharded.layer_sums import MOVED, LayerSums, frobenius, norms_of
 from snc_client.callback.monitor.sharded.roll_call import RollCall
 from snc_client.callback.monitor.sharded.sharded_sums import Found, ShardedSums
 from snc_client.callback.monitor.step_planner import StepPlanner
 from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
-from snc_client.callback.readback.metrics import NO_SHARE, NOT_MEASURED
+from snc_client.callback.readback.metrics import NO_SHARE
 from snc_client.certificate import sigma_upper, upper_of_gram
 from snc_client.constraint import normalize_, rescale_
 from snc_client.devices import reading_is_free, to_device
@@ -65,6 +58,7 @@ class ShardedGroup:
         indices: Sequence[int],
         device: torch.device,
         roll_call: RollCall | None,
+        gradients: GradientSums | None,
         *,
         certify_every: int | None,
         strict: bool,
@@ -74,8 +68,10 @@ class ShardedGroup:
         self.indices, self.device = list(indices), device
         self.gone: dict[str, str] = {}
         """Layers that could not be measured for some rows, and the reason."""
+        self.scalars: dict[str, Tensor] = {}
+        """Of the run as a whole, of the newest step."""
         self._metrics, self._steps_of = tuple(metrics), steps_of
-        self._sums = ShardedSums(layers, device, roll_call)
+        self._sums = ShardedSums(layers, device, roll_call, gradients)
         self.relist(layers)
         matrices = [layer.shard() for layer in layers]
         self._gathered = [is_gathered(x) for x in matrices]
@@ -126,16 +122,21 @@ class ShardedGroup:
     @torch.no_grad()
     def register(self) -> DeviceRow:
         """Return a first measurement, with a certificate of each layer unless there are none."""
-        if not self._sums.begun("start"):
-            return self._nothing()
-        for _ in range(FIRST_ROUNDS - 1):
-            self._sums.measured(self._codes(0), ())
+        calls = [*[[]] * (FIRST_ROUNDS - 1), *self._chunks()]
+        try:
+            row = self._sums.together("start", calls, lambda: self._registered(calls))
+        except BaseException:
+            self.close()
+            raise
+        return self._nothing() if row is None else row
+
+    def _registered(self, calls: Sequence[Sequence[int]]) -> DeviceRow:
         upper = torch.full_like(self.thresholds.value, math.nan)
-        for proofs in self._chunks():
+        for proofs in calls:
             found = self._sums.measured(self._codes(0), proofs)
             self._certify(proofs, found, upper)
         estimates = found.estimates
-        size = _frobenius(found.sums)
+        size = frobenius(found.sums)
         share = self._outside.share(estimates.sigma, estimates.captured, size)
         self._outside.note(estimates.sigma, share)
         self.thresholds.register(estimates.sigma)
@@ -163,13 +164,23 @@ class ShardedGroup:
         assert self._open is not None, "open() comes first"
         number, self._open = self._open, None
         self._written = written
+        self._row, self.scalars = self._nothing(), {}  # should it fail
         proofs = [] if self._sums.over else self._due(number)
-        if not self._sums.begun(f"step {number}", proofs):
-            self._row = self._nothing()
-            return self._row
+        row = self._sums.together(
+            f"step {number}", [proofs], lambda: self._measured(number, written, proofs, empty=empty)
+        )
+        if row is not None:
+            self._row = row
+        return self._row
+
+    def _measured(
+        self, number: int, written: Mask, proofs: Sequence[int], *, empty: bool
+    ) -> DeviceRow:
         found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
+        if found.grad_norm is not None:
+            self.scalars = {"grad_norm": found.grad_norm}
         sigma, captured = found.estimates.sigma, found.estimates.captured
-        share = self._outside.share(sigma, captured, _frobenius(found.sums))
+        share = self._outside.share(sigma, captured, frobenius(found.sums))
         rise = self._outside.rise(sigma, share)
         residual = torch.where(rise > SUDDEN, sigma, found.estimates.residual)
         self._outside.note(sigma, share)
@@ -191,8 +202,7 @@ class ShardedGroup:
         residual = torch.where(found.sound, residual, NO_SHARE)
         estimates = Estimates(sigma, residual, captured)
         threshold = self.thresholds.value
-        self._row = self._row_of(estimates, found.sums, threshold, scale, upper, proofs)
-        return self._row
+        return self._row_of(estimates, found.sums, threshold, scale, upper, proofs)
 
     def learn(self, row: LayerRow) -> None:
         """Update the plans of the next steps with a row that has arrived, of all layers."""
@@ -230,9 +240,11 @@ class ShardedGroup:
                 self._sums.power.load_block(i, state.get("block"))
         self.thresholds.restore(torch.stack(reference))
         self._planner.restart(-1)
-        if self._sums.begun("load"):
-            for _ in range(FIRST_ROUNDS):
-                self._sums.measured(self._codes(0), ())
+        self._sums.together("load", [()] * FIRST_ROUNDS, self._iterated)
+
+    def _iterated(self) -> None:
+        for _ in range(FIRST_ROUNDS):
+            self._sums.measured(self._codes(0), ())
 
     def close(self) -> None:
         """Take no part any more; the other processes go on without these layers."""
@@ -358,7 +370,7 @@ class ShardedGroup:
             residual=found.residual,
             sigma_upper=upper,
         )
-        norms = _norms(sums, found.sigma)
+        norms = norms_of(sums, found.sigma)
         return row.with_metrics({name: norms[name] for name in self._metrics})
 
 
@@ -370,20 +382,3 @@ def _follow(matrix: ShardedMatrix | None, scale: Tensor) -> None:
         low.copy_(piece.local)
     for whole in matrix.gathered:
         whole.copy_(whole.float() * scale)
-
-
-def _frobenius(sums: Sequence[LayerSums]) -> Tensor:
-    return torch.stack([x.values["squares"][FROBENIUS] for x in sums]).sqrt().float()
-
-
-def _norms(sums: Sequence[LayerSums], sigma: Tensor) -> dict[str, Tensor]:
-    """Return the norms of each layer, float32 [L], by the name of their metric."""
-    squares = torch.stack([x.values["squares"] for x in sums], 1)
-    frobenius, gradient, update = (squares[k].sqrt().float() for k in (FROBENIUS, GRADIENT, UPDATE))
-    rank = torch.where((sigma == 0) & (frobenius == 0), 0.0, (frobenius / sigma).square())
-    return {
-        "frobenius": frobenius,
-        "stable_rank": rank,
-        "grad_norm": torch.where(squares[NO_GRADIENT] > 0, NOT_MEASURED, gradient),
-        "update_norm": torch.where(squares[NO_UPDATE] > 0, NOT_MEASURED, update),
-    }

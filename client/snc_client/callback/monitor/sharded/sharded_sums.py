@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from snc_client.callback.model.distributed import joined
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record, squares
-from snc_client.callback.monitor.sharded.groups import Groups, Members, members
+from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
+from snc_client.callback.monitor.sharded.groups import Groups, SumLost, members
 from snc_client.callback.monitor.sharded.layer_sums import (
     Form,
     LayerSums,
@@ -21,7 +23,7 @@ from snc_client.callback.monitor.sharded.layer_sums import (
     alike,
     unpacked,
 )
-from snc_client.callback.monitor.sharded.roll_call import RollCall
+from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import Estimates
 from snc_client.estimator.sharded_power import ShardedPower, bands, row_runs
@@ -29,6 +31,10 @@ from snc_client.layers import Layer
 from snc_client.operators.sharded import ShardedMatrix
 
 log = logging.getLogger("snc")
+
+T = TypeVar("T")
+Stage: TypeAlias = dict[Members, tuple[list[int], list[int], bool]]
+"""Layers whose W V is summed over a group, whose records are, and whether other gradients are."""
 
 BLOCK = 16
 MOST_UNSOUND = 3
@@ -65,6 +71,8 @@ class Found:
     """Bool [L]: all processes have given their share, and agree on what they measure."""
     matrices: Sequence[ShardedMatrix | None]
     """The pieces that lie here; None where this process could not give its share."""
+    grad_norm: Tensor | None
+    """Of all gradients of the model together, 0-d, see `GradientSums.total`."""
 
 
 class ShardedSums:
@@ -75,13 +83,19 @@ class ShardedSums:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], device: torch.device, roll_call: RollCall | None
+        self,
+        layers: Sequence[Layer],
+        device: torch.device,
+        roll_call: RollCall | None,
+        gradients: GradientSums | None,
     ) -> None:
         self.layers, self._device, self._roll_call = tuple(layers), device, roll_call
+        self._gradients = gradients
+        self._rest = {} if gradients is None else gradients.sizes
         matrices = [layer.shard() for layer in layers]
-        self._groups = Groups(
-            [x.group for x in matrices] + [x.across for x in matrices if x.across is not None]
-        )
+        across = [x.across for x in matrices if x.across is not None]
+        others = [] if gradients is None else gradients.groups
+        self._groups = Groups([*(x.group for x in matrices), *across, *others], roll_call)
         self.power = ShardedPower(
             [(x.shape[x.axis], x.small) for x in matrices], device=device, block=BLOCK
         )
@@ -105,24 +119,71 @@ class ShardedSums:
         self._unsound = 0  # calls in a row that measured nothing
         self._ended = False
 
-    def begun(self, what: str, proofs: Sequence[int] = ()) -> bool:
-        """Return whether all processes have come to make the same calls of `measured` now.
+    def together(
+        self, what: str, calls: Sequence[Sequence[int]], make: Callable[[], T]
+    ) -> T | None:
+        """Return what ``make`` returns once all processes have come to make the same sums, or None.
 
-        ``what`` they are for and ``proofs`` must be equal in all of them. Where they are not, or
-        one does not come, there is no sum any more, in no process.
+        ``calls`` are the ``proofs`` of each call of `measured` in it; they and ``what`` must be
+        equal in all processes. Where they are not, or one does not come, there is no sum any more,
+        in no process. Whatever ``make`` raises, the others get every sum that was agreed on.
         """
+        if not self._begun(what, calls):
+            return None
+        owed = [
+            (group, size, _dtype(proofs))
+            for proofs in calls
+            for stage in self._stages()
+            for group, size in sorted(self._sizes(stage, proofs).items())
+        ]
+        self._groups.owe(owed, self._device)
+        try:
+            return make()
+        except SumLost as error:
+            self._end(str(error))
+            return None
+        finally:
+            self._pay()
+
+    def _begun(self, what: str, calls: Sequence[Sequence[int]]) -> bool:
         if self.over:
             return False
         if self._roll_call is not None:
-            told: dict[Members, list[str]] = {}
+            told: dict[Members, list[str]] = {group: [what] for group in self._rest}
             for i, (x, layer) in enumerate(zip(self.agreed, self.layers, strict=True)):
+                proven = [k for k, proofs in enumerate(calls) if i in proofs]
                 for group in (x.members, *(() if x.across is None else (x.across,))):
-                    told.setdefault(group, [what]).append(f"{layer.name} {i in proofs}")
+                    told.setdefault(group, [what]).append(f"{layer.name} {proven}")
             texts = {group: "\n".join(each) for group, each in told.items()}
             if (why := self._roll_call.answered(texts)) is not None:
-                self._ended = True
-                self._say(f"{why}: sharded layers are not measured any more")
+                self._end(why)
         return not self._ended
+
+    def _end(self, why: str) -> None:
+        self._ended = True
+        self._say(f"{why}: sharded layers are not measured any more", once="ended")
+
+    def _pay(self) -> None:
+        try:
+            self._groups.pay()
+        except SumLost as error:
+            self._end(str(error))
+
+    def _sizes(self, stage: Stage, proofs: Sequence[int]) -> dict[Members, int]:
+        """Return how many numbers are summed over each group of a stage."""
+        forms = self._forms(proofs)
+        return {
+            group: sum(self.agreed[i].columns * forms[i].vectors for i in first)
+            + sum(forms[i].size for i in whole)
+            + (self._rest[group] if rest else 0)
+            for group, (first, whole, rest) in stage.items()
+        }
+
+    def _forms(self, proofs: Sequence[int]) -> list[Form]:
+        return [
+            replace(x.form, proof=x.proof if i in proofs else None)
+            for i, x in enumerate(self.agreed)
+        ]
 
     def close(self) -> None:
         """Let the other processes go on without this one."""
@@ -144,16 +205,13 @@ class ShardedSums:
         ``codes`` (int64 [2, L]): a layer is measured only where they are equal on all processes, as
         its vectors must be. ``absent``: give no share of any layer.
         """
-        forms = [
-            replace(x.form, proof=x.proof if i in proofs else None)
-            for i, x in enumerate(self.agreed)
-        ]
+        forms = self._forms(proofs)
         numbers = (self.power.agreed() + codes.T).remainder(61).float()
         vectors = [self.power.explored(i) for i in range(len(self.layers))]
         matrices = [None if absent else self._looked_up(i) for i in range(len(self.layers))]
         ahead = [self._ahead(i, matrices[i], v) for i, v in enumerate(vectors)]
         heads, squares = agreed(numbers).unbind(), self._squares(matrices, more, absent=absent)
-        dtype = torch.float64 if proofs else torch.float32
+        rest, dtype = self._gradients_here(known=more is not None and not absent), _dtype(proofs)
         given, lost = torch.stack([numbers.new_zeros(1), numbers.new_ones(1)]).unbind()
 
         def own(i: int) -> tuple[LayerSums, Tensor]:
@@ -166,45 +224,58 @@ class ShardedSums:
         sums: dict[int, LayerSums] = {}
         for stage in self._stages():
             parts: dict[Members, list[Tensor]] = {}
-            for group, (first, whole) in stage.items():
+            for group, (first, whole, last) in stage.items():
                 records, largest = zip(*map(own, whole), strict=True) if whole else ((), ())
                 rows = bands(torch.stack(largest)).unbind() if whole else ()
                 parts[group] = [ahead[i].reshape(-1).to(dtype) for i in first]
                 for i, found, row in zip(whole, records, rows, strict=True):
                     with_bands = LayerSums({"bands": row, **found.values})
                     parts[group] += with_bands.packed(forms[i], dtype)
+                if last:
+                    parts[group].append(rest[group].to(dtype))
             totals = {group: torch.cat(each) for group, each in parts.items()}
             self._groups.sum_(totals)
-            for group, (first, whole) in stage.items():
+            for group, (first, whole, last) in stage.items():
                 sizes = [ahead[i].numel() for i in first]
-                sizes.append(totals[group].numel() - sum(sizes))
-                *fronts, rest = torch.split(totals[group], sizes)
+                sizes += [sum(forms[i].size for i in whole), self._rest[group] if last else 0]
+                *fronts, records_sum, rest_sum = torch.split(totals[group], sizes)
+                if last:
+                    rest[group] = rest_sum
                 for i, front in zip(first, fronts, strict=True):
                     ahead[i] = front.view(ahead[i].shape).float()
-                sums.update(zip(whole, unpacked(rest, [forms[i] for i in whole]), strict=True))
+                sums.update(
+                    zip(whole, unpacked(records_sum, [forms[i] for i in whole]), strict=True)
+                )
         summed = [sums[i] for i in range(len(sums))]
         same = alike(torch.stack([x.values["agreed"] for x in summed]), self._processes)
         sound = same & (torch.cat([x.values["lost"] for x in summed]) == 0)
         self._note(sound)
         estimates = self.power.finish(vectors, [x.share for x in summed], sound, same)
-        return Found(estimates, summed, sound, matrices)
+        total = None if self._gradients is None else self._gradients.total(rest, summed)
+        return Found(estimates, summed, sound, matrices, total)
 
-    def _stages(self) -> list[dict[Members, tuple[list[int], list[int]]]]:
+    def _gradients_here(self, *, known: bool) -> dict[Members, Tensor]:
+        if self._gradients is None:
+            return {}
+        return self._gradients.shares(self.layers if known else None, self._device)
+
+    def _stages(self) -> list[Stage]:
         """Return what is summed over each group, first and then: products W V, and records.
 
         Where two dimensions are cut, W V is a sum over one group before the record is over another.
-        A group that has such sums takes the records of its own layers along.
+        A group that has such sums takes the records of its own layers along. Each group takes what
+        is known of other gradients along, once.
         """
         inner = {x.across for x in self.agreed if x.across is not None}
-        early: dict[Members, tuple[list[int], list[int]]] = {g: ([], []) for g in sorted(inner)}
-        late: dict[Members, tuple[list[int], list[int]]] = {}
+        early: Stage = {g: ([], [], g in self._rest) for g in sorted(inner)}
+        late: Stage = {g: ([], [], True) for g in self._rest if g not in early}
         for i, x in enumerate(self.agreed):
             if x.across is not None:
                 early[x.across][0].append(i)
             if x.across is None and x.members in early:
                 early[x.members][1].append(i)
             else:
-                late.setdefault(x.members, ([], []))[1].append(i)
+                late.setdefault(x.members, ([], [], False))[1].append(i)
         return [stage for stage in (early, late) if stage]
 
     def _record(
@@ -310,6 +381,10 @@ class ShardedSums:
         if (once or sentence) not in self._said:
             self._said.add(once or sentence)
             log.warning("snc: %s", sentence)
+
+
+def _dtype(proofs: Sequence[int]) -> torch.dtype:
+    return torch.float64 if proofs else torch.float32
 
 
 def _columns(matrix: ShardedMatrix) -> int:

@@ -14,8 +14,10 @@ from torch import nn
 
 from snc_client.callback.model.distributed import joined, several_ranks
 from snc_client.callback.monitor.norms import NormSignals
-from snc_client.callback.monitor.sharded.groups import Members, members
+from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
+from snc_client.callback.monitor.sharded.groups import members
 from snc_client.callback.monitor.sharded.meeting import Meeting
+from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.callback.monitor.sharded.sharded_group import ShardedGroup
 from snc_client.layers import Coverage, Layer, Skipped
 from snc_client.policy import LayerPolicy
@@ -60,14 +62,16 @@ class ShardedStart:
         coverage = self._find(model)
         policies = policies_of(coverage)
         which = [i for i, x in enumerate(coverage.layers) if x.sharded]
+        norms.sharded = bool(which) or any(x.sharded for x in coverage.skipped)
         meeting = Meeting() if joined() and several_ranks() else None
         if not which:
             if meeting is not None:
                 meeting.passed()
             return coverage, policies, None
         layers = [coverage.layers[i] for i in which]
+        gradients = GradientSums(model, layers, norms) if "grad_norm" in norms.metrics else None
         if meeting is not None:
-            told = _told(layers, [policies[i] for i in which], settings)
+            told = _told(layers, [policies[i] for i in which], settings, gradients)
             if (why := meeting.held(told)) is not None:
                 self._why = f"sharded, and not measured: {why}"
                 log.warning("snc: %d sharded layers are not measured: %s", len(which), why)
@@ -78,6 +82,7 @@ class ShardedStart:
             which,
             layers[0].weight().device,
             None if meeting is None else meeting.roll_call(),
+            gradients,
             certify_every=settings["certify_every"],
             strict=settings["strict"],
             metrics=norms.metrics,
@@ -118,14 +123,17 @@ def _version() -> str:
 
 
 def _told(
-    layers: Sequence[Layer], policies: Collection[LayerPolicy], settings: Mapping[str, object]
+    layers: Sequence[Layer],
+    policies: Collection[LayerPolicy],
+    settings: Mapping[str, object],
+    gradients: GradientSums | None,
 ) -> dict[Members, dict[str, str]]:
     """Return for each group of processes what must be equal in all of them."""
     of: dict[Members, list[tuple[Layer, LayerPolicy]]] = {}
     for layer, policy in zip(layers, policies, strict=True):
         matrix = layer.shard()
         of.setdefault(members(matrix.group), []).append((layer, policy))
-    found = {}
+    found: dict[Members, dict[str, str]] = {}
     for group, inside in of.items():
         table = [(x.name, x.shape, str(x.weight().dtype), x.shard().axis) for x, _ in inside]
         rules = [(x.name, p.factor, p.unit, p.action) for x, p in inside]
@@ -135,4 +143,6 @@ def _told(
             "policy": json.dumps(rules),
             "settings": json.dumps(settings, default=str, sort_keys=True),
         }
+    for group, text in (gradients.told if gradients is not None else {}).items():
+        found.setdefault(group, {"version of the callback": _version()})["parameters"] = text
     return found
