@@ -59,6 +59,8 @@ def each_kind(rank: int, folder: str) -> None:
         for kind in KINDS
         for action in ("observe", "rescale")
     }
+    with pytest.raises(ValueError, match="guard must be False for a model that is sharded"):
+        SNCallback(FSDP(Model(), device_id=torch.device("cpu"), use_orig_params=True), guard=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

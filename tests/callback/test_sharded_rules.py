@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from snc_client import SNCallback, ThresholdBreached
+from snc_client.callback.monitor.sharded.groups import Groups
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -129,7 +130,40 @@ def many_steps() -> dict[str, Any]:
     }
 
 
-CASES = [normalized, stopped, capped, two_optimizers, refused, many_steps]
+def lost_between_stages() -> dict[str, Any]:
+    """Grow weights cut along both dimensions and along one; a rank raises between their sums."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 4, bias=False))
+    both, one = (layer.weight.detach() for layer in model)
+    model[0].weight = nn.Parameter(distribute_tensor(both, mesh, [Shard(0), Shard(1)]))
+    model[1].weight = nn.Parameter(distribute_tensor(one, mesh["tp"], [Shard(0)]))
+    sum_, norms, counts = Groups.sum_, [], list[int]()
+
+    def second_fails(groups: Groups, parts: Any) -> None:
+        counts[-1] += 1
+        if counts[-1] == 2:
+            raise RuntimeError("a fault of this rank")
+        sum_(groups, parts)
+
+    with SNCallback(model, threshold="1x init") as callback:
+        for step in range(3):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.1)
+            counts.append(0)
+            with pytest.MonkeyPatch.context() as patch:
+                if step == 1 and dist.get_rank() == 1:
+                    patch.setattr(Groups, "sum_", second_fails)
+                callback.step()
+            norms.append(exact(model))
+    limits = {k: reading["threshold"] for k, reading in callback.latest.items()}
+    return {"norms": norms, "thresholds": limits, "errors": callback.errors, "counts": counts}
+
+
+CASES = [lost_between_stages, normalized, stopped, capped, two_optimizers, refused, many_steps]
 
 
 def work(rank: int, folder: str) -> None:
@@ -153,6 +187,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(work, args=(str(folder),), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_a_rank_that_raises_between_its_sums_acts_on_what_the_others_act_on(ranks):
+    assert ranks[1]["lost_between_stages"]["counts"][1] == 2
+    for rank in ranks:
+        found = rank["lost_between_stages"]
+        assert found["errors"] == 0
+        assert found["norms"] == ranks[0]["lost_between_stages"]["norms"]
+        for step, norms in enumerate(found["norms"]):
+            # The sum of the layer that is cut once was made, that of the other one was not.
+            for name, lost in (("0.weight", step == 1), ("1.weight", False)):
+                limit = found["thresholds"][name] * (1.1 if lost else 1)
+                assert norms[name] == pytest.approx(limit, rel=2e-3), (step, name)
 
 
 def test_normalize_brings_the_whole_matrix_to_its_threshold_at_every_step(ranks):

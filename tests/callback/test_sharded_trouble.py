@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from snc_client import SNCallback
-from snc_client.callback.monitor.sharded import meeting, roll_call
+from snc_client.callback.monitor.sharded import meeting, roll_call, sharded_sums
+from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
+from snc_client.callback.monitor.sharded.groups import Groups
+from snc_client.callback.monitor.sharded.layer_sums import LayerSums
+from snc_client.callback.monitor.sharded.sharded_group import ShardedGroup
+from snc_client.callback.monitor.sharded.sharded_sums import ShardedSums
+from snc_client.estimator.sharded_power import ShardedPower
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -70,6 +78,12 @@ def seen(callback: SNCallback, model: nn.Module) -> dict[str, Any]:
         "errors": callback.errors,
         "step": callback.latest.step,
     }
+
+
+def seen_alone(callback: SNCallback) -> dict[str, Any]:
+    """Return what needs no collective."""
+    layers = [x.name for x in callback.layers.layers]
+    return {"layers": layers, "errors": callback.errors}
 
 
 def only_one_has_a_callback(rank: int) -> dict[str, Any]:
@@ -245,6 +259,76 @@ def one_loads_alone(rank: int) -> dict[str, Any]:
         return {**seen(callback, model), "grew": exact(model)["1.weight"] / start}
 
 
+class Stopped(BaseException):
+    """As an interrupt is: nothing but the loop itself may stop it."""
+
+
+# What a rank calls between its answer to the roll call and the end of its sums.
+POINTS: list[tuple[object, str]] = [
+    (ShardedGroup, "_codes"),
+    (ShardedPower, "agreed"),
+    (ShardedPower, "explored"),
+    (ShardedSums, "_looked_up"),
+    (ShardedSums, "_ahead"),
+    (ShardedSums, "_squares"),
+    (GradientSums, "shares"),
+    (sharded_sums, "bands"),
+    (LayerSums, "packed"),
+    (Groups, "sum_"),
+]
+
+
+def one_raises_after_its_answer(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for where, name in POINTS:
+        for error in (RuntimeError, Stopped):
+            found[f"{name}, {error.__name__}"] = raised_at(rank, where, name, error)
+    return found
+
+
+def raised_at(rank: int, where: object, name: str, error: type[BaseException]) -> dict[str, Any]:
+    model, sigmas, stopped = small(), [], 0
+
+    def fails(*_: object, **__: object) -> None:
+        raise error(name)
+
+    with SNCallback(model, threshold="1x init") as callback:
+        for step in range(3):
+            with pytest.MonkeyPatch.context() as patch:
+                if rank == 1 and step == 1:
+                    patch.setattr(where, name, fails)
+                try:
+                    grown(model, callback)
+                except Stopped:
+                    stopped += 1
+            sigmas.append(exact(model)["0.weight"])
+    return {**seen(callback, model), "sigmas": sigmas, "stopped": stopped}
+
+
+def one_raises_at_its_first_sums(rank: int) -> dict[str, Any]:
+    model, raised = small(), 0
+    calls = itertools.count()
+    whole = ShardedPower.explored
+
+    def fails(*arguments: Any) -> Any:
+        if next(calls) == 20:
+            raise Stopped
+        return whole(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(ShardedPower, "explored", fails)
+        try:
+            callback = SNCallback(model, threshold="1x init")
+        except Stopped:
+            raised = 1
+    if not raised:
+        grown(model, callback, 5)
+        callback.close()
+        return {**seen_alone(callback), "raised": raised}
+    return {"raised": raised}
+
+
 CASES: list[Callable[[int], dict[str, Any]]] = [
     only_one_has_a_callback,
     policies_differ,
@@ -259,6 +343,8 @@ CASES: list[Callable[[int], dict[str, Any]]] = [
     one_skips_a_step,
     one_closes_early,
     one_loads_alone,
+    one_raises_after_its_answer,
+    one_raises_at_its_first_sums,
     the_group_is_destroyed,
 ]
 
@@ -376,3 +462,57 @@ def test_a_group_that_is_destroyed_ends_the_measurements_and_nothing_else(ranks)
         assert rank["errors"] == 0
         assert len([each for each in rank["said"] if "the process group is gone" in each]) == 1
         assert rank["unwritten"] == pytest.approx(1.1**2)
+
+
+@pytest.mark.parametrize("name", [name for _, name in POINTS])
+@pytest.mark.parametrize("error", ["RuntimeError", "Stopped"])
+def test_a_rank_that_raises_after_its_answer_leaves_no_other_in_a_sum(ranks, name, error):
+    first, second = (rank[f"{name}, {error}"] for rank in of(ranks, one_raises_after_its_answer))
+    assert first["sigmas"] == second["sigmas"]
+    start = first["sigmas"][0]
+    for step, sigma in enumerate(first["sigmas"]):
+        assert sigma == pytest.approx(start * (1.1 if step == 1 else 1), rel=2e-3), step
+    assert (first["errors"], first["stopped"]) == (0, 0)
+    assert (second["errors"], second["stopped"]) == (0, int(error == "Stopped"))
+    assert first["layers"] == second["layers"] == NAMES
+
+
+def test_a_rank_that_raises_while_its_callback_is_made_leaves_no_other_in_a_sum(ranks):
+    first, second = of(ranks, one_raises_at_its_first_sums)
+    assert (first["raised"], first["errors"], second["raised"]) == (0, 0, 1)
+    assert first["layers"] == []
+    assert any("do not make the same steps" in x or "has closed" in x for x in first["said"])
+
+
+def dying(rank: int, folder: str) -> None:
+    """Grow a weight on three ranks, of which the last one dies between its answer and its sum."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS + 1
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    mesh, model = init_device_mesh("cpu", (RANKS + 1,)), nn.Linear(6, 8, bias=False)
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+    sentences = Sentences()
+    logging.getLogger("snc").addHandler(sentences)
+    callback = SNCallback(model, threshold="1x init")
+    grown(model, callback)
+    if rank == RANKS:
+        Groups.sum_ = lambda *_: os._exit(0)  # type: ignore[method-assign, assignment]
+    grown(model, callback, 5)
+    found = {**seen_alone(callback), "said": sentences.said}
+    callback.close()
+    torch.save(found, f"{folder}/{rank}.pt")
+    os._exit(0)  # the group cannot be destroyed in order
+
+
+def test_a_rank_that_dies_after_its_answer_leaves_no_other_in_a_sum(tmp_path):
+    mp.spawn(dying, args=(str(tmp_path),), nprocs=RANKS + 1)
+    for rank in range(RANKS):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert (found["errors"], found["layers"]) == (0, [])
+        said = [x for x in found["said"] if "not measured any more" in x]
+        assert len(said) == 1
+        assert "a rank has gone in the middle of a sum" in said[0] or "given up a sum" in said[0]

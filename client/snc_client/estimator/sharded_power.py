@@ -159,6 +159,20 @@ class ShardedPower(BlockPower):
         self._ready = []
         return found
 
+    def counts(self) -> list[int]:
+        """Return how many iterations each layer has made."""
+        return list(self._steps)
+
+    @torch.no_grad()
+    def lost(self, counts: Sequence[int]) -> Estimates:
+        """Go on as the processes that got no number from this one: with the same vectors.
+
+        ``counts`` are those from before the iteration, whose `finish` was not called.
+        """
+        self._steps = [count + 1 for count in counts]
+        nothing = torch.full_like(self._exponents, math.nan)
+        return Estimates(nothing, nothing, nothing)
+
     def agreed(self) -> Tensor:
         """Return whole numbers below 61 that tell the vectors of processes apart, int64 [L, 2].
 

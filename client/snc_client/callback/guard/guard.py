@@ -97,12 +97,14 @@ class Guard:
         self._optimizer = optimizer
         self._settings = settings
         parameters = self._slots.parameters()
-        if len({p.device for p in parameters}) != 1 or any(
-            type(p.detach()) is not Tensor for p in parameters
-        ):
+        sharded = any(x.sharded for x in layers)  # of FSDP1 and Megatron they are plain tensors
+        if sharded or any(type(p.detach()) is not Tensor for p in parameters):
             raise ValueError(
-                "guard must be False for a model that is sharded or on several devices, got True"
+                "guard must be False for a model that is sharded, got True: each rank would undo "
+                "steps of its own part"
             )
+        if len({p.device for p in parameters}) != 1:
+            raise ValueError("guard must be False for a model on several devices, got True")
         self.device = parameters[0].device
         self._tally = torch.zeros(len(TALLY), dtype=torch.int32, device=self.device)
         self._told = (0, 0)  # vetoes and roll-backs in the newest arrived row

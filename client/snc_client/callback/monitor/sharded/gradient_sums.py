@@ -40,7 +40,7 @@ HEAD = 3
 
 
 @dataclass(frozen=True)
-class _Place:
+class _GradientPlace:
     """Where the gradient of a parameter lies: with whom it is summed, None where all is here."""
 
     ranks: Members | None = None
@@ -171,28 +171,28 @@ class GradientSums:
             found[group][at : at + len(entries)] += entries
         return None
 
-    def _where(self, p: nn.Parameter) -> _Place:
+    def _where(self, p: nn.Parameter) -> _GradientPlace:
         place = self._places.get(id(p))
         if place is None:
             self._known = [*self._known, p]
             place = self._places[id(p)] = self._place(p)
         return place
 
-    def _place(self, p: nn.Parameter) -> _Place:
+    def _place(self, p: nn.Parameter) -> _GradientPlace:
         flat = self._flat.get(id(p))
         try:
             shard = shard_of(p) if flat is None else flat.shard()
             if shard is not None:
                 self.groups.append(shard.group)
-                return _Place(members(shard.group), shard.counts, why=_elsewhere(p))
+                return _GradientPlace(members(shard.group), shard.counts, why=_elsewhere(p))
             if is_whole(p) and (group := replicas_of(p)) is not None:
                 self.groups.append(group)
                 first = not any(p.device_mesh.get_coordinate())  # type: ignore[attr-defined]
                 entries = p.numel() if p.numel() <= MOST_SUMMED else 0
-                return _Place(members(group), first, entries)
+                return _GradientPlace(members(group), first, entries)
         except (LookupError, ShardError) as error:
-            return _Place(why=str(error))
-        return _Place()
+            return _GradientPlace(why=str(error))
+        return _GradientPlace()
 
     def _say(self, why: str) -> None:
         if not self._said:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
 from snc_client.operators.sharded import Group
+
+Owed: TypeAlias = tuple[Members, int, torch.dtype]
+"""A sum over these ranks, of so many numbers."""
 
 SECONDS: Final = 300.0  # for a sum that all ranks have begun
 _LOOK: Final = timedelta(seconds=0.5)  # between two looks whether another rank has given it up
@@ -38,7 +41,7 @@ class Groups:
 
     def __init__(self, groups: Iterable[Group], roll_call: RollCall | None) -> None:
         self._roll_call = roll_call
-        self._owed: deque[tuple[Members, int, torch.dtype]] = deque()
+        self._owed: deque[deque[Owed]] = deque()  # of each round
         self._of: dict[Members, Any] = {}
         groups = list(groups)
         for group in groups:
@@ -48,9 +51,9 @@ class Groups:
             if ranks not in self._of:
                 self._of[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
 
-    def owe(self, sums: Iterable[tuple[Members, int, torch.dtype]], device: torch.device) -> None:
+    def owe(self, rounds: Iterable[Iterable[Owed]], device: torch.device) -> None:
         """Note the sums that this process has promised to the others, in their order."""
-        self._owed, self._device = deque(sums), device
+        self._owed, self._device = deque(map(deque, rounds)), device
 
     def sum_(self, parts: Mapping[Members, Tensor]) -> None:
         """Sum each vector over its group, in place: one collective a group, in one order.
@@ -59,27 +62,37 @@ class Groups:
         that waits for it. Raises `SumLost` where a rank is gone.
         """
         for ranks in sorted(parts):
-            assert (ranks, parts[ranks].numel(), parts[ranks].dtype) == self._owed[0], "as promised"
-            self._sum(parts[ranks])
+            part = parts[ranks]
+            assert (ranks, part.numel(), part.dtype) == self._owed[0][0], "as it was promised"
+            self._sum(part)
 
-    def pay(self) -> None:
-        """Make the sums that are still owed, without a number: the other processes wait for them.
+    def end_round(self) -> bool:
+        """Make what is left of the sums of a round, without a number: the others wait for them.
 
-        Raises as `sum_` does.
+        Returns whether there was any. Raises as `sum_` does.
         """
-        while self._owed:
-            _, size, dtype = self._owed[0]
+        owed = bool(self._owed and self._owed[0])
+        while self._owed and self._owed[0]:
+            _, size, dtype = self._owed[0][0]
             self._sum(torch.full((size,), math.nan, dtype=dtype, device=self._device))
+        if self._owed:
+            self._owed.popleft()
+        return owed
+
+    def end(self) -> None:
+        """Make all sums that are left, as `end_round` does."""
+        while self._owed:
+            self.end_round()
 
     def _sum(self, part: Tensor) -> None:
-        """Make the next of the sums that are owed. Whatever fails in it ends it on all ranks."""
-        ranks = self._owed[0][0]
+        """Make the next of the sums that are owed. What fails in it ends all, on all ranks."""
+        ranks = self._owed[0][0][0]
         try:
             if part.device.type == "cpu":
                 _finished(dist.all_reduce(part, group=self._of[ranks], async_op=True), self._broken)
             else:  # the host does not wait, and a device cannot be asked
                 dist.all_reduce(part, group=self._of[ranks])
-            self._owed.popleft()
+            self._owed[0].popleft()
         except BaseException as error:
             self._owed.clear()
             if self._roll_call is not None:
@@ -92,7 +105,7 @@ class Groups:
         return None if self._roll_call is None else self._roll_call.broken()
 
 
-def _finished(work: Any, broken: Any) -> None:
+def _finished(work: Any, broken: Callable[[], str | None]) -> None:
     """Wait for a sum; raise `SumLost` where another rank has given it up, or it lasts too long."""
     deadline = time.monotonic() + SECONDS
     while True:

@@ -91,10 +91,12 @@ def alike(sums: Tensor, processes: Tensor) -> Tensor:
     """Return (bool [L]) whether they do: (sum c)^2 = p sum c^2 holds for equal numbers only.
 
     ``sums`` [L, 4] of so many ``processes``, float64 [L]. Every process finds the same answer,
-    because it is that of the sums. Exact for p <= 2,048.
+    because it is that of the sums. Exact for p <= 2,048. A process that gave no number at all
+    does not show a difference.
     """
     first, squares = torch.split(sums.double(), 2, 1)
-    equal: Tensor = (first.square() == processes[:, None] * squares).all(1)
+    same = (first.square() == processes[:, None] * squares) | first.isnan()
+    equal: Tensor = same.all(1)
     return equal
 
 

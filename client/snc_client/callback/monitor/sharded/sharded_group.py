@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class ShardedGroup:
     def _registered(self, calls: Sequence[Sequence[int]]) -> DeviceRow:
         upper = torch.full_like(self.thresholds.value, math.nan)
         for proofs in calls:
-            found = self._sums.measured(self._codes(0), proofs)
+            found = self._sums.measured(self._codes, proofs)
             self._certify(proofs, found, upper)
         estimates = found.estimates
         size = frobenius(found.sums)
@@ -176,7 +177,8 @@ class ShardedGroup:
     def _measured(
         self, number: int, written: Mask, proofs: Sequence[int], *, empty: bool
     ) -> DeviceRow:
-        found = self._sums.measured(self._codes(number, written), proofs, self._more, absent=empty)
+        codes = partial(self._codes, number, written)
+        found = self._sums.measured(codes, proofs, self._more, absent=empty)
         if found.grad_norm is not None:
             self.scalars = {"grad_norm": found.grad_norm}
         sigma, captured = found.estimates.sigma, found.estimates.captured
@@ -244,7 +246,7 @@ class ShardedGroup:
 
     def _iterated(self) -> None:
         for _ in range(FIRST_ROUNDS):
-            self._sums.measured(self._codes(0), ())
+            self._sums.measured(self._codes, ())
 
     def close(self) -> None:
         """Take no part any more; the other processes go on without these layers."""
@@ -273,7 +275,7 @@ class ShardedGroup:
             size += more
         return chunks
 
-    def _codes(self, number: int, written: Mask | None = None) -> Tensor:
+    def _codes(self, number: int = 0, written: Mask | None = None) -> Tensor:
         """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
         bits = self.thresholds.value.view(torch.int32).to(torch.int64)
         every = np.arange(len(self.layers))

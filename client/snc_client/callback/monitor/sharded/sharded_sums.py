@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from snc_client.callback.model.distributed import joined
+from snc_client.callback.monitor.sharded.agreed import Agreed, Agreement, columns
+from snc_client.callback.monitor.sharded.agreed import dtype as dtype_of
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record, squares
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
 from snc_client.callback.monitor.sharded.groups import Groups, SumLost, members
@@ -26,39 +28,16 @@ from snc_client.callback.monitor.sharded.layer_sums import (
 from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import Estimates
-from snc_client.estimator.sharded_power import ShardedPower, bands, row_runs
+from snc_client.estimator.sharded_power import ShardedPower, bands
 from snc_client.layers import Layer
 from snc_client.operators.sharded import ShardedMatrix
 
 log = logging.getLogger("snc")
 
 T = TypeVar("T")
-Stage: TypeAlias = dict[Members, tuple[list[int], list[int], bool]]
-"""Layers whose W V is summed over a group, whose records are, and whether other gradients are."""
-
 BLOCK = 16
 MOST_UNSOUND = 3
 LAG = 3  # calls after which the host looks at a result that was copied from a device
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What all processes know of a layer from the start; its pieces must go on to fit it."""
-
-    members: Members
-    across: Members | None
-    axis: int
-    torn: tuple[int, ...]
-    columns: int
-    """Of W V in this process: the rows of its pieces."""
-    form: Form
-    proof: tuple[int, int]
-
-    def fits(self, matrix: ShardedMatrix) -> bool:
-        """Return whether the sums with these pieces are those that were agreed."""
-        across = None if matrix.across is None else members(matrix.across)
-        now = (members(matrix.group), across, matrix.axis, matrix.torn, _columns(matrix))
-        return now == (self.members, self.across, self.axis, self.torn, self.columns)
 
 
 @dataclass(frozen=True)
@@ -73,6 +52,22 @@ class Found:
     """The pieces that lie here; None where this process could not give its share."""
     grad_norm: Tensor | None
     """Of all gradients of the model together, 0-d, see `GradientSums.total`."""
+
+
+@dataclass
+class _Attempt:
+    """What has been done of a measurement."""
+
+    vectors: list[Tensor] = field(default_factory=list)
+    matrices: list[ShardedMatrix | None] = field(default_factory=list)
+    sums: dict[int, LayerSums] = field(default_factory=dict)
+    rest: dict[Members, Tensor] = field(default_factory=dict)
+    some: bool = False
+    """Whether a sum has been made."""
+
+    @property
+    def all(self) -> list[LayerSums]:
+        return [self.sums[i] for i in range(len(self.sums))]
 
 
 class ShardedSums:
@@ -105,12 +100,13 @@ class ShardedSums:
                 across=None if x.across is None else members(x.across),
                 axis=x.axis,
                 torn=x.torn,
-                columns=_columns(x),
+                columns=columns(x),
                 form=Form(*self.power.block_shape(i), len(x.torn)),
                 proof=proof_size(x),
             )
             for i, x in enumerate(matrices)
         ]
+        self._agreement = Agreement(self.agreed, self._rest)
         self._processes = to_device(
             [float(len(x.members)) for x in self.agreed], device, torch.float64
         )
@@ -118,6 +114,7 @@ class ShardedSums:
         self._noted: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._unsound = 0  # calls in a row that measured nothing
         self._ended = False
+        self._interrupt: BaseException | None = None  # raised once the others have their sums
 
     def together(
         self, what: str, calls: Sequence[Sequence[int]], make: Callable[[], T]
@@ -130,20 +127,18 @@ class ShardedSums:
         """
         if not self._begun(what, calls):
             return None
-        owed = [
-            (group, size, _dtype(proofs))
-            for proofs in calls
-            for stage in self._stages()
-            for group, size in sorted(self._sizes(stage, proofs).items())
-        ]
-        self._groups.owe(owed, self._device)
+        self._groups.owe(map(self._agreement.owed, calls), self._device)
+        found = None
         try:
-            return make()
+            found = make()
+            if self._interrupt is not None:
+                raise self._interrupt
         except SumLost as error:
             self._end(str(error))
-            return None
         finally:
-            self._pay()
+            self._interrupt = None
+            self._settle()
+        return found
 
     def _begun(self, what: str, calls: Sequence[Sequence[int]]) -> bool:
         if self.over:
@@ -163,27 +158,12 @@ class ShardedSums:
         self._ended = True
         self._say(f"{why}: sharded layers are not measured any more", once="ended")
 
-    def _pay(self) -> None:
+    def _settle(self) -> None:
+        """Make the sums that are left of what was agreed on."""
         try:
-            self._groups.pay()
+            self._groups.end()
         except SumLost as error:
             self._end(str(error))
-
-    def _sizes(self, stage: Stage, proofs: Sequence[int]) -> dict[Members, int]:
-        """Return how many numbers are summed over each group of a stage."""
-        forms = self._forms(proofs)
-        return {
-            group: sum(self.agreed[i].columns * forms[i].vectors for i in first)
-            + sum(forms[i].size for i in whole)
-            + (self._rest[group] if rest else 0)
-            for group, (first, whole, rest) in stage.items()
-        }
-
-    def _forms(self, proofs: Sequence[int]) -> list[Form]:
-        return [
-            replace(x.form, proof=x.proof if i in proofs else None)
-            for i, x in enumerate(self.agreed)
-        ]
 
     def close(self) -> None:
         """Let the other processes go on without this one."""
@@ -194,7 +174,7 @@ class ShardedSums:
     @torch.no_grad()
     def measured(
         self,
-        codes: Tensor,
+        codes: Callable[[], Tensor],
         proofs: Sequence[int],
         more: Callable[[], Sequence[Extras]] | None = None,
         *,
@@ -203,15 +183,72 @@ class ShardedSums:
         """Make one iteration, with the sums for a certificate of the layers in ``proofs``.
 
         ``codes`` (int64 [2, L]): a layer is measured only where they are equal on all processes, as
-        its vectors must be. ``absent``: give no share of any layer.
+        its vectors must be. ``absent``: give no share of any layer. Where this process fails before
+        its last sum, it goes on as the others do, which get no number from it. An error that is no
+        Exception, such as an interrupt, is raised by `together` after that.
         """
-        forms = self._forms(proofs)
+        counts, attempt = self.power.counts(), _Attempt()
+        try:
+            self._attempt(attempt, codes(), proofs, more, absent=absent)
+        except SumLost:
+            raise
+        except BaseException as error:
+            if not self._groups.end_round():
+                raise  # the others have their sums
+            if not isinstance(error, Exception):
+                self._interrupt = self._interrupt or error
+            self._say(f"sharded layers are not measured at such a step: {error!r}")
+            return self._without(attempt, counts, self._agreement.forms(proofs))
+        self._groups.end_round()
+        total = (
+            None if self._gradients is None else self._gradients.total(attempt.rest, attempt.all)
+        )
+        return self._concluded(attempt, total)
+
+    def _without(self, attempt: _Attempt, counts: Sequence[int], forms: Sequence[Form]) -> Found:
+        """Return what the other processes find where this one gives no number any more."""
+        size = sum(form.size for form in forms)
+        lost = unpacked(torch.full((size,), torch.nan, device=self._device), forms)
+        for i, sums in enumerate(lost):
+            attempt.sums.setdefault(i, sums)
+        if not attempt.some:
+            attempt.matrices = [None] * len(forms)
+        return self._concluded(attempt, None, lost_from=None if attempt.some else counts)
+
+    def _concluded(
+        self, attempt: _Attempt, total: Tensor | None, lost_from: Sequence[int] | None = None
+    ) -> Found:
+        """Return what the sums say; ``lost_from``: this process has given no number to any."""
+        summed = attempt.all
+        same = alike(torch.stack([x.values["agreed"] for x in summed]), self._processes)
+        sound = same & (torch.cat([x.values["lost"] for x in summed]) == 0)
+        self._note(sound)
+        if lost_from is None:
+            shares = [x.share for x in summed]
+            estimates = self.power.finish(attempt.vectors, shares, sound, same)
+        else:
+            estimates = self.power.lost(lost_from)
+        return Found(estimates, summed, sound, attempt.matrices, total)
+
+    def _attempt(
+        self,
+        attempt: _Attempt,
+        codes: Tensor,
+        proofs: Sequence[int],
+        more: Callable[[], Sequence[Extras]] | None,
+        *,
+        absent: bool,
+    ) -> None:
+        """Make the sums of a measurement."""
+        forms = self._agreement.forms(proofs)
         numbers = (self.power.agreed() + codes.T).remainder(61).float()
         vectors = [self.power.explored(i) for i in range(len(self.layers))]
         matrices = [None if absent else self._looked_up(i) for i in range(len(self.layers))]
+        attempt.vectors, attempt.matrices = vectors, matrices
         ahead = [self._ahead(i, matrices[i], v) for i, v in enumerate(vectors)]
         heads, squares = agreed(numbers).unbind(), self._squares(matrices, more, absent=absent)
-        rest, dtype = self._gradients_here(known=more is not None and not absent), _dtype(proofs)
+        attempt.rest = rest = self._gradients_here(known=more is not None and not absent)
+        dtype = dtype_of(proofs)
         given, lost = torch.stack([numbers.new_zeros(1), numbers.new_ones(1)]).unbind()
 
         def own(i: int) -> tuple[LayerSums, Tensor]:
@@ -221,8 +258,7 @@ class ShardedSums:
                 return LayerSums.lost(forms[i], {**head, "lost": lost}), lost[0]
             return found
 
-        sums: dict[int, LayerSums] = {}
-        for stage in self._stages():
+        for stage in self._agreement.stages():
             parts: dict[Members, list[Tensor]] = {}
             for group, (first, whole, last) in stage.items():
                 records, largest = zip(*map(own, whole), strict=True) if whole else ((), ())
@@ -235,6 +271,7 @@ class ShardedSums:
                     parts[group].append(rest[group].to(dtype))
             totals = {group: torch.cat(each) for group, each in parts.items()}
             self._groups.sum_(totals)
+            attempt.some = True
             for group, (first, whole, last) in stage.items():
                 sizes = [ahead[i].numel() for i in first]
                 sizes += [sum(forms[i].size for i in whole), self._rest[group] if last else 0]
@@ -243,40 +280,14 @@ class ShardedSums:
                     rest[group] = rest_sum
                 for i, front in zip(first, fronts, strict=True):
                     ahead[i] = front.view(ahead[i].shape).float()
-                sums.update(
+                attempt.sums.update(
                     zip(whole, unpacked(records_sum, [forms[i] for i in whole]), strict=True)
                 )
-        summed = [sums[i] for i in range(len(sums))]
-        same = alike(torch.stack([x.values["agreed"] for x in summed]), self._processes)
-        sound = same & (torch.cat([x.values["lost"] for x in summed]) == 0)
-        self._note(sound)
-        estimates = self.power.finish(vectors, [x.share for x in summed], sound, same)
-        total = None if self._gradients is None else self._gradients.total(rest, summed)
-        return Found(estimates, summed, sound, matrices, total)
 
     def _gradients_here(self, *, known: bool) -> dict[Members, Tensor]:
         if self._gradients is None:
             return {}
         return self._gradients.shares(self.layers if known else None, self._device)
-
-    def _stages(self) -> list[Stage]:
-        """Return what is summed over each group, first and then: products W V, and records.
-
-        Where two dimensions are cut, W V is a sum over one group before the record is over another.
-        A group that has such sums takes the records of its own layers along. Each group takes what
-        is known of other gradients along, once.
-        """
-        inner = {x.across for x in self.agreed if x.across is not None}
-        early: Stage = {g: ([], [], g in self._rest) for g in sorted(inner)}
-        late: Stage = {g: ([], [], True) for g in self._rest if g not in early}
-        for i, x in enumerate(self.agreed):
-            if x.across is not None:
-                early[x.across][0].append(i)
-            if x.across is None and x.members in early:
-                early[x.members][1].append(i)
-            else:
-                late.setdefault(x.members, ([], [], False))[1].append(i)
-        return [stage for stage in (early, late) if stage]
 
     def _record(
         self,
@@ -381,11 +392,3 @@ class ShardedSums:
         if (once or sentence) not in self._said:
             self._said.add(once or sentence)
             log.warning("snc: %s", sentence)
-
-
-def _dtype(proofs: Sequence[int]) -> torch.dtype:
-    return torch.float64 if proofs else torch.float32
-
-
-def _columns(matrix: ShardedMatrix) -> int:
-    return sum(size for _, size in row_runs(matrix))
