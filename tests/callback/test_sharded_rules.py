@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
-from sharded_cases import exact
+from sharded_cases import exact, gathered
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -87,12 +88,62 @@ def stopped() -> dict[str, Any]:
 
 
 def capped() -> dict[str, Any]:
+    """Cap shards of two processes and their replicas, one of them wide; with ``sgd``'s own step."""
     model = replicated()
     sgd = torch.optim.SGD(model.parameters(), lr=0.01)
-    with SNCallback(model, threshold="0.9x init", action="cap", optimizer=sgd) as callback:
-        stepped(model, sgd)
+    before: list[dict[str, torch.Tensor]] = []
+    sgd.register_step_post_hook(lambda *_: before.append(matrices(model)))
+    return cap_of(model, before, lambda: stepped(model, sgd), sgd)
+
+
+def capped_on_two_dimensions() -> dict[str, Any]:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(1)
+    mesh = init_device_mesh("cpu", (2, 2))
+    model = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Tanh(), nn.Linear(9, 5, bias=False))
+    for layer in (model[0], model[2]):
+        part = distribute_tensor(layer.weight.detach(), mesh, [Shard(0), Shard(1)])
+        layer.weight = nn.Parameter(part)
+    before: list[dict[str, torch.Tensor]] = []
+
+    def grow() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.05)
+        before.append(matrices(model))
+
+    return cap_of(model, before, grow, None)
+
+
+def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: gathered(p).clone() for k, p in model.named_parameters() if p.ndim == 2}
+
+
+def cap_of(
+    model: nn.Module,
+    before: list[dict[str, torch.Tensor]],
+    step: Callable[[], None],
+    optimizer: torch.optim.Optimizer | None,
+) -> dict[str, Any]:
+    after, scales = [], []
+    with SNCallback(model, threshold="0.8x init", action="cap", optimizer=optimizer) as callback:
+        for _ in range(4):
+            step()
+            if optimizer is None:
+                callback.step()
+            after.append(matrices(model))
+            scales.append({k: reading["scale"] for k, reading in callback.latest.items()})
+    scales.append({k: reading["scale"] for k, reading in callback.latest.items()})
     limits = {k: reading["threshold"] for k, reading in callback.latest.items()}
-    return {"norms": [exact(model)], "thresholds": limits, "errors": callback.errors}
+    errors = callback.errors
+    return {
+        "before": before,
+        "after": after,
+        "scales": scales[1:],  # a reading is of the step before
+        "thresholds": limits,
+        "errors": errors,
+    }
 
 
 def two_optimizers() -> dict[str, Any]:
@@ -163,7 +214,16 @@ def lost_between_stages() -> dict[str, Any]:
     return {"norms": norms, "thresholds": limits, "errors": callback.errors, "counts": counts}
 
 
-CASES = [lost_between_stages, normalized, stopped, capped, two_optimizers, refused, many_steps]
+CASES = [
+    lost_between_stages,
+    normalized,
+    stopped,
+    capped,
+    capped_on_two_dimensions,
+    two_optimizers,
+    refused,
+    many_steps,
+]
 
 
 def work(rank: int, folder: str) -> None:
@@ -218,13 +278,28 @@ def test_stop_raises_at_the_same_step_on_every_rank_and_writes_nothing(ranks):
     assert all(rank["stopped"] == first for rank in ranks)
 
 
-def test_a_cap_of_shards_is_a_rescale_and_says_so_by_name(ranks):
+@pytest.mark.parametrize("case", ["capped", "capped_on_two_dimensions"])
+def test_a_cap_of_shards_clips_singular_values_and_leaves_the_others(ranks, case):
     for rank in ranks:
-        found = rank["capped"]
-        said = [x for x in found["said"] if "cap" in x]
-        assert said == ["snc: rescaled, because cap is not possible on shards: 0.weight, 2.weight"]
-        for name in NAMES:
-            assert found["norms"][0][name] == pytest.approx(found["thresholds"][name], rel=2e-3)
+        found = rank[case]
+        assert found["errors"] == 0
+        for before, after, scales in zip(
+            found["before"], found["after"], found["scales"], strict=True
+        ):
+            for name in NAMES:
+                limit = found["thresholds"][name]
+                u, s, vh = torch.linalg.svd(before[name].double(), full_matrices=False)
+                expected = u * s.clamp(max=limit) @ vh
+                assert (after[name].double() - expected).abs().max() <= 1e-6
+                norm = torch.linalg.matrix_norm(after[name].double(), 2)
+                assert norm <= limit * (1 + 2.0**-24 * 3)
+                assert scales[name] == pytest.approx(min(1.0, limit / float(s[0])), rel=1e-6)
+                assert s[1] < limit or case != "capped"  # something is left as it is
+    assert all(torch.equal(a, b) for a, b in zip(*all_entries(ranks, case), strict=True))
+
+
+def all_entries(ranks: list[dict[str, Any]], case: str) -> list[list[torch.Tensor]]:
+    return [[x for step in rank[case]["after"] for x in step.values()] for rank in ranks[:2]]
 
 
 def test_shards_of_another_optimizer_are_named_and_not_held(ranks):

@@ -67,10 +67,12 @@ class PolicyInForce:
 
 
 def _say_uncapped(layers: Sequence[Layer], resolved: Resolved) -> None:
-    """Name the sharded layers that are rescaled instead: no process has their singular vectors."""
+    """Name the sharded layers that are rescaled instead, as those on a GPU."""
     names = [layers[i].name for i in resolved.uncapped if layers[i].sharded]
     if names:
-        log.warning("snc: rescaled, because cap is not possible on shards: %s", _listed(names))
+        log.warning(
+            "snc: rescaled, because cap is not possible on these shards: %s", _listed(names)
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -93,13 +93,21 @@ def sharded_layer(place: Place, view: View) -> Layer:
         note="; ".join(filter(None, notes)),
         names=tuple(name + view.suffix for name in place.all_names),
         linear=view.linear,
-        cappable=False,
+        cappable=_can_be_capped(parameter()) and not place.frozen,
         _weight=lambda: local_part(parameter()),
         _operator=no_operator,
         _shard=look_up,
         _parameter=parameter,
         _part=view.part,
     )
+
+
+def _can_be_capped(parameter: Tensor) -> bool:
+    """Return whether each process can clip its part: on a CPU, whose eigenvalues cost no wait.
+
+    Not a weight that ZeRO-3 may keep gathered as well.
+    """
+    return local_part(parameter).device.type == "cpu" and not hasattr(parameter, "ds_tensor")
 
 
 def _shard(place: Place) -> Shard | None:

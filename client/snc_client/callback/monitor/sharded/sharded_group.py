@@ -16,6 +16,7 @@ from snc_client.callback.monitor.device_group import rms
 from snc_client.callback.monitor.enforcement import presumed
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
+from snc_client.callback.monitor.sharded.clip import clip_, follow
 from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
 from snc_client.callback.monitor.sharded.extras import extras
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
@@ -94,6 +95,7 @@ class ShardedGroup:
         )
         self._held: tuple[int, ...] = ()
         self._normalized: frozenset[int] = frozenset()
+        self._capped: frozenset[int] = frozenset()
         self._written: Mask = np.ones(len(layers), np.bool_)
         self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
         self._open: int | None = None  # the step whose measurement is due, until it is made
@@ -114,6 +116,7 @@ class ShardedGroup:
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
         self._held = tuple(i for i, p in enumerate(policies) if p.action in HOLDING)
         self._normalized = frozenset(i for i, p in enumerate(policies) if p.action == "normalize")
+        self._capped = frozenset(i for i, p in enumerate(policies) if p.action == "cap")
         self._planner.restart(step)
 
     def restart(self, step: int) -> None:
@@ -199,8 +202,12 @@ class ShardedGroup:
             likely = presumed(sigma, residual, rise, per_lag=0.0)
             divisor = torch.where(upper.isfinite(), upper, likely)
         divisor = torch.where(sigma.isfinite(), divisor, math.nan)
-        scale = self._act([i for i in self._held if written[i]], found.matrices, divisor)
-        self._outside.acted(scale, ())
+        held = [i for i in self._held if written[i]]
+        clipped = self._clipped([i for i in held if i in proofs], found, upper)
+        scale = self._act([i for i in held if i not in clipped], found.matrices, divisor)
+        for i, factor in clipped.items():
+            scale[i].copy_(factor)
+        self._outside.acted(scale, clipped)
         residual = torch.where(found.sound, residual, NO_SHARE)
         estimates = Estimates(sigma, residual, captured)
         threshold = self.thresholds.value
@@ -260,6 +267,11 @@ class ShardedGroup:
         if self._carried is not None:
             due |= {i for i in self._held if plan.pressing[i] or not self._carried.known(i)}
             due |= self._normalized  # a carried bound is too loose to scale up by
+        room = AT_ONCE
+        for i in sorted(self._capped):  # near their thresholds, as many as fit into one sum
+            room -= math.prod(self._sums.agreed[i].proof)
+            if plan.capped[i] and room >= 0:
+                due.add(i)
         return sorted(due)
 
     def _chunks(self) -> list[list[int]]:
@@ -279,8 +291,10 @@ class ShardedGroup:
         """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
         bits = self.thresholds.value.view(torch.int32).to(torch.int64)
         every = np.arange(len(self.layers))
-        held = np.isin(every, self._held) + 2 * np.isin(every, list(self._normalized))
-        actions = 2 * held + (0 if written is None else written)
+        lists = (self._held, list(self._normalized), list(self._capped))
+        actions = np.zeros(len(every), np.int64) + (0 if written is None else written)
+        for k, which in enumerate(lists, 1):
+            actions += np.isin(every, which) * 2**k
         more = to_device(actions.tolist(), self.device, torch.int64)
         return torch.stack([bits + number, bits * 7 + 3 * number + more])
 
@@ -311,6 +325,17 @@ class ShardedGroup:
             found = found.clamp(min=SMALLEST_NORMAL)
         return torch.where(sums.values["lost"][0] == 0, found, math.nan)
 
+    def _clipped(self, proven: Sequence[int], found: Found, upper: Tensor) -> dict[int, Tensor]:
+        """Clip the capped ones among the ``proven`` layers; return the factors of those above."""
+        factors, threshold = {}, self.thresholds.value
+        for i in (i for i in proven if i in self._capped):
+            matrix = found.matrices[i]
+            if matrix is not None and upper[i].isfinite() and upper[i] > threshold[i]:
+                whole, dtype = self._gathered[i], self._dtypes[i]
+                factors[i] = clip_(matrix, found.sums[i], threshold[i], dtype, gathered=whole)
+                follow(matrix, factors[i])
+        return factors
+
     def _act(
         self, held: Sequence[int], matrices: Sequence[ShardedMatrix | None], bound: Tensor
     ) -> Tensor:
@@ -335,7 +360,7 @@ class ShardedGroup:
                 at = to_device(places, self.device, torch.int64)
                 scale = scale.index_copy(0, at, multiply_(weights, bound[at], threshold[at]))
         for i in held:
-            _follow(matrices[i], scale[i])
+            follow(matrices[i], scale[i])
         return scale
 
     def _nothing(self) -> DeviceRow:
@@ -374,13 +399,3 @@ class ShardedGroup:
         )
         norms = norms_of(sums, found.sigma)
         return row.with_metrics({name: norms[name] for name in self._metrics})
-
-
-def _follow(matrix: ShardedMatrix | None, scale: Tensor) -> None:
-    """Bring what else stores a written matrix to it: copies of masters, and of all of it."""
-    if matrix is None:
-        return
-    for low, piece in zip(matrix.copies, matrix.pieces, strict=False):
-        low.copy_(piece.local)
-    for whole in matrix.gathered:
-        whole.copy_(whole.float() * scale)
