@@ -290,11 +290,10 @@ class ShardedGroup:
     def _codes(self, number: int = 0, written: Mask | None = None) -> Tensor:
         """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
         bits = self.thresholds.value.view(torch.int32).to(torch.int64)
-        every = np.arange(len(self.layers))
-        lists = (self._held, list(self._normalized), list(self._capped))
-        actions = np.zeros(len(every), np.int64) + (0 if written is None else written)
+        lists = (self._held, self._normalized, self._capped)
+        actions = np.zeros(len(self.layers), np.int64) + (0 if written is None else written)
         for k, which in enumerate(lists, 1):
-            actions += np.isin(every, which) * 2**k
+            actions[list(which)] += 2**k
         more = to_device(actions.tolist(), self.device, torch.int64)
         return torch.stack([bits + number, bits * 7 + 3 * number + more])
 
