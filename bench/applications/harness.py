@@ -86,7 +86,7 @@ class Binding:
         self.steps = 0
 
     def look(self, callback: SNCallback) -> None:
-        self.steps += 1
+        self.steps += bool(callback.latest)
         for layer, values in callback.latest.items():
             if values["scale"] not in (None, 1.0):
                 self.written[layer] = self.written.get(layer, 0) + 1
