@@ -47,7 +47,8 @@ def draw(study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
         )
         for name, (mean, _) in zip(names, pairs, strict=True):
             if not math.isfinite(mean):
-                figure.add_annotation(x=0, y=name, text="not finite", showarrow=False, font_size=9,
+                text = "none yet" if math.isnan(mean) else "not finite"
+                figure.add_annotation(x=0, y=name, text=text, showarrow=False, font_size=9,
                                       xanchor="left", row=1, col=place)  # fmt: skip
         if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
             figure.update_xaxes(type="log", exponentformat="power", row=1, col=place)
