@@ -14,8 +14,8 @@ from torch import nn
 
 from snc_client import SNCallback
 from snc_client.callback.monitor.norms import ALL_SIGNALS
-from snc_client.callback.monitor.norms import norms as norms_of
 from snc_client.callback.monitor.update_norms import _bias
+from snc_client.estimator.frobenius import norms as norms_of
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),

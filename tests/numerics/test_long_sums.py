@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from snc_client import measure
-from snc_client.callback.monitor.norms import by_rows
 from snc_client.estimator import BlockPower
+from snc_client.estimator.frobenius import by_rows
 from snc_client.operators import BlockDiagonal, Matrix, Operator
 
 ABOVE, BELOW = 2e-6, 1e-3

@@ -17,9 +17,9 @@ from snc_client.callback.guard.settings import CALM, MOST_ROLLBACKS, GuardSettin
 from snc_client.callback.guard.undo import KeptState, Snapshots, Versions
 from snc_client.callback.model.live_parameters import Slots
 from snc_client.callback.model.master_weights import KEYS
-from snc_client.callback.monitor.norms import norms
 from snc_client.callback.readback.metrics import GUARD_METRIC, NOT_MEASURED
 from snc_client.devices import reading_is_free, to_device
+from snc_client.estimator.frobenius import norms
 from snc_client.layer_row import LayerRow
 from snc_client.layers import Layer
 

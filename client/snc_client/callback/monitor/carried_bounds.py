@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from snc_client.bounds import per_frobenius
-from snc_client.callback.monitor.norms import by_rows
 from snc_client.certificate import carry
+from snc_client.estimator.frobenius import by_rows
 from snc_client.operators import Adjoint, BlockDiagonal, Convolution, Matrix, Operator
 
 ROUNDOFF = 2.0**-24  # of float32

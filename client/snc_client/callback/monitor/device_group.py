@@ -13,13 +13,13 @@ from snc_client.bounds import bound, certifiable, last_bound
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.monitor.carried_bounds import CarriedBounds, SteppedBounds
 from snc_client.callback.monitor.enforcement import Enforcement, WarmCaps, lagging, presumed
-from snc_client.callback.monitor.norms import norms
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.step_plan import StepPlan, indices
 from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
 from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import LAG, Estimates, warm_blocks
+from snc_client.estimator.frobenius import norms
 from snc_client.layer_row import Mask
 from snc_client.layers import Layer
 from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator, Rows

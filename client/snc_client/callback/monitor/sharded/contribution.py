@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snc_client.callback.monitor.norms import norms
 from snc_client.callback.monitor.sharded.layer_sums import (
     FROBENIUS,
     GRADIENT,
@@ -21,6 +20,7 @@ from snc_client.callback.monitor.sharded.layer_sums import (
     LayerSums,
 )
 from snc_client.devices import to_device
+from snc_client.estimator.frobenius import norms
 from snc_client.estimator.sharded_power import Summand
 from snc_client.operators.sharded import Rectangle, ShardedMatrix
 from snc_client.precision import full_precision

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snc_client.callback.monitor.norms import NormSignals, norms
+from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.monitor.sharded.groups import members
 from snc_client.callback.monitor.sharded.layer_sums import GRADIENT, LayerSums
 from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.callback.readback.metrics import NOT_MEASURED
 from snc_client.devices import to_device
+from snc_client.estimator.frobenius import norms
 from snc_client.layers import Layer
 from snc_client.layers.sharded import flat_places
 from snc_client.operators.sharded import (
