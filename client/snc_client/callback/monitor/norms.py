@@ -73,7 +73,7 @@ class NormSignals:
     ) -> None:
         self._wanted = _checked(wanted)
         self._optimizer = optimizer
-        self.hooked = optimizer is not None  # then this runs before anything can zero gradients
+        self.optimizer = optimizer
         self._guarded = guarded
         self._slots = Slots(model)
         self.gains = self._gains_of(model)
@@ -110,11 +110,6 @@ class NormSignals:
     def wanted(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scalars without those that the job switched off."""
         return {k: v for k, v in scalars.items() if k in self._wanted or k not in RUN_SIGNALS}
-
-    @property
-    def scaled(self) -> bool:
-        """Return whether a fused step unscales gradients: only the device knows if it did."""
-        return getattr(self._optimizer, "found_inf", None) is not None
 
     def relist(self, model: nn.Module) -> None:
         """Look up the parameters again, after the model has replaced some."""
@@ -178,7 +173,7 @@ class NormSignals:
         sizes = norms(list(self.gains.values())) if self.gains else []
         self.scalars |= {f"{GAIN}{place}": size for place, size in enumerate(sizes)}
         self._found["update_norm"] = dict(known.get("update_norm", {}))
-        if self.scaled:
+        if getattr(self._optimizer, "found_inf", None) is not None:  # gradients are still scaled
             return
         if self.steps_of is not None or self._measures_updates:
             self._updates(layers)
@@ -295,7 +290,7 @@ class NormSignals:
         self, found: dict[str, Tensor], total: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Treat gradients that are all zero as zeroed before `step`, where the loop calls that."""
-        if self.hooked:
+        if self._optimizer is not None:  # the hook runs before anything can zero them
             return found, total
         if reading_is_free(total.device) and any((total != 0).reshape(1).tolist()):
             return found, total

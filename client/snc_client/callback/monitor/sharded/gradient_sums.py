@@ -124,13 +124,13 @@ class GradientSums:
             squares, unknown = squares + values["squares"][GRADIENT], unknown + values["lost"][0]
         total = squares.sqrt().float()
         absent = (given == 0) | (unknown != 0)
-        if not self._signals.hooked:  # then the loop may have zeroed them
+        if self._signals.optimizer is None:  # then the loop may have zeroed them
             absent = absent | (total == 0)
         return torch.where(absent, NOT_MEASURED, total)
 
     def _fill(self, found: Mapping[Members, Tensor], layers: Sequence[Layer]) -> None:
         """Add the squares of what lies here in full, and those of shards, to their groups."""
-        scaled = self._signals.scaled
+        scaled = getattr(self._signals.optimizer, "found_inf", None) is not None
         covered = {id(layers[i].parameter()) for i in self._covering}
         tensors: dict[Members | None, list[Tensor]] = {group: [] for group in (None, *found)}
         given = dict.fromkeys(tensors, 0)
