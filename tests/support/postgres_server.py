@@ -79,15 +79,25 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill -9 the postmaster and all of its children."""
+        """Kill -9 the postmaster and all of its children, and wait until none is left.
+
+        It is stopped first, so that no child is born unseen. One that lives on holds the shared
+        memory, and the server does not start again.
+        """
         assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
         parent = str(self._process.pid)
-        found = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True)
+        listed = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True)
+        children = listed.stdout.split()
         self._process.kill()
-        for child in found.stdout.split():
+        for child in children:
             with suppress(ProcessLookupError):
                 os.kill(int(child), signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + START_SECONDS
+        while children and _alive(children):
+            assert time.monotonic() < deadline, f"killed, and still there: {children}"
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Stop it; sessions that are open end."""
@@ -138,6 +148,14 @@ class PostgresServer:
     def _how(self) -> dict[str, Any]:
         env = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
         return {"cwd": self.folder, "env": env, **self._as_user}
+
+
+def _alive(processes: list[str]) -> bool:
+    """Return whether any of these processes is there and no zombie."""
+    listed = subprocess.run(
+        ["ps", "-o", "stat=", "-p", ",".join(processes)], capture_output=True, text=True
+    )
+    return any(not state.startswith("Z") for state in listed.stdout.split())
 
 
 @contextmanager
