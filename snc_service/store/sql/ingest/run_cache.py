@@ -28,7 +28,7 @@ from snc_service.store.types import Detection, RunUnknown, StoredEvent, Versione
 from snc_service.store.types.annotations import Annotation
 from snc_service.wire import Batch, RuleSettings
 
-MOST_OF_ONE_RUN = 100_000  # of them, but for the layer table that was used last
+MOST_OF_ONE_RUN = 50_000  # of them, but for the layer table that was used last
 LAYER_BYTES = 200  # that a layer of a table takes, its name included
 MOST_WRITERS = 64  # remembered of one run, and as many layouts
 LEAST_LAYERS = 64  # what the smallest run costs

@@ -97,7 +97,7 @@ class LayerBook:
 
     def __init__(self, bounds: RunBounds) -> None:
         self.bounds = bounds
-        self._tables: Remembered[LayerTable] = Remembered(200_000)  # of 350 bytes
+        self._tables: Remembered[LayerTable] = Remembered(40_000)  # of 350 bytes
         self._specs: Remembered[tuple[LayerSpec, ...]] = Remembered(500_000)
         self._layouts: Remembered[Layout] = Remembered(2_000_000)
         self._columns: Remembered[StoredColumns] = Remembered(500_000)
