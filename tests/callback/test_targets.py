@@ -105,7 +105,7 @@ def test_strict_is_under_its_threshold_by_1e3_at_every_layer_and_step(trainings)
 
 def test_strict_is_so_in_bfloat16_after_the_cast_too():
     seen = train("AdamW", strict=True, dtype=torch.bfloat16)
-    assert len(seen.shrink) > 100
+    assert len(seen.shrink) > 50, "the threshold must be active, or this proves nothing"
     assert max(seen.ratio) <= 1 + 1e-3
 
 
