@@ -506,7 +506,7 @@ def test_a_sharded_tensor_is_a_layer_of_its_whole_shape_without_an_operator(mesh
     coverage = find_layers(model)
     first, second = coverage.layers
     assert (first.sharded, second.sharded) == (False, True)
-    assert (second.name, second.shape, second.cappable) == ("1.weight", (3, 3), False)
+    assert (second.name, second.shape, second.cappable) == ("1.weight", (3, 3), True)
     (here,) = second.shard().pieces
     assert torch.equal(here.local, sharded.to_local())
     with pytest.raises(LookupError, match="must be whole to be multiplied"):
