@@ -287,7 +287,8 @@ def _quick_upper(weight: Tensor, sigma: Tensor) -> Tensor | None:
     usual = weight.device.type == "cpu" and weight.dtype in QUICK_DTYPES and weight.ndim == 2
     if not usual or min(weight.shape) < QUICK_SIDE or library_may_round():
         return None
-    low, high = torch.stack(torch.aminmax(weight)).tolist()
+    # Not stacked: autocast of a CPU refuses to stack float16.
+    low, high = (each.reshape(1).tolist()[0] for each in torch.aminmax(weight))
     largest, (least, most) = max(-low, high), QUICK_RANGE
     if not least < largest < most:  # NaN is not
         return None

@@ -1,5 +1,6 @@
 """When the steps of a source were written: its own times, whatever their form."""
 
+import math
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -18,6 +19,7 @@ from recorded_files import (
 from snc_service.importing.recording import SeriesKey
 from snc_service.importing.sources import find
 from snc_service.importing.times import RecordedTimes, as_text, unix_seconds
+from snc_service.store.types import imported
 from snc_service.wire import MAX_STEP
 
 BEGIN = 1_700_000_000.0
@@ -107,6 +109,11 @@ def test_parquet_holds_times_as_datetimes_in_long_tables_too(tmp_path):
 )
 def test_what_is_no_time_is_left_out(value):
     assert unix_seconds(value) is None
+
+
+@pytest.mark.parametrize("value", [-1, 10**400, -(10**400), 1e13, math.nan, True, "7", None])
+def test_seconds_that_a_config_cannot_mean_are_passed_over(value):
+    assert imported.seconds({"imported": {"seconds": value}}, 7.0) == 7.0
 
 
 def test_seconds_per_step_that_a_source_reports_itself_are_kept(tmp_path):

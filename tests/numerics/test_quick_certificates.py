@@ -75,3 +75,12 @@ def test_float64_decides_where_the_environment_lets_products_round(
     monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", mode)
     monkeypatch.setattr(certificate, "lower_gram_in_pieces", refuse)
     assert norm(w.double()) <= float(sigma_upper(w, torch.tensor(norm(w.double()))))
+
+
+def test_float16_on_a_cpu_is_certified_within_autocast() -> None:
+    """`torch.stack` refuses float16 there."""
+    w = gaussian(256, 200, seed=2).half()
+    sigma = torch.tensor(norm(w.double()))
+    with torch.autocast("cpu"):
+        upper = sigma_upper(w, sigma)
+    assert torch.equal(upper, sigma_upper(w, sigma))

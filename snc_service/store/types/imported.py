@@ -5,7 +5,6 @@ A config is whatever a job says, so anything but a time and a number is passed o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -31,7 +30,8 @@ def seconds(config: Mapping[str, Any], otherwise: float) -> float:
     value = _noted(config, SECONDS)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return otherwise
-    return float(value) if math.isfinite(value) and 0 <= value <= 1e12 else otherwise
+    # Compared first: a whole number of a JSON text may be too large for a float. NaN is not between.
+    return float(value) if 0 <= value <= 1e12 else otherwise
 
 
 def _noted(config: Mapping[str, Any], name: str) -> Any:
