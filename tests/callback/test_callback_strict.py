@@ -119,3 +119,22 @@ def test_a_weight_that_heals_is_held_again():
         callback.step()
         assert spectral_norm(model[0].weight) <= 0.5
     assert callback.errors == 0
+
+
+@pytest.mark.parametrize("action", ["cap", "rescale"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_layers_are_held_at_the_step_at_which_another_one_is_frozen_or_freed(action, trains):
+    """All bounds are forgotten then; a clip of a layer without any was left out."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(12, 12) for _ in range(3)))
+    model[2].requires_grad_(not trains)
+    with SNCallback(model, threshold=0.5, action=action, strict=True) as callback:
+        for step in range(6):
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(0.3 * torch.randn_like(weight))
+            if step == 3:
+                model[2].requires_grad_(trains)
+            callback.step()
+            assert max(spectral_norm(layer.weight) for layer in model[:2]) <= 0.5 * (1 + 1e-6)
+    assert callback.errors == 0

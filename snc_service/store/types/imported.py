@@ -30,7 +30,7 @@ def seconds(config: Mapping[str, Any], otherwise: float) -> float:
     value = _noted(config, SECONDS)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return otherwise
-    # Compared first: a whole number of a JSON text may be too large for a float. NaN is not between.
+    # Compared first: a whole number in JSON may be too large for a float.
     return float(value) if 0 <= value <= 1e12 else otherwise
 
 

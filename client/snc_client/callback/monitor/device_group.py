@@ -264,9 +264,14 @@ class DeviceGroup:
         worth = [i for i in rest if not above[i] or i in self._caps.layers]
         carried = self._carried.bounds({i: operators[i] for i in worth})
         if free:
-            proven = (carried <= self.thresholds.value).tolist()
-            # A clip is proven afterwards, and a carried bound is too loose to scale up by.
-            late = [i for i in rest if not proven[i] and i not in self._caps.layers]
+            proven, bounded = (
+                x.tolist() for x in (carried <= self.thresholds.value, finite(carried))
+            )
+            # A clip is proven afterwards, but a layer without any bound would not be chosen for it.
+            late = [
+                i for i in rest if not proven[i] and not (bounded[i] and i in self._caps.layers)
+            ]
+            # A carried bound is too loose to scale up by.
             late += [i for i in rest if proven[i] and i in self._normalized]
         else:
             must = {*pressing, *self._normalized}
