@@ -76,6 +76,17 @@ def test_a_convolution_as_an_operator_takes_its_turn_less_often_the_more_positio
         assert gaps == (in_turns * cadence.rounds).tolist(), "evenly spread"
 
 
+@pytest.mark.parametrize("in_turns", [1, 4, 5])
+def test_an_idle_convolution_is_measured_once_in_50_steps_however_slow_the_pace(in_turns):
+    cadence = Cadence(8, max_overhead=1e-9, turns=in_turns)
+    cadence.saw(1, np.ones(8, np.float32), np.full(8, ABSENT, np.float32))
+    cadence.rounds[:] = [1, 1, 2, 2, 4, 4, 10, 10]
+    for _ in range(10):
+        pay(cadence, 1.0)
+    seen = measured_per_step(cadence, 3, 1200)
+    assert max(np.diff(np.flatnonzero(seen[:, i])).max() for i in range(8)) <= LONGEST
+
+
 def test_a_convolution_at_its_size_is_seldom_measured_while_idle_and_held_at_every_step():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1))

@@ -98,7 +98,9 @@ class Cadence:
         if not in_turn:
             return Due(urgent, False)
         round_, place = np.divmod(self._turn + turn, self.turns)
-        return Due(urgent | ((place == 0) & (round_ % self.rounds == 0)), True)
+        # A slow pace makes a round longer, so fewer of them fit.
+        rounds = np.minimum(self.rounds, max(1, LONGEST // (self.turns * self.pace)))
+        return Due(urgent | ((place == 0) & (round_ % rounds == 0)), True)
 
     def urgent(self, step: int) -> Mask:
         """Return the layers that must not wait for their turn at ``step``, [L] bool."""
