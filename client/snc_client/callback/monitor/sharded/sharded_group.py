@@ -16,7 +16,7 @@ from snc_client.callback.monitor.device_group import rms
 from snc_client.callback.monitor.enforcement import presumed
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
-from snc_client.callback.monitor.sharded.clip import clip_, follow
+from snc_client.callback.monitor.sharded.clip import FAR_ABOVE, clip_, follow
 from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
 from snc_client.callback.monitor.sharded.extras import extras
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
@@ -329,7 +329,7 @@ class ShardedGroup:
         factors, threshold = {}, self.thresholds.value
         for i in (i for i in proven if i in self._capped):
             matrix = found.matrices[i]
-            if matrix is not None and upper[i].isfinite() and upper[i] > threshold[i]:
+            if matrix is not None and 1 < upper[i] / threshold[i] <= FAR_ABOVE:
                 whole, dtype = self._gathered[i], self._dtypes[i]
                 factors[i] = clip_(matrix, found.sums[i], threshold[i], dtype, gathered=whole)
                 follow(matrix, factors[i])
