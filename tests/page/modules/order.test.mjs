@@ -55,6 +55,10 @@ test("layers keep the order and the names that the service gave", () => {
   assert.deepEqual(entries.map(({ layer }) => layer), names);
 });
 
+test("a forecast of one step says step", () => {
+  assert.equal(forecastOrder({ items: [ahead({ steps: 1 })] }).entries[0].value, "in about 1 step");
+});
+
 test("a forecast names its span, its sigma and its threshold", () => {
   const { entries } = forecastOrder({ items: [ahead(), ahead({ layer: "head", steps: 1500 })] });
   assert.deepEqual(entries, [

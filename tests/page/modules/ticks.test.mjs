@@ -21,6 +21,12 @@ test("few steps have whole ticks, none of them twice", () => {
   }
 });
 
+test("an axis of a narrow chart has more than its first tick", () => {
+  assert.deepEqual(texts(linearTicks(0, 53, 2, true)), ["0", "50"]);
+  assert.deepEqual(texts(linearTicks(0, 119, 3, true)), ["0", "100"]);
+  assert.deepEqual(texts(linearTicks(13, 61, 3, true)), ["20", "40", "60"]);
+});
+
 test("whatever the axis: no more ticks than asked for, inside, rising, different", () => {
   for (let i = 0; i < 2000; i += 1) {
     const low = (Math.random() - 0.5) * 10 ** (Math.random() * 12 - 6);

@@ -146,7 +146,7 @@ function drawSteps(pen, axis, area, xaxis) {
   pen.fillRect(area.left, base, area.width, 1);
   pen.textAlign = "center";
   pen.textBaseline = "top";
-  const most = Math.max(2, Math.min(8, Math.floor(area.width / 80)));
+  const most = Math.max(3, Math.min(8, Math.floor(area.width / 80)));
   const ticks = axis.ticks?.(low, high, most) ?? linearTicks(low, high, most, true);
   for (const { at, text } of ticks) {
     const x = xaxis.toPixel(at);

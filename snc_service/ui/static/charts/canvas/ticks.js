@@ -18,8 +18,13 @@ export function linearTicks(low, high, most, whole = false) {
   if (!(span > 0) || !Number.isFinite(span)) return [{ at: low, text: plain(low, 0) }];
   const rough = span / (most - 1);
   const decade = 10 ** Math.floor(Math.log10(rough));
-  const lead = [1, 2, 5, 10].find((times) => times * decade >= rough * (1 - 1e-9)) ?? 10;
-  const size = whole ? Math.max(1, Math.round(lead * decade)) : lead * decade;
+  const leads = [0.5, 1, 2, 5, 10];
+  const least = leads.findIndex((times) => times * decade >= rough * (1 - 1e-9));
+  const sizes = leads.slice(0, (least < 0 ? leads.length - 1 : least) + 1).reverse().map((times) => times * decade)
+    .map((size) => (whole ? Math.max(1, Math.round(size)) : size));
+  // One tick says nothing about a scale: a smaller size, if that is not too many.
+  const within = (/** @type {number} */ one) => Math.floor(high / one + 1e-9) - Math.ceil(low / one - 1e-9) + 1;
+  const size = sizes.find((one) => within(one) >= 2 && within(one) <= most) ?? sizes[0];
   const digits = Math.max(0, -Math.floor(Math.log10(size) + 1e-9));
   /** @type {Tick[]} */
   const found = [];

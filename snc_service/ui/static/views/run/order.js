@@ -44,7 +44,7 @@ export function forecastOrder(forecast) {
     entries: (forecast?.items ?? []).map((item) => ({
       layer: item.layer,
       step: item.step,
-      value: `in about ${count(item.steps)} steps`,
+      value: `in about ${count(item.steps)} ${item.steps === 1 ? "step" : "steps"}`,
       detail: `\u03c3 ${number(item.sigma)} of ${number(item.threshold)} \u00b7 ` +
         `step ${count(item.earliest_step)} to ${count(item.latest_step)}`,
     })),
