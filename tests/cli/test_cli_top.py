@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from feed import Feed
 from test_cli import environment, failed, serving, snc
@@ -43,6 +44,18 @@ def test_without_a_run_all_active_runs_are_shown_worst_first(url):
     done = snc("top", "--url", url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("alpha") < done.stdout.index("beta")
+
+
+def test_an_incident_names_the_step_of_the_event_that_it_quotes(url):
+    feed = Feed(url, "two", ["fc1.weight"])
+    feed.send(range(40), sigma=np.where(np.arange(40) < 30, 1.0, 3.0)[:, None], threshold=2.0)
+    feed.send(range(40, 45), sigma=np.nan, threshold=2.0)
+    shown = snc("top", "two", "--url", url).stdout
+    (line,) = (line for line in shown.splitlines() if "critical  two" in line)
+    (incident,) = json.loads(snc("top", "two", "--json", "--url", url).stdout)["incidents"]
+    newest = incident["events"][-1]
+    assert (incident["step"], newest["step"]) == (30, 40)
+    assert line.strip().startswith(f"critical  two  step 40  {newest['message'][:20]}")
 
 
 def test_json_has_what_is_shown(url):

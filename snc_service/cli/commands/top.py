@@ -153,7 +153,10 @@ def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
 
     text = Text("Open incidents, the worst first" if incidents else "No open incident")
     for each in incidents:
-        message = each["events"][-1]["message"] if each["events"] else each["rule"]
-        line = f"{each['severity']}  {each['run']}  step {each['step']}  {message}"
+        # The newest event, with the step at which it came: the incident's own is that of the first.
+        step, message = each["step"], each["rule"]
+        if each["events"]:
+            step, message = (each["events"][-1][name] for name in ("step", "message"))
+        line = f"{each['severity']}  {each['run']}  step {step}  {message}"
         text.append(f"\n  {clean(line)}", STYLES.get(each["severity"], ""))
     return text
