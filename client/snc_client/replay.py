@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Send what ended jobs left in a spool. The token is read from SNC_TOKEN.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="the spool of the jobs")
-    parser.add_argument("--url", default=os.environ.get("SNC_URL", URL), help="the service")
+    parser.add_argument("--url", default=os.environ.get("SNC_URL") or URL, help="the service")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to try (default 60)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

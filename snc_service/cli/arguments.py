@@ -17,7 +17,7 @@ def reader(
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--url",
-        default=os.environ.get("SNC_URL", DEFAULT_URL),
+        default=os.environ.get("SNC_URL") or DEFAULT_URL,
         help=f"the service (default: SNC_URL or {DEFAULT_URL})",
     )
     parser.add_argument(

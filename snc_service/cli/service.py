@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
@@ -13,6 +13,8 @@ import httpx
 from snc_service.cli.failure import Failure, RefusedByService
 
 PAGE = 500
+# Whatever HTTP_PROXY says: a proxy reaches its own machine under these names, not this one.
+DIRECT: Final = {"all://localhost": None, "all://127.0.0.1": None, "all://[::1]": None}
 Json = dict[str, Any]
 
 
@@ -25,7 +27,9 @@ class ServiceClient:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         try:
-            self._http = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
+            self._http = httpx.Client(
+                base_url=f"{self.url}/api/v1", headers=headers, timeout=30, mounts=DIRECT
+            )
             is_http = self._http.base_url.scheme in ("http", "https") and self._http.base_url.host
         except (httpx.InvalidURL, ValueError, UnicodeError):
             is_http = False

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,6 +20,9 @@ MAX_ANSWER_BYTES = 256 * 2**20  # a heatmap of 1,000 layers and 1,000 buckets ha
 FIRST_WAIT_SECONDS = 0.25
 MAX_WAIT_SECONDS = 30.0
 BUSY = (429, 502, 503, 504)
+
+# Whatever HTTP_PROXY says: a proxy reaches its own machine under these names, not this one.
+DIRECT: Final = {"all://localhost": None, "all://127.0.0.1": None, "all://[::1]": None}
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -46,6 +49,7 @@ class ApiConnection:
                 headers=headers,
                 timeout=timeout,
                 follow_redirects=False,
+                mounts=DIRECT,
             )
             is_http = self._http.base_url.scheme in ("http", "https") and self._http.base_url.host
         except (httpx.InvalidURL, ValueError, UnicodeError):

@@ -158,7 +158,7 @@ def _print_summary(console: Console, recipe: Recipe, trained: dict[str, Trained]
 
 def _stored(url: str, run: str) -> dict[str, Any]:
     """Return the service's record of a run, with the number of its events."""
-    with httpx.Client(base_url=f"{url}/api/v1", timeout=10.0) as client:
+    with httpx.Client(base_url=f"{url}/api/v1", timeout=10.0, trust_env=False) as client:
         record: dict[str, Any] = client.get(f"/runs/{run}").raise_for_status().json()
         events = client.get(f"/runs/{run}/events", params={"limit": 500}).raise_for_status()
         return record | {"events": len(events.json()["items"])}

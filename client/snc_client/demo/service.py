@@ -61,7 +61,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log_path: Path
         if process.poll() is not None:
             break
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/readyz", timeout=1.0).status_code == 200:
+            # A proxy of the environment does not reach this machine.
+            if httpx.get(f"{url}/readyz", timeout=1.0, trust_env=False).status_code == 200:
                 return
         time.sleep(0.1)
     said = log_path.read_text(errors="replace").strip()[-2_000:]
