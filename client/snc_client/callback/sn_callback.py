@@ -117,8 +117,8 @@ class SNCallback:
 
     After a measured step the spectral norm of a rescaled layer is at most its threshold, up to the
     rounding of the product, if the layer had a certificate at that step or, with ``strict``, a
-    bound. Otherwise sigma plus a margin, the larger of 1e-3 and (residual / sigma)^2, replaces the
-    bound: that is evidence, no proof. The model gets no attribute, hook, buffer or state entry.
+    bound. Otherwise sigma plus a margin of at least 1e-3, which grows with the residual, replaces
+    the bound: evidence, no proof. The model gets no attribute, hook, buffer or state entry.
 
     Under torch.distributed every rank measures and acts alike on its replica. Rank 0 reports, and
     pipeline stages their own layers. Policies and commands of the service are obeyed at the same
