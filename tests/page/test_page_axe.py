@@ -32,7 +32,7 @@ def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_any_view(opened, filled, scheme, size):
+def test_axe_finds_nothing_on_any_view(opened, filled, empty_service, closed_service, scheme, size):
     width, height = SIZES[size]
     options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
     found = {}
@@ -44,4 +44,11 @@ def test_axe_finds_nothing_on_any_view(opened, filled, scheme, size):
             ready(page)
             found[view] = violations(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-    assert found == {view: [] for view in VIEWS}
+    for view, url, complaints in (
+        ("welcome", empty_service, ""),
+        ("login", closed_service, "401"),
+    ):
+        with opened(url, "#/", complaints=complaints, **options) as page:
+            expect(page.locator("main h1, main h2").first).to_be_visible()
+            found[view] = violations(page)
+    assert found == {view: [] for view in (*VIEWS, "welcome", "login")}

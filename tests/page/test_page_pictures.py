@@ -4,17 +4,12 @@ The pictures are kept in the folder that SNC_PICTURES names, to be looked at.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chromium import needs_chromium
 from page_views import SIZES, VIEWS, fill
 from playwright.sync_api import Page, expect
-
-from snc_client.demo.service import free_port, serving
-from snc_service.auth import make_token
-from snc_service.store import open_store
 
 pytestmark = needs_chromium
 
@@ -68,23 +63,6 @@ def filled(page_service) -> str:
     return page_service
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("empty") / "snc.db", free_port(0)) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def closed(tmp_path_factory) -> Iterator[str]:
-    path = tmp_path_factory.mktemp("closed") / "snc.db"
-    token, _ = make_token("a", ["read"], project=None, author="x", now=0.0, expires_at=None)
-    store = open_store(f"sqlite:///{path}")
-    store.tokens.add(token)
-    store.close()
-    with serving(path, free_port(0)) as url:
-        yield url
-
-
 def look(page: Page, name: str, folder: Path) -> dict[str, list[str]]:
     """Take a picture; return what is wrong in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +83,7 @@ def look(page: Page, name: str, folder: Path) -> dict[str, list[str]]:
     ("size", "scheme"), [("wide", "light"), ("tablet", "light"), ("phone", "dark")]
 )
 def test_in_a_picture_of_every_view_no_word_is_broken_and_nothing_cut(
-    opened, filled, empty, closed, tmp_path, size, scheme
+    opened, filled, empty_service, closed_service, tmp_path, size, scheme
 ):
     width, height = SIZES[size]
     options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
@@ -118,7 +96,10 @@ def test_in_a_picture_of_every_view_no_word_is_broken_and_nothing_cut(
             expect(page.locator("main h1, main h2").first).to_be_visible()
             ready(page)
             wrong |= look(page, name, folder)
-    for name, url, complaints in (("welcome", empty, ""), ("login", closed, "401")):
+    for name, url, complaints in (
+        ("welcome", empty_service, ""),
+        ("login", closed_service, "401"),
+    ):
         with opened(url, "#/", complaints=complaints, **options) as page:
             expect(page.locator("main h1, main h2").first).to_be_visible()
             wrong |= look(page, name, folder)
