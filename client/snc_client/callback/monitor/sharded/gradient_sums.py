@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.monitor.norms import NormSignals
-from snc_client.callback.monitor.sharded.groups import members
+from snc_client.callback.monitor.sharded.groups import members, weakly
 from snc_client.callback.monitor.sharded.layer_sums import GRADIENT, LayerSums
 from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.callback.readback.metrics import NOT_MEASURED
@@ -66,7 +66,7 @@ class GradientSums:
         self._said = False
         self._here = torch.zeros(HEAD)  # of what lies here in full, see `shares`
         parameters = self._signals.parameters()
-        self.groups: list[Group] = []
+        self._groups: list[Callable[[], Group | None]] = []
         self._places = {id(p): self._place(p) for p in parameters}
         self._known = parameters  # keeps their identities
         self._covering = _covering(layers)
@@ -85,6 +85,11 @@ class GradientSums:
             texts.setdefault(group, []).append(place.entries)
         self.told: dict[Members, str] = {group: json.dumps(text) for group, text in texts.items()}
         """What must be equal in all processes of a group."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """Return the groups of the parameters that are there."""
+        return [group for each in self._groups if (group := each()) is not None]
 
     @property
     def sizes(self) -> Mapping[Members, int]:
@@ -184,10 +189,10 @@ class GradientSums:
         try:
             shard = shard_of(p) if flat is None else flat.shard()
             if shard is not None:
-                self.groups.append(shard.group)
+                self._groups.append(weakly(shard.group))
                 return _GradientPlace(members(shard.group), shard.counts, why=_elsewhere(p))
             if is_whole(p) and (group := replicas_of(p)) is not None:
-                self.groups.append(group)
+                self._groups.append(weakly(group))
                 first = not any(p.device_mesh.get_coordinate())  # type: ignore[attr-defined]
                 entries = p.numel() if p.numel() <= MOST_SUMMED else 0
                 return _GradientPlace(members(group), first, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -32,6 +33,14 @@ def members(group: Group) -> Members:
     return group if isinstance(group, tuple) else tuple(sorted(dist.get_process_group_ranks(group)))
 
 
+def weakly(group: Group) -> Callable[[], Group | None]:
+    """Return a reference to a group that torch alone keeps alive, until it is destroyed.
+
+    One kept longer is freed at the exit of the interpreter, where its threads abort the process.
+    """
+    return (lambda: group) if isinstance(group, tuple) else weakref.ref(group)
+
+
 class Groups:
     """One process group for each set of ranks that layers are summed over.
 
@@ -42,14 +51,15 @@ class Groups:
     def __init__(self, groups: Iterable[Group], roll_call: RollCall | None) -> None:
         self._roll_call = roll_call
         self._owed: deque[deque[Owed]] = deque()  # of each round
-        self._of: dict[Members, Any] = {}
+        self._of: dict[Members, Callable[[], Any]] = {}
         groups = list(groups)
         for group in groups:
             if not isinstance(group, tuple):
-                self._of.setdefault(members(group), group)
+                self._of.setdefault(members(group), weakly(group))
         for ranks in sorted({group for group in groups if isinstance(group, tuple)}):
             if ranks not in self._of:
-                self._of[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+                made = dist.new_group(list(ranks), use_local_synchronization=True)
+                self._of[ranks] = weakly(made)
 
     def owe(self, rounds: Iterable[Iterable[Owed]], device: torch.device) -> None:
         """Note the sums that this process has promised to the others, in their order."""
@@ -86,12 +96,14 @@ class Groups:
 
     def _sum(self, part: Tensor) -> None:
         """Make the next of the sums that are owed. What fails in it ends all, on all ranks."""
-        ranks = self._owed[0][0][0]
+        group = self._of[self._owed[0][0][0]]()
         try:
+            if group is None:
+                raise SumLost("the process group is gone")
             if part.device.type == "cpu":
-                _finished(dist.all_reduce(part, group=self._of[ranks], async_op=True), self._broken)
+                _finished(dist.all_reduce(part, group=group, async_op=True), self._broken)
             else:  # the host does not wait, and a device cannot be asked
-                dist.all_reduce(part, group=self._of[ranks])
+                dist.all_reduce(part, group=group)
             self._owed[0].popleft()
         except BaseException as error:
             self._owed.clear()
@@ -109,12 +121,15 @@ def _finished(work: Any, broken: Callable[[], str | None]) -> None:
     """Wait for a sum; raise `SumLost` where another rank has given it up, or it lasts too long."""
     deadline = time.monotonic() + SECONDS
     while True:
+        if work.is_completed():
+            work.wait()  # raises what the backend has met
+            return
         try:
             work.wait(_LOOK)
             return
         except RuntimeError:
             if work.is_completed():
-                raise
+                continue  # perhaps it was too late by a moment only
             if (why := broken()) is not None:
                 raise SumLost(why) from None
             if time.monotonic() > deadline:
