@@ -91,7 +91,7 @@ def test_long_sums_keep_nan_and_infinity() -> None:
         assert torch.isnan(torch.tensor(estimate(Matrix(w), 8)))
 
 
-@pytest.mark.parametrize("shape", [(4096, 16), (4096, 64), (64, 4096), (1000, 20)])
+@pytest.mark.parametrize("shape", [(4096, 16), (4096, 64), (64, 4096), (1000, 20), (3072, 768)])
 def test_a_rank_one_table_of_one_number_is_not_overstated(shape: tuple[int, int]) -> None:
     """All its roundings go one way: sums of 4,096 terms in float32 were 2.7e-6 too long."""
     worst = 0.0
@@ -100,4 +100,4 @@ def test_a_rank_one_table_of_one_number_is_not_overstated(shape: tuple[int, int]
         exact = float(w[0, 0].double()) * math.sqrt(shape[0] * shape[1])
         blocks = BlockPower([shape], device=torch.device("cpu"))
         worst = max(worst, *(float(blocks.step_([Matrix(w)]).sigma) / exact - 1 for _ in range(3)))
-    assert worst <= 2.1e-6
+    assert worst <= ABOVE
