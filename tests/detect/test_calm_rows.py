@@ -7,6 +7,8 @@ import pytest
 
 from snc_service.detect.calm import judgement
 from snc_service.detect.calm.judgement import judge_calm
+from snc_service.detect.calm.layers import CalmLayers
+from snc_service.detect.calm.row import CalmRow
 from snc_service.detect.memory import Memory
 from snc_service.detect.rules import RunRules, judge
 from snc_service.store.types import RunRows
@@ -143,3 +145,31 @@ def test_an_error_of_one_run_is_returned_and_the_others_advance():
     found = RunRules.advance_together([(bad, rows), (good, rows)])
     assert isinstance(found[0], Exception)
     assert found[1] == RunRules(None).advance(rows)
+
+
+def test_a_row_that_breaks_what_is_judged_together_costs_no_other_run_an_event(told, monkeypatch):
+    judged, advanced, broken = CalmLayers.judge, CalmRow.advance, set()
+
+    def judge_layers(self):
+        judged(self)
+        if any(row.rows.run == "r3" for row in self.rows):
+            broken.add(len(self.rows))
+            raise OverflowError
+
+    def advance(self):
+        advanced(self)
+        if self.rows.run == "r5":
+            broken.add("r5")
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(CalmLayers, "judge", judge_layers)
+    monkeypatch.setattr(CalmRow, "advance", advance)
+    runs, together = [run(seed) for seed in range(RUNS)], [RunRules(None) for _ in range(RUNS)]
+    for seq in range(ROWS):
+        found = RunRules.advance_together(
+            [(rules, rows[seq]) for rules, rows in zip(together, runs, strict=True)]
+        )
+        for seed in range(RUNS):
+            state = (together[seed].dump(), together[seed].pulse(), found[seed])
+            assert state == told[seed][seq], (seed, seq)
+    assert {"r5", 1} < broken  # alone, and with others

@@ -124,6 +124,30 @@ def test_a_rule_that_breaks_refuses_its_batch_only(store):
     stored(store, sigma(1, 1))
 
 
+def test_a_rule_that_breaks_on_one_run_does_not_undo_what_is_stored_of_others(store):
+    seen = []
+
+    def advance(state, rows):
+        seen.append((rows.run, rows.batch.seq))
+        if rows.run == "r2" and rows.batch.seq == 1:
+            raise OverflowError
+        return b"%d" % rows.batch.seq, []
+
+    judge(store, advance)
+    for run in ("r2", "r3"):
+        new_run(store, run)
+        store.batches.put_layer_table(run, LAYERS)
+    group = [(run, seq) for seq in (0, 1) for run in ("r1", "r2", "r3")]
+    found = store.batches.ingest([Submission(run, sigma(n, n), n, NOW) for run, n in group])
+    assert [type(one.error) for one in found] == [type(None)] * 4 + [StoreError, type(None)]
+    assert [seen.count((run, seq)) for run in ("r1", "r3") for seq in (0, 1)] == [1] * 4
+    for run, last in (("r1", b"1"), ("r2", b"0"), ("r3", b"1")):
+        assert store.batches.rule_state(run) == last
+    judge(store)
+    (outcome,) = store.batches.ingest([Submission("r2", sigma(1, 1), 1, NOW)])
+    assert (outcome.error, outcome.duplicate) == (None, False)
+
+
 def test_rules_see_each_batch_once_and_their_state_is_kept(store):
     (first, second) = stored(store, sigma(0, 0), sigma(1, 1), advance=breach_once)
     assert [e.event.rule for e in first.events] == ["breach"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -44,6 +44,9 @@ _NEEDED: Final = (
 _NOT_OF_A_MOVING_TARGET: Final = frozenset(("loss_divergence", "loss_regain"))
 
 
+_SAVED: Final = ("step", "gap", "trained", "largest_lr", "moving", "skipped_in_row")
+
+
 @dataclass(eq=False)
 class CalmRow:
     """A row that may be calm, and what its scalars have changed in the memory so far."""
@@ -51,16 +54,56 @@ class CalmRow:
     place: int
     memory: Memory
     rows: RunRows
-    before: list[tuple[object, dict[str, Any]]]
-    values: list[float]  # one for each rule, NaN where it has none
-    gap: int
+    # One for each rule, NaN where it has none.
+    values: list[float] = field(default_factory=lambda: [math.nan] * len(SHIPPED))
+    gap: int = 1
     rise: float = math.nan
     fall: float = 0.0
 
+    def __post_init__(self) -> None:
+        it = self.memory
+        parts = (it.loss, it.gradient, it.rise, it.regain, it.fall, it.skips)
+        self._before: list[tuple[object, dict[str, Any]]] = [
+            (each, dict(vars(each))) for each in parts
+        ]
+        self._before.append((it, {name: getattr(it, name) for name in _SAVED}))
+
     def undo(self) -> None:
         """Set back what the scalars have changed."""
-        for each, state in self.before:
+        for each, state in self._before:
             each.__dict__.update(state)
+        self.values[:] = [math.nan] * len(SHIPPED)
+        self.rise, self.fall = math.nan, 0.0
+
+    def advance(self) -> None:
+        """Advance all but the layers of the memory by one row."""
+        batch, memory, values = self.rows.batch, self.memory, self.values
+        scalars: Mapping[str, float] = (
+            dict(zip(batch.scalars, batch.scalar_values[:, 0].tolist(), strict=True))
+            if batch.scalars
+            else {}
+        )
+        self.gap, _ = memory.advance_step(batch.steps[0])
+        values[PLACE["nonfinite"]] = values[PLACE["unchanged"]] = 0.0
+        for rule, scalar in (("guard", "guard_vetoes"), ("guard_rollback", "guard_rollbacks")):
+            if scalar in scalars:
+                values[PLACE[rule]] = scalars[scalar]
+        if (count := scalars.get("skipped_steps")) is not None:
+            share = memory.skips.advance(count, self.gap, self.gap * memory.trained)
+            values[PLACE["skipped_steps"]] = share
+        if (loss := scalars.get("loss")) is not None:
+            score, self.rise, regain, self.fall = scalar_rules.advance_loss(memory, loss)
+            values[PLACE["loss_divergence"]], values[PLACE["loss_regain"]] = score, regain
+        if (norm := scalars.get("grad_norm")) is not None:
+            (values[PLACE["grad_spike"]],) = scalar_rules.advance_gradient(memory, norm)
+        if (rate := scalars.get("lr")) is not None:
+            (values[PLACE["lr_jump"]],) = scalar_rules.advance_lr(memory, rate)
+        memory.moving = memory.moving or scalars.get("moving_target", 0.0) > 0
+        if memory.moving:
+            for rule in _NOT_OF_A_MOVING_TARGET:
+                values[PLACE[rule]] = math.nan
+        memory.trained += 1
+        memory.skipped_in_row = 0
 
 
 def may_be_calm(memory: Memory, rows: RunRows) -> bool:
@@ -78,44 +121,6 @@ def may_be_calm(memory: Memory, rows: RunRows) -> bool:
     ):
         return False
     return all(map(math.isfinite, batch.scalar_values[:, 0].tolist())) if batch.scalars else True
-
-
-def advanced(place: int, memory: Memory, rows: RunRows) -> CalmRow:
-    """Advance all but the layers of a memory by one row."""
-    batch = rows.batch
-    scalars: Mapping[str, float] = (
-        dict(zip(batch.scalars, batch.scalar_values[:, 0].tolist(), strict=True))
-        if batch.scalars
-        else {}
-    )
-    parts = (memory.loss, memory.gradient, memory.rise, memory.regain, memory.fall, memory.skips)
-    before: list[tuple[object, dict[str, Any]]] = [(each, dict(vars(each))) for each in parts]
-    names = ("step", "gap", "trained", "largest_lr", "moving", "skipped_in_row")
-    before.append((memory, {name: getattr(memory, name) for name in names}))
-    gap, _ = memory.advance_step(batch.steps[0])
-    row = CalmRow(place, memory, rows, before, [math.nan] * len(SHIPPED), gap)
-    values = row.values
-    values[PLACE["nonfinite"]] = values[PLACE["unchanged"]] = 0.0
-    for rule, scalar in (("guard", "guard_vetoes"), ("guard_rollback", "guard_rollbacks")):
-        if scalar in scalars:
-            values[PLACE[rule]] = scalars[scalar]
-    if (count := scalars.get("skipped_steps")) is not None:
-        share = memory.skips.advance(count, gap, gap * memory.trained)
-        values[PLACE["skipped_steps"]] = share
-    if (loss := scalars.get("loss")) is not None:
-        score, row.rise, regain, row.fall = scalar_rules.advance_loss(memory, loss)
-        values[PLACE["loss_divergence"]], values[PLACE["loss_regain"]] = score, regain
-    if (norm := scalars.get("grad_norm")) is not None:
-        (values[PLACE["grad_spike"]],) = scalar_rules.advance_gradient(memory, norm)
-    if (rate := scalars.get("lr")) is not None:
-        (values[PLACE["lr_jump"]],) = scalar_rules.advance_lr(memory, rate)
-    memory.moving = memory.moving or scalars.get("moving_target", 0.0) > 0
-    if memory.moving:
-        for rule in _NOT_OF_A_MOVING_TARGET:
-            values[PLACE[rule]] = math.nan
-    memory.trained += 1
-    memory.skipped_in_row = 0
-    return row
 
 
 def goes_on(row: CalmRow) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ from snc_service.store.sql.ingest.run_cache import (
     locked,
 )
 from snc_service.store.sql.ingest.run_memory import RunMemory
-from snc_service.store.sql.ingest.transaction import DetectionFailed, ingest
+from snc_service.store.sql.ingest.transaction import ingest
 from snc_service.store.sql.records import (
     runs,
 )
@@ -34,8 +33,6 @@ from snc_service.store.types import (
 from snc_service.wire import LayerTable, RuleSettings
 
 SETTLED_AT_ONCE: Final = 64  # runs per transaction
-
-log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -99,27 +96,26 @@ class Batches:
 
     def _ingest(self, items: Sequence[Submission]) -> list[Outcome]:
         refused: dict[int, StoreError] = {}
-        while True:
+        outcomes: dict[int, Outcome] = {}
+        while len(outcomes) < len(items):  # again for runs on which the rules failed
+            left = {place: item for place, item in enumerate(items) if place not in outcomes}
             try:
                 with self._database.write() as connection:
-                    outcomes, works, mark = ingest(
+                    found, works, mark = ingest(
                         connection,
                         self._book,
                         self._memory,
-                        items,
+                        left,
                         (self._rules, self._together),
                         refused,
                     )
                 self._memory.keep(works, mark)
-                return outcomes
+                outcomes |= found
             except RunGone:  # again, with an empty memory
                 continue
-            except DetectionFailed as failed:
-                log.error("%s", failed.refusal, exc_info=failed.__cause__)
-                refused[failed.place] = failed.refusal
-                continue
             finally:
-                self._memory.let_go(item.run for item in items)
+                self._memory.let_go(item.run for item in left.values())
+        return [outcomes[place] for place in range(len(items))]
 
     @property
     def _rules(self) -> Detection:

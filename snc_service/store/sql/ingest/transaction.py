@@ -7,6 +7,7 @@ Changes are collected in memory and written at the end for all runs together.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,38 +40,47 @@ from snc_service.store.types import (
 from snc_service.wire import Batch, absent
 from snc_service.wire.checks import MAX_WHOLE
 
+log = logging.getLogger(__name__)
+
 
 def ingest(
     connection: Connection,
     book: LayerBook,
     memory: RunMemory,
-    items: Sequence[Submission],
+    items: Mapping[int, Submission],
     rules: tuple[Detection, Together],
-    refused: Mapping[int, StoreError],
-) -> tuple[list[Outcome], list[RunAtWork], Mark | None]:
-    """Store ``items`` inside the caller's transaction, except those ``refused`` by their place.
+    refused: dict[int, StoreError],
+) -> tuple[dict[int, Outcome], list[RunAtWork], Mark | None]:
+    """Store ``items`` by their places inside the caller's transaction, except those ``refused``.
 
-    Returns the outcomes in the order of the items, and the entries for ``memory`` to keep after the
-    commit. After `RunGone` and `DetectionFailed` the caller must undo all and start again.
+    Returns the outcomes, and the entries for ``memory`` to keep after the commit. Where the rules
+    fail on a batch, it is added to ``refused`` and nothing of its run is stored: those items have
+    no outcome, and need another transaction. After `RunGone` the caller must undo all and start
+    again.
     """
     by_run: dict[str, list[int]] = {}
-    for place, item in enumerate(items):
+    for place, item in items.items():
         by_run.setdefault(item.run, []).append(place)
     mark = connection.mark()
     known, era = memory.take(by_run), memory.era(mark)
     works = run_cache.locked(connection, book, known, era, by_run, rules[0])
+    locked = set(works)
     outcomes: dict[int, Outcome] = {}
     for run, places in by_run.items():
         if run not in works:
             outcomes |= dict.fromkeys(places, Outcome(error=run_cache.unknown(run)))
     for wave in _waves([by_run[run] for run in works]):
-        outcomes |= _store(connection, book, works, {p: items[p] for p in wave}, rules, refused)
+        of_wave = {place: items[place] for place in wave if items[place].run in works}
+        outcomes |= _store(connection, book, works, of_wave, rules, refused)
+    for run in locked - works.keys():  # the rules have failed on it
+        for place in by_run[run]:
+            outcomes.pop(place, None)
     run_cache.save(connection, works.values())
     for run, work in works.items():
         if work.commands_wait:
             _hand_over_commands(connection, work, {p: items[p] for p in by_run[run]}, outcomes)
         work.settled()
-    return [outcomes[place] for place in range(len(items))], list(works.values()), mark
+    return outcomes, list(works.values()), mark
 
 
 def _hand_over_commands(
@@ -114,12 +124,15 @@ class _Accepted:
 def _store(
     connection: Connection,
     book: LayerBook,
-    works: Mapping[str, RunAtWork],
+    works: dict[str, RunAtWork],
     items: Mapping[int, Submission],
     rules: tuple[Detection, Together],
-    refused: Mapping[int, StoreError],
+    refused: dict[int, StoreError],
 ) -> dict[int, Outcome]:
-    """Store submissions by their places, of each run at most one; return their outcomes."""
+    """Store submissions by their places, of each run at most one; return their outcomes.
+
+    A run whose rules fail is taken out of ``works``, and its submission is added to ``refused``.
+    """
     outcomes: dict[int, Outcome] = {}
     accepted: list[_Accepted] = []
     for place, item in items.items():
@@ -136,7 +149,11 @@ def _store(
         else:
             accepted.append(found)
     for each, events_ in zip(accepted, _judged(rules, accepted), strict=True):
-        outcomes[each.place] = _stored(connection, each, events_)
+        if isinstance(events_, Exception):  # what the rules remember of the run is unknown
+            refused[each.place] = _failed(each, events_)
+            del works[each.item.run]
+        else:
+            outcomes[each.place] = _stored(connection, each, events_)
     return outcomes
 
 
@@ -244,32 +261,22 @@ def _columns(batch: Batch) -> bytes | memoryview:
     return columns.data
 
 
-class DetectionFailed(Exception):
-    """The rules failed on the submission at ``place``: what they remember of its run is unknown."""
-
-    def __init__(self, refusal: StoreError, place: int) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
-        self.place = place
-
-
 def _judged(
     rules: tuple[Detection, Together], accepted: Sequence[_Accepted]
-) -> Iterator[list[Event]]:
-    """Run the rules over the new rows of all runs; yield their events in turn.
-
-    Raises `DetectionFailed`: the transaction must be undone.
-    """
+) -> Sequence[list[Event] | Exception]:
+    """Run the rules over the new rows of all runs; return their events, or why they failed."""
     detection, together = rules
     for each in accepted:
         if each.work.derived.rules is None:
             each.work.derived.rules = detection(None)
-    found = together([(each.work.derived.rules, each.rows) for each in accepted])
-    for each, events_ in zip(accepted, found, strict=True):
-        if isinstance(events_, Exception):  # the other batches of the group must not fail with it
-            refusal = StoreError(f"detection failed on run {each.rows.run}: {events_!r}")
-            raise DetectionFailed(refusal, each.place) from events_
-        yield events_
+    return together([(each.work.derived.rules, each.rows) for each in accepted])
+
+
+def _failed(accepted: _Accepted, error: Exception) -> StoreError:
+    """Return the refusal of a batch on which the rules failed."""
+    refusal = StoreError(f"detection failed on run {accepted.rows.run}: {error!r}")
+    log.error("%s", refusal, exc_info=error)
+    return refusal
 
 
 def _numbered(work: RunAtWork, new: Sequence[Event], at: float) -> list[StoredEvent]:
