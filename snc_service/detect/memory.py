@@ -189,7 +189,7 @@ class Memory:
     @property
     def num_bytes(self) -> int:
         """Return the size in memory of what grows with the layers."""
-        columns = sum(column.nbytes for column in self.columns.values())
+        columns = 4 * len(COLUMNS) * len(self.keys)  # each is float32 of all layers
         return self.keys.nbytes + columns + sum(map(len, self.hashed)) * HASHED_BYTES
 
     def of_rule(self, rule: str) -> Firing:

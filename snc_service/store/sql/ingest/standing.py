@@ -59,11 +59,14 @@ class Standing:
         if threshold is None:
             return None, -1, num_nonfinite
         usable = finite & np.isfinite(threshold) & (threshold > 0)
-        if not usable.any():
+        if usable.all() and len(usable):  # the usual case
+            ratio = np.divide(sigma, threshold, dtype=np.float64)
+        elif usable.any():
+            ratio = np.full(len(sigma), -np.inf)
+            with np.errstate(invalid="ignore"):  # to widen a signalling NaN is invalid
+                np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
+        else:
             return None, -1, num_nonfinite
-        ratio = np.full(len(sigma), -np.inf)
-        with np.errstate(invalid="ignore"):  # to widen a signalling NaN is an invalid operation
-            np.divide(sigma, threshold, out=ratio, where=usable, dtype=np.float64)
         worst = int(np.argmax(ratio))
         return float(ratio[worst]), int(self.layers[worst]), num_nonfinite
 
