@@ -4,6 +4,8 @@ A layer is outside while a rule fires that compares each layer with its own limi
 one of those above it. The order is that of the newest incident: once no layer was outside for more
 than 50 steps, and no rule fired that keeps an incident open, the next one begins a new order. It
 lives in detection's state, so it is the same whatever was stored, sent again or replayed.
+
+A rule fires some rows after a layer went wrong. `traced` goes back from there, in stored values.
 """
 
 from __future__ import annotations
@@ -34,6 +36,12 @@ class Left:
     step: int
     rule: str
     times_limit: float
+
+
+TRACED_ROWS: Final = 400  # before an alarm: the older half says what was usual
+LEAST_ROWS: Final = 20  # fewer say nothing about what was usual
+LEAST_WIDTH: Final = 0.02  # of the band around the usual log sigma, on one side
+DEVIATIONS: Final = 4.0  # of single rows, the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +126,30 @@ def order(state: bytes | None, layers: Sequence[str]) -> list[Left]:
         )
         for i in in_order.tolist()
     ]
+
+
+def traced(steps: npt.NDArray[np.int64], sigma: Floats, alarm: int) -> int:
+    """Return the step from which on a layer was above its usual sigma until its ``alarm``.
+
+    ``sigma`` [B] is the layer's, at ``steps`` [B]. What is usual is a line through the logarithms
+    of the older half of the rows; its slope is never negative, since a fall that ends is no rise.
+    The alarm itself is returned where the layer was within its band until then.
+    """
+    with np.errstate(all="ignore"):
+        logs = np.log(sigma.astype(np.float64))
+    known = np.isfinite(logs) & (steps <= alarm)
+    at, logs = steps[known][-TRACED_ROWS:], logs[known][-TRACED_ROWS:]
+    if len(at) < LEAST_ROWS:
+        return alarm
+    past = len(at) // 2
+    since = (at - at[0]).astype(np.float64)
+    centred = since[:past] - since[:past].mean()
+    slope = max(0.0, float(centred @ logs[:past] / (centred @ centred)))
+    rest = logs - slope * since
+    rest -= np.median(rest[:past])
+    width = max(LEAST_WIDTH, DEVIATIONS * 1.4826 * float(np.median(np.abs(rest[:past]))))
+    above = int(np.flatnonzero(rest <= width)[-1]) + 1
+    return int(at[above]) if above < len(at) else alarm
 
 
 def _rest(memory: Memory) -> int:

@@ -47,7 +47,8 @@ def leaving() -> np.ndarray:
 
 def test_a_healthy_run_has_no_onset(api):
     told = api.get(f"{RUN}/onset").json()
-    assert told == {"run": "r", "step": None, "total": 0, "items": [], "next": None}
+    nothing = {"run": "r", "step": None, "alarm_step": None, "total": 0, "items": [], "next": None}
+    assert told == nothing
     train(api, np.ones((80, 3)))
     assert api.get(f"{RUN}/onset").json()["total"] == 0
 
@@ -63,6 +64,25 @@ def test_layers_come_in_the_order_in_which_they_left_their_band(api):
     assert told["items"][0]["times_limit"] == pytest.approx(np.log(1.3) / 0.1, rel=1e-3)
     few = api.get(f"{RUN}/onset", params={"limit": 1}).json()
     assert (len(few["items"]), few["total"]) == (1, 2)
+
+
+def test_a_layer_that_grows_is_traced_back_from_its_alarm_to_where_it_began_to_grow(api):
+    """The second layer grows from step 300 on; the third leaps later, and is told at once."""
+    sigma = np.exp(np.random.default_rng(3).normal(0, 0.002, (400, 3)))
+    sigma[300:, 1] *= np.exp(0.03 * np.arange(100))
+    sigma[330:, 2] *= 1.5
+    train(api, sigma)
+    told = api.get(f"{RUN}/onset").json()
+    slow, quick = told["items"]
+    assert (slow["layer"], quick["layer"]) == ("fc2", "fc3")
+    assert 300 <= slow["step"] <= 305
+    assert slow["alarm_step"] > 310
+    assert (quick["step"], quick["alarm_step"]) == (330, 330)
+    assert told["step"] == slow["step"]
+    # The alarm is what the first event, and with it the incident, names.
+    events = api.get(f"{RUN}/events").json()["items"]
+    first = min(each["step"] for each in events if each["layer"])
+    assert told["alarm_step"] == first
 
 
 def test_an_onset_that_stays_is_304_and_a_new_batch_makes_it_new(api):

@@ -174,3 +174,49 @@ def test_a_breach_begins_an_order_with_the_layer_that_its_event_names():
     found, events = breaching(sigma, 50, thresholds=(0.5, 9.0, 9.0, 9.0))
     assert found == [("fc1", 0)]
     assert ("breach", 0) in events
+
+
+# Traced back from the alarm
+
+
+def trace(logs: np.ndarray, alarm: int) -> int:
+    return onset.traced(np.arange(len(logs)), np.exp(logs).astype(np.float32), alarm)
+
+
+def test_growth_is_traced_back_to_where_it_began():
+    logs = np.zeros(400)
+    logs[250:] = 0.02 * np.arange(1, 151)
+    assert trace(logs, 330) == 251  # the first row more than 2 % above
+
+
+def test_the_noise_of_a_layer_is_its_band():
+    logs = np.random.default_rng(5).normal(0, 0.1, 400)
+    logs[300:] += 1.0
+    assert trace(logs, 350) == 300
+    assert trace(logs[:300], 299) == 299
+
+
+def test_a_layer_that_always_grew_like_that_left_at_its_alarm():
+    assert trace(0.01 * np.arange(400), 380) == 380
+    assert trace(np.sqrt(np.arange(400)) / 10, 380) == 380  # and one that slows down
+
+
+def test_a_fall_that_ends_is_no_rise():
+    logs = np.maximum(1 - 0.01 * np.arange(400), 0.2)
+    logs[390:] += 1.0
+    assert trace(logs, 395) == 390
+
+
+def test_values_that_are_not_measured_or_came_after_the_alarm_do_not_count():
+    logs = np.zeros(400)
+    logs[300:] = 1.0
+    logs[::3] = np.nan
+    assert trace(logs, 310) == 301
+    logs[311:] = 0.0
+    assert trace(logs, 310) == 301
+
+
+def test_too_few_rows_say_nothing():
+    logs = np.r_[np.zeros(9), np.ones(9)]
+    assert trace(logs, 17) == 17
+    assert trace(np.full(50, np.nan), 17) == 17

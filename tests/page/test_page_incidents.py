@@ -57,6 +57,24 @@ def test_an_incident_says_what_came_first_and_what_followed(opened, page_service
         expect(page.locator(".legend-step")).to_have_text("step 40")
 
 
+def test_incident_and_onset_say_one_step_and_one_list_of_layers(opened, page_service):
+    steps = np.arange(400)
+    sigma = np.ones((400, 2))
+    sigma[300:, 0] = np.exp(0.03 * np.arange(100))
+    sigma[302:, 1] = np.exp(0.03 * np.arange(98))
+    scalars = {"loss": 1.0}
+    Feed(page_service, "traced", LAYERS).send(steps.tolist(), sigma=sigma, scalars=scalars)
+    with opened(page_service, "#/runs/traced") as page:
+        first = page.locator(".area-onset li").first
+        expect(first.locator(".order-layer")).to_have_text(LAYERS[0])
+        expect(first.locator(".order-value")).to_have_text("step 301")
+        entry = page.locator(".incidents li").first
+        expect(entry.locator(".event-step")).to_contain_text("from step 301, alarm at 3")
+        expect(entry.locator(".event-layer")).to_have_text(f"{LAYERS[0]} and 1 more")
+        entry.locator(".event").click()
+        expect(page.locator(".legend-step")).to_contain_text("step 301")
+
+
 def test_whoever_looks_after_an_incident_is_told_at_once(opened, page_service, troubled):
     with opened(page_service, f"#/runs/{troubled}") as page:
         button = page.get_by_role("button", name="Acknowledge")

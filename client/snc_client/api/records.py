@@ -82,9 +82,10 @@ class IncidentRecord(TypedDict):
 
 
 class OnsetRecord(TypedDict):
-    """A layer that left its healthy band, at which step and by which rule."""
+    """A layer that left its healthy band at ``step``; its rule first fired at ``alarm_step``."""
 
     layer: str
     step: int
+    alarm_step: int
     rule: str
     times_limit: float

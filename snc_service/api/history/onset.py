@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ from snc_service.store.types import Window
 router = APIRouter(prefix="/api/v1", tags=["layers"])
 
 MOST_LAYERS = 500  # of a forecast: those with the largest ratio
+NEAR_ROWS = 200  # between alarms of layers that are traced back together
+MOST_READS = 10  # for the layers of one onset
 HORIZON_ROWS = 10 * ROWS  # the range of a forecast, ten times the window behind it
 
 
@@ -32,10 +35,14 @@ class OnsetQuery(Question):
 
 
 class OnsetItem(BaseModel):
-    """A layer that left its healthy band: step, rule, and value as a multiple of the limit."""
+    """A layer that left its healthy band at ``step``, traced back from ``alarm_step``.
+
+    At ``alarm_step`` the rule first fired for it, with the value as a multiple of its limit.
+    """
 
     layer: str
     step: int
+    alarm_step: int
     rule: Literal["breach", "update_ratio", "sigma_jump", "sigma_growth", "sigma_vs_init"]
     times_limit: float
 
@@ -43,12 +50,14 @@ class OnsetItem(BaseModel):
 class OnsetAnswer(BaseModel):
     """The layers that left their band in the newest incident, by step.
 
-    ``total`` is their number; ``step`` is that of the first, null if no layer ever left. Layers of
-    one step are sorted by ``times_limit``, the largest first.
+    ``total`` is their number; ``step`` is that of the first, null if no layer ever left, and
+    ``alarm_step`` the earliest at which a rule fired for one of them, as an incident names it.
+    Layers of one step are in the order of their alarms, then by ``times_limit``.
     """
 
     run: str
     step: int | None
+    alarm_step: int | None
     total: int
     items: list[OnsetItem]
     next: None
@@ -85,17 +94,20 @@ class ForecastAnswer(BaseModel):
 ONSET_EXAMPLE: dict[str, Any] = {
     "run": "gpt-small-1",
     "step": 1_204,
+    "alarm_step": 1_204,
     "total": 2,
     "items": [
         {
             "layer": "blocks.0.query.weight",
             "step": 1_204,
+            "alarm_step": 1_204,
             "rule": "sigma_jump",
             "times_limit": 2.31,
         },
         {
             "layer": "blocks.1.query.weight",
             "step": 1_207,
+            "alarm_step": 1_231,
             "rule": "sigma_growth",
             "times_limit": 1.02,
         },
@@ -137,19 +149,54 @@ def get_onset(
     if is_unchanged(request, tag):
         return unchanged(tag)
     names = [layer.name for layer in service.store.histories.latest(run).layers]
-    left = onset.order(service.store.batches.rule_state(run), names)
+    state = service.store.batches.rule_state(run)
+    left = onset.order(state, names)
+    began = _traced(service, run, left, row_gap(state))
     items = [
         {
             "layer": each.layer,
-            "step": each.step,
+            "step": step,
+            "alarm_step": each.step,
             "rule": each.rule,
             "times_limit": float(f"{each.times_limit:.4g}"),
         }
-        for each in left[: query.limit]
+        for step, each in sorted(zip(began, left, strict=True), key=lambda pair: pair[0])
     ]
-    step = left[0].step if left else None
-    content = {"run": run, "step": step, "total": len(left), "items": items, "next": None}
+    content = {
+        "run": run,
+        "step": min(began, default=None),
+        "alarm_step": left[0].step if left else None,
+        "total": len(left),
+        "items": items[: query.limit],
+        "next": None,
+    }
     return answer(request, content, tag=tag)
+
+
+def _traced(service: InService, run: str, left: Sequence[onset.Left], gap: int) -> list[int]:
+    """Return where each layer left its band; layers beyond the first 500 did so at their alarm.
+
+    One read serves the layers whose alarms are near each other.
+    """
+    metrics, _ = service.store.histories.metrics(run)
+    metric = "sigma" if "sigma" in metrics else "frobenius"
+    found = [each.step for each in left]
+    begin, most = 0, min(len(left), MOST_LAYERS)
+    for _ in range(MOST_READS):
+        if begin == most:
+            break
+        last = left[begin].step + NEAR_ROWS * gap
+        end = next((i for i in range(begin, most) if left[i].step > last), most)
+        first = max(0, left[begin].step - onset.TRACED_ROWS * gap)
+        window = Window(first, left[end - 1].step, onset.TRACED_ROWS + NEAR_ROWS + 1)
+        names = [each.layer for each in left[begin:end]]
+        past = service.store.histories.of_layers(run, metric, names, window, columns=("mean",))
+        found[begin:end] = [
+            onset.traced(past.steps, sigma, each.step)
+            for sigma, each in zip(past.mean, left[begin:end], strict=True)
+        ]
+        begin = end
+    return found
 
 
 @router.get(

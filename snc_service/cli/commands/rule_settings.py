@@ -58,12 +58,12 @@ def onset(arguments: Namespace) -> int:
         print(clean(f"No layer of {arguments.run} has left its band."))
         return 0
     rows = [
-        (place, each["layer"], each["step"], each["rule"], each["times_limit"])
+        (place, *(each[key] for key in ("layer", "step", "alarm_step", "rule", "times_limit")))
         for place, each in enumerate(answer["items"], 1)
     ]
     total, first = answer["total"], answer["step"]
     title = f"Layers of {answer['run']} that left their band, from step {first}: {total}"
-    print_table(clean(title), ("", "layer", "step", "rule", "times its limit"), rows)
+    print_table(clean(title), ("", "layer", "step", "alarm", "rule", "times its limit"), rows)
     return 0
 
 

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { forecastOrder, onsetOrder } from "../../../snc_service/ui/static/views/run/order.js";
+import { beginning, forecastOrder, onsetOrder } from "../../../snc_service/ui/static/views/run/order.js";
 
 const left = (layer, step, more = {}) =>
-  ({ layer, step, rule: "sigma_jump", times_limit: 2, ...more });
+  ({ layer, step, alarm_step: step, rule: "sigma_jump", times_limit: 2, ...more });
 const ahead = (more = {}) => ({
   layer: "fc", step: 1200, steps: 400, sigma: 2.4, threshold: 3, earliest_step: 1332,
   latest_step: 2020, ...more,
@@ -23,6 +23,26 @@ test("a run that broke at its first step says step 0", () => {
   const { summary, entries } = onsetOrder({ items: [left("a", 0), left("b", 1)], total: 2, step: 0 });
   assert.deepEqual(entries.map(({ value }) => value), ["step 0", "+1"]);
   assert.equal(summary, "Layers as they left their healthy band, from step 0 on.");
+});
+
+test("a layer that was traced back says where its alarm was", () => {
+  const items = [left("a", 201, { alarm_step: 236 })];
+  const [entry] = onsetOrder({ items, total: 1, step: 201 }).entries;
+  assert.equal(entry.value, "step 201");
+  assert.equal(entry.detail, "sigma jump at 236, 2.00 \u00d7 its limit");
+});
+
+test("an incident begins where the onset does, if it is the incident of that onset", () => {
+  const event = { step: 236, layer: "b", layers: 1 };
+  const incident = { step: 236, events: [event] };
+  const onset = { step: 201, alarm_step: 236, total: 3, items: [left("a", 201)] };
+  assert.deepEqual(beginning(incident, onset), { step: 201, layer: "a", layers: 3 });
+  for (const other of [null, { ...onset, alarm_step: 900 }, { ...onset, items: [] }]) {
+    assert.equal(beginning(incident, other), event);
+  }
+  // An incident that began with the loss begins there.
+  const loss = { step: 100, events: [{ step: 100, layer: null, layers: 0 }, event] };
+  assert.equal(beginning(loss, onset).step, 100);
 });
 
 test("a list that is cut says how many there are", () => {

@@ -4,6 +4,7 @@ import { acknowledge, get } from "../service/api.js";
 import { announce, h, keyed, quietButton, setText } from "../document/dom.js";
 import { panel } from "../document/elements.js";
 import { layers, part, timeOf } from "./run/events.js";
+import { beginning } from "./run/order.js";
 import { clock, count, eventName } from "../document/format.js";
 import { format, runLink } from "../document/router.js";
 import { lines } from "./runs/incident_groups.js";
@@ -20,6 +21,8 @@ export class IncidentPanel {
     this.run = run;
     this.handlers = handlers;
     this.asked = -Infinity;
+    this.items = [];
+    this.onset = null;
     this.list = h("ol", { class: "incidents" });
     this.problem = h("p", { class: "form-problem", role: "alert" });
     this.element = panel("area-incidents", "Incidents", [], h("div", {}, this.list, this.problem));
@@ -39,6 +42,12 @@ export class IncidentPanel {
     return this.open;
   }
 
+  /** Tell the newest incident as the list of layers that left their band does: one step, one list. */
+  tellOnset(onset) {
+    this.onset = onset;
+    this.show(this.items);
+  }
+
   show(items) {
     this.items = items;
     this.open = items.filter(({ state }) => state === "open").length;
@@ -48,12 +57,12 @@ export class IncidentPanel {
   }
 
   item(incident) {
-    const go = { click: () => this.handlers.go(incident.events[0] ?? incident) };
+    const go = { click: () => this.handlers.go(beginning(incident, this.onset)) };
     const head = h("span", { class: "event-head" },
       part("glyph", "", { "aria-hidden": "true" }),
       part("rule", eventName(incident.events[0] ?? incident)),
       part("severity", ""),
-      part("step", `from step ${count(incident.step)}`),
+      part("step", ""),
       timeOf(incident.opened_at));
     const button = h("button", { type: "button", class: "event", on: go },
       head,
@@ -68,12 +77,15 @@ export class IncidentPanel {
   }
 
   update(row, incident) {
-    const { events, severity, state } = incident;
+    const { severity, state } = incident;
     Object.assign(row.dataset, { severity, state, rule: incident.rule });
     const put = (name, text) => setText(row.querySelector(`.event-${name}`), text);
     put("glyph", GLYPHS[state] ?? "\u25cb");
     put("severity", `${severity} \u00b7 ${state}`);
-    put("layer", incident.layer ? layers(events[0] ?? incident) : "");
+    const begin = beginning(incident, this.onset);
+    const alarm = begin.step < incident.step ? `, alarm at ${count(incident.step)}` : "";
+    put("step", `from step ${count(begin.step)}${alarm}`);
+    put("layer", begin.layer ? layers(begin) : "");
     put("then", followed(incident));
     put("owner", owner(incident));
     row.querySelector(".incident-take").hidden = state !== "open" || Boolean(incident.acknowledged_at);

@@ -305,6 +305,7 @@ export class RunView {
       ahead ? get(runPath(this.run, "/forecast"), { limit: MOST_AHEAD }, signal) : null,
     ]);
     this.onset.show(onsetOrder(onset));
+    this.incidents.tellOnset(onset);
     this.forecast.show(forecastOrder(forecast));
     this.data = { pictures, lines, loss, counted };
     this.search.show(pictures.sigma);

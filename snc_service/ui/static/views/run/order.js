@@ -13,7 +13,7 @@ export const MOST_AHEAD = 5;
 
 /**
  * The layers in the order in which they left their healthy band.
- * @param {{items: {layer: string, step: number, rule: string, times_limit: number | null}[],
+ * @param {{items: {layer: string, step: number, alarm_step: number, rule: string, times_limit: number | null}[],
  *   total: number, step: number | null}} onset the service's answer; `step` is null without items
  * @returns {Order}
  */
@@ -26,9 +26,31 @@ export function onsetOrder({ items, total, step }) {
       layer: item.layer,
       step: item.step,
       value: item.step === begin ? `step ${count(begin)}` : `+${count(item.step - begin)}`,
-      detail: `${ruleName(item.rule)}, ${ratio(item.times_limit)} \u00d7 its limit`,
+      detail: `${ruleName(item.rule)}${alarm(item)}, ${ratio(item.times_limit)} \u00d7 its limit`,
     })),
   };
+}
+
+/**
+ * Where the rule fired, if the layer had left its band before.
+ * @param {{step: number, alarm_step: number}} item
+ */
+function alarm({ step, alarm_step: told }) {
+  return told > step ? ` at ${count(told)}` : "";
+}
+
+/**
+ * Where an incident began, and with which layers: by the onset if it is of this incident, else by the
+ * first event.
+ * @param {{step: number, events: any[]}} incident
+ * @param {{step: number | null, alarm_step: number | null, total: number, items: any[]} | null} onset
+ */
+export function beginning(incident, onset) {
+  const first = incident.events[0] ?? incident;
+  const isOf = (/** @type {any} */ event) => event.layer !== null && event.step === onset?.alarm_step;
+  if (!onset?.items.length || !incident.events.some(isOf)) return first;
+  const step = Math.min(incident.step, onset.step ?? incident.step);
+  return { step, layer: onset.items[0].layer, layers: onset.total };
 }
 
 /**
