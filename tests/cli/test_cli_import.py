@@ -244,6 +244,7 @@ def test_one_broken_file_does_not_keep_the_others_from_it(imported, tmp_path):
     assert [item["scalars"] for item in found["items"]] == [{"loss": "loss"}]
     (failure,) = found["failed"]
     assert failure["source"] == "bad.csv"
+    assert failure["error"].startswith("must have a column of steps ")  # the file is named once
     assert "name it with --step" in failure["error"]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from chromium import needs_chromium
-from page_views import SIZES, VIEWS, fill
-from playwright.sync_api import Page, expect
+from page_views import SIZES
+from playwright.sync_api import Page
 
 pytestmark = needs_chromium
 
@@ -57,12 +57,6 @@ EMPTY = """() => [...document.querySelectorAll(".panel, .legend, .scale, .scale-
     .map((e) => e.outerHTML.slice(0, 80))"""
 
 
-@pytest.fixture(scope="module")
-def filled(page_service) -> str:
-    fill(page_service)
-    return page_service
-
-
 def look(page: Page, name: str, folder: Path) -> dict[str, list[str]]:
     """Take a picture; return what is wrong in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,24 +77,11 @@ def look(page: Page, name: str, folder: Path) -> dict[str, list[str]]:
     ("size", "scheme"), [("wide", "light"), ("tablet", "light"), ("phone", "dark")]
 )
 def test_in_a_picture_of_every_view_no_word_is_broken_and_nothing_cut(
-    opened, filled, empty_service, closed_service, tmp_path, size, scheme
+    each_view, tmp_path, size, scheme
 ):
     width, height = SIZES[size]
-    options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
     folder = Path(os.environ.get("SNC_PICTURES", tmp_path)) / f"{size}-{scheme}"
     wrong: dict[str, list[str]] = {}
-    with opened(filled, "#/", complaints="404|401", **options) as page:
-        for name, (address, ready) in VIEWS.items():
-            page.goto("about:blank")  # an address that differs behind the # alone is no new page
-            page.goto(f"{filled}/{address}")
-            expect(page.locator("main h1, main h2").first).to_be_visible()
-            ready(page)
-            wrong |= look(page, name, folder)
-    for name, url, complaints in (
-        ("welcome", empty_service, ""),
-        ("login", closed_service, "401"),
-    ):
-        with opened(url, "#/", complaints=complaints, **options) as page:
-            expect(page.locator("main h1, main h2").first).to_be_visible()
-            wrong |= look(page, name, folder)
+    for name, page in each_view(viewport={"width": width, "height": height}, color_scheme=scheme):
+        wrong |= look(page, name, folder)
     assert wrong == {}
