@@ -15,7 +15,7 @@ class RunRecord(TypedDict):
     created_at: str
     updated_at: str
     started_at: str
-    duration: float
+    duration: float | None
     last_step: int | None
     layers: int
     breaches: int

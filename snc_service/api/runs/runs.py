@@ -47,7 +47,7 @@ class RunItem(BaseModel):
     """A run in lists. ``worst_ratio`` is over the newest finite values.
 
     ``started_at`` and ``duration``, seconds, are from the creation of the run to its last report;
-    of an imported run they are those of its source.
+    of an imported run they are those of its source, with a duration of null if it has no times.
     """
 
     run: str
@@ -57,7 +57,7 @@ class RunItem(BaseModel):
     created_at: str
     updated_at: str
     started_at: str
-    duration: float
+    duration: float | None
     last_step: int | None
     layers: int
     breaches: int
@@ -217,7 +217,7 @@ def as_item(run: Run, config: Sequence[str] = ()) -> dict[str, Any]:
         "created_at": rfc3339(run.created_at),
         "updated_at": rfc3339(run.updated_at),
         "started_at": rfc3339(run.started_at),
-        "duration": round(run.duration, 3),
+        "duration": None if run.duration is None else round(run.duration, 3),
         "acknowledged_at": None if seen is None else rfc3339(seen),
     }
     values = {path: value for path in config if (value := _at(run.config, path)) is not _NOTHING}

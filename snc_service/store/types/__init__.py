@@ -95,8 +95,8 @@ class Run:
         return imported.started_at(self.config, self.created_at)
 
     @property
-    def duration(self) -> float:
-        """Return the seconds to the last report; of an imported run those of its source."""
+    def duration(self) -> float | None:
+        """Return the seconds to the last report; of an imported run its source's, if it says so."""
         return imported.seconds(self.config, self.updated_at - self.created_at)
 
 

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 MARK: Final = "imported"
+DIGEST: Final = "digest"  # which every import notes
 SECONDS: Final = "seconds"
 
 
@@ -25,13 +26,16 @@ def started_at(config: Mapping[str, Any], otherwise: float) -> float:
     return at if at >= 0 else otherwise
 
 
-def seconds(config: Mapping[str, Any], otherwise: float) -> float:
-    """Return the seconds between the first and the last step at the source."""
+def seconds(config: Mapping[str, Any], otherwise: float) -> float | None:
+    """Return the seconds between the first and the last step at the source.
+
+    None of an imported run whose source has no times; ``otherwise`` of a run that was not imported.
+    """
     value = _noted(config, SECONDS)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return otherwise
     # Compared first: a whole number in JSON may be too large for a float.
-    return float(value) if 0 <= value <= 1e12 else otherwise
+    if not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= 1e12:
+        return float(value)
+    return None if isinstance(_noted(config, DIGEST), str) else otherwise
 
 
 def _noted(config: Mapping[str, Any], name: str) -> Any:

@@ -11,7 +11,7 @@ from snc_service.store.sql.database.dialect import Connection
 from snc_service.store.sql.database.run_terms import TAG
 from snc_service.store.sql.records import runs
 from snc_service.store.types import Page
-from snc_service.store.types.imported import MARK, SECONDS
+from snc_service.store.types.imported import DIGEST, MARK, SECONDS
 from snc_service.store.types.run_search import (
     CONFIG,
     Condition,
@@ -46,10 +46,11 @@ _NUMBERS: Final = {
     "dropped": "run.dropped_values",
     "vetoes": "run.guard_vetoes",
     "overhead": "run.overhead",
-    # That of its source for an imported run: see `snc_service.store.types.imported`.
+    # That of its source for an imported run, if it has times: see `store/types/imported.py`.
     "duration": f"""coalesce((select max(run_term.number) from run_term where
 run_term.run_id = run.run_id and run_term.name = '{CONFIG}{MARK}.{SECONDS}'),
-run.updated_at - run.created_at)""",
+case when not exists (select 1 from run_term where run_term.run_id = run.run_id
+and run_term.name = '{CONFIG}{MARK}.{DIGEST}') then run.updated_at - run.created_at end)""",
     "incidents": runs.INCIDENTS,
     "attempt": "run.attempt",
 }

@@ -124,6 +124,7 @@ function plain(key, run) {
   if (key === "overhead") return [percent(run.overhead), "", ""];
   if (key === "updated_at") return [age(run.updated_at, serviceNow()), "", moment(run.updated_at)];
   if (key === "duration") {
+    if (run.duration === null) return ["unknown", "none", "Its source has no times"];
     return [duration(run.duration), "", `since ${moment(run.started_at)}`];
   }
   if (key.startsWith(CONFIG)) {
