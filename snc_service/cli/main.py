@@ -23,6 +23,7 @@ from snc_service.cli.arguments import (
     steps,
 )
 from snc_service.cli.failure import Failure
+from snc_service.cli.guides import guide
 
 GROUP = "snc.commands"
 
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, add in BUILT_IN.items():
         add(commands, name)
+        commands.choices[name].epilog = guide(name)
     return parser
 
 

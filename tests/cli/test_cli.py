@@ -18,8 +18,10 @@ import pytest
 from snc_service import __version__
 from snc_service.cli import main
 from snc_service.cli.arguments import USES
+from snc_service.cli.main import BUILT_IN
 from snc_service.cli.output import clean, sparkline
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "a/b [red]\N{RIGHT-TO-LEFT OVERRIDE}%2F?x=1"
 
 
@@ -91,6 +93,15 @@ def test_version_and_help():
     said = snc("--help").stdout
     for command in ("serve", "runs", "layers", "history", "events", "policy", "demo"):
         assert command in said
+
+
+@pytest.mark.parametrize("command", BUILT_IN)
+def test_the_help_of_a_command_ends_with_the_page_that_shows_it(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = re.search(r"Guide: (\S+) of the project\.$", capsys.readouterr().out.strip())
+    assert page is not None
+    assert re.search(rf"\bsnc {command}\b", (ROOT / page[1]).read_text())
 
 
 def test_help_loads_nothing_heavy():

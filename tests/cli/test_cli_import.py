@@ -102,6 +102,16 @@ def test_a_run_has_the_times_of_its_source_and_reports_of_the_import(url, import
     assert first["run"] == item["run"]
 
 
+def test_the_duration_of_a_source_without_times_is_unknown_and_not_that_of_the_import(
+    url, imported, tmp_path
+):
+    (tmp_path / "timeless.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
+    (item,) = imported(tmp_path / "timeless.csv")["items"]
+    assert get(url, f"runs/{item['run']}")["duration"] is None
+    for query in ("duration>=0", "duration<1d"):
+        assert get(url, "runs", q=f"run:{item['run']} {query}")["items"] == []
+
+
 def test_an_interrupted_import_is_completed_and_stores_nothing_twice(
     url, imported, tmp_path, monkeypatch
 ):

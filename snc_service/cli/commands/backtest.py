@@ -146,7 +146,8 @@ def lead(event: Event | None, label: Label | None) -> int | None:
 def _print_run(judged: Judged, label: Label | None, *, changed: bool) -> None:
     changes = judged.changes
     count = {kind: sum(c.kind == kind for c in changes) for kind in ("added", "gone", "moved")}
-    title = f"{judged.run}: {len(judged.before.events)} events by the rules in force"
+    number = len(judged.before.events)
+    title = f"{judged.run}: {number} event{'' if number == 1 else 's'} by the rules in force"
     if changed:
         title += f", {len(judged.after.events)} by the others ({_counts(count)})"
     if not changes:

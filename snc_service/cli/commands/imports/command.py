@@ -74,10 +74,16 @@ def _import_all(
             for recording in runs:
                 _import_one(recording, own, arguments, report, service)
         except WireError as error:
-            report.failed.append({"source": source.shown_as, "error": str(error)})
+            report.failed.append(_failure(source.shown_as, error))
         except OSError as error:
             text = f"cannot be read: {error.strerror or error}"
             report.failed.append({"source": source.shown_as, "error": text})
+
+
+def _failure(source: str, error: WireError) -> dict[str, str]:
+    """Return what is reported of a source; a problem of the whole file does not name it again."""
+    is_whole = error.field == Path(source).name
+    return {"source": source, "error": error.message if is_whole else str(error)}
 
 
 def _import_one(
@@ -90,7 +96,7 @@ def _import_one(
     try:
         planned = plan(recording, own, arguments)
     except WireError as error:
-        report.failed.append({"source": recording.source, "error": str(error)})
+        report.failed.append(_failure(recording.source, error))
         return
     delivered = None
     if service is not None:
