@@ -42,6 +42,18 @@ def test_the_list_of_runs_leads_to_the_open_incident(opened, page_service, troub
         expect(page.get_by_role("heading", name="Incidents")).to_be_hidden()
 
 
+def test_each_open_incident_has_the_color_of_its_own_severity(opened, page_service, troubled):
+    sigma = np.ones((400, 2))
+    sigma[300:, 0] = np.exp(0.03 * np.arange(100))
+    Feed(page_service, "warned", LAYERS).send(list(range(400)), sigma=sigma, scalars={"loss": 1.0})
+    with opened(page_service, "") as page:
+        links = page.locator(".open-incidents a")
+        expect(links.filter(has_text="warned")).to_be_visible()
+        color = "link => getComputedStyle(link.querySelector('.event-glyph')).color"
+        colors = {link.get_attribute("data-severity"): link.evaluate(color) for link in links.all()}
+        assert len(set(colors.values())) == len(colors) == 2
+
+
 def test_an_incident_says_what_came_first_and_what_followed(opened, page_service, troubled):
     with opened(page_service, f"#/runs/{troubled}?none=1") as page:
         entry = page.locator(".incidents li")

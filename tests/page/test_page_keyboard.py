@@ -34,7 +34,8 @@ NAMELESS = """() => [...document.querySelectorAll("[data-stop]")].filter((e) =>
     !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
     .map((e) => e.outerHTML.slice(0, 80))"""
 # What looks as if it could be clicked, outside of everything that the keyboard reaches.
-MOUSE_ONLY = """() => [...document.querySelectorAll("dialog[open] *, body:not(:has(dialog[open])) *")]
+MOUSE_ONLY = """() => [...document.querySelectorAll("body *")]
+    .filter((e) => e.closest("dialog[open]") || !document.querySelector("dialog[open]"))
     .filter((e) => e.checkVisibility() && getComputedStyle(e).cursor === "pointer")
     .filter((e) => !e.closest("[data-stop],label,tr:has([data-stop])"))
     .map((e) => e.outerHTML.slice(0, 80))"""
