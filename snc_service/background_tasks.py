@@ -164,11 +164,10 @@ def start_chores(
 
 async def _watch_loop(observe: Callable[[float], None]) -> None:
     """Measure the delay of the event loop, which delays every request as long."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + LAG_PAUSE_SECONDS
+    while True:  # the clock of a loop may stand still while it works
+        due = time.monotonic() + LAG_PAUSE_SECONDS
         await asyncio.sleep(LAG_PAUSE_SECONDS)
-        observe(max(0.0, loop.time() - due))
+        observe(max(0.0, time.monotonic() - due))
 
 
 async def _repeat(
