@@ -9,10 +9,39 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
+from snc_service.api.conventions import answers
 from snc_service.api.conventions.answers import answer, rfc3339, seven_digits, shortest
 
+GET = Request({"type": "http", "method": "GET", "headers": []})
 floats = st.lists(st.floats(width=32), min_size=1, max_size=20)
+
+
+@given(st.sampled_from([0, 1, 16, 17, 50]), st.sampled_from([0, 1, 4_096, 5_000]))
+def test_an_answer_made_in_pieces_is_the_whole(num_rows, num_numbers):
+    numbers = [float(n) for n in range(num_numbers)]
+    rows = [[n, None, 'a"b'] for n in range(num_rows)]
+    content = {'a"': numbers, "b": rows, "c": {"d": rows}, "e": [{"f": rows}] * num_rows, "g": None}
+    for each in (content, rows, numbers):
+        assert json.loads(answer(GET, each).body) == each
+        assert answer(GET, each).body == to_json(each)
+
+
+def test_no_call_for_a_large_answer_keeps_other_threads_waiting(monkeypatch):
+    """A call of the encoder holds the lock of the interpreter until it is done."""
+    sizes = []
+
+    def encoded(value, **how):
+        body = to_json(value, **how)
+        sizes.append(len(body))
+        return body
+
+    monkeypatch.setattr(answers, "to_json", encoded)
+    content = {"max": [[0.1] * 500] * 500, "steps": list(range(10_000))}
+    whole = len(answer(GET, content).body)
+    assert whole > 1_000_000
+    assert max(sizes) < whole / 20
 
 
 @given(floats)

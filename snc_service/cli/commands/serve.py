@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -95,6 +96,7 @@ def _serve_on(settings: Settings, listener: socket.socket) -> int:
         stop(sig, frame)
 
     server.handle_exit = drain_and_stop  # type: ignore[method-assign]
+    gc.freeze()  # what is there stays: to look through it for garbage stops all threads for 0.1 s
     server.run(sockets=[listener])
     return 0 if server.started else FAILED_TO_START
 
