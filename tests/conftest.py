@@ -1,5 +1,6 @@
 """Fixtures that several tests need: a service process, a PostgreSQL, stores of both engines."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import sharding
 from chromium import browser, opened, page_service, pair, planted  # noqa: F401  (fixtures)
+from citus_cluster import ABSENT, VARIABLE, CitusCluster
 from postgres_server import PostgresServer, running_postgres
 from sandbox import ROOT, Sandbox, Stage
 from sending import dead_port, ledger  # noqa: F401  (fixtures)
@@ -63,12 +65,28 @@ def postgres_url(postgres) -> Iterator[str]:
     postgres.drop(url)
 
 
+@pytest.fixture(scope="session")
+def citus() -> CitusCluster:
+    """Return the cluster that the environment names."""
+    if VARIABLE not in os.environ:
+        pytest.skip(ABSENT)
+    return CitusCluster(os.environ[VARIABLE])
+
+
+@pytest.fixture
+def citus_url(citus) -> Iterator[str]:
+    """Yield the URL of a new store on the cluster."""
+    url = citus.new_url()
+    yield url
+    citus.drop(url)
+
+
 @pytest.fixture
 def store_url(engine, request, tmp_path) -> str:
     """Return the URL of a new store."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path}/snc.db"
-    return request.getfixturevalue("postgres_url")
+    return request.getfixturevalue(f"{engine}_url")
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +95,7 @@ def shared_store(engine, request, tmp_path_factory) -> Iterator[Store]:
     if engine == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('shared')}/snc.db"
     else:
-        url = request.getfixturevalue("postgres").new_url()
+        url = request.getfixturevalue(engine).new_url()
     with closing(open_store(url)) as store:
         yield store
 

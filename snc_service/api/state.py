@@ -67,24 +67,26 @@ class Readiness:
     Everybody may ask: the store is asked once a second, whoever waits for that holds no thread.
     """
 
-    def __init__(self, check: Callable[[], None]) -> None:
+    def __init__(self, check: Callable[[], list[str]]) -> None:
         self._check = check
+        self._away: list[str] = []
         self._error: StoreError | None = None
         self._checked_at = -READY_SECONDS
         self._checking = asyncio.Lock()
 
-    async def check(self) -> None:
-        """Raise what the store raised."""
+    async def check(self) -> list[str]:
+        """Return the nodes that are away; raise what the store raised."""
         async with self._checking:
             if time.monotonic() - self._checked_at >= READY_SECONDS:
                 try:
-                    await run_in_threadpool(self._check)
+                    self._away = await run_in_threadpool(self._check)
                     self._error = None
                 except StoreError as error:
                     self._error = error
                 self._checked_at = time.monotonic()
         if self._error is not None:
             raise self._error
+        return self._away
 
 
 @dataclass

@@ -70,11 +70,15 @@ class Store:
         """
         return self._compactor.fold(budget_s, now, share)
 
-    def ping(self) -> None:
-        """Raise `StoreUnavailable` unless the database can be read and written."""
+    def ping(self) -> list[str]:
+        """Raise `StoreUnavailable` unless the database can be read and written.
+
+        Return the nodes of a cluster that are away: the runs on them wait, all others do not.
+        """
         with self._database.read() as connection:
             connection.execute("select 1").fetchone()
         self._database.check_writable()
+        return self._database.away()
 
     def size_bytes(self) -> int:
         """Return the size on disk."""

@@ -16,9 +16,16 @@ def api(tmp_path):
 
 
 def test_a_service_that_runs_is_alive_and_ready(api):
-    for path in ("/healthz", "/readyz"):
+    for path, rest in (("/healthz", {}), ("/readyz", {"away": []})):
         told = api.get(path)
-        assert (told.status_code, told.json()) == (200, {"status": "ok"})
+        assert (told.status_code, told.json()) == (200, {"status": "ok", **rest})
+
+
+def test_a_node_that_is_away_is_named_by_a_service_that_stays_ready(api):
+    """A balancer that took it out would stop the runs on all other nodes."""
+    api.service.readiness = Readiness(lambda: ["worker-2:5432"])
+    told = api.get("/readyz")
+    assert (told.status_code, told.json()["away"]) == (200, ["worker-2:5432"])
 
 
 def test_without_its_store_the_service_is_alive_but_not_ready(api):
@@ -43,6 +50,7 @@ def test_a_store_that_can_be_written_again_is_ready_again(api, monkeypatch):
     def check():
         if error := next(answers):
             raise error
+        return []
 
     api.service.readiness = Readiness(check)
     assert [api.get("/readyz").status_code for _ in range(2)] == [503, 200]

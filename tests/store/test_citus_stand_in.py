@@ -23,6 +23,11 @@ create function create_reference_table(text) returns void language sql as
   'insert into pg_dist_partition values ($1::regclass)';
 create function create_distributed_table(text, text, colocate_with text default '')
   returns void language sql as 'insert into pg_dist_partition values ($1::regclass)';
+create table node (nodename text, nodeport int, success bool);
+insert into node values ('one', 5432, true), ('two', 5433, true);
+create function run_command_on_workers(text)
+  returns table (nodename text, nodeport int, success bool, result text) language sql as
+  $$ select nodename, nodeport, success, '1' from node where $1 = 'select 1' $$;
 create function citus_total_relation_size(regclass) returns bigint language sql as
   'select 1000000::bigint';
 """
@@ -72,6 +77,13 @@ def test_sizes_count_what_is_in_shards(url, capsys):
     told(capsys, "--store", url, "--apply")
     with closing(open_store(url)) as store:
         assert store.size_bytes() > 1_000_000 * len(schema.table_names())
+
+
+def test_workers_that_cannot_be_asked_are_named(url):
+    with closing(open_store(url)) as store:
+        assert store.ping() == []
+        ask(url, "update node set success = false where nodename = 'two'")
+        assert store.ping() == ["two:5433"]
 
 
 def test_settings_are_made_in_each_transaction_with_leave_to_reach_the_workers(url):

@@ -25,6 +25,12 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
+class Ready(Health):
+    """The ready state; ``away`` are nodes of a cluster, as host and port."""
+
+    away: list[str]
+
+
 class About(BaseModel):
     """The formats and limits of the service."""
 
@@ -43,15 +49,18 @@ async def get_health() -> dict[str, str]:
 
 @router.get(
     "/readyz",
-    response_model=Health,
-    responses=responses("draining", "store-unavailable", example={"status": "ok"}),
+    response_model=Ready,
+    responses=responses("draining", "store-unavailable", example={"status": "ok", "away": []}),
 )
-async def get_readiness(service: InService) -> dict[str, str]:
-    """Say that the store can be read and written and the service is not about to stop."""
+async def get_readiness(service: InService) -> dict[str, Any]:
+    """Say that the store can be read and written and the service is not about to stop.
+
+    Of a Citus cluster `away` names workers that cannot be reached: their runs, and the creation and
+    the list of runs, answer 503 until they are back. All other runs go on, so the service is ready.
+    """
     if service.draining:
         raise Problem("draining", "the service is stopping")
-    await service.readiness.check()
-    return {"status": "ok"}
+    return {"status": "ok", "away": await service.readiness.check()}
 
 
 _ABOUT_EXAMPLE: dict[str, Any] = {

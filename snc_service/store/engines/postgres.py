@@ -71,6 +71,12 @@ _SHARDS_SIZE = (
     "from pg_dist_partition"
 )
 _WRITABLE = "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'"
+# A node that does not answer at all must not keep everybody who asks for it waiting.
+_NODE_TIMEOUT = "set local citus.node_connection_timeout = 2000"
+_NODES_AWAY = (
+    "select nodename || ':' || nodeport from run_command_on_workers('select 1') "
+    "where not success order by 1"
+)
 # Programming errors propagate; only errors of the server and the network are mapped.
 _UNAVAILABLE = (
     psycopg.OperationalError,
@@ -186,6 +192,14 @@ class PostgresDatabase:
             if found is not None and found[0]:
                 session.close()  # the next one asks the server anew
                 raise StoreUnavailable(f"store {self.shown} cannot be used: it is read-only")
+
+    def away(self) -> list[str]:
+        """Return the workers of a cluster that the coordinator cannot ask."""
+        if not self.is_sharded:
+            return []
+        with self.read() as connection:
+            connection.execute(_NODE_TIMEOUT)
+            return [str(node) for (node,) in connection.execute(_NODES_AWAY)]
 
     def problems(self) -> list[str]:
         """Return nothing: the server verifies its pages itself where it was told to."""

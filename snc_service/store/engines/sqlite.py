@@ -190,6 +190,10 @@ class SqliteDatabase:
             if not os.access(self.path, os.W_OK):
                 raise StoreUnavailable(f"store {self.path} cannot be used: it is read-only")
 
+    def away(self) -> list[str]:
+        """Return nothing: a file has no nodes."""
+        return []
+
     def problems(self) -> list[str]:
         """Return what SQLite finds wrong with the structure of the file, at most 20 sentences."""
         try:

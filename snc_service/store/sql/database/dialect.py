@@ -102,6 +102,9 @@ class Database(Protocol):
     def check_writable(self) -> None:
         """Raise `StoreUnavailable` if a write would; cheap, and waits for no other write."""
 
+    def away(self) -> list[str]:
+        """Return the nodes that cannot be reached, while all others work: host and port."""
+
     def problems(self) -> list[str]:
         """Return what the engine itself finds wrong with its files, in sentences; may take long."""
 
