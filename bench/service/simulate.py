@@ -187,7 +187,7 @@ class Level:
         if self.machine >= 0.93 * cores:
             return (
                 f"the processors of this machine ({self.machine:.2f} of {cores} cores; services "
-                f"{sum(self.services):.2f}, database {self.database:.2f}, senders {self.senders:.2f})"
+                f"{sum(self.services):.2f}, database {self.database:.2f}, the rest others)"
             )
         return "the disk: neither a service nor the processors were busy"
 
