@@ -176,7 +176,8 @@ class Level:
         print(
             f"    {self.jobs:5d} jobs: {self.rows:5.0f} rows/s ({self.share:4.0%} of those due), "
             f"p50 {self.p50 * 1e3:.0f} ms, p99 {self.p99 * 1e3:.0f} ms; cores: services {services},"
-            f" database {self.database:.2f}, senders {self.senders:.2f}, machine {self.machine:.2f} of {os.cpu_count()}",
+            f" database {self.database:.2f}, senders {self.senders:.2f}, "
+            f"machine {self.machine:.2f} of {os.cpu_count()}",
             flush=True,
         )
 

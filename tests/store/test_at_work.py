@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from store_cases import NOW, batch, breach_once, new_run, quiet, stored, submit, table
 
+from snc_service.detect.rules import RunRules
 from snc_service.store import open_store
 from snc_service.store.sql.database.dialect import Mark
 from snc_service.store.sql.ingest.run_cache import LEAST_LAYERS, RunAtWork
-from snc_service.store.sql.ingest.run_memory import RunMemory
-from snc_service.store.types import RunUnknown, StoreUnavailable, Window
+from snc_service.store.sql.ingest.run_memory import MOST_LAYERS, RunMemory
+from snc_service.store.types import RunUnknown, StoreUnavailable, Submission, Window
 from snc_service.wire import Policy, PolicyEntry
 
 LAYERS = table("a", "b")
@@ -199,3 +202,19 @@ def test_batches_after_a_fold_and_without_one_are_told_alike(two):
         one.fold(0, now=NOW + 3_600)
     stored(one, sigma(4, 4), sigma(5, 5))
     assert steps(one) == list(range(6))
+
+
+def test_a_thousand_runs_of_200_layers_are_remembered_at_once(tmp_path):
+    """Runs that report in turn would push each other out, and each batch would read its run."""
+    names = [f"blocks.{i}.weight" for i in range(200)]
+    metrics = ("sigma", "sigma_upper", "threshold", "scale", "residual")
+    with closing(open_store(f"sqlite:///{tmp_path}/snc.db")) as store:
+        store.batches.judge_with(RunRules, RunRules.advance_together)
+        new_run(store)
+        layers = table(*names)
+        store.batches.put_layer_table("r1", layers)
+        for seq in range(3):
+            one = batch(layers, seq, [seq], {metric: [[1.0] * 200] for metric in metrics})
+            (outcome,) = store.batches.ingest([Submission("r1", one, seq, NOW)])
+            assert outcome.error is None
+        assert 1_000 * store.batches._memory._layers <= MOST_LAYERS

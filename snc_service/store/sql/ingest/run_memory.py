@@ -12,7 +12,10 @@ from snc_service.store.sql.ingest.run_cache import RunAtWork
 from snc_service.store.sql.series.latest_values import Newest
 from snc_service.store.sql.series.layouts import Indexes
 
-MOST_LAYERS = 300_000  # remembered, over all runs: 60 MB at most
+# Remembered, over all runs: 200 MB at most. Runs report in turn, so the least recently used is the
+# next: where they do not all fit, each batch reads its run again, at 4 to 7 times its cost. These
+# are 1,000 runs of 200 layers, as many as there may be connections.
+MOST_LAYERS = 1_000_000
 
 
 class PublishedValues(NamedTuple):
