@@ -291,24 +291,24 @@ def conclude(levels: list[Level]) -> None:
 
 def on_paper(best: Level) -> None:
     """Print what 10,000 jobs need if all costs grow with the rows, from the best level."""
-    rows = 10_000 / PERIOD
-    services = sum(best.services) / best.rows
-    others = best.database / best.rows
+    rows, values = 10_000 / PERIOD, 10_000 / PERIOD * VALUES
+    services, database = sum(best.services) / best.rows, best.database / best.rows
     print(
-        f"    on paper, 10,000 jobs = {rows:,.0f} rows/s = {rows * VALUES / 1e6:.0f} M values/s: "
+        f"    on paper, 10,000 jobs = {rows:,.0f} rows/s = {values / 1e6:.0f} M values/s: "
         f"{rows * services:.1f} cores in services ({services * 1e6:.0f} us a row), so "
         f"{np.ceil(rows * services / 0.7):.0f} processes at 70 %, and at least 10 for their "
-        f"connections (1,000 each);\n      {rows * others:.1f} cores in the database "
-        f"({others * 1e6:.0f} us a row), "
-        f"{rows * VALUES * 4.2 / 1e6:.0f} MB/s of network, {rows * VALUES * 8 / 1e6:.0f} MB/s of "
-        f"log at 8 bytes a value, {rows * VALUES * 2.4 * 86_400 / 1e12:.1f} TB a day at rest at 2.4"
+        f"connections (1,000 each);\n      {values * 4.2 / 1e6:.0f} MB/s of network, "
+        f"{values * 2.4 * 86_400 / 1e12:.1f} TB a day at rest at 2.4 bytes a value"
     )
-    print(
-        f"      on a Citus of 16 nodes, if runs spread evenly and a row costs there what it costs "
-        f"here: {rows / 16:.0f} commits/s and {rows * others / 16:.1f} cores a node, "
-        f"{rows * VALUES * 8 / 16e6:.0f} MB/s of log; each transaction has one run, so "
-        f"nothing shares a sync but what the node itself groups"
-    )
+    if database:
+        print(
+            f"      in the database {rows * database:.1f} cores ({database * 1e6:.0f} us a row), "
+            f"{values * 8 / 1e6:.0f} MB/s of log at 8 bytes a value\n"
+            f"      on a Citus of 16 nodes, if runs spread evenly and a row costs there what it "
+            f"costs here: {rows / 16:.0f} commits/s, {rows * database / 16:.1f} cores and "
+            f"{values * 8 / 16e6:.0f} MB/s of log a node; a transaction has one run there, so only "
+            f"the node itself groups syncs"
+        )
 
 
 def main() -> None:
