@@ -15,6 +15,7 @@ from kinds import make
 from scenarios import Scenario
 from tasks import Task
 from torch import nn
+from treatments import Treatment, untreated
 
 from snc_client import GuardStopped, SNCallback
 from snc_client.callback.monitor.norms import ALL_SIGNALS
@@ -45,21 +46,19 @@ class Trained:
 
 def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
     """Train; ``watched`` are arguments of SNCallback, such as guard or threshold."""
-    task = make(scenario.task, seed, dict(scenario.options))
-    fault = scenario.fault(seed) if scenario.fault else Fault()
-    optimizer = optimizer_of(scenario, task.model)
+    task, fault, optimizer = begin(scenario, seed)
     trained, rows = Trained(), list[Any]()
     callback = SNCallback(task.model, optimizer=optimizer, signals=ALL_SIGNALS, **watched)
     with callback:
         for step in range(scenario.rows):
             try:
-                advance(scenario, task, fault, optimizer, callback, step, trained)
+                loss = advance(scenario, task, fault, optimizer, step, trained, untreated)
+                callback.step(loss=loss)
+                task.after(step)
             except GuardStopped:
                 trained.stopped = True
             rows.append(callback.latest)
-            if trained.stopped:
-                break
-            if any(not math.isfinite(loss) for loss in trained.losses[-AFTERMATH - 1 :][:1]):
+            if trained.stopped or has_ended(trained):
                 break
     rows.append(callback.latest)
     if callback.errors:
@@ -72,15 +71,39 @@ def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
     return trained
 
 
+def train_alone(scenario: Scenario, seed: int, treatment: Treatment = untreated) -> Trained:
+    """Train without SNCallback."""
+    task, fault, optimizer = begin(scenario, seed)
+    trained = Trained()
+    for step in range(scenario.rows):
+        advance(scenario, task, fault, optimizer, step, trained, treatment)
+        task.after(step)
+        if has_ended(trained):
+            break
+    return trained
+
+
+def begin(scenario: Scenario, seed: int) -> tuple[Task, Fault, torch.optim.Optimizer]:
+    task = make(scenario.task, seed, dict(scenario.options))
+    fault = scenario.fault(seed) if scenario.fault else Fault()
+    return task, fault, optimizer_of(scenario, task.model)
+
+
+def has_ended(trained: Trained) -> bool:
+    """Return whether the loss has not been finite for a while."""
+    return any(not math.isfinite(loss) for loss in trained.losses[-AFTERMATH - 1 :][:1])
+
+
 def advance(
     scenario: Scenario,
     task: Task,
     fault: Fault,
     optimizer: torch.optim.Optimizer,
-    callback: SNCallback,
     step: int,
     trained: Trained,
-) -> None:
+    treatment: Treatment,
+) -> torch.Tensor:
+    """Make one step, and return its loss."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate(scenario, step) * fault.rate(step)
     loss = task.loss(step, fault)
@@ -89,16 +112,16 @@ def advance(
         optimizer.zero_grad()
     loss.backward()
     fault.spoil_gradients(step, task.model)
+    is_made = treatment(task.model)
     if scenario.clip:
         nn.utils.clip_grad_norm_(task.model.parameters(), scenario.clip)
     fault.spoil_weights(step, task.model, optimizer)
     if fault.skips(step):
         skip(task.model, optimizer)
-    else:
+    elif is_made:
         optimizer.step()
     trained.vectors.append(vector_norms(task.model))
-    callback.step(loss=loss)
-    task.after(step)
+    return loss
 
 
 def skip(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
