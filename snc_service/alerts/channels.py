@@ -16,6 +16,7 @@ from snc_service.alerts.address import Network
 from snc_service.alerts.document import rank
 from snc_service.alerts.mail import send_mail
 from snc_service.alerts.message import Message, rfc3339
+from snc_service.alerts.naming import head
 from snc_service.alerts.post import post
 from snc_service.alerts.receivers import Alertmanager, Email, Receiver, Slack, Webhook
 from snc_service.wire import SEVERITIES
@@ -91,18 +92,18 @@ def alerts_of(message: Message, now: float) -> list[dict[str, Any]]:
 
 
 def _alert(message: Message, severity: str, ends: float) -> dict[str, Any]:
-    incident, first = message.incident, message.incident.first
+    incident, named = message.incident, head(message.incident, severity)
     labels = {
-        "alertname": "Snc" + "".join(part.capitalize() for part in first.rule.split("_")),
+        "alertname": "Snc" + "".join(part.capitalize() for part in named.rule.split("_")),
         "source": "snc",
         "run": incident.run,
         "project": incident.project,
-        "rule": first.rule,
+        "rule": named.rule,
         "severity": severity,
         "incident": str(incident.id),
     }
-    if first.layer:
-        labels["layer"] = first.layer
+    if named.layer:
+        labels["layer"] = named.layer
     told = {"summary": message.title, "description": "\n".join(message.lines)}
     if incident.acknowledged_by:
         told["acknowledged_by"] = incident.acknowledged_by

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Final
 
 from snc_service.alerts.document import rank
+from snc_service.alerts.naming import QUIET_STEPS
 from snc_service.detect.memory import Quiet, quiet_steps
 from snc_service.store.types import END_STATES
 from snc_service.store.types.incidents import Entry, Incident, IncidentChange, RunFacts
 
-QUIET_STEPS: Final = 50  # steps without a firing rule of the incident, after which it is resolved
 CLOSED_SECONDS: Final = 300.0  # after the end of a run, its incidents are resolved
 SILENT_SECONDS: Final = 86_400.0  # after which the incidents of a silent run are resolved
 MAX_ENTRIES: Final = 50  # listed in one incident; later ones are counted
@@ -110,10 +110,12 @@ def _opened(facts: RunFacts, entry: Entry, state: str) -> Incident:
 def _joined(incident: Incident, entry: Entry, now: float) -> Incident:
     worse = rank(entry.severity) > rank(incident.severity)
     fits = len(incident.entries) < MAX_ENTRIES
+    # What made it worse is listed, whatever came before.
+    kept = incident.entries if fits or not worse else incident.entries[:-1]
     return replace(
         incident,
         severity=entry.severity if worse else incident.severity,
-        entries=(*incident.entries, entry) if fits else incident.entries,
+        entries=(*kept, entry) if fits or worse else kept,
         omitted=incident.omitted + (not fits),
         updated_at=now,
         # An acknowledged warning does not acknowledge a critical incident.

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from snc_service.detect.track_record import sentence
+from snc_service.alerts.naming import confidence, head, worst_entry
 from snc_service.store.types.incidents import Entry, Incident
 
 Status: TypeAlias = Literal["firing", "resolved", "notice", "test"]
@@ -33,20 +33,24 @@ class Message:
 
     @property
     def title(self) -> str:
-        """Return one line: the severity, the run, the first rule and its layer."""
-        incident, first = self.incident, self.incident.first
+        """Return one line: the severity, the run, the head's rule and layer, and the worst rule."""
+        incident, named, worst = self.incident, head(self.incident), worst_entry(self.incident)
         word = incident.severity if self.status == "firing" else self.status
-        where = f" in {first.layer}" if first.layer else ""
-        more = len(incident.entries) + incident.omitted - 1
-        also = f", then {more} more" if more else ""
-        title = f"[{word}] {incident.run}: {first.rule}{where} at step {first.step}{also}"
+        where = f" in {named.layer}" if named.layer else ""
+        title = f"[{word}] {incident.run}: {named.rule}{where} at step {named.step}"
+        told = 1
+        if worst is not named:
+            title += f", then {worst.rule} at step {worst.step}"
+            told = 2
+        more = len(incident.entries) + incident.omitted - told
+        title += f", and {more} more" if more else ""
         if self.others:
             title += f", and {len(self.others)} more incidents of this run"
         return one_line(title)
 
     @property
     def lines(self) -> list[str]:
-        """Return a line per event, in the order of arrival, and one about the first one's rule."""
+        """Return a line per event, in the order of arrival, and one about what they are worth."""
         told = [_line(entry) for entry in self.incident.entries]
         if self.incident.omitted:
             told.append(f"and {self.incident.omitted} more")
@@ -54,8 +58,8 @@ class Message:
 
     @property
     def confidence(self) -> str | None:
-        """Return how often events like the first were right; None where nothing is known."""
-        return sentence(self.incident.first.rule)
+        """Return how often events like these were right; None where nothing is known."""
+        return confidence(self.incident)
 
     @property
     def link(self) -> str | None:
@@ -66,7 +70,7 @@ class Message:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        incident = self.incident
+        incident, named = self.incident, head(self.incident)
         return {
             "version": VERSION,
             "status": self.status,
@@ -76,9 +80,9 @@ class Message:
             "run": incident.run,
             "project": incident.project,
             "severity": incident.severity,
-            "rule": incident.first.rule,
-            "layer": incident.first.layer,
-            "step": incident.first.step,
+            "rule": named.rule,
+            "layer": named.layer,
+            "step": named.step,
             "opened_at": rfc3339(incident.opened_at),
             "resolved_at": None if incident.resolved_at is None else rfc3339(incident.resolved_at),
             "acknowledged_by": incident.acknowledged_by or None,

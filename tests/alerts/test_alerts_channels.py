@@ -70,7 +70,9 @@ def test_a_webhook_says_what_was_first_and_lists_the_rest_in_order():
     assert [event["rule"] for event in told["events"]] == ["sigma_growth", "nonfinite"]
     assert told["events"][0]["message"] == FIRST.message
     assert told["link"] == "https://snc.example/#/runs/r"
-    assert told["title"] == ("[critical] r: sigma_growth in fc1.weight at step 10, then 1 more")
+    assert told["title"] == (
+        "[critical] r: sigma_growth in fc1.weight at step 10, then nonfinite at step 12"
+    )
 
 
 def test_a_message_sent_twice_says_that_it_is_the_same():
@@ -111,7 +113,10 @@ def test_marks_in_a_name_set_and_link_nothing_in_slack(name, none):
 
 def test_slack_gets_a_title_a_line_per_event_and_the_link():
     lines = slack_text(Message("firing", TWO, "https://snc.example")).splitlines()
-    assert lines[0] == "*[critical] r: sigma_growth in fc1.weight at step 10, then 1 more*"
+    assert (
+        lines[0]
+        == "*[critical] r: sigma_growth in fc1.weight at step 10, then nonfinite at step 12*"
+    )
     assert lines[1] == f"- step 10, sigma_growth (warning): {FIRST.message}"
     assert len(lines) == 5  # the last but one says how often the rule was right
     assert lines[-1] == "<https://snc.example/#/runs/r|open the run>"
@@ -120,7 +125,7 @@ def test_slack_gets_a_title_a_line_per_event_and_the_link():
 def test_what_was_left_out_is_counted():
     flood = incident(FIRST, omitted=30)
     assert "and 30 more" in Message("firing", flood).lines
-    assert Message("firing", flood).title.endswith("then 30 more")
+    assert Message("firing", flood).title.endswith(", and 30 more")
 
 
 def test_a_run_that_is_over_says_so_in_its_title():

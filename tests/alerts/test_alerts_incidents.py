@@ -27,7 +27,7 @@ def test_rules_within_50_steps_are_one_incident_named_by_the_first():
     first = entry(10, "breach", layer="fc2.weight")
     (change,) = gather(run, None, first, entry(30, "sigma_growth"), entry(60, "loss_divergence"))
     assert rules(change) == ["breach", "sigma_growth", "loss_divergence"]
-    assert change.incident.first == first
+    assert change.incident.entries[0] == first
     assert (change.incident.id, change.incident.revision, change.incident.state) == (0, 1, "open")
     assert change.receivers == ("chat",)
     assert change.wake
@@ -85,6 +85,15 @@ def test_becoming_worse_takes_back_what_somebody_looked_after():
     assert mild.incident.acknowledged_by == "anna"
     (bad,) = gather(run, known, entry(20, "sigma_jump", "critical"))
     assert (bad.incident.acknowledged_at, bad.incident.acknowledged_by) == (None, "")
+
+
+def test_a_flood_of_warnings_does_not_leave_out_what_makes_it_critical():
+    run = facts(pulse=memory(1, {"breach": 0}))
+    flood = [entry(1, "dropped", id=i) for i in range(1, MAX_ENTRIES + 31)]
+    (change,) = gather(run, None, *flood, entry(1, "nonfinite", "critical", id=99))
+    assert len(change.incident.entries) == MAX_ENTRIES
+    assert rules(change)[-1] == "nonfinite"
+    assert change.incident.omitted == 31
 
 
 def test_an_info_is_no_incident_but_a_notice_to_those_who_ask():

@@ -7,6 +7,7 @@ from chromium import needs_chromium
 from feed import Feed
 from playwright.sync_api import expect
 
+from snc_service.detect.track_record import sentence
 from snc_service.wire import ABSENT
 
 pytestmark = needs_chromium
@@ -85,6 +86,23 @@ def test_incident_and_onset_say_one_step_and_one_list_of_layers(opened, page_ser
         expect(entry.locator(".event-layer")).to_have_text(f"{LAYERS[0]} and 1 more")
         entry.locator(".event").click()
         expect(page.locator(".legend-step")).to_contain_text("step 301")
+
+
+def test_what_became_critical_long_after_a_warning_names_the_incident(opened, page_service):
+    sigma = np.ones((400, 2))
+    sigma[100:, 0] = 1.06
+    sigma[300:, 1] = 2.0
+    feed = Feed(page_service, "lingers", LAYERS)
+    feed.send(list(range(200)), sigma=sigma[:200], threshold=[1.04, 9.0])
+    with opened(page_service, "#/runs/lingers?none=1") as page:
+        entry = page.locator(".incidents li")
+        expect(entry.locator(".event-rule")).to_have_text("breach")
+        expect(entry.locator(".event-confidence")).to_have_text("")
+        feed.send(list(range(200, 400)), sigma=sigma[200:], threshold=[1.04, 9.0])
+        expect(entry.locator(".event-rule")).to_have_text("sigma jump", timeout=60_000)
+        expect(entry.locator(".event-step")).to_have_text("from step 300")
+        expect(entry.locator(".event-then")).to_have_text("after breach at 100")
+        expect(entry.locator(".event-confidence")).to_have_text(sentence("sigma_jump"))
 
 
 def test_whoever_looks_after_an_incident_is_told_at_once(opened, page_service, troubled):

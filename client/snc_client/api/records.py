@@ -66,7 +66,7 @@ class EventRecord(TypedDict):
 
 
 class IncidentRecord(TypedDict):
-    """Related events of a run; ``rule``, ``layer`` and ``step`` are those of the first event."""
+    """Related events of a run; ``rule``, ``layer`` and ``step`` are of the one that names it."""
 
     incident: int
     run: str
@@ -78,6 +78,7 @@ class IncidentRecord(TypedDict):
     step: int
     opened_at: str
     acknowledged_by: str | None
+    confidence: str | None
     events: list[dict[str, Any]]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from snc_service.alerts.naming import confidence, head
 from snc_service.api.conventions import cursors
 from snc_service.api.conventions.answers import answer, rfc3339
 from snc_service.api.conventions.parameters import Comment, Identifier, ListQuery
@@ -40,7 +41,10 @@ class IncidentEvent(BaseModel):
 
 
 class IncidentItem(BaseModel):
-    """Related events of a run; ``rule``, ``layer`` and ``step`` are those of the first event."""
+    """Related events of a run; ``rule``, ``layer`` and ``step`` are of the event that names it.
+
+    ``confidence`` says how often such events were right; null where nothing is known.
+    """
 
     incident: int
     run: str
@@ -55,6 +59,7 @@ class IncidentItem(BaseModel):
     resolved_at: str | None
     acknowledged_at: str | None
     acknowledged_by: str | None
+    confidence: str | None
     events: list[IncidentEvent]
     omitted: int
 
@@ -99,6 +104,7 @@ INCIDENT_EXAMPLE: dict[str, Any] = {
     "resolved_at": None,
     "acknowledged_at": None,
     "acknowledged_by": None,
+    "confidence": "events of sigma_jump were right in 98 of 101 on labelled trainings",
     "events": [
         {
             "id": 7,
@@ -121,17 +127,18 @@ ACKNOWLEDGEMENT_EXAMPLE = {"comment": "lowering the learning rate"}
 
 def as_item(incident: Incident) -> dict[str, Any]:
     """Return the JSON form of an incident."""
-    first = incident.first
+    named = head(incident)
     plain = ("run", "project", "state", "severity", "omitted")
     times = ("opened_at", "updated_at", "resolved_at", "acknowledged_at")
     return {
         "incident": incident.id,
         **{name: getattr(incident, name) for name in plain},
-        "rule": first.rule,
-        "layer": first.layer,
-        "step": first.step,
+        "rule": named.rule,
+        "layer": named.layer,
+        "step": named.step,
         **{name: _time(getattr(incident, name)) for name in times},
         "acknowledged_by": incident.acknowledged_by or None,
+        "confidence": confidence(incident),
         "events": [
             {name: getattr(entry, name) for name in IncidentEvent.model_fields if name != "at"}
             | {"at": rfc3339(entry.at)}

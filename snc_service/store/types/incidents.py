@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Incident:
-    """Related faults of one run: ``entries`` in order, so the first names the incident.
+    """Related faults of one run: ``entries`` in order, none for a while after the last is its end.
 
     ``revision`` grows by one with every change. ``omitted`` counts entries beyond the stored ones.
     """
@@ -55,11 +55,6 @@ class Incident:
     resolved_at: float | None = None
     acknowledged_at: float | None = None
     acknowledged_by: str = ""
-
-    @property
-    def first(self) -> Entry:
-        """Return the entry that came first: its rule and layer name the incident."""
-        return self.entries[0]
 
 
 class OpenIncident(NamedTuple):

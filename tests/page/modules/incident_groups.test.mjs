@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { lines, MOST_ALONE } from "../../../snc_service/ui/static/views/runs/incident_groups.js";
+import { lines, MOST_ALONE, placeOfHead } from "../../../snc_service/ui/static/views/runs/incident_groups.js";
 
 const one = (run, rule, severity = "warning", more = {}) =>
   ({ incident: 1, run, rule, severity, layer: null, acknowledged_at: null, ...more });
@@ -45,4 +45,13 @@ test("what made an incident critical is named beside what it began with", () => 
   assert.equal(line.text, "a: breach, fc, then nonfinite");
   const [plain] = lines([one("a", "nonfinite", "critical", { events: events.slice(1) })]);
   assert.equal(plain.text, "a: nonfinite");
+});
+
+test("a critical incident has the name of what came long after a warning that lingers", () => {
+  const events = [
+    { rule: "breach", severity: "warning", step: 10, layer: "fc" },
+    { rule: "sigma_jump", severity: "critical", step: 400, layer: "out" }];
+  const [line] = lines([one("a", "sigma_jump", "critical", { layer: "out", step: 400, events })]);
+  assert.equal(line.text, "a: sigma jump, out");
+  assert.equal(placeOfHead(one("a", "sigma_jump", "critical", { layer: "out", step: 400, events })), 1);
 });

@@ -7,7 +7,7 @@ import { layers, part, timeOf } from "./run/events.js";
 import { beginning } from "./run/order.js";
 import { clock, count, eventName } from "../document/format.js";
 import { format, runLink } from "../document/router.js";
-import { lines } from "./runs/incident_groups.js";
+import { lines, placeOfHead } from "./runs/incident_groups.js";
 
 const GLYPHS = { open: "\u25cf", resolved: "\u2713", notice: "\u25cb" };
 const MOST = 20;
@@ -57,18 +57,20 @@ export class IncidentPanel {
   }
 
   item(incident) {
-    const go = { click: () => this.handlers.go(beginning(incident, this.onset)) };
+    const now = () => this.items.find((one) => one.incident === incident.incident) ?? incident;
+    const go = { click: () => this.handlers.go(this.begin(now())) };
     const head = h("span", { class: "event-head" },
       part("glyph", "", { "aria-hidden": "true" }),
-      part("rule", eventName(incident.events[0] ?? incident)),
+      part("rule", ""),
       part("severity", ""),
       part("step", ""),
       timeOf(incident.opened_at));
     const button = h("button", { type: "button", class: "event", on: go },
       head,
       part("layer", ""),
-      part("message", incident.events[0]?.message ?? ""),
-      part("then", ""));
+      part("message", ""),
+      part("then", ""),
+      part("confidence", ""));
     const take = quietButton("Acknowledge", () => this.take(incident.incident), {
       class: "quiet incident-take",
       title: "Nobody is told of it again unless it becomes worse",
@@ -82,13 +84,22 @@ export class IncidentPanel {
     const put = (name, text) => setText(row.querySelector(`.event-${name}`), text);
     put("glyph", GLYPHS[state] ?? "\u25cb");
     put("severity", `${severity} \u00b7 ${state}`);
-    const begin = beginning(incident, this.onset);
+    const head = headOf(incident);
+    const begin = this.begin(incident);
     const alarm = begin.step < incident.step ? `, alarm at ${count(incident.step)}` : "";
+    put("rule", eventName(head));
     put("step", `from step ${count(begin.step)}${alarm}`);
     put("layer", begin.layer ? layers(begin) : "");
+    put("message", head.message ?? "");
     put("then", followed(incident));
+    put("confidence", incident.confidence ?? "");
     put("owner", owner(incident));
     row.querySelector(".incident-take").hidden = state !== "open" || Boolean(incident.acknowledged_at);
+  }
+
+  /** Where an incident began: by the onset, unless something worse than its first event names it. */
+  begin(incident) {
+    return placeOfHead(incident) ? headOf(incident) : beginning(incident, this.onset);
   }
 
   async take(number) {
@@ -103,13 +114,24 @@ export class IncidentPanel {
   }
 }
 
-/** Describe the rules that fired after the first one, in order. */
-function followed({ events, omitted }) {
-  const later = events.slice(1);
-  if (!later.length) return "";
-  const told = later.slice(0, MOST_TOLD).map((event) => `${eventName(event)} at ${count(event.step)}`);
-  const more = later.length - told.length + omitted;
-  return `then ${told.join(", ")}${more ? ` and ${count(more)} more` : ""}`;
+/** The event that names an incident. */
+function headOf(incident) {
+  return incident.events[placeOfHead(incident)] ?? incident;
+}
+
+/** Describe the rules that fired before and after the one that names the incident, in order. */
+function followed(incident) {
+  const { events, omitted } = incident;
+  const place = placeOfHead(incident);
+  const before = told("after", events.slice(0, place), 0);
+  return [before, told("then", events.slice(place + 1), omitted)].filter(Boolean).join(" \u00b7 ");
+}
+
+function told(word, events, omitted) {
+  if (!events.length) return "";
+  const named = events.slice(0, MOST_TOLD).map((event) => `${eventName(event)} at ${count(event.step)}`);
+  const more = events.length - named.length + omitted;
+  return `${word} ${named.join(", ")}${more ? ` and ${count(more)} more` : ""}`;
 }
 
 function owner({ acknowledged_at: at, acknowledged_by: by, resolved_at: resolved }) {

@@ -4,7 +4,8 @@ import { count, eventName } from "../../document/format.js";
 
 /**
  * @typedef {{incident: number, run: string, rule: string, severity: string, layer: string | null,
- *   acknowledged_at: string | null, events?: {rule: string, severity: string}[]}} Incident
+ *   step?: number, acknowledged_at: string | null,
+ *   events?: {rule: string, severity: string, step?: number, layer?: string | null}[]}} Incident
  * @typedef {{severity: string, text: string, run: string | null, query: string}} Line
  */
 
@@ -38,9 +39,19 @@ export function lines(items) {
   return found;
 }
 
+/**
+ * The place of the event that names an incident: the first, or one that came long after a warning.
+ * @param {{rule: string, step?: number, layer: string | null, events?: {rule: string, step?: number, layer?: string | null}[]}} one
+ */
+export function placeOfHead({ rule, step, layer, events = [] }) {
+  const place = events.findIndex((event) =>
+    event.rule === rule && event.step === step && (event.layer ?? null) === layer);
+  return Math.max(place, 0);
+}
+
 /** @param {Incident} one */
 function title(one) {
-  return eventName({ rule: one.rule, severity: one.events?.[0]?.severity ?? one.severity });
+  return eventName({ rule: one.rule, severity: one.events?.[placeOfHead(one)]?.severity ?? one.severity });
 }
 
 /**
@@ -50,7 +61,7 @@ function title(one) {
 function single(one) {
   const where = one.layer ? `, ${one.layer}` : "";
   // What made it so severe may have come after what it began with.
-  const [first, ...later] = one.events ?? [];
+  const [first, ...later] = (one.events ?? []).slice(placeOfHead(one));
   const worst = first?.severity === one.severity ? null : later.find(({ severity }) => severity === one.severity);
   const then = worst ? `, then ${eventName(worst)}` : "";
   return { severity: one.severity, text: `${one.run}: ${title(one)}${where}${then}`, run: one.run, query: "" };
