@@ -33,6 +33,7 @@ class Trained:
     losses: list[float] = field(default_factory=list)
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)  # norms of 1-d parameters
     arrays: Arrays = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)  # of measured layers, if it was watched
     vetoes: int = 0
     rollbacks: int = 0
     stopped: bool = False  # by the guard
@@ -50,6 +51,7 @@ def train(scenario: Scenario, seed: int, **watched: Any) -> Trained:
     trained, rows = Trained(), list[Any]()
     callback = SNCallback(task.model, optimizer=optimizer, signals=ALL_SIGNALS, **watched)
     with callback:
+        trained.kinds = {layer.name: layer.kind for layer in callback.layers.layers}
         for step in range(scenario.rows):
             try:
                 loss = advance(scenario, task, fault, optimizer, step, trained, untreated)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -13,6 +14,13 @@ import numpy as np
 from snc_service.wire import ACTIONS, Action, Policy, PolicyEntry, Threshold, Unit
 
 Limit: TypeAlias = float | str | None
+# "auto": how many times its first sigma a layer may reach, by kind: 1.5 times what 99 of 100 layers
+# of healthy trainings grew by, rounded up. docs/layers.md has the figures, `bench/instability` the
+# trainings.
+AUTO_MULTIPLES: Final[Mapping[str, float]] = MappingProxyType(
+    {"conv": 4.0, "linear": 7.0, "recurrent": 7.0, "embedding": 8.0}
+)
+OTHER_MULTIPLE: Final = max(AUTO_MULTIPLES.values())  # of kinds that were not measured
 HOLDING: Final = ("rescale", "cap", "normalize")  # the actions that write a weight
 
 
@@ -22,6 +30,10 @@ class Named(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """Every name of the weight: more than one where weights are tied."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, such as ``linear`` or ``recurrent``."""
 
     @property
     def linear(self) -> bool:
@@ -74,9 +86,9 @@ def make_policy(
 ) -> Policy:
     """Return the policy that a constructor's arguments describe; without any, observe everything.
 
-    ``threshold`` is a number, ``"3x init"``, ``"3x rms"`` or a mapping of globs to these or None
-    (observe), in the order in which they are tried. ``policy`` is one already made, or its JSON
-    form. Raises ValueError naming the entry that is wrong.
+    ``threshold`` is a number, ``"3x init"``, ``"3x rms"``, ``"auto"`` or a mapping of globs to
+    these or None (observe), in the order in which they are tried. ``policy`` is one already made,
+    or its JSON form. Raises ValueError naming the entry that is wrong.
     """
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
@@ -124,7 +136,10 @@ def _layer_policy(entry: PolicyEntry | None, layer: Named) -> LayerPolicy:
     limit = None if entry is None else entry.limit
     if entry is None or limit is None:
         return LayerPolicy()
-    return LayerPolicy(limit.factor, limit.unit, _possible(entry.action, layer))
+    action = _possible(entry.action, layer)
+    if limit.unit == "auto":
+        return LayerPolicy(AUTO_MULTIPLES.get(layer.kind, OTHER_MULTIPLE), "init", action)
+    return LayerPolicy(limit.factor, limit.unit, action)
 
 
 def _possible(action: Action, layer: Named) -> Action:

@@ -17,15 +17,17 @@ ACTIONS: Final[tuple[str, ...]] = get_args(Action)
 MAX_ENTRIES = 1_024
 
 _RELATIVE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*x\s*(init|rms)\s*")
-Unit: TypeAlias = Literal["absolute", "init", "rms"]
+Unit: TypeAlias = Literal["absolute", "init", "rms", "auto"]
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True)
 class Threshold:
     """An upper limit for sigma: ``factor`` times a unit.
 
-    Units: ``absolute`` (1), ``init`` (the layer's sigma at its first measurement) and ``rms``
-    (sqrt(fan_out / fan_in), the norm that preserves the root mean square of activations).
+    Units: ``absolute`` (1), ``init`` (the layer's sigma at its first measurement), ``rms``
+    (sqrt(fan_out / fan_in), the norm that preserves the root mean square of activations) and
+    ``auto`` (the multiple of ``init`` that the client has for the layer's kind; factor 1).
     """
 
     factor: float
@@ -33,10 +35,12 @@ class Threshold:
 
     @classmethod
     def parse(cls, value: object, field: str = "threshold") -> Threshold:
-        """Read a number, ``"3x init"`` or ``"3x rms"``. Raises `WireError` naming ``field``."""
+        """Read a number, ``"3x init"``, ``"3x rms"`` or ``"auto"``; raises `WireError`."""
         match = _RELATIVE.fullmatch(value) if isinstance(value, str) else None
         if match:
             factor, unit = float(match[1]), match[2]
+        elif isinstance(value, str) and value.strip() == AUTO:
+            factor, unit = 1.0, AUTO
         elif isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 factor, unit = float(value), "absolute"
@@ -48,12 +52,14 @@ class Threshold:
         if not 1e-30 <= factor <= 1e30:
             raise WireError(
                 field,
-                'must be a number > 0 (1e-30 to 1e30), "<number>x init" or "<number>x rms", '
-                f"got {shown(value)}",
+                'must be a number > 0 (1e-30 to 1e30), "<number>x init", "<number>x rms" or '
+                f'"auto", got {shown(value)}',
             )
         return cls(factor, unit)  # type: ignore[arg-type] # the pattern admits only these units
 
     def __str__(self) -> str:
+        if self.unit == AUTO:
+            return AUTO
         return f"{self.factor:g}" if self.unit == "absolute" else f"{self.factor:g}x {self.unit}"
 
 

@@ -237,6 +237,7 @@ def test_equal_weights_are_one_row_unless_their_thresholds_differ(capsys, file) 
     ("arguments", "why"),
     [
         (["--threshold", "3x init"], "does not know its first sigma"),
+        (["--threshold", "auto"], "does not know its first sigma"),
         (["--threshold", "3x rsm"], "must be a number"),
         (["--threshold", "-1"], "must be a number"),
         (["--threshold", "nan"], "must be a number"),

@@ -1,12 +1,14 @@
 """From constructor arguments to one threshold and action per layer."""
 
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from snc_client.policy import LayerPolicy, make_policy, resolve
+from snc_client.policy import AUTO_MULTIPLES, LayerPolicy, make_policy, resolve
 from snc_service.wire import Policy, PolicyEntry
 
 
@@ -19,6 +21,7 @@ class Weight:
     writable: bool = True
     cappable: bool = True
     linear: bool = True
+    kind: str = "linear"
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +46,21 @@ def resolved(threshold, *layers, action="rescale"):
 def test_a_threshold_for_all_layers(threshold, factor, unit):
     expected = LayerPolicy(factor, unit, "rescale")
     assert resolved(threshold, Weight("a.weight"), Weight("b.weight")).layers == (expected,) * 2
+
+
+def test_auto_is_a_multiple_of_init_by_kind():
+    found = resolved({"*": "auto"}, Weight("a"), Weight("b", kind="conv"), Weight("c", kind="odd"))
+    assert [(x.factor, x.unit) for x in found.layers] == [
+        (AUTO_MULTIPLES["linear"], "init"),
+        (AUTO_MULTIPLES["conv"], "init"),
+        (max(AUTO_MULTIPLES.values()), "init"),
+    ]
+
+
+def test_the_page_has_the_multiples_of_auto():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "layers.md").read_text()
+    shown = re.findall(r"^\| ([a-z]+) \| ([0-9]+)x init \|", page, re.M)
+    assert {kind: float(multiple) for kind, multiple in shown} == dict(AUTO_MULTIPLES)
 
 
 def test_nothing_given_means_observe():

@@ -31,8 +31,12 @@ def train(
     inputs: Callable[[torch.Tensor, int], torch.Tensor] = lambda x, step: x,
     targets: Callable[[torch.Tensor, int], torch.Tensor] = lambda y, step: y,
     threshold: float | None = None,
+    scaled: bool = False,
 ) -> list[Event]:
-    """Return the events of a perceptron that learns ten classes; ``before`` acts before a step."""
+    """Return the events of a perceptron that learns ten classes; ``before`` acts before a step.
+
+    ``scaled``: a loss scaler makes the steps, and skips those whose gradients are not finite.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(20, 48), nn.LayerNorm(48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(),
@@ -40,6 +44,7 @@ def train(
     )  # fmt: skip
     teacher, data = torch.randn(20, 10), torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
     latest, norms = [], []
     with SNCallback(model, optimizer=optimizer, threshold=threshold, action="observe") as callback:
         for step in range(num_rows):
@@ -47,15 +52,16 @@ def train(
             y = targets((x @ teacher).argmax(1), step)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(inputs(x, step)), y)
-            loss.backward()
+            scaler.scale(loss).backward()
             before(model, optimizer, step)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             norms.append([float(p.detach().norm()) for p in vectors(model)])
             callback.step(loss=loss)
             latest.append(callback.latest)
     latest.append(callback.latest)
     by_step = {row.step: row for row in latest if row.step > 0}
-    return events([by_step[step] for step in range(1, num_rows + 1)], np.array(norms, np.float32))
+    return events([*by_step.values()], np.array(norms, np.float32)[: len(by_step)])
 
 
 def vectors(model: nn.Module) -> list[nn.Parameter]:
@@ -70,9 +76,12 @@ def events(latest: list, norms: np.ndarray) -> list[Event]:
         columns[metric] = np.concatenate(
             (np.stack([row.row(metric) for row in latest]), more), axis=1, dtype=np.float32
         )
-    scalars = {"loss": np.array([row.scalars["loss"] for row in latest], np.float32)}
+    scalars = {
+        name: np.array([row.scalars.get(name, 0.0) for row in latest], np.float32)
+        for name in ("loss", "skipped_steps")
+    }
     memory, found = Memory(), []
-    for part in rows("r", names, range(1, len(latest) + 1), columns, scalars, size=50):
+    for part in rows("r", names, [row.step for row in latest], columns, scalars, size=50):
         found += judge(memory, part).events
     return found
 
@@ -168,3 +177,18 @@ def test_a_breach_that_goes_on_to_matter_is_critical_and_a_small_one_is_not():
     assert (breach.severity, event.severity) == ("warning", "critical")
     assert breach.step < event.step
     assert not of("breach_far", train(threshold=1.0))
+
+
+def overflows(every: int) -> Change:
+    def change(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if step % every == 3:
+            model[3].weight.grad[0, 0] = torch.inf
+
+    return change
+
+
+def test_a_scaler_that_goes_on_to_skip_steps_is_told_and_a_few_skipped_steps_are_not():
+    found = train(overflows(4), num_rows=300, scaled=True)
+    (event,) = of("skipped_steps", found)
+    assert event.value > 0.1
+    assert train(overflows(100), num_rows=300, scaled=True) == []

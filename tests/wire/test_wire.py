@@ -173,6 +173,7 @@ def test_a_malformed_layer_table_is_refused(body):
         (0.5, 0.5, "absolute"),
         ("3x init", 3.0, "init"),
         ("1.5 x rms", 1.5, "rms"),
+        ("auto", 1.0, "auto"),
     ],
 )
 def test_thresholds_are_numbers_or_multiples(text, factor, unit):
@@ -180,7 +181,8 @@ def test_thresholds_are_numbers_or_multiples(text, factor, unit):
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, float("nan"), float("inf"), 10**400, True, None, [], "3", "3x", "3x foo"]
+    "value",
+    [0, -1, float("nan"), float("inf"), 10**400, True, None, [], "3", "3x", "3x foo", "2x auto"],
 )
 def test_a_wrong_threshold_is_refused(value):
     with pytest.raises(WireError, match="threshold"):

@@ -29,7 +29,7 @@ def policy_of(thresholds: Sequence[str], path: Path | None) -> Policy:
     except WireError as error:
         raise Unreadable(clean(str(error))) from None
     for entry in policy.entries:
-        if entry.limit is not None and entry.limit.unit == "init":
+        if entry.limit is not None and entry.limit.unit in ("init", "auto"):
             raise Unreadable(
                 f"threshold of {shown(entry.pattern)} is {entry.limit}, and a file does not know "
                 'its first sigma: give a number or "<number>x rms"'

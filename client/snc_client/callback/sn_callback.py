@@ -70,8 +70,8 @@ class SNCallback:
         ``guard`` (False): True or `GuardSettings` undo ruinous steps. Costs 5 copies with AdamW.
 
     What is held
-        ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, or {glob: one of
-        these or None}. In units of sigma.
+        ``threshold`` (None: no limit): a number, ``"3x init"``, ``"3x rms"``, ``"auto"`` (times
+        init, by kind of layer), or {glob: one of these or None}. In units of sigma.
         ``action`` (``"rescale"``): ``observe``, ``rescale``, ``cap``, ``normalize`` or ``stop``.
         ``policy`` (None): threshold and action per layer, as on the wire; instead of ``threshold``.
         With neither, nothing is written unless the service sends a policy.

@@ -17,7 +17,7 @@ Limit = Annotated[
     WithJsonSchema(
         {
             "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}],
-            "examples": [2.5, "3x init", "3x rms", None],
+            "examples": [2.5, "3x init", "3x rms", "auto", None],
         }
     ),
 ]

@@ -8,7 +8,7 @@ import { matches } from "../../document/glob.js";
 const ACTIONS = ["observe", "rescale", "cap", "normalize", "stop"];
 const HEADS = ["Layers (first match wins)", "Threshold", "Action", "Matches", "Remove"];
 const HELP =
-  "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, or " +
+  "A threshold is a number, \u201c3x init\u201d (times the first \u03c3), \u201c3x rms\u201d, \u201cauto\u201d, or " +
   "empty: observe only. The running job obeys with its next batch.";
 const PLAIN_FIELD = { spellcheck: "false", autocomplete: "off" };
 const NO_ENTRY = "No entry: every layer is observed, none is held.";
