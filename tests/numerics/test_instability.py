@@ -73,7 +73,10 @@ def test_sigma_that_was_recorded_is_the_spectral_norm_within_a_percent():
     trained = training.Trained()
     exact = []
     for step in range(30):
-        training.advance(scenario, task, Fault(), optimizer, callback, step, trained)
+        loss = training.advance(
+            scenario, task, Fault(), optimizer, step, trained, training.untreated
+        )
+        callback.step(loss=loss)
         exact.append([float(torch.linalg.matrix_norm(layer.weight().detach().double(), 2))
                       for layer in callback.layers.layers])  # fmt: skip
     callback.close()
