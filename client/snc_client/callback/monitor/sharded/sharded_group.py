@@ -15,10 +15,9 @@ from torch import Tensor
 from snc_client.callback.monitor.device_group import rms
 from snc_client.callback.monitor.enforcement import presumed
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
+from snc_client.callback.monitor.sharded.actions import ShardedActions
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
-from snc_client.callback.monitor.sharded.clip import FAR_ABOVE, clip_, follow
-from snc_client.callback.monitor.sharded.contribution import Extras, is_gathered
-from snc_client.callback.monitor.sharded.extras import extras
+from snc_client.callback.monitor.sharded.contribution import Extras, extras, is_gathered
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
 from snc_client.callback.monitor.sharded.layer_sums import MOVED, LayerSums, frobenius, norms_of
 from snc_client.callback.monitor.sharded.roll_call import RollCall
@@ -28,13 +27,11 @@ from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
 from snc_client.callback.readback.metrics import NO_SHARE
 from snc_client.certificate import sigma_upper, upper_of_gram
-from snc_client.constraint import normalize_, rescale_
-from snc_client.devices import reading_is_free, to_device
+from snc_client.devices import to_device
 from snc_client.estimator import Estimates
 from snc_client.layer_row import LayerRow, Mask
 from snc_client.layers import Layer
-from snc_client.operators.sharded import ShardedMatrix
-from snc_client.policy import HOLDING, LayerPolicy
+from snc_client.policy import LayerPolicy
 from snc_client.precision import SMALLEST_NORMAL
 from snc_service.wire import absent
 
@@ -93,9 +90,7 @@ class ShardedGroup:
             max_overhead=None,
             idle_every=1,
         )
-        self._held: tuple[int, ...] = ()
-        self._normalized: frozenset[int] = frozenset()
-        self._capped: frozenset[int] = frozenset()
+        self._actions = ShardedActions(self._dtypes, self._gathered, device)
         self._written: Mask = np.ones(len(layers), np.bool_)
         self._unsound = np.zeros(len(layers), np.int64)  # rows in a row without a measurement
         self._open: int | None = None  # the step whose measurement is due, until it is made
@@ -114,9 +109,7 @@ class ShardedGroup:
     def set_policy(self, policies: Sequence[LayerPolicy], step: int) -> None:
         """Put thresholds and actions in force, one per layer of the group, after ``step``."""
         self.thresholds.set([p.factor for p in policies], [p.unit for p in policies])
-        self._held = tuple(i for i, p in enumerate(policies) if p.action in HOLDING)
-        self._normalized = frozenset(i for i, p in enumerate(policies) if p.action == "normalize")
-        self._capped = frozenset(i for i, p in enumerate(policies) if p.action == "cap")
+        self._actions.set(policies)
         self._planner.restart(step)
 
     def restart(self, step: int) -> None:
@@ -193,7 +186,7 @@ class ShardedGroup:
         upper = torch.full_like(sigma, math.nan)
         if self._carried is not None:
             squares = torch.stack([x.values["squares"][MOVED] for x in found.sums]).float()
-            rest = [i for i in self._held if i not in proofs]
+            rest = [i for i in self._actions.held if i not in proofs]
             upper = self._carried.bounds(rest, squares, self._terms)
         self._certify(proofs, found, upper)
         divisor = upper
@@ -202,11 +195,9 @@ class ShardedGroup:
             likely = presumed(sigma, residual, rise, per_lag=0.0)
             divisor = torch.where(upper.isfinite(), upper, likely)
         divisor = torch.where(sigma.isfinite(), divisor, math.nan)
-        held = [i for i in self._held if written[i]]
-        clipped = self._clipped([i for i in held if i in proofs], found, upper)
-        scale = self._act([i for i in held if i not in clipped], found.matrices, divisor)
-        for i, factor in clipped.items():
-            scale[i].copy_(factor)
+        scale, clipped = self._actions.act(
+            written, proofs, found, divisor, upper, self.thresholds.value
+        )
         self._outside.acted(scale, clipped)
         residual = torch.where(found.sound, residual, NO_SHARE)
         estimates = Estimates(sigma, residual, captured)
@@ -261,14 +252,14 @@ class ShardedGroup:
 
     def _due(self, number: int) -> list[int]:
         """Return the layers to be certified at this step, the same on all processes."""
-        plan = self._planner.plan(number, self._held, all_gradients=False)
+        plan = self._planner.plan(number, self._actions.held, all_gradients=False)
         assert plan is not None, "sharded layers are measured at every step"
         due = {i for i, turn in enumerate(plan.certified.tolist()) if turn}
         if self._carried is not None:
-            due |= {i for i in self._held if plan.pressing[i] or not self._carried.known(i)}
-            due |= self._normalized  # a carried bound is too loose to scale up by
+            due |= {i for i in self._actions.held if plan.pressing[i] or not self._carried.known(i)}
+            due |= self._actions.normalized  # a carried bound is too loose to scale up by
         room = AT_ONCE
-        for i in sorted(self._capped):  # near their thresholds, as many as fit into one sum
+        for i in sorted(self._actions.capped):  # near their thresholds, as many as fit into one sum
             room -= math.prod(self._sums.agreed[i].proof)
             if plan.capped[i] and room >= 0:
                 due.add(i)
@@ -290,7 +281,7 @@ class ShardedGroup:
     def _codes(self, number: int = 0, written: Mask | None = None) -> Tensor:
         """Return what must be equal on all processes: step, threshold, action; int64 [2, L]."""
         bits = self.thresholds.value.view(torch.int32).to(torch.int64)
-        lists = (self._held, self._normalized, self._capped)
+        lists = (self._actions.held, self._actions.normalized, self._actions.capped)
         actions = np.zeros(len(self.layers), np.int64) + (0 if written is None else written)
         for k, which in enumerate(lists, 1):
             actions[list(which)] += 2**k
@@ -309,7 +300,7 @@ class ShardedGroup:
         for i in proofs:
             sigma = found.estimates.sigma[i]
             upper[i].copy_(self._bound(i, found.sums[i], sigma))
-            if self._carried is not None and i in self._held:
+            if self._carried is not None and i in self._actions.held:
                 self._carried.certified(i, found.matrices[i], upper[i])
 
     def _bound(self, i: int, sums: LayerSums, sigma: Tensor) -> Tensor:
@@ -323,44 +314,6 @@ class ShardedGroup:
         if self._dtypes[i] == torch.float64:  # squares of entries below 2^-537 are lost
             found = found.clamp(min=SMALLEST_NORMAL)
         return torch.where(sums.values["lost"][0] == 0, found, math.nan)
-
-    def _clipped(self, proven: Sequence[int], found: Found, upper: Tensor) -> dict[int, Tensor]:
-        """Clip the capped ones among the ``proven`` layers; return the factors of those above."""
-        factors, threshold = {}, self.thresholds.value
-        for i in (i for i in proven if i in self._capped):
-            matrix = found.matrices[i]
-            if matrix is not None and 1 < upper[i] / threshold[i] <= FAR_ABOVE:
-                whole, dtype = self._gathered[i], self._dtypes[i]
-                factors[i] = clip_(matrix, found.sums[i], threshold[i], dtype, gathered=whole)
-                follow(matrix, factors[i])
-        return factors
-
-    def _act(
-        self, held: Sequence[int], matrices: Sequence[ShardedMatrix | None], bound: Tensor
-    ) -> Tensor:
-        """Multiply the pieces of layers above their threshold; return the factors, [L]."""
-        threshold = self.thresholds.value
-        if reading_is_free(self.device):
-            breached = (bound > threshold).tolist()
-            held = [i for i in held if breached[i] or i in self._normalized]
-        scale = torch.ones_like(bound)
-        for multiply_, both_ways in ((rescale_, False), (normalize_, True)):
-            weights: list[Tensor] = []
-            places: list[int] = []
-            for i in held:
-                if (i in self._normalized) is not both_ways:
-                    continue
-                matrix = matrices[i]
-                pieces = [] if matrix is None else [piece.local for piece in matrix.pieces]
-                # The factor is computed without a piece, too: it is reported.
-                weights += pieces or [torch.empty(0, dtype=self._dtypes[i], device=self.device)]
-                places += [i] * max(1, len(pieces))
-            if weights:
-                at = to_device(places, self.device, torch.int64)
-                scale = scale.index_copy(0, at, multiply_(weights, bound[at], threshold[at]))
-        for i in held:
-            follow(matrices[i], scale[i])
-        return scale
 
     def _nothing(self) -> DeviceRow:
         """Return a row in which no layer was measured."""
