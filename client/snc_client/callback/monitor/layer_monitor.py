@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -304,13 +304,10 @@ class LayerMonitor:
     @contextmanager
     def taking_part(self, step: int) -> Iterator[None]:
         """Begin ``step``; other ranks get this one's share of sharded layers, whatever happens."""
-        for each in self._shards:
-            each.open(step)
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for each in self._shards:
-                each.take_part()
+                stack.enter_context(each.taking_part(step))
+            yield
 
     def _step(self, plan: StepPlan, known: Mapping[str, Mapping[str, Tensor]]) -> list[DeviceRow]:
         for device in {group.device for group in self._all_groups}:

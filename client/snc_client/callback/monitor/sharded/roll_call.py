@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
+from snc_client.callback.interruption import insisted
 from snc_client.callback.model.distributed import shared_store
 
 Members: TypeAlias = tuple[int, ...]
@@ -21,11 +22,12 @@ SECONDS: Final = 300.0
 _FIRST_LOOK, _LAST_LOOK = 1e-4, 0.02  # seconds between two looks into the store, doubling
 _COUNT = 20  # binary digits of the number of ranks that have come; the sum of texts is above them
 
-_COME, _DIFFERENT, _LEFT, _LATE = "come", "different", "left", "late"
+_COME, _DIFFERENT, _LEFT, _LATE, _TIRED = "come", "different", "left", "late", "tired"
 _WHY: Final = {
     _DIFFERENT: "the ranks do not make the same steps",
     _LEFT: "a rank has closed its callback",
     _LATE: "a rank has not come to its step in time",
+    _TIRED: "a rank was interrupted twice while it waited",
 }
 
 
@@ -76,6 +78,8 @@ class RollCall:
         """Return why a sum that has begun will not end, None if nobody has said so."""
         if self._store is None:
             return None
+        if insisted():
+            return _WHY[_TIRED]
         try:
             return (
                 "a rank has given up a sum" if self._store.check([f"{self._key}/broken"]) else None
@@ -96,6 +100,8 @@ class RollCall:
         while not self._store.check([f"{here}/end"]):
             if time.monotonic() > deadline:
                 return self._decided(here, _LATE)
+            if insisted():
+                return self._decided(here, _TIRED)
             time.sleep(look)
             look = min(2 * look, _LAST_LOOK)
         return bytes(self._store.get(f"{here}/end")).decode()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snc_client.callback.interruption import signals_wait
 from snc_client.callback.monitor.device_group import rms
 from snc_client.callback.monitor.enforcement import presumed
 from snc_client.callback.monitor.outside_energy import SUDDEN, OutsideEnergy
@@ -43,7 +45,7 @@ GONE = "sharded, and not measured any more: a rank gives no share of it, or anot
 
 
 class ShardedGroup:
-    """L sharded layers, on one device here; the interface of `DeviceGroup`, and `take_part`.
+    """L sharded layers, on one device here; the interface of `DeviceGroup`, and `taking_part`.
 
     Every process of a layer makes one measurement at each step that the counter says, whatever lies
     on it: processes wait for each other. What is measured, certified and written follows from sums
@@ -141,14 +143,20 @@ class ShardedGroup:
         nothing, none = (torch.full_like(upper, x) for x in (math.nan, math.inf))
         return self._row_of(estimates, found.sums, none, nothing, upper, chosen)
 
-    def open(self, step: int) -> None:
-        """Begin ``step``: a measurement is due, by `step` or, if that fails, by `take_part`."""
-        self._open, self._row = step, None
+    @contextmanager
+    def taking_part(self, step: int) -> Iterator[None]:
+        """Begin ``step``: a measurement is due, at the end if the body has not called `step`.
 
-    def take_part(self) -> None:
-        """Let the others go on where this process has failed to come as far as its own `step`."""
-        if self._open is not None:
-            self.step(self._written, empty=True)
+        Signal handlers run after it: a process that left its step in the middle would not learn
+        what the others learn of it.
+        """
+        with signals_wait():
+            self._open, self._row = step, None
+            try:
+                yield
+            finally:  # the others wait, whatever has failed here
+                if self._open is not None:
+                    self.step(self._written, empty=True)
 
     @torch.no_grad()
     def step(self, written: Mask, *, empty: bool = False) -> DeviceRow:
@@ -158,7 +166,7 @@ class ShardedGroup:
         """
         if self._row is not None:
             return self._row
-        assert self._open is not None, "open() comes first"
+        assert self._open is not None, "within taking_part()"
         number, self._open = self._open, None
         self._written = written
         self._row, self.scalars = self._nothing(), {}  # should it fail

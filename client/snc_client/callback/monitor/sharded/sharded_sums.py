@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from snc_client.callback.interruption import signals_wait
 from snc_client.callback.model.distributed import joined
 from snc_client.callback.monitor.sharded.agreed import Agreed, Agreement, columns
 from snc_client.callback.monitor.sharded.agreed import dtype as dtype_of
@@ -116,6 +117,7 @@ class ShardedSums:
         self._ended = False
         self._interrupt: BaseException | None = None  # raised once the others have their sums
 
+    @signals_wait()
     def together(
         self, what: str, calls: Sequence[Sequence[int]], make: Callable[[], T]
     ) -> T | None:
