@@ -59,7 +59,7 @@ def each_kind(rank: int, folder: str) -> None:
         for kind in KINDS
         for action in ("observe", "rescale")
     }
-    with pytest.raises(ValueError, match="guard must be False for a model that is sharded"):
+    with pytest.raises(ValueError, match="guard must be False for a sharded model"):
         SNCallback(FSDP(Model(), device_id=torch.device("cpu"), use_orig_params=True), guard=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -29,7 +29,7 @@ def signals_wait() -> Iterator[None]:
         return
     try:
         _waits = True
-        for number in signal.valid_signals():
+        for number in map(int, signal.valid_signals()):
             handler = signal.getsignal(number)
             if handler is _note:  # an interrupt kept it from being put back
                 continue

@@ -16,8 +16,8 @@ from snc_client.callback import arguments
 from snc_client.callback.collector import RowCollector
 from snc_client.callback.detached import DetachedCallback
 from snc_client.callback.ending import CLOSE_SECONDS, Ending, failed_by
-from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.settings import GuardSettings
+from snc_client.callback.guard.sharded_guard import guard_over
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.named_models import as_one
 from snc_client.callback.model.optimizer_steps import OptimizerSteps
@@ -184,9 +184,7 @@ class SNCallback:
         self._edge = OuterEdge()
         self._overhead = Overhead()
         self._early: dict[str, Any] = {}  # scalars given before their measurement
-        self._guard: Guard | None = None
-        if limits := GuardSettings() if guard is True else guard:
-            self._guard = Guard(model, coverage.layers, first, limits)
+        self._guard = guard_over(model, coverage.layers, first, guard, sharded=sharded is not None)
         full = guard or (idle_every is None and (every > 1 or norms.steps_of is not None))
         self._monitor = monitor = LayerMonitor(
             coverage.layers,

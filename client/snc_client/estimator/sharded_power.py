@@ -173,6 +173,16 @@ class ShardedPower(BlockPower):
         nothing = torch.full_like(self._exponents, math.nan)
         return Estimates(nothing, nothing, nothing)
 
+    def blocks(self) -> list[Tensor]:
+        """Return the vectors of all layers, for `restore`."""
+        return list(self._blocks)
+
+    @torch.no_grad()
+    def restore(self, vectors: Sequence[Tensor], where: Tensor) -> None:
+        """Go on with these if ``where`` (0-d bool) is True: the weights are as they were then."""
+        for layer, before in enumerate(vectors):
+            self._store(layer, torch.where(where, before, self._blocks[layer]))
+
     def agreed(self) -> Tensor:
         """Return whole numbers below 61 that tell the vectors of processes apart, int64 [L, 2].
 

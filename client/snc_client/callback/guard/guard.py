@@ -22,6 +22,7 @@ from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator.frobenius import norms
 from snc_client.layer_row import LayerRow
 from snc_client.layers import Layer
+from snc_client.operators.sharded import local_part
 
 log = logging.getLogger("snc")
 
@@ -82,7 +83,8 @@ class Guard:
     that bypasses these counters (``.data``, another process's memory, a bit flip) is not detected,
     and is undone if it leaps.
 
-    Raises ValueError if the parameters are not on one device, or are sharded.
+    Raises ValueError if the parameters are not on one device, or are sharded; `ShardedGuard` is for
+    shards.
     """
 
     def __init__(
@@ -96,16 +98,8 @@ class Guard:
         self._layers = tuple(layers)
         self._optimizer = optimizer
         self._settings = settings
-        parameters = self._slots.parameters()
-        sharded = any(x.sharded for x in layers)  # of FSDP1 and Megatron they are plain tensors
-        if sharded or any(type(p.detach()) is not Tensor for p in parameters):
-            raise ValueError(
-                "guard must be False for a model that is sharded, got True: each rank would undo "
-                "steps of its own part"
-            )
-        if len({p.device for p in parameters}) != 1:
-            raise ValueError("guard must be False for a model on several devices, got True")
-        self.device = parameters[0].device
+        self._check()
+        self.device = self._slots.parameters()[0].device
         self._tally = torch.zeros(len(TALLY), dtype=torch.int32, device=self.device)
         self._told = (0, 0)  # vetoes and roll-backs in the newest arrived row
         self._known_row = self._known_at = 0  # its rejections in a row, and its number of steps
@@ -122,6 +116,7 @@ class Guard:
         self._floor: Floor | None = None
         self._look: Look | None = None
         self._fraction = torch.ones((), device=self.device)  # of a step that is made in part
+        self.undone = torch.zeros((), dtype=torch.bool, device=self.device)  # whether the last was
 
     def relist(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         """Replace the layers (known ones keep their indices) and start a new copy."""
@@ -135,8 +130,7 @@ class Guard:
         Returns update_norm and frobenius of layers stored in a parameter, 0-d float32 by name.
         """
         parameters = self._parameters()
-        if self._versions.changed(parameters, learn=self._steps < ARMED):
-            log.info("snc: weights were changed between steps: the guard starts a new copy")
+        if self._changed(parameters):
             self._kept = []
         known = bool(self._kept) and self._fits(self._kept, self._values())
         self._look = Look(known, {}, self._frobenius(), torch.zeros((), device=self.device))
@@ -163,10 +157,11 @@ class Guard:
         if self._floor is None:
             self._floor = Floor.of(reference, self._stack(look.frobenius, 0.0))
         strain = self._strain(look, sigma, threshold, held)
-        judged = look.known and self._steps >= ARMED
+        judged = look.known if self._steps >= ARMED else False
         finite = look.largest.isfinite()
-        bad = (~finite | (strain > 1).any()) if judged else torch.zeros_like(finite)
+        bad = (~finite | (strain > 1).any()) & judged
         verdict = self._verdict(bad, finite, ~finite | (strain > FAR).any())
+        self.undone = verdict.rejected
         self._fraction = CLIP_TO / torch.nan_to_num(strain, nan=1.0).amax().clamp(min=1.0)
         self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
         self._steps += 1
@@ -194,6 +189,18 @@ class Guard:
         log.error("snc: the guard rolled the weights back at step %d (%d in a row)", step, chain)
         return GuardStopped(step) if chain >= MOST_ROLLBACKS else None
 
+    def _check(self) -> None:
+        """Raise ValueError for parameters that it cannot judge."""
+        parameters = self._slots.parameters()
+        sharded = any(x.sharded for x in self._layers)  # of FSDP1 and Megatron they are plain
+        if sharded or any(type(p.detach()) is not Tensor for p in parameters):
+            raise ValueError(
+                "guard must be False for a model that is sharded, got True: each rank would undo "
+                "steps of its own part"
+            )
+        if len({p.device for p in parameters}) != 1:
+            raise ValueError("guard must be False for a model on several devices, got True")
+
     def _parameters(self) -> list[Tensor]:
         """Return the parameters of the model and the masters that the optimizer steps."""
         found: dict[int, Tensor] = {id(p): p for p in self._slots.parameters()}
@@ -204,13 +211,21 @@ class Guard:
                 found.update((id(x), x) for x in [p, *masters] if x.device == self.device)
         return [p for p in found.values() if p.is_floating_point()]
 
+    def _changed(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether anything but a step has changed them."""
+        here = list(map(local_part, parameters))
+        changed = self._versions.changed(here, learn=self._steps < ARMED)
+        if changed:
+            log.info("snc: weights were changed between steps: the guard starts a new copy")
+        return changed
+
     def _values(self) -> list[Tensor]:
-        """Return the tensors to copy: parameters first, then buffers.
+        """Return the tensors to copy, what lies here of them: parameters first, then buffers.
 
         Writes to them bypass autograd's counters: a graph that outlives the step may hold frozen
         weights.
         """
-        return [p.data for p in [*self._parameters(), *self._slots.buffers()]]
+        return [local_part(p).data for p in [*self._parameters(), *self._slots.buffers()]]
 
     def _frobenius(self) -> dict[str, Tensor]:
         stored = {
@@ -296,11 +311,12 @@ class Guard:
             self._undo(verdict, values, sigma)
         if self._settings.at_limit != "accept" and self._steps % SNAPSHOT_EVERY == ARMED - 1:
             self._snapshots.take(verdict.rejected, self._kept, self._accepted)
-        self._versions.note(parameters)
+        self._versions.note(list(map(local_part, parameters)))
 
     def _keep(self, values: Sequence[Tensor], sigma: Tensor) -> None:
+        assert self._accepted is not None
         torch._foreach_copy_(self._kept, list(values))
-        self._accepted = sigma.clone()
+        self._accepted = torch.where(sigma.isnan(), self._accepted, sigma)
         if self._state is not None:
             self._state.accept()
 
@@ -312,7 +328,7 @@ class Guard:
             undone = self._part(verdict, kept, value) if may_clip else kept
             torch.where(verdict.rejected, undone, value, out=value)
         undone = self._part(verdict, self._accepted, sigma) if may_clip else self._accepted
-        self._accepted = torch.where(verdict.rejected, undone, sigma)
+        self._accepted = torch.where(verdict.rejected | sigma.isnan(), undone, sigma)
         if self._may_roll_back():
             self._accepted = self._snapshots.restore(verdict.back, values, self._accepted)
         torch._foreach_copy_(self._kept, list(values))

@@ -15,7 +15,7 @@ SMALLEST_SIGMA, BORN_AT_ZERO, FLOOR = 1e-3, 0.02, 0.5
 class Look:
     """Norms of a step before the action, by layer, 0-d."""
 
-    known: bool  # a copy of the last accepted step exists
+    known: bool | Tensor  # a copy of the last accepted step exists; with shards 0-d bool
     updates: dict[str, Tensor]
     frobenius: dict[str, Tensor]
     largest: Tensor  # norm of a parameter's change, over all parameters; NaN if any is NaN

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snc_client.callback.model.master_weights import KEYS
+from snc_client.operators.sharded import local_part
 
 log = logging.getLogger("snc")
 
@@ -53,7 +54,8 @@ class KeptState:
                 for name, value in self._optimizer.state.get(parameter, {}).items():
                     ours = isinstance(value, Tensor) and value.device == parameter.device
                     if ours and name not in KEYS:  # masters are weights
-                        yield value, self._of(id(parameter), name, value)
+                        here = local_part(value)
+                        yield here, self._of(id(parameter), name, here)
 
     def _of(self, parameter: int, name: str, value: Tensor) -> _Kept:
         kept = self._kept.get((parameter, name))
@@ -83,6 +85,12 @@ class Snapshots:
         for old, new, value in zip(older, newer, now, strict=True):
             torch.where(unless, old, new, out=old)
             torch.where(unless, new, value, out=new)
+
+    def renew(self, where: Tensor, values: Sequence[Tensor], sigma: Tensor) -> None:
+        """Replace the copies by these values if ``where`` (0-d bool) is True."""
+        for taken in self._taken:
+            for old, value in zip(taken, [*values, sigma], strict=True):
+                torch.where(where, value, old, out=old)
 
     def restore(self, back: Tensor, values: Sequence[Tensor], sigma: Tensor) -> Tensor:
         """Write the oldest copy if ``back`` (0-d bool) is True; return the sigmas likewise.

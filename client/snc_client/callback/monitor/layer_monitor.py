@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snc_client.callback.guard.guard import Guard
 from snc_client.callback.guard.judged_rows import judged_rows
+from snc_client.callback.guard.sharded_guard import ShardedGuard
 from snc_client.callback.model.distributed import several_ranks
 from snc_client.callback.model.master_weights import Masters
 from snc_client.callback.model.saved_state import by_name
@@ -72,10 +73,12 @@ class LayerMonitor:
     ) -> None:
         self.layers = tuple(layers)
         self._shards = [] if sharded is None else [sharded]
+        if sharded is not None and isinstance(guard, ShardedGuard):
+            sharded.guard, guard = guard, None
         self._signals = signals
         self._guard = guard
         self._masters = masters
-        measured = device_metrics(signals.metrics, guarded=guard is not None)
+        measured = device_metrics(signals.metrics, guarded=signals.guarded)
         self.metrics = (*measured, *AGE_METRICS)
         self._provenance = BoundProvenance(len(layers))
         self._writes = None if signals.steps_of is None else WriteTracker(signals.steps_of)
@@ -186,7 +189,7 @@ class LayerMonitor:
         rows = [self._with_norms(group.register(certify=certify)) for group in self._groups]
         rows += [each.register() for each in self._shards]
         self._note_writes()
-        if self._guard is not None:
+        if self._signals.guarded:
             rows = [
                 row.with_metrics({GUARD_METRIC: torch.full_like(row.sigma, NOT_MEASURED)})
                 for row in rows

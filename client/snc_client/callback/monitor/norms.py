@@ -74,7 +74,7 @@ class NormSignals:
         self._wanted = _checked(wanted)
         self._optimizer = optimizer
         self.optimizer = optimizer
-        self._guarded = guarded
+        self.guarded = guarded
         self._slots = Slots(model)
         self.gains = self._gains_of(model)
         self._said: set[str] = set()
@@ -93,7 +93,7 @@ class NormSignals:
     @property
     def steps_of(self) -> torch.optim.Optimizer | None:
         """Return the optimizer from whose state ``update_norm`` is taken, None if none is."""
-        looked_at = "update_norm" in self._wanted and not self._guarded
+        looked_at = "update_norm" in self._wanted and not self.guarded
         return self._optimizer if looked_at and supported(self._optimizer) else None
 
     @property

@@ -3,6 +3,7 @@
 from snc_client.operators.sharded.dtensor import (
     is_dtensor,
     is_whole,
+    laid_like,
     local_part,
     replicas_of,
 )
@@ -10,7 +11,7 @@ from snc_client.operators.sharded.flat import FlatPlace
 from snc_client.operators.sharded.known import shard_of
 from snc_client.operators.sharded.marked import attached_master, gathered
 from snc_client.operators.sharded.matrix import Rectangle, ShardedMatrix
-from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError, flat_boxes
+from snc_client.operators.sharded.shard import Box, Group, Shard, ShardError, flat_boxes, members
 
 __all__ = [
     "Box",
@@ -25,7 +26,9 @@ __all__ = [
     "gathered",
     "is_dtensor",
     "is_whole",
+    "laid_like",
     "local_part",
+    "members",
     "replicas_of",
     "shard_of",
 ]

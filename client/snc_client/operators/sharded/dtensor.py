@@ -33,6 +33,20 @@ def local_part(tensor: Tensor) -> Tensor:
     return plain(inside._local_tensor)  # to_local() would be recorded by autograd
 
 
+def laid_like(parameter: Any, local: Tensor) -> Tensor:
+    """Return these entries, as `local_part` has them, as a DTensor laid like ``parameter``."""
+    kind = type(parameter.data)
+    found: Tensor = kind.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return found
+
+
 def shard_of_dtensor(tensor: Any) -> Shard | None:
     """Return where the local part lies; None if every process holds all of it.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch.distributed as dist
 from torch import Tensor
 
 from snc_client.operators.entries import plain
@@ -94,3 +95,8 @@ def _boxes(
         yield (*before, first, *(0,) * (len(shape) - 1)), (*ones, last - first, *shape[1:])
     if last * rest < stop:
         yield from _boxes(0, stop - last * rest, shape[1:], (*before, last))
+
+
+def members(group: Group) -> tuple[int, ...]:
+    """Return the global ranks of a group, in order."""
+    return group if isinstance(group, tuple) else tuple(sorted(dist.get_process_group_ranks(group)))

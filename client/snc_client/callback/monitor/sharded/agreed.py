@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import torch
 
-from snc_client.callback.monitor.sharded.groups import Owed, members
+from snc_client.callback.monitor.sharded.groups import Owed
 from snc_client.callback.monitor.sharded.layer_sums import Form
 from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.estimator.sharded_power import row_runs
-from snc_client.operators.sharded import ShardedMatrix
+from snc_client.operators.sharded import ShardedMatrix, members
 
 Stage: TypeAlias = dict[Members, tuple[list[int], list[int], bool]]
 """Layers whose W V is summed over a group, whose records are, and whether other gradients are."""

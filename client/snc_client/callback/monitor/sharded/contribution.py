@@ -38,6 +38,8 @@ class Extras:
     gradient: ShardedMatrix | None = None
     update: tuple[ShardedMatrix, Tensor | float] | None = None
     """The optimizer's last step, up to this factor."""
+    stepped: Tensor | None = None
+    """0-d float64, instead of ``update``: see `ShardedGuard.shares`."""
     moved: Tensor | None = None
     """0-d float64, see `ShardedBounds.moved`."""
 
@@ -80,14 +82,15 @@ def squares(
     for i, (matrix, extra) in enumerate(zip(matrices, extras, strict=True)):
         at = PLACES * i
         flags[at + NO_GRADIENT] = float(extra.gradient is None)
-        flags[at + NO_UPDATE] = float(extra.update is None)
+        flags[at + NO_UPDATE] = float(extra.update is None and extra.stepped is None)
         add(at + FROBENIUS, matrix)
         add(at + GRADIENT, extra.gradient)
         if extra.update is not None:
             step, factors[at + UPDATE] = extra.update
             add(at + UPDATE, step)
-        if extra.moved is not None:
-            moved.append((at + MOVED, extra.moved))
+        for place, square in ((MOVED, extra.moved), (UPDATE, extra.stepped)):
+            if square is not None:
+                moved.append((at + place, square))
     total = to_device(flags, device, torch.float64)
     if tensors:
         values = torch.stack(norms(tensors)).double().square()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.monitor.norms import NormSignals
-from snc_client.callback.monitor.sharded.groups import members, weakly
+from snc_client.callback.monitor.sharded.groups import weakly
 from snc_client.callback.monitor.sharded.layer_sums import GRADIENT, LayerSums
 from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.callback.readback.metrics import NOT_MEASURED
@@ -27,6 +27,7 @@ from snc_client.operators.sharded import (
     is_dtensor,
     is_whole,
     local_part,
+    members,
     replicas_of,
     shard_of,
 )

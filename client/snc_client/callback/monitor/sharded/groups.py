@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from snc_client.callback.monitor.sharded.roll_call import Members, RollCall
-from snc_client.operators.sharded import Group
+from snc_client.operators.sharded import Group, members
 
 Owed: TypeAlias = tuple[Members, int, torch.dtype]
 """A sum over these ranks, of so many numbers."""
@@ -26,11 +26,6 @@ _LOOK: Final = timedelta(seconds=0.5)  # between two looks whether another rank 
 
 class SumLost(Exception):
     """A sum did not come about, and there must be no further one; the message says why."""
-
-
-def members(group: Group) -> Members:
-    """Return the global ranks of a group, in order."""
-    return group if isinstance(group, tuple) else tuple(sorted(dist.get_process_group_ranks(group)))
 
 
 def weakly(group: Group) -> Callable[[], Group | None]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snc_client.callback.guard.sharded_guard import ShardedGuard
 from snc_client.callback.interruption import signals_wait
 from snc_client.callback.monitor.device_group import rms
 from snc_client.callback.monitor.enforcement import presumed
@@ -21,13 +22,21 @@ from snc_client.callback.monitor.sharded.actions import ShardedActions
 from snc_client.callback.monitor.sharded.carried import ShardedBounds
 from snc_client.callback.monitor.sharded.contribution import Extras, extras, is_gathered
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
-from snc_client.callback.monitor.sharded.layer_sums import MOVED, LayerSums, frobenius, norms_of
+from snc_client.callback.monitor.sharded.layer_sums import (
+    FROBENIUS,
+    MOVED,
+    NO_UPDATE,
+    UPDATE,
+    LayerSums,
+    frobenius,
+    norms_of,
+)
 from snc_client.callback.monitor.sharded.roll_call import RollCall
 from snc_client.callback.monitor.sharded.sharded_sums import Found, ShardedSums
 from snc_client.callback.monitor.step_planner import StepPlanner
 from snc_client.callback.monitor.thresholds import Thresholds
 from snc_client.callback.readback.device_row import DeviceRow
-from snc_client.callback.readback.metrics import NO_SHARE
+from snc_client.callback.readback.metrics import GUARD_METRIC, NO_SHARE
 from snc_client.certificate import sigma_upper, upper_of_gram
 from snc_client.devices import to_device
 from snc_client.estimator import Estimates
@@ -69,8 +78,10 @@ class ShardedGroup:
         self.indices, self.device = list(indices), device
         self.gone: dict[str, str] = {}
         """Layers that could not be measured for some rows, and the reason."""
-        self.scalars: dict[str, Tensor] = {}
+        self.scalars: dict[str, Any] = {}
         """Of the run as a whole, of the newest step."""
+        self.guard: ShardedGuard | None = None
+        """To be set before `register`."""
         self._metrics, self._steps_of = tuple(metrics), steps_of
         self._sums = ShardedSums(layers, device, roll_call, gradients)
         self.relist(layers)
@@ -181,7 +192,7 @@ class ShardedGroup:
     def _measured(
         self, number: int, written: Mask, proofs: Sequence[int], *, empty: bool
     ) -> DeviceRow:
-        codes = partial(self._codes, number, written)
+        codes, vectors = partial(self._codes, number, written), self._sums.power.blocks()
         found = self._sums.measured(codes, proofs, self._more, absent=empty)
         if found.grad_norm is not None:
             self.scalars = {"grad_norm": found.grad_norm}
@@ -207,10 +218,31 @@ class ShardedGroup:
             written, proofs, found, divisor, upper, self.thresholds.value
         )
         self._outside.acted(scale, clipped)
+        judged = self._judged(found, scale, vectors)
         residual = torch.where(found.sound, residual, NO_SHARE)
         estimates = Estimates(sigma, residual, captured)
         threshold = self.thresholds.value
-        return self._row_of(estimates, found.sums, threshold, scale, upper, proofs)
+        row = self._row_of(estimates, found.sums, threshold, scale, upper, proofs)
+        return row.with_metrics(judged)
+
+    def _judged(self, found: Found, scale: Tensor, before: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Let the guard, if any, undo the step, and the iteration from vectors ``before`` too."""
+        if self.guard is None:
+            return {}
+        squares = torch.stack([x.values["squares"] for x in found.sums], 1)
+        strain, said = self.guard.judge(
+            found.estimates.sigma,
+            self.thresholds.value,
+            scale,
+            self.thresholds.reference,
+            self._actions.held,
+            update=squares[UPDATE].sqrt().float(),
+            frobenius=squares[FROBENIUS].sqrt().float(),
+            known=found.sound.all() & (squares[NO_UPDATE] == 0).all(),
+        )
+        self._sums.power.restore(before, self.guard.undone)
+        self.scalars.update(said)
+        return {GUARD_METRIC: strain}
 
     def learn(self, row: LayerRow) -> None:
         """Update the plans of the next steps with a row that has arrived, of all layers."""
@@ -299,6 +331,9 @@ class ShardedGroup:
     def _more(self) -> list[Extras]:
         """Return what else is summed of each layer."""
         found = extras(self.layers, self._metrics, self._steps_of)
+        if self.guard is not None:
+            each = zip(found, self.guard.shares(), strict=True)
+            found = [replace(x, update=None, stepped=square) for x, square in each]
         if self._carried is None:
             return found
         moved = (self._carried.moved(i, layer.shard()) for i, layer in enumerate(self.layers))
@@ -336,7 +371,8 @@ class ShardedGroup:
             residual=-inf,
             sigma_upper=nan,
         )
-        return row.with_metrics({name: nan for name in self._metrics})
+        more = self._metrics if self.guard is None else (*self._metrics, GUARD_METRIC)
+        return row.with_metrics({name: nan for name in more})
 
     def _row_of(
         self,

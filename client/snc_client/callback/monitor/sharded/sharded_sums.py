@@ -18,7 +18,7 @@ from snc_client.callback.monitor.sharded.agreed import Agreed, Agreement, column
 from snc_client.callback.monitor.sharded.agreed import dtype as dtype_of
 from snc_client.callback.monitor.sharded.contribution import Extras, proof_size, record, squares
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
-from snc_client.callback.monitor.sharded.groups import Groups, SumLost, members
+from snc_client.callback.monitor.sharded.groups import Groups, SumLost
 from snc_client.callback.monitor.sharded.layer_sums import (
     Form,
     LayerSums,
@@ -31,7 +31,7 @@ from snc_client.devices import reading_is_free, to_device
 from snc_client.estimator import Estimates
 from snc_client.estimator.sharded_power import ShardedPower, bands
 from snc_client.layers import Layer
-from snc_client.operators.sharded import ShardedMatrix
+from snc_client.operators.sharded import ShardedMatrix, members
 
 log = logging.getLogger("snc")
 

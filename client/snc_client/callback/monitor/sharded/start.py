@@ -15,11 +15,11 @@ from torch import nn
 from snc_client.callback.model.distributed import joined, several_ranks
 from snc_client.callback.monitor.norms import NormSignals
 from snc_client.callback.monitor.sharded.gradient_sums import GradientSums
-from snc_client.callback.monitor.sharded.groups import members
 from snc_client.callback.monitor.sharded.meeting import Meeting
 from snc_client.callback.monitor.sharded.roll_call import Members
 from snc_client.callback.monitor.sharded.sharded_group import ShardedGroup
 from snc_client.layers import Coverage, Layer, Skipped
+from snc_client.operators.sharded import members
 from snc_client.policy import LayerPolicy
 
 log = logging.getLogger("snc")
