@@ -1,11 +1,11 @@
 """Why factors of a sharded layer differ from those of the whole one: the first measurement.
 
-    OMP_NUM_THREADS=1 python bench/numerics/sharded_factors.py [--calls 8 25]
+    OMP_NUM_THREADS=1 python bench/numerics/sharded_factors.py [--calls 25 8]
 
 One process, float32: a matrix that grows by 0.2 % a step, with noise, held at 1.001 times its first
 sigma. It is measured as a whole weight, and as a DTensor on a mesh of one. Both get equal weights
 at each step. A whole weight's first measurement makes 15 iterations and one for each of its calls,
-that of a shard makes 40: so 25 calls are as many. Exact is a float64 SVD at every step.
+25 in the client; that of a shard makes 40, as many. Exact is a float64 SVD at every step.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def compare(calls: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, nargs="+", default=[8, 25])
+    parser.add_argument("--calls", type=int, nargs="+", default=[25, 8])
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
     print("calls        shape  whole errs   shard errs      factors   thresholds")

@@ -26,8 +26,9 @@ from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator,
 from snc_client.policy import HOLDING, LayerPolicy
 from snc_client.precision import finite
 
-# The first sigma is the reference for the whole run, so it gets the iterations of several calls.
-REGISTER_CALLS = 8
+# The first sigma is the reference for the run, so it gets 40 iterations, as that of shards: 16
+# in the first call, and in the others 4 where the host must not read the residual, elsewhere 1.
+REGISTER_CALLS, REGISTER_CALLS_UNREAD = 25, 7
 # One iteration suffices for a weight that is measured at each call. After ten calls without, sigma
 # may err by 1 %. A certificate would then fail at its first two bounds and take its most expensive
 # one: the layer gets one more iteration for every four calls without a measurement.
@@ -99,8 +100,7 @@ class DeviceGroup:
         It writes no weight. With ``certify`` every layer has a bound to carry from the start.
         """
         operators = {i: layer.operator() for i, layer in enumerate(self.layers)}
-        for _ in range(REGISTER_CALLS):
-            estimates = self.power.step_(list(operators.values()))
+        estimates = self._settle(list(operators))
         size = self._sizes(operators, operators)
         share = self._outside.share(estimates.sigma, estimates.captured, size)
         self._outside.note(estimates.sigma, share)
@@ -383,15 +383,16 @@ class DeviceGroup:
                 block[: len(theirs)] = theirs[: len(block)]
                 ours["steps"][k] = int(state["iterations"])
         self.power.load_state_dict(ours)
-        self._settle(cold)
+        if cold:
+            self._settle(cold)
         self.thresholds.restore(torch.stack(reference))
 
-    def _settle(self, cold: Sequence[int]) -> None:
-        """Iterate on these layers as often as `register` does."""
-        if cold:
-            operators = [self.layers[i].operator() for i in cold]
-            for _ in range(REGISTER_CALLS):
-                self.power.step_(operators, cold)
+    def _settle(self, layers: Sequence[int]) -> Estimates:
+        """Iterate on these layers until sigma may be the reference of a run, and return it."""
+        operators = [self.layers[i].operator() for i in layers]
+        for _ in range(REGISTER_CALLS if reading_is_free(self.device) else REGISTER_CALLS_UNREAD):
+            estimates = self.power.step_(operators, layers)
+        return estimates
 
 
 def rms(layer: Layer) -> float:
