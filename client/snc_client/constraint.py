@@ -32,6 +32,7 @@ CAP_MARGIN = 2.0**-19  # relative: float32 errs by this
 LOWEST = {torch.float32: 1e-7, torch.float64: 1e-11}
 FEW = 4.0  # thresholds: above that, float32 loses digits of the singular values at the threshold
 AT_REST = 2.0**-16  # relative: a norm that is so little below its threshold is not brought up
+SLACK = 2.0**-20  # relative: bounds of one weight differ by up to 4e-7 from step to step
 LARGEST_FACTOR = 2.0**96  # brings a subnormal weight to one in a few steps, and keeps 0 finite
 
 
@@ -60,9 +61,10 @@ def normalize_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor
 
     As `rescale_`, and a weight below its threshold is brought up to it as well. Left alone are zero
     weights, those without a finite bound or threshold, and those within `AT_REST` below the
-    threshold (one unit roundoff in low precision). One step scales up by 2^96 at most. No entry
-    leaves the range of its dtype, because none is larger than the norm: the aim is at most half of
-    the largest number.
+    threshold (one unit roundoff in low precision). In full precision a weight is brought to
+    `SLACK` below it, so that the rounding of later bounds does not move it. One step scales up by
+    2^96 at most. No entry leaves the range of its dtype, because none is larger than the norm: the
+    aim is at most half of the largest number.
     """
     largest = [min(torch.finfo(w.dtype).max, torch.finfo(torch.float32).max) / 2 for w in weights]
     room = [c.clamp(max=top) for c, top in zip(threshold.unbind(), largest, strict=True)]
@@ -71,7 +73,9 @@ def normalize_(weights: Sequence[Tensor], sigma_upper: Tensor, threshold: Tensor
     low = torch.stack([x * (1 - r) for x, r in zip(aim.unbind(), rest, strict=True)])
     settled = (sigma_upper >= low) & (sigma_upper <= threshold)
     known = sigma_upper.isfinite() & (sigma_upper > 0) & threshold.isfinite()
-    scale = _scales_to(aim, sigma_upper, known & ~settled)
+    slack = [SLACK if w.dtype in FULL else 0.0 for w in weights]
+    under = torch.stack([x * (1 - s) for x, s in zip(aim.unbind(), slack, strict=True)])
+    scale = _scales_to(under, sigma_upper, known & ~settled)
     _multiply(weights, scale)
     return scale
 

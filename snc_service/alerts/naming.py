@@ -16,12 +16,14 @@ def head(incident: Incident, severity: str | None = None) -> Entry:
 
     That is the first entry. Where the severity rose in entries that began more than 50 steps after
     those before, it is the first of these: a warning that lingers does not name what came later.
+    Where entries before the last are omitted, nobody knows when they ended, and it begins nothing.
     """
     most = rank(severity or incident.severity)
     found = begin = before = incident.entries[0]
     worst = rank(found.severity)
-    for entry in incident.entries[1:]:
-        if entry.step - before.step > QUIET_STEPS:
+    known = len(incident.entries) - bool(incident.omitted)
+    for place, entry in enumerate(incident.entries[1:], start=1):
+        if place < known and entry.step - before.step > QUIET_STEPS:
             begin = entry
         if worst < rank(entry.severity) <= most:
             found, worst = begin, rank(entry.severity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from snc_service.group_commit import GroupCommit
 from snc_service.problems import Problem
 from snc_service.store import Store
 from snc_service.store.types import StoreError
+
+log = logging.getLogger(__name__)
 
 INFLATING = 2
 READY_SECONDS = 1.0
@@ -74,19 +77,25 @@ class Readiness:
         self._checked_at = -READY_SECONDS
         self._checking = asyncio.Lock()
 
-    async def check(self) -> list[str]:
-        """Return the nodes that are away; raise what the store raised."""
+    async def check(self) -> int:
+        """Return the number of nodes that are away; raise what the store raised."""
         async with self._checking:
             if time.monotonic() - self._checked_at >= READY_SECONDS:
                 try:
-                    self._away = await run_in_threadpool(self._check)
+                    self._tell(await run_in_threadpool(self._check))
                     self._error = None
                 except StoreError as error:
                     self._error = error
                 self._checked_at = time.monotonic()
         if self._error is not None:
             raise self._error
-        return self._away
+        return len(self._away)
+
+    def _tell(self, away: list[str]) -> None:
+        """Name in the log what is away, once for each change: whoever asks may be a stranger."""
+        if away != self._away:
+            log.warning("nodes of the cluster that cannot be reached: %s", away or "none")
+        self._away = away
 
 
 @dataclass

@@ -37,6 +37,12 @@ def test_a_lingering_warning_does_not_name_what_became_critical_later(entries, n
     assert head(incident(*entries)).step == named
 
 
+def test_what_came_after_entries_that_are_not_listed_may_belong_to_them():
+    later = entry(1005, "nonfinite", "critical")
+    assert head(incident(LINGERS, later)).step == 1005
+    assert head(incident(LINGERS, later, omitted=51)).step == 10
+
+
 def test_a_message_names_the_head_and_the_worst():
     both = Message("firing", incident(LINGERS, LATER))
     assert both.title == "[critical] r: sigma_jump in fc2.weight at step 400, and 1 more"

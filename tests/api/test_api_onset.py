@@ -23,8 +23,8 @@ def api(tmp_path):
         yield opened
 
 
-def train(api, sigma, first=0, seq=0, threshold=90.0):
-    steps = tuple(range(first, first + len(sigma)))
+def train(api, sigma, first=0, seq=0, threshold=90.0, apart=1):
+    steps = tuple(range(first, first + apart * len(sigma), apart))
     told = api.send(
         batch_of(
             TABLE,
@@ -83,6 +83,17 @@ def test_a_layer_that_grows_is_traced_back_from_its_alarm_to_where_it_began_to_g
     events = api.get(f"{RUN}/events").json()["items"]
     first = min(each["step"] for each in events if each["layer"])
     assert told["alarm_step"] == first
+
+
+@pytest.mark.parametrize(("apart", "later"), [(100, 1), (1, 1_000)])
+def test_rows_at_other_distances_after_the_alarm_do_not_move_the_onset(api, apart, later):
+    sigma = np.exp(np.random.default_rng(3).normal(0, 0.002, (600, 3)))
+    sigma[500:, 1] *= np.exp(0.03 * np.arange(100))
+    train(api, sigma, apart=apart)
+    before = api.get(f"{RUN}/onset").json()
+    assert 500 * apart <= before["step"] <= 505 * apart < before["alarm_step"]
+    train(api, sigma[-1:], first=599 * apart + later, seq=1)
+    assert api.get(f"{RUN}/onset").json()["step"] == before["step"]
 
 
 def test_an_onset_that_stays_is_304_and_a_new_batch_makes_it_new(api):

@@ -74,7 +74,7 @@ def _encoded(content: Any) -> bytes:
     One call for a large heatmap holds up all other threads for 20 ms, the event loop too.
     """
     if isinstance(content, dict):
-        fields = (to_json(key) + b":" + _in_pieces(value) for key, value in content.items())
+        fields = (to_json(str(key)) + b":" + _in_pieces(value) for key, value in content.items())
         return b"{" + b",".join(fields) + b"}"
     return _in_pieces(content)
 

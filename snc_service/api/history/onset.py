@@ -25,6 +25,7 @@ router = APIRouter(prefix="/api/v1", tags=["layers"])
 MOST_LAYERS = 500  # of a forecast: those with the largest ratio
 NEAR_ROWS = 200  # between alarms of layers that are traced back together
 MOST_READS = 10  # for the layers of one onset
+MOST_LOOKS = 8  # for the distance of its rows
 HORIZON_ROWS = 10 * ROWS  # the range of a forecast, ten times the window behind it
 
 
@@ -176,11 +177,13 @@ def get_onset(
 def _traced(service: InService, run: str, left: Sequence[onset.Left], gap: int) -> list[int]:
     """Return where each layer left its band; layers beyond the first 500 did so at their alarm.
 
-    One read serves the layers whose alarms are near each other.
+    One read serves the layers whose alarms are near each other, and there are ten at most: what
+    they do not reach left its band at its alarm.
     """
     metrics, _ = service.store.histories.metrics(run)
     metric = "sigma" if "sigma" in metrics else "frobenius"
     found = [each.step for each in left]
+    gap = _gap_at(service, run, metric, left[0], gap) if left else gap
     begin, most = 0, min(len(left), MOST_LAYERS)
     for _ in range(MOST_READS):
         if begin == most:
@@ -197,6 +200,25 @@ def _traced(service: InService, run: str, left: Sequence[onset.Left], gap: int) 
         ]
         begin = end
     return found
+
+
+def _gap_at(service: InService, run: str, metric: str, left: onset.Left, gap: int) -> int:
+    """Return the steps between rows before an alarm; ``gap`` is that of the newest rows."""
+    for _ in range(MOST_LOOKS):
+        first = max(0, left.step - onset.TRACED_ROWS * gap)
+        window = Window(first, left.step, onset.TRACED_ROWS + 1)
+        past = service.store.histories.of_layers(
+            run, metric, [left.layer], window, columns=("mean",)
+        )
+        if past.bucket_steps > 1:
+            gap = max(1, gap // 8)
+        elif len(past.steps) > 1:
+            return max(1, int(np.median(np.diff(past.steps))))
+        elif first == 0:
+            break
+        else:
+            gap *= 8
+    return gap
 
 
 @router.get(

@@ -26,9 +26,9 @@ class Health(BaseModel):
 
 
 class Ready(Health):
-    """The ready state; ``away`` are nodes of a cluster, as host and port."""
+    """The ready state; ``away`` is the number of nodes of a cluster that cannot be reached."""
 
-    away: list[str]
+    away: int
 
 
 class About(BaseModel):
@@ -50,13 +50,14 @@ async def get_health() -> dict[str, str]:
 @router.get(
     "/readyz",
     response_model=Ready,
-    responses=responses("draining", "store-unavailable", example={"status": "ok", "away": []}),
+    responses=responses("draining", "store-unavailable", example={"status": "ok", "away": 0}),
 )
 async def get_readiness(service: InService) -> dict[str, Any]:
     """Say that the store can be read and written and the service is not about to stop.
 
-    Of a Citus cluster `away` names workers that cannot be reached: their runs, and the creation and
-    the list of runs, answer 503 until they are back. All other runs go on, so the service is ready.
+    Of a Citus cluster `away` counts workers that cannot be reached; the log names them. Their runs,
+    and the creation and the list of runs, answer 503 until they are back. All other runs go on, so
+    the service is ready.
     """
     if service.draining:
         raise Problem("draining", "the service is stopping")

@@ -113,6 +113,10 @@ class Batches:
                 outcomes |= found
             except RunGone:  # again, with an empty memory
                 continue
+            except StoreError as error:
+                if not outcomes:
+                    raise
+                outcomes |= {place: Outcome(error=error) for place in left}  # the others are stored
             finally:
                 self._memory.let_go(item.run for item in left.values())
         return [outcomes[place] for place in range(len(items))]

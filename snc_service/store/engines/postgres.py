@@ -72,7 +72,7 @@ _SHARDS_SIZE = (
 )
 _WRITABLE = "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'"
 # A node that does not answer at all must not keep everybody who asks for it waiting.
-_NODE_TIMEOUT = "set local citus.node_connection_timeout = 2000"
+_NODE_TIMEOUT = "set local citus.node_connection_timeout = 500"
 _NODES_AWAY = (
     "select nodename || ':' || nodeport from run_command_on_workers('select 1') "
     "where not success order by 1"
