@@ -21,6 +21,7 @@ from sharded_cases import fully_sharded, losses
 from torch import nn
 
 from snc_client import SNCallback
+from snc_client.callback import interruption
 from snc_client.callback.collector import RowCollector
 from snc_client.callback.monitor.sharded.actions import ShardedActions
 from snc_client.callback.monitor.sharded.groups import Groups
@@ -77,11 +78,12 @@ def interrupted_while_it_waits(times: int) -> Iterator[None]:
 
     def interrupts() -> None:
         waiting.wait(60)
-        for _ in range(times):
-            time.sleep(0.05)
+        for number in range(times):
             os.kill(os.getpid(), signal.SIGINT)
+            while number + 1 < times and len(interruption._came) <= number and not over.is_set():
+                time.sleep(0.01)  # Python would merge two that come at once
 
-    waiting, whole = threading.Event(), RollCall._awaited
+    waiting, over, whole = threading.Event(), threading.Event(), RollCall._awaited
 
     def waits(*arguments: Any) -> str:
         waiting.set()
@@ -91,9 +93,12 @@ def interrupted_while_it_waits(times: int) -> Iterator[None]:
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RollCall, "_awaited", waits)
-        yield
-    waiting.set()
-    thread.join()
+        try:
+            yield
+        finally:
+            over.set()
+            waiting.set()
+            thread.join()
 
 
 def trained(

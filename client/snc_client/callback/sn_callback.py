@@ -177,7 +177,7 @@ class SNCallback:
         norms = NormSignals(signals, model, first, guarded=bool(guard))
         norms.declared = arguments.declared(profile)
         alike = {"certify_every": certify_every, "strict": strict, "every": every, "also": signals}
-        alike["guard"] = bool(guard)
+        alike["guard"] = repr(GuardSettings() if guard is True else guard)
         start = ShardedStart(find)
         coverage, policies, sharded = start.met(model, in_force.by_layer_strictly, norms, alike)
         self._attempt = 0

@@ -229,7 +229,7 @@ class Guard:
 
     def _frobenius(self) -> dict[str, Tensor]:
         stored = {
-            x.name: x.part(p.detach()) for x in self._layers if (p := _parameter(x)) is not None
+            x.name: x.part(p.detach()) for x in self._layers if (p := parameter_of(x)) is not None
         }
         return dict(zip(stored, norms(list(stored.values())), strict=True))
 
@@ -237,7 +237,7 @@ class Guard:
         """Measure the norm of each parameter's and each layer's change, chunk by chunk."""
         of: dict[int, list[Layer]] = {}
         for layer in self._layers:
-            parameter = _parameter(layer)
+            parameter = parameter_of(layer)
             if parameter is not None:
                 of.setdefault(id(parameter), []).append(layer)
         sizes: list[Tensor] = []
@@ -368,7 +368,8 @@ def furthest(row: LayerRow, names: Sequence[str]) -> str | None:
     return None if np.isnan(strain).all() else names[int(np.nanargmax(strain))]
 
 
-def _parameter(layer: Layer) -> Tensor | None:
+def parameter_of(layer: Layer) -> Tensor | None:
+    """Return the parameter of a layer, None if the model has it no more."""
     try:
         return layer.parameter()
     except LookupError:  # removed from the model: the other layers are still judged

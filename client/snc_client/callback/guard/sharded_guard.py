@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from snc_client.callback.chunks import chunks
-from snc_client.callback.guard.guard import Guard
+from snc_client.callback.guard.guard import Guard, parameter_of
 from snc_client.callback.guard.inspection import Look
 from snc_client.callback.guard.settings import GuardSettings
 from snc_client.devices import reading_is_free
 from snc_client.estimator.frobenius import norms
 from snc_client.layers import Layer
-from snc_client.operators.sharded import is_dtensor, laid_like, local_part, members
+from snc_client.operators.sharded import laid_like, local_part, members, reaches_all_ranks
+
+log = logging.getLogger("snc")
 
 
 class ShardedGuard(Guard):
@@ -26,19 +29,20 @@ class ShardedGuard(Guard):
     on it. A step at which a rank has given no share, or does not know the step before, is accepted
     without a check by all of them, and is the start of new copies.
 
-    Raises ValueError unless all layers are DTensors that the same ranks share, on one device here:
-    otherwise some numbers would not reach all ranks.
+    Raises ValueError unless all layers are DTensors on meshes of all ranks of the job, shared by
+    the same of them, on one device here: otherwise some numbers would not reach all ranks. Stages
+    of a pipeline would each judge by themselves.
     """
 
     def _check(self) -> None:
         places = {members(x.shard().group) for x in self._layers if x.sharded}
         stored = ((x, x.parameter() if x.sharded else None) for x in self._layers)
-        whole = [x.name for x, p in stored if p is None or not is_dtensor(p)]
+        whole = [x.name for x, p in stored if p is None or not reaches_all_ranks(p)]
         if whole or len(places) > 1:
             got = f"{whole[0]!r} is none" if whole else f"they lie on {len(places)} sets of ranks"
             raise ValueError(
                 "guard must be False for a sharded model, unless all of its layers are DTensors "
-                f"of the same ranks, got True, and {got}"
+                f"of the same ranks, and of all ranks of the job, got True, and {got}"
             )
         if len({p.device for p in self._slots.parameters()}) != 1:
             raise ValueError("guard must be False for a model on several devices, got True")
@@ -96,10 +100,15 @@ class ShardedGuard(Guard):
             self._snapshots.renew(~known, self._kept, self._accepted)
         return strain, said
 
+    def lose(self, name: str) -> None:
+        """Say that a layer is gone from the model: its step would be missing in every sum."""
+        log.warning("snc: %s is gone: the guard judges no step any more", name)
+
     def _by_parameter(self) -> dict[int, list[int]]:
         of: dict[int, list[int]] = {}
         for i, layer in enumerate(self._layers):
-            of.setdefault(id(layer.parameter()), []).append(i)
+            if (parameter := parameter_of(layer)) is not None:
+                of.setdefault(id(parameter), []).append(i)
         return of
 
 

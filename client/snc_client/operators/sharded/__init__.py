@@ -5,6 +5,7 @@ from snc_client.operators.sharded.dtensor import (
     is_whole,
     laid_like,
     local_part,
+    reaches_all_ranks,
     replicas_of,
 )
 from snc_client.operators.sharded.flat import FlatPlace
@@ -29,6 +30,7 @@ __all__ = [
     "laid_like",
     "local_part",
     "members",
+    "reaches_all_ranks",
     "replicas_of",
     "shard_of",
 ]

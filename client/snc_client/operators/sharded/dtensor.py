@@ -17,6 +17,11 @@ def is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
+def reaches_all_ranks(tensor: Any) -> bool:
+    """Return whether it is a DTensor on a mesh of all processes of the job."""
+    return is_dtensor(tensor) and bool(tensor.device_mesh.size() == dist.get_world_size())
+
+
 def is_whole(tensor: Any) -> bool:
     """Return whether it is a DTensor of which every process holds all entries."""
     return is_dtensor(tensor) and all(type(p).__name__ == "Replicate" for p in tensor.placements)

@@ -250,7 +250,10 @@ class ShardedGroup:
         self._planner.learn(here)
         self._unsound = np.where(absent(here.metric("sigma")), self._unsound + 1, 0)
         for i in np.flatnonzero(self._unsound == MOST_UNSOUND):
-            self.gone.setdefault(self.layers[i].name, GONE)
+            name = self.layers[i].name
+            self.gone.setdefault(name, GONE)
+            if self.guard is not None:
+                self.guard.lose(name)
 
     def hurry(self, late: Mask, lost: Mask) -> None:
         """Refill the vectors of layers that have leapt, bool [L] on the host; see `DeviceGroup`."""
