@@ -23,7 +23,7 @@ COLD_ITERATIONS = 16  # a Gaussian 3072 x 768 to 5e-3; 8 leave 2.4e-2
 # by up to 2e-2. The residual shows it: sigma errs by about its square. Above LAG a layer gets up to
 # 4 iterations in a call, which leave 5e-4; later a layer takes 1.02 to 1.06 on average.
 LAG, MOST_ITERATIONS = 0.0175, 4
-# Where the host must not read it, the first 33 calls (7 before the training) make 4 iterations.
+# Where the host must not read it, the first 33 calls (8 before the training) make 4 iterations.
 YOUNG = COLD_ITERATIONS + 32 * MOST_ITERATIONS
 EXPLORE_STEPS = 8  # an explorer drawn anew at every step is replaced before it can grow
 # Where all terms of a long float32 sum have one sign and round alike, sigma comes out up to 4.0e-6

@@ -26,9 +26,9 @@ from snc_client.operators import BlockDiagonal, Gain, LowRank, Matrix, Operator,
 from snc_client.policy import HOLDING, LayerPolicy
 from snc_client.precision import finite
 
-# The first sigma is the reference for the run, so it gets 40 iterations, as that of shards: 16
+# The first sigma is the reference for the run, so it gets 40 iterations or more, as of shards: 16
 # in the first call, and in the others 4 where the host must not read the residual, elsewhere 1.
-REGISTER_CALLS, REGISTER_CALLS_UNREAD = 25, 7
+REGISTER_CALLS, REGISTER_CALLS_UNREAD = 25, 8
 # One iteration suffices for a weight that is measured at each call. After ten calls without, sigma
 # may err by 1 %. A certificate would then fail at its first two bounds and take its most expensive
 # one: the layer gets one more iteration for every four calls without a measurement.
