@@ -16,6 +16,7 @@ from sharded_cases import (
     losses,
     on_two_dimensions,
     replicated,
+    stage,
     tensor_parallel,
     whole,
 )
@@ -140,11 +141,17 @@ def long_broken(rank: int) -> dict[str, Any]:
     return {"rolled": rolled, "same": same}
 
 
-def refusals() -> list[str]:
+def refusals(rank: int) -> list[str]:
     said = []
-    for make in (tensor_parallel, on_two_dimensions):
+    settings = GuardSettings(max_rejections=20 if rank else 3)
+    for make, guard in (
+        (tensor_parallel, True),
+        (on_two_dimensions, True),
+        (stage, True),
+        (fully_sharded, settings),
+    ):
         with pytest.raises(ValueError, match="guard must be False") as error:
-            SNCallback(make(), guard=True)
+            SNCallback(make(), guard=guard)
         said.append(str(error.value))
     return said
 
@@ -165,7 +172,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     else:
         found = {
             "replicated": trained(replicated, rank=rank, steps=OF_ONE + 1),
-            "refused": refusals(),
+            "refused": refusals(rank),
         }
     torch.save(found, f"{folder}/{ranks}-{rank}.pt")
     dist.destroy_process_group()
@@ -229,6 +236,8 @@ def test_the_replicas_of_a_shard_are_restored_alike(four):
 
 def test_models_whose_numbers_would_not_reach_all_ranks_are_refused(four):
     for rank in four:
-        parallel, both = rank["refused"]
+        parallel, both, pipeline, unlike = rank["refused"]
         assert "'table.weight' is none" in parallel
         assert "is none" in both  # it lies on one dimension of the mesh
+        assert "all ranks of the job" in pipeline
+        assert "sharded" in unlike  # settings differ, so that no verdict would be the same

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
-from sharded_cases import fully_sharded, losses
+from sharded_cases import Sentences, fully_sharded, losses
 from torch import nn
 
 from snc_client import SNCallback
@@ -46,15 +46,6 @@ POINTS: list[tuple[type, str]] = [
     (ShardedActions, "act"),
     (InFlight, "ship"),
 ]
-
-
-class Sentences(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
-from sharded_cases import exact, gathered
+from sharded_cases import Sentences, exact, gathered
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -28,15 +28,6 @@ pytestmark = [
 RANKS = 4
 NAMES = ["0.weight", "2.weight"]
 MANY = 200
-
-
-class Sentences(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 def replicated() -> nn.Module:

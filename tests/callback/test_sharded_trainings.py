@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from sharded_cases import (
+    Sentences,
     fully_sharded,
     gradient_norm,
     on_two_dimensions,
@@ -39,15 +40,6 @@ SGD = {"optimizer": torch.optim.SGD, "lr": 0.1, "threshold": "1.001x init", "idl
 STEPS = 12
 OF_TWO = ("fully sharded", "strict", "tensor parallel", "slow", "updates")
 OF_FOUR = ("on two dimensions", "replicated", "fully sharded by four")
-
-
-class Sentences(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 def work(rank: int, ranks: int, folder: str) -> None:

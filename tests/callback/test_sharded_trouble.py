@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
-from sharded_cases import exact
+from sharded_cases import Sentences, exact
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -35,17 +35,6 @@ pytestmark = [
 
 RANKS = 2
 NAMES = ["0.weight", "1.weight"]
-
-
-class Sentences(logging.Handler):
-    """Collects what the client says."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 def small() -> nn.Module:

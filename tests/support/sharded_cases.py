@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,17 @@ class Block(nn.Module):
         seen = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
         x = x + self.out(seen)
         return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Sentences(logging.Handler):
+    """Collects what the client says."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
 
 
 class Transformer(nn.Module):
@@ -63,6 +75,13 @@ def replicated() -> nn.Module:
     names = ("replicas", "shards")
     mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=names)
     return _fsdp(Transformer(), mesh)
+
+
+def stage() -> nn.Module:
+    """Return one of two models, each over half of the ranks, as stages of a pipeline are."""
+    names = ("stages", "shards")
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=names)
+    return _fsdp(Transformer(), mesh["shards"])
 
 
 def tensor_parallel() -> nn.Module:

@@ -163,8 +163,10 @@ class Guard:
         verdict = self._verdict(bad, finite, ~finite | (strain > FAR).any())
         self.undone = verdict.rejected
         self._fraction = CLIP_TO / torch.nan_to_num(strain, nan=1.0).amax().clamp(min=1.0)
-        self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
-        self._steps += 1
+        try:
+            self._carry_out(verdict, sigma * torch.nan_to_num(scale, nan=1.0))
+        finally:  # ranks count alike, whatever one of them lacks memory for
+            self._steps += 1
         said: dict[str, Any] = dict(zip(TALLY, self._tally.float().unbind(), strict=True))
         return strain, {**said, STEPS: self._steps}
 
